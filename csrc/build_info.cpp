@@ -1,0 +1,28 @@
+// What `ncops info` tells of this library.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "cpu/kernels.h"
+
+namespace ncops {
+
+#define NCOPS_STRING_(x) #x
+#define NCOPS_STRING(x) NCOPS_STRING_(x)
+
+static std::string build_info() {
+  return "version=" NCOPS_STRING(NCOPS_VERSION) ";compiler=" __VERSION__ ";built_with_torch=" NCOPS_STRING(NCOPS_BUILT_WITH_TORCH) ";stable_abi=2.10";
+}
+
+static std::string cpu_isa() { return isa_name(); }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
+  m.def("build_info() -> str");
+  m.def("cpu_isa() -> str");
+}
+STABLE_TORCH_LIBRARY_IMPL(ncops_C, CompositeExplicitAutograd, m) {
+  m.impl("build_info", TORCH_BOX(&build_info));
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+}
+
+}  // namespace ncops

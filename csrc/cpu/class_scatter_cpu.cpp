@@ -1,0 +1,89 @@
+// class_scatter: the upper triangle of sum r r^T over rows r = x - center, centring fused into packing.
+//
+// Lanes and broadcasts both come from panels [feature panel][row][L], so one packed copy serves both sides and nothing is
+// transposed. Rows are cut into at most 8 fixed chunks with a private D x D each (sharing packed panels between cores was
+// slower: 70-75 ms against 57 at N=100k, D=512), merged in order.
+#include "kernels.h"
+#include "pack.h"
+#include "scratch.h"
+
+namespace ncops::NCOPS_ISA {
+namespace {
+
+constexpr int kTile = NCOPS_ISA_ID == 1 ? 8 : 4;  // broadcast features per tile; 16 accumulators (8 without AVX-512)
+constexpr int64_t kRows = 256;                    // rows packed at a time
+
+// out[m][lane] += sum over rows of a[row * L + m] * b[row * L + lane], for kTile features m and all L lanes.
+template <class T>
+__attribute__((noinline)) void multiply_features(const T* a, const T* b, int64_t rows, T* out, int64_t stride) {
+  constexpr int W = kWidth<T>, L = 2 * W;
+  Vec<T> acc[kTile][2];
+#pragma GCC unroll 8
+  for (int m = 0; m < kTile; ++m) acc[m][0] = load(out + m * stride), acc[m][1] = load(out + m * stride + W);
+  for (int64_t r = 0; r < rows; ++r, a += L, b += L) {
+    const Vec<T> b0 = load(b), b1 = load(b + W);
+#pragma GCC unroll 8
+    for (int m = 0; m < kTile; ++m) {
+      const Vec<T> am = splat<T>(a[m]);
+      acc[m][0] = fma(am, b0, acc[m][0]);
+      acc[m][1] = fma(am, b1, acc[m][1]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < kTile; ++m) store(out + m * stride, acc[m][0]), store(out + m * stride + W, acc[m][1]);
+}
+
+template <class T>
+void run(const ClassScatterArgs& args) {
+  constexpr int L = 2 * kWidth<T>;
+  static_assert(L % kTile == 0 && kLoadBlock % L == 0);
+  const Rows& x = args.x;
+  const int64_t dim = x.dim, padded = round_up(dim, L), panels = padded / L;
+  T* out = static_cast<T*>(args.out);
+  if (dim == 0) return;
+  // Workspace at most 8 D x D float32, so four chunks in float64, and fewer from D = 4096 on.
+  const int64_t most = std::max<int64_t>(1, (dim >= 4096 ? 2 : 8) * 4 / int64_t(sizeof(T)));
+  const int64_t chunks = std::max<int64_t>(1, std::min(most, x.rows / kRows));
+  const int64_t per_chunk = (x.rows + chunks - 1) / chunks;
+  const size_t square = size_t(padded) * padded;
+  Scratch partial(chunks * square * sizeof(T));
+  Scratch packed(std::min<int64_t>(chunks, workers()) * padded * kRows * sizeof(T));
+  for_tasks(chunks, [&](int64_t chunk, int worker) {
+    T* sum = partial.at<T>() + chunk * square;
+    T* panel = packed.at<T>() + worker * padded * kRows;
+    std::memset(sum, 0, square * sizeof(T));
+    const int64_t begin = chunk * per_chunk, end = std::min(x.rows, begin + per_chunk);
+    for (int64_t row = begin; row < end; row += kRows) {
+      const int64_t rows = std::min(kRows, end - row);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t k = 0; k < padded; k += kLoadBlock) {
+          alignas(64) T block[kLoadBlock] = {};
+          if (k < dim) load_row<T>(x, row + r, k, std::min(kLoadBlock, dim - k), block);
+          for (int64_t p = k / L; p < std::min(panels, (k + kLoadBlock) / L); ++p)
+            std::memcpy(panel + (p * kRows + r) * L, block + p * L - k, L * sizeof(T));
+        }
+      for (int64_t i = 0; i < panels; ++i)
+        for (int64_t m = 0; m < L; m += kTile)
+          for (int64_t j = i; j < panels; ++j)
+            multiply_features<T>(panel + i * kRows * L + m, panel + j * kRows * L, rows, sum + (i * L + m) * padded + j * L,
+                                 padded);
+    }
+  });
+  for_tasks(panels, [&](int64_t i, int) {
+    for (int64_t a = i * L; a < std::min(dim, (i + 1) * L); ++a)
+      for (int64_t b = a; b < dim; ++b) {
+        double total = 0;
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) total += double(partial.at<T>()[chunk * square + a * padded + b]);
+        out[a * dim + b] = out[b * dim + a] = T(total);
+      }
+  });
+}
+
+}  // namespace
+
+void class_scatter(const ClassScatterArgs& args) {
+  if (args.x.dtype == DType::f64) run<double>(args);
+  else run<float>(args);
+}
+
+}  // namespace ncops::NCOPS_ISA

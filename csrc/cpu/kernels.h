@@ -1,0 +1,122 @@
+// The kernels as the rest of the extension sees them: plain pointers in, plain pointers out, one entry per op.
+#pragma once
+
+#include <cstdint>
+
+#include "rows.h"
+
+// Declares a kernel in every instruction set's namespace, and a function of the same name that calls the best one.
+#if defined(__x86_64__)
+#define NCOPS_KERNEL(name, Args)                     \
+  namespace avx512 { void name(const Args&); }       \
+  namespace avx2 { void name(const Args&); }         \
+  namespace generic { void name(const Args&); }      \
+  inline void name(const Args& args) {               \
+    switch (isa()) {                                 \
+      case Isa::avx512: return avx512::name(args);   \
+      case Isa::avx2: return avx2::name(args);       \
+      default: return generic::name(args);           \
+    }                                                \
+  }
+#else
+#define NCOPS_KERNEL(name, Args)                \
+  namespace generic { void name(const Args&); } \
+  inline void name(const Args& args) { generic::name(args); }
+#endif
+
+namespace ncops {
+
+enum class Isa { generic, avx2, avx512 };
+Isa isa();               // the best this machine has, or what NCOPS_CPU_ISA forces; throws where that cannot run
+const char* isa_name();
+
+// Columns of linear_stats and logit_stats; floats in the compute dtype. Target columns are null without targets.
+struct LogitColumns {
+  void *lse, *gap, *max, *second, *target_logit, *nll, *entropy, *mean, *var;
+  int64_t *argmax, *second_index, *target_rank;
+  bool* valid;
+};
+
+struct LinearStatsArgs {
+  Rows x, w;
+  Rows bias;                        // one row of V, or data == nullptr
+  const int64_t* target = nullptr;  // (N), or null
+  double scale = 1;
+  int64_t ignore_index = -100;
+  LogitColumns out;
+};
+NCOPS_KERNEL(linear_stats, LinearStatsArgs)
+
+struct LogitStatsArgs {
+  Rows logits;
+  const int64_t* target = nullptr;
+  double scale = 1;
+  int64_t ignore_index = -100;
+  LogitColumns out;
+};
+NCOPS_KERNEL(logit_stats, LogitStatsArgs)
+
+struct RowMeanArgs {
+  Rows rows;
+  double* out;  // (D); zero where there are no rows
+};
+NCOPS_KERNEL(row_mean, RowMeanArgs)
+
+struct NearestClassMeanArgs {
+  Rows x, means;               // offset already set on both: the mean of the valid means
+  const bool* valid = nullptr;  // (C), or null
+  void* sqdist;
+  int64_t* index;
+};
+NCOPS_KERNEL(nearest_class_mean, NearestClassMeanArgs)
+
+struct ProjectedSqnormsArgs {
+  Rows x, basis;
+  const bool* keep = nullptr;  // (N), rows that are not ignored; null: all
+  void* out;
+};
+NCOPS_KERNEL(projected_sqnorms, ProjectedSqnormsArgs)
+
+struct ClassScatterArgs {
+  Rows x;  // only the rows that count
+  void* out;
+};
+NCOPS_KERNEL(class_scatter, ClassScatterArgs)
+
+struct ClassMomentsArgs {
+  Rows x;
+  const int64_t* labels;
+  int64_t num_classes;
+  const void* center;  // (C, D) in the compute dtype, or null
+  int64_t ignore_index;
+  int64_t* counts;     // fresh results
+  void* sums;
+  double* sqnorms;
+  int64_t* invalid;
+};
+NCOPS_KERNEL(class_moments, ClassMomentsArgs)
+
+struct AccumulateClassMomentsArgs {
+  Rows x;
+  const int64_t* labels;
+  int64_t num_classes, ignore_index;
+  int64_t* counts;  // the running state
+  void* center;
+  double *sums, *sqnorms;
+  int64_t* invalid;  // out: invalid labels of this call; nothing has changed when it is not zero
+};
+NCOPS_KERNEL(accumulate_class_moments, AccumulateClassMomentsArgs)
+
+enum class PairKernel { dot, cosine, distance, log_distance, riesz, gaussian, cdnv };
+struct PairStatsArgs {
+  Rows rows;  // the K valid rows, gathered by index; offset set for the distance kernels
+  PairKernel kernel;
+  const double* variances = nullptr;  // (K), gathered
+  double power = 1;
+  double *mean, *var, *min, *max;
+  double *row_max;
+  int64_t *count, *row_argmax;  // row_argmax indexes the gathered rows
+};
+NCOPS_KERNEL(pair_stats, PairStatsArgs)
+
+}  // namespace ncops

@@ -1,0 +1,126 @@
+// nearest_class_mean: the arg-max of x.m - |m|^2 / 2 over centred rows, then the winning distance from direct differences.
+#include "kernels.h"
+#include "product.h"
+
+namespace ncops::NCOPS_ISA {
+namespace {
+
+template <class T, int NV>
+struct NearestMean {
+  static constexpr int L = NV * kWidth<T>;
+  struct State {
+    alignas(64) T best[L];
+    alignas(64) LaneInt<T> index[L], poisoned[L];
+  };
+  struct Partial {
+    T best;
+    int64_t index;
+    bool poisoned;
+  };
+  const NearestClassMeanArgs& args;
+  const T* bias;      // (C): -|m|^2 / 2 of the centred mean, -inf where it is not valid
+  Partial* partials;  // (splits, N)
+  const Plan& plan;
+
+  void begin(State& state, int64_t, int64_t, const T*) {
+    for (int i = 0; i < L; ++i) {
+      state.best[i] = -std::numeric_limits<T>::infinity();
+      state.index[i] = -1;
+      state.poisoned[i] = 0;
+    }
+  }
+
+  void tile(State& state, const T* tile, int64_t first, int64_t count) {
+    const LaneInt<T> offset = LaneInt<T>(first - first / plan.w_per_split * plan.w_per_split);
+    for (int lane = 0; lane < L; lane += kWidth<T>) {
+      Vec<T> best = load(state.best + lane);
+      IntVec<T> index = load_int<T>(state.index + lane), bad = load_int<T>(state.poisoned + lane);
+      IntVec<T> j = IntVec<T>{} + offset;
+      for (int64_t i = 0; i < count; ++i, j += 1) {
+        if (bias[first + i] == -std::numeric_limits<T>::infinity()) continue;  // not valid: may even be NaN
+        const Vec<T> product = load(tile + i * L + lane), z = product + bias[first + i];
+        index = z > best ? j : index;
+        best = z > best ? z : best;
+        bad |= (IntVec<T>)(product != product);
+      }
+      store(state.best + lane, best);
+      store_int<T>(state.index + lane, index);
+      store_int<T>(state.poisoned + lane, bad);
+    }
+  }
+
+  void end(State& state, int64_t row, int64_t count, int64_t split) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t index = state.index[i] < 0 ? -1 : split * plan.w_per_split + state.index[i];
+      partials[split * args.x.rows + row + i] = {state.best[i], index, state.poisoned[i] != 0};
+    }
+  }
+};
+
+// |x_row - m_c|^2 in double from the rows as they came.
+double square_distance(const Rows& x, int64_t row, const Rows& means, int64_t c) {
+  double total = 0, a[kLoadBlock], b[kLoadBlock];
+  for (int64_t k = 0; k < x.dim; k += kLoadBlock) {
+    const int64_t n = std::min(kLoadBlock, x.dim - k);
+    load_raw<double>(x, row, k, n, a);
+    load_raw<double>(means, c, k, n, b);
+    for (int64_t i = 0; i < n; ++i) total += (a[i] - b[i]) * (a[i] - b[i]);
+  }
+  return total;
+}
+
+template <class T, int NV>
+void run(const NearestClassMeanArgs& args) {
+  const int64_t n = args.x.rows, classes = args.means.rows;
+  if (n == 0) return;
+  Scratch bias(classes * sizeof(T));
+  for_tasks(classes, [&](int64_t c, int) {
+    if (args.valid && !args.valid[c]) {
+      bias.at<T>()[c] = -std::numeric_limits<T>::infinity();
+      return;
+    }
+    double total = 0;
+    T block[kLoadBlock];
+    for (int64_t k = 0; k < args.means.dim; k += kLoadBlock) {
+      const int64_t width = std::min(kLoadBlock, args.means.dim - k);
+      load_row<T>(args.means, c, k, width, block);
+      for (int64_t i = 0; i < width; ++i) total += double(block[i]) * double(block[i]);
+    }
+    bias.at<T>()[c] = T(-0.5 * total);
+  });
+  const Plan plan = plan_product<T>(n, classes, args.x.dim, NV * kWidth<T>);
+  Scratch partials(plan.splits * n * sizeof(typename NearestMean<T, NV>::Partial));
+  NearestMean<T, NV> epilogue{args, bias.at<T>(), partials.at<typename NearestMean<T, NV>::Partial>(), plan};
+  run_product<T, NV>(args.x, args.means, plan, epilogue);
+  constexpr int64_t block = 256;
+  for_tasks((n + block - 1) / block, [&](int64_t task, int) {
+    for (int64_t row = task * block; row < std::min(n, (task + 1) * block); ++row) {
+      auto best = epilogue.partials[row];
+      for (int64_t split = 1; split < plan.splits; ++split) {
+        const auto& later = epilogue.partials[split * n + row];
+        const bool poisoned = best.poisoned || later.poisoned;
+        if (later.index >= 0 && (best.index < 0 || later.best > best.best)) best = later;
+        best.poisoned = poisoned;
+      }
+      const bool none = best.poisoned || best.index < 0;
+      args.index[row] = none ? -1 : best.index;
+      static_cast<T*>(args.sqdist)[row] =
+          none ? std::numeric_limits<T>::quiet_NaN() : T(square_distance(args.x, row, args.means, best.index));
+    }
+  });
+}
+
+template <class T>
+void by_rows(const NearestClassMeanArgs& args) {
+  if (args.x.rows <= kWidth<T>) run<T, 1>(args);
+  else run<T, 2>(args);
+}
+
+}  // namespace
+
+void nearest_class_mean(const NearestClassMeanArgs& args) {
+  if (args.x.dtype == DType::f64) by_rows<double>(args);
+  else by_rows<float>(args);
+}
+
+}  // namespace ncops::NCOPS_ISA

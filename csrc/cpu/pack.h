@@ -1,0 +1,148 @@
+// Loading rows of any dtype into the compute dtype T, and packing them for the micro-kernel.
+#pragma once
+
+#include "rows.h"
+#include "simd.h"
+
+namespace ncops::NCOPS_ISA {
+
+NCOPS_INLINE float bf16_to_float(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+NCOPS_INLINE float f16_to_float(uint16_t bits) {
+#if NCOPS_ISA_ID != 3
+  return _cvtsh_ss(bits);
+#else
+  // Shift exponent and mantissa into place, rescale by 2^112 (exact, also for subnormals), then mend inf and NaN.
+  uint32_t wide = uint32_t(bits & 0x7fff) << 13;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  value *= 5.192296858534828e33f;
+  std::memcpy(&wide, &value, 4);
+  if ((bits & 0x7c00) == 0x7c00) wide = 0x7f800000u | (uint32_t(bits & 0x3ff) << 13);
+  wide |= uint32_t(bits & 0x8000) << 16;
+  std::memcpy(&value, &wide, 4);
+  return value;
+#endif
+}
+
+template <class T>
+NCOPS_INLINE void convert(const float* in, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = T(in[i]);
+}
+template <class T>
+NCOPS_INLINE void convert(const double* in, int64_t n, T* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = T(in[i]);
+}
+
+// n elements of a row from column k, converted; nothing subtracted yet.
+template <class T>
+inline void load_raw(const Rows& src, int64_t stored_row, int64_t k, int64_t n, T* out) {
+  const int64_t first = stored_row * src.row_stride + k * src.col_stride, step = src.col_stride;
+  switch (src.dtype) {
+    case DType::f32: {
+      const float* p = static_cast<const float*>(src.data) + first;
+      if (step == 1) return convert(p, n, out);
+      for (int64_t i = 0; i < n; ++i) out[i] = T(p[i * step]);
+      return;
+    }
+    case DType::f64: {
+      const double* p = static_cast<const double*>(src.data) + first;
+      if (step == 1) return convert(p, n, out);
+      for (int64_t i = 0; i < n; ++i) out[i] = T(p[i * step]);
+      return;
+    }
+    case DType::bf16: {
+      const uint16_t* p = static_cast<const uint16_t*>(src.data) + first;
+      if (step == 1) {
+        for (int64_t i = 0; i < n; ++i) out[i] = T(bf16_to_float(p[i]));
+      } else {
+        for (int64_t i = 0; i < n; ++i) out[i] = T(bf16_to_float(p[i * step]));
+      }
+      return;
+    }
+    case DType::f16: {
+      const uint16_t* p = static_cast<const uint16_t*>(src.data) + first;
+      int64_t i = 0;
+#if NCOPS_ISA_ID == 1
+      if constexpr (sizeof(T) == 4)
+        if (step == 1)
+          for (; i + 16 <= n; i += 16)
+            _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(p + i))));
+#elif NCOPS_ISA_ID == 2
+      if constexpr (sizeof(T) == 4)
+        if (step == 1)
+          for (; i + 8 <= n; i += 8)
+            _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + i))));
+#endif
+      for (; i < n; ++i) out[i] = T(f16_to_float(p[i * step]));
+      return;
+    }
+  }
+}
+
+// n elements of row r from column k, in T, minus whatever `src` subtracts. n <= kLoadBlock.
+constexpr int64_t kLoadBlock = 64;
+template <class T>
+inline void load_row(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
+  const int64_t stored = src.index ? src.index[r] : r;
+  if (src.offset) {
+    double wide[kLoadBlock];
+    load_raw<double>(src, stored, k, n, wide);
+    for (int64_t i = 0; i < n; ++i) out[i] = T(wide[i] - src.offset[k + i]);
+    return;
+  }
+  load_raw<T>(src, stored, k, n, out);
+  if (src.center) {
+    const T* c = static_cast<const T*>(src.center) + (src.labels ? src.labels[stored] * src.dim : 0) + k;
+    for (int64_t i = 0; i < n; ++i) out[i] -= c[i];
+  }
+}
+
+// Columns [first, first + n) of up to L rows, transposed: out[k * L + lane]. Lanes past `count` are zero. n <= kLoadBlock.
+template <class T, int L>
+inline void pack_columns(const Rows& src, int64_t row, int64_t count, int64_t first, int64_t n, T* out) {
+  alignas(64) T block[L][kLoadBlock];
+  for (int64_t lane = 0; lane < count; ++lane) load_row<T>(src, row + lane, first, n, block[lane]);
+  for (int64_t lane = count; lane < L; ++lane) std::memset(block[lane], 0, sizeof block[lane]);
+  for (int64_t i = 0; i < n; ++i)
+    for (int lane = 0; lane < L; ++lane) out[i * L + lane] = block[lane][i];
+}
+
+// A panel: all columns of up to L rows.
+template <class T, int L>
+inline void pack_panel(const Rows& src, int64_t row, int64_t count, T* out) {
+  for (int64_t k = 0; k < src.dim; k += kLoadBlock)
+    pack_columns<T, L>(src, row, count, k, std::min(kLoadBlock, src.dim - k), out + k * L);
+}
+
+// Rows for the broadcast operand: groups of MR rows, each group as 64-byte lines [dim / line][MR][line], so that packing is
+// a copy without a transpose (transposing it costs 2x the packing time). Rows past `count` are zero.
+template <class T>
+constexpr int kLine = 64 / sizeof(T);
+template <class T>
+constexpr int64_t group_size(int64_t dim) {
+  return (dim + kLine<T> - 1) / kLine<T> * kLine<T> * NCOPS_MR;
+}
+
+template <class T>
+inline void pack_rows(const Rows& src, int64_t row, int64_t count, T* out) {
+  constexpr int MR = NCOPS_MR, line = kLine<T>;
+  for (int64_t first = 0; first < count; first += MR, out += group_size<T>(src.dim))
+    for (int64_t m = 0; m < MR; ++m) {
+      const bool real = first + m < count;
+      for (int64_t k = 0; k < src.dim; k += kLoadBlock) {
+        T block[kLoadBlock];
+        const int64_t n = std::min(kLoadBlock, src.dim - k);
+        if (real) load_row<T>(src, row + first + m, k, n, block);
+        if (!real || n < kLoadBlock) std::memset(block + (real ? n : 0), 0, (kLoadBlock - (real ? n : 0)) * sizeof(T));
+        for (int64_t i = 0; i < n; i += line) std::memcpy(out + ((k + i) / line * MR + m) * line, block + i, 64);
+      }
+    }
+}
+
+}  // namespace ncops::NCOPS_ISA

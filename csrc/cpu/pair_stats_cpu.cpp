@@ -1,0 +1,262 @@
+// pair_stats: upper-triangle tiles of a row product, turned into the pair kernel's values and reduced on the spot.
+#include "kernels.h"
+#include "product.h"
+
+namespace ncops::NCOPS_ISA {
+namespace {
+
+// Mean and squared deviations of values seen so far, merged by Chan's rule.
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+  void add(double n, double m, double s) {
+    if (n == 0) return;
+    const double delta = m - mean, total = count + n;
+    mean += delta * (n / total);
+    squares += s + delta * delta * (count * n / total);
+    count = total;
+  }
+};
+
+struct Best {
+  double value;
+  int64_t index;
+  // NaN outranks everything, as in torch.max; ties keep what came first.
+  void offer(double v, int64_t i) {
+    if (index < 0 || v > value || (v != v && value == value)) value = v, index = i;
+  }
+};
+
+struct BlockResult {
+  Moments moments;
+  double min = std::numeric_limits<double>::infinity(), max = -std::numeric_limits<double>::infinity();
+  bool poisoned = false;
+};
+
+template <class T>
+struct PairStats {
+  static constexpr int W = kWidth<T>, L = 2 * W;
+  static constexpr T inf = std::numeric_limits<T>::infinity();
+  struct State {
+    int64_t row, count;
+    alignas(64) T norm[L], scale[L], variance[L], best[L];  // squared norm, 1 / norm, class variance, largest value so far
+    alignas(64) LaneInt<T> best_index[L];                   // relative to `row`; -1: none
+  };
+  const PairStatsArgs& args;
+  const Plan& plan;
+  const T *norms, *scales, *variances;  // (K): squared norms, 1 / norm (cosine), class variances (cdnv)
+  BlockResult* results;                 // (blocks)
+  Best* column_best;                    // (blocks, K): best partner of w row j among the x rows of a block
+  Best* row_best;                       // (K): best partner of x row i among the later rows
+
+  bool close_pairs() const { return args.kernel >= PairKernel::distance; }
+
+  void begin(State& s, int64_t row, int64_t count, const T*) {
+    s.row = row;
+    s.count = count;
+    for (int i = 0; i < L; ++i) {
+      const int64_t r = std::min(row + i, args.rows.rows - 1);
+      s.norm[i] = norms[r];
+      s.scale[i] = scales ? scales[r] : T(1);
+      s.variance[i] = variances ? variances[r] : T(0);
+      s.best[i] = -inf;
+      s.best_index[i] = -1;
+    }
+  }
+
+  // |u - v|^2 from direct differences, in double.
+  T direct(int64_t a, int64_t b) const {
+    double total = 0, u[kLoadBlock], v[kLoadBlock];
+    const int64_t ra = args.rows.index ? args.rows.index[a] : a, rb = args.rows.index ? args.rows.index[b] : b;
+    for (int64_t k = 0; k < args.rows.dim; k += kLoadBlock) {
+      const int64_t n = std::min(kLoadBlock, args.rows.dim - k);
+      load_raw<double>(args.rows, ra, k, n, u);
+      load_raw<double>(args.rows, rb, k, n, v);
+      for (int64_t i = 0; i < n; ++i) total += (u[i] - v[i]) * (u[i] - v[i]);
+    }
+    return T(total);
+  }
+
+  Vec<T> value(const State& s, int lane, int64_t j, Vec<T> product, IntVec<T> wanted) const {
+    if (args.kernel == PairKernel::dot) return product;
+    if (args.kernel == PairKernel::cosine) return product * load(s.scale + lane) * scales[j];
+    const Vec<T> size = load(s.norm + lane) + norms[j];
+    Vec<T> d2 = size - 2 * product;
+    const IntVec<T> close = (d2 < size * T(0.01)) & wanted;  // the difference has lost digits: form it directly
+    LaneInt<T> any = 0;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) any |= close[i];
+    if (any)
+      for (int i = 0; i < W; ++i)
+        if (close[i]) d2[i] = direct(s.row + lane + i, j);
+    const T power = T(args.power);
+    switch (args.kernel) {
+      case PairKernel::distance: return sqrt_of<T>(d2);
+      case PairKernel::log_distance: return log_of<T>(d2) * T(0.5);
+      case PairKernel::riesz: return power_of(d2, -power / 2);
+      case PairKernel::gaussian: return exp_of(d2 * -power);
+      default: return (load(s.variance + lane) + variances[j]) * T(0.5) * power_of(d2, -power);
+    }
+  }
+
+  // Far pairs have subnormal values, whose order still decides row_argmax.
+  static Vec<T> exp_of(Vec<T> x) {
+    Vec<T> r = exp_nonpositive<T>(x);
+    for (int i = 0; i < W; ++i)
+      if (!(x[i] >= ExpConstants<T>::lowest && x[i] <= 0)) r[i] = std::exp(x[i]);
+    return r;
+  }
+
+  static Vec<T> power_of(Vec<T> d2, T exponent) {
+    if (exponent == T(-1)) return T(1) / d2;
+    Vec<T> r;
+    for (int i = 0; i < W; ++i) r[i] = std::pow(d2[i], exponent);
+    return r;
+  }
+
+  void tile(State& s, T* tile, int64_t first, int64_t count) {
+    const int64_t block = s.row / plan.rows_per_block;
+    BlockResult& result = results[block];
+    Best* columns = column_best + block * args.rows.rows;
+    for (int lane = 0; lane < L; lane += W) {
+      if (lane >= s.count) break;
+      // Lane i holds x row s.row + lane + i; it pairs with w row j when that row is later and the lane is real.
+      IntVec<T> lanes;
+      for (int i = 0; i < W; ++i) lanes[i] = LaneInt<T>(lane + i);
+      const IntVec<T> real = lanes < LaneInt<T>(s.count);
+      Vec<T> best = load(s.best + lane), sum{}, low = splat<T>(inf), high = splat<T>(-inf);
+      IntVec<T> best_index = load_int<T>(s.best_index + lane), pairs{}, bad{};
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t w = first + j, distance = w - s.row;  // lanes below `distance` come before w
+        const LaneInt<T> limit = LaneInt<T>(std::min<int64_t>(std::max<int64_t>(distance, 0), L));
+        const IntVec<T> wanted = (lanes < limit) & real;
+        const Vec<T> v = value(s, lane, w, load(tile + j * L + lane), wanted);
+        store(tile + j * L + lane, v);
+        sum += wanted ? v : Vec<T>{};
+        pairs -= wanted;
+        low = wanted & (v < low) ? v : low;
+        high = wanted & (v > high) ? v : high;
+        bad |= wanted & (v != v);
+        const IntVec<T> better = wanted & ((v > best) | ((v != v) & (best == best)) | (best_index < 0));
+        best = better ? v : best;
+        best_index = better ? IntVec<T>{} + LaneInt<T>(distance) : best_index;
+        offer_column(columns[w], s.row + lane, v, wanted);
+      }
+      store(s.best + lane, best);
+      store_int<T>(s.best_index + lane, best_index);
+      add_moments(result, tile + lane, lanes, real, first - s.row, count, sum, pairs);
+      for (int i = 0; i < W; ++i) {
+        result.min = std::min(result.min, double(low[i]));
+        result.max = std::max(result.max, double(high[i]));
+        result.poisoned |= bad[i] != 0;
+      }
+    }
+  }
+
+  void offer_column(Best& column, int64_t row, Vec<T> v, IntVec<T> wanted) const {
+    const Vec<T> candidates = wanted ? (v != v ? splat<T>(inf) : v) : splat<T>(-inf);
+    T lane[W];
+    store(lane, candidates);
+    T top = lane[0];
+    for (int i = 1; i < W; ++i) top = lane[i] > top ? lane[i] : top;
+    if (column.index >= 0 && double(top) <= column.value) return;
+    for (int i = 0; i < W; ++i)
+      if (wanted[i]) column.offer(double(v[i]), row + i);
+  }
+
+  void add_moments(BlockResult& result, const T* tile, IntVec<T> lanes, IntVec<T> real, int64_t distance, int64_t count,
+                   Vec<T> sum, IntVec<T> pairs) {
+    double total = 0, number = 0;
+    for (int i = 0; i < W; ++i) total += double(sum[i]), number += double(pairs[i]);
+    if (number == 0) return;
+    const double mean = total / number;
+    Vec<T> squares{};
+    for (int64_t j = 0; j < count; ++j) {
+      const LaneInt<T> limit = LaneInt<T>(std::min<int64_t>(std::max<int64_t>(distance + j, 0), L));
+      const Vec<T> dev = load(tile + j * L) - T(mean);
+      squares += (lanes < limit) & real ? dev * dev : Vec<T>{};
+    }
+    double square = 0;
+    for (int i = 0; i < W; ++i) square += double(squares[i]);
+    result.moments.add(number, mean, square);
+  }
+
+  void end(State& s, int64_t row, int64_t count, int64_t) {
+    for (int64_t i = 0; i < count; ++i)
+      row_best[row + i] = {double(s.best[i]), s.best_index[i] < 0 ? -1 : row + int64_t(s.best_index[i])};
+  }
+};
+
+template <class T>
+void run(const PairStatsArgs& args) {
+  constexpr int L = PairStats<T>::L;
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  const int64_t k = args.rows.rows;
+  *args.count = k * (k - 1) / 2;
+  *args.mean = *args.var = *args.min = *args.max = nan;
+  for (int64_t i = 0; i < k; ++i) args.row_max[i] = nan, args.row_argmax[i] = -1;
+  if (k < 2) return;
+
+  Scratch norms(k * sizeof(T)), scales(k * sizeof(T)), variances(k * sizeof(T));
+  for_tasks((k + 63) / 64, [&](int64_t task, int) {
+    for (int64_t r = task * 64; r < std::min(k, task * 64 + 64); ++r) {
+      double total = 0;
+      T block[kLoadBlock];
+      for (int64_t c = 0; c < args.rows.dim; c += kLoadBlock) {
+        const int64_t n = std::min(kLoadBlock, args.rows.dim - c);
+        load_row<T>(args.rows, r, c, n, block);
+        for (int64_t i = 0; i < n; ++i) total += double(block[i]) * double(block[i]);
+      }
+      norms.at<T>()[r] = T(total);
+      scales.at<T>()[r] = total > 0 ? T(1 / std::sqrt(total)) : T(nan);
+      variances.at<T>()[r] = args.variances ? T(args.variances[r]) : T(0);
+    }
+  });
+
+  Plan plan = plan_product<T>(k, k, args.rows.dim, L);
+  plan.upper = true;
+  plan.splits = 1;
+  // Early blocks meet more partners than late ones: at least 32 blocks, so that they balance over threads.
+  plan.rows_per_block = round_up(std::min<int64_t>(1024, std::max<int64_t>(L, k / 32)), L);
+  plan.blocks = (k + plan.rows_per_block - 1) / plan.rows_per_block;
+  Scratch results(plan.blocks * sizeof(BlockResult)), columns(plan.blocks * k * sizeof(Best)), rows(k * sizeof(Best));
+  for (int64_t b = 0; b < plan.blocks; ++b) results.at<BlockResult>()[b] = BlockResult{};
+  for (int64_t i = 0; i < plan.blocks * k; ++i) columns.at<Best>()[i] = {0, -1};
+  PairStats<T> epilogue{args, plan, norms.at<T>(), scales.at<T>(), variances.at<T>(), results.at<BlockResult>(),
+                        columns.at<Best>(), rows.at<Best>()};
+  run_product<T, 2>(args.rows, args.rows, plan, epilogue);
+
+  BlockResult total;
+  for (int64_t b = 0; b < plan.blocks; ++b) {
+    const BlockResult& r = epilogue.results[b];
+    total.moments.add(r.moments.count, r.moments.mean, r.moments.squares);
+    total.min = std::min(total.min, r.min);
+    total.max = std::max(total.max, r.max);
+    total.poisoned |= r.poisoned;
+  }
+  // Infinite values (coincident rows) of one sign make an infinite mean; merging them by differences would give NaN.
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  const bool infinite = total.min == -inf || total.max == inf;
+  *args.mean = total.poisoned ? nan : infinite ? total.min + total.max : total.moments.mean;
+  *args.var = total.poisoned || infinite ? nan : total.moments.squares / total.moments.count;
+  *args.min = total.poisoned ? nan : total.min;
+  *args.max = total.poisoned ? nan : total.max;
+  for (int64_t j = 0; j < k; ++j) {
+    Best best{0, -1};
+    for (int64_t b = 0; b < plan.blocks; ++b) {
+      const Best& earlier = epilogue.column_best[b * k + j];
+      if (earlier.index >= 0) best.offer(earlier.value, earlier.index);
+    }
+    if (epilogue.row_best[j].index >= 0) best.offer(epilogue.row_best[j].value, epilogue.row_best[j].index);
+    args.row_max[j] = best.index < 0 ? nan : best.value;
+    args.row_argmax[j] = best.value == best.value ? best.index : -1;
+  }
+}
+
+}  // namespace
+
+void pair_stats(const PairStatsArgs& args) {
+  if (args.rows.dtype == DType::f64) run<double>(args);
+  else run<float>(args);
+}
+
+}  // namespace ncops::NCOPS_ISA

@@ -1,0 +1,131 @@
+// The micro-kernel family behind every product-shaped op, and the driver that runs it over x (N, D) times w (V, D)^T.
+//
+// Vector lanes are rows of x, the broadcast operand is a row of w. So a tile of logits comes out as [w row][x row] and
+// whatever reduces over w (maximum, sum of exponentials, squared norm) is purely vertical: no gather, no horizontal
+// reduction, no N x V. The tile is consumed while it is in the first-level cache.
+#pragma once
+
+#include "pack.h"
+#include "scratch.h"
+
+namespace ncops::NCOPS_ISA {
+
+constexpr int kMR = NCOPS_MR;
+
+// tile[m * NV * W + lane] = sum over k of w(m, k) * x[k * NV * W + lane], one fused chain per element, k ascending.
+// `w` is a group packed by pack_rows. Loops over accumulators must unroll, or GCC puts them on the stack.
+template <class T, int NV>
+__attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t dim, T* tile) {
+  constexpr int W = kWidth<T>, line = kLine<T>;
+  Vec<T> acc[kMR][NV];
+#pragma GCC unroll 16
+  for (int m = 0; m < kMR; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[m][v] = Vec<T>{};
+  for (int64_t k = 0; k < dim; k += line, w += kMR * line) {
+    const int64_t n = std::min<int64_t>(line, dim - k);
+    for (int64_t i = 0; i < n; ++i, x += NV * W) {
+      Vec<T> xv[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) xv[v] = load(x + v * W);
+#pragma GCC unroll 16
+      for (int m = 0; m < kMR; ++m) {
+        const Vec<T> wv = splat<T>(w[m * line + i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[m][v] = fma(wv, xv[v], acc[m][v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kMR; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(tile + (m * NV + v) * W, acc[m][v]);
+}
+
+// The diagonal of such a tile: out[lane] = sum over k of w[k][lane] * x[k][lane], in the same order and arithmetic, so a
+// target's logit equals the tile's entry for the same pair to the bit.
+template <class T, int NV>
+inline void multiply_diagonal(const T* x, const T* w, int64_t dim, T* out) {
+  constexpr int W = kWidth<T>;
+  Vec<T> acc[NV];
+  for (int v = 0; v < NV; ++v) acc[v] = Vec<T>{};
+  for (int64_t k = 0; k < dim; ++k)
+    for (int v = 0; v < NV; ++v) acc[v] = fma(load(w + (k * NV + v) * W), load(x + (k * NV + v) * W), acc[v]);
+  for (int v = 0; v < NV; ++v) store(out + v * W, acc[v]);
+}
+
+// How a product is cut up: a function of the shape alone, never of the number of threads, so results keep their bits.
+struct Plan {
+  int64_t rows_per_block, blocks;  // rows of x packed together; each block visits all of its split's w
+  int64_t w_per_split, splits;     // w is also split, so that few rows still keep every thread busy
+  int64_t w_per_tile;
+  bool upper = false;              // x and w are the same rows and only pairs (x row < w row) are wanted; one split
+  int64_t tasks() const { return blocks * splits; }
+};
+
+template <class T>
+inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
+  Plan p;
+  const int64_t row_bytes = std::max<int64_t>(1, dim) * int64_t(sizeof(T));
+  // About 98 rows of w, and at most 512 KB of them: they stay in the second-level cache while all panels pass by.
+  int64_t groups = std::max<int64_t>(2, std::min<int64_t>((96 + kMR - 1) / kMR, (int64_t(512) << 10) / (row_bytes * kMR)));
+  p.w_per_tile = groups * kMR;
+  // Packing w costs as much as about 8 rows of products per element, so a block holds at least 256 rows of x where it can.
+  int64_t rows = std::min<int64_t>(1024, std::max<int64_t>(256, (int64_t(2) << 20) / row_bytes));
+  if (v <= p.w_per_tile) rows = 4 * lanes;  // one tile of w: nothing to amortise, keep x in the first cache
+  p.blocks = std::max<int64_t>(1, (n + rows - 1) / rows);
+  p.rows_per_block = round_up((n + p.blocks - 1) / p.blocks, lanes);
+  const int64_t wanted = (32 + p.blocks - 1) / p.blocks;
+  const int64_t possible = std::max<int64_t>(1, v / 512);
+  const int64_t splits = std::min(wanted, possible);
+  p.w_per_split = std::max<int64_t>(p.w_per_tile, round_up((v + splits - 1) / splits, p.w_per_tile));
+  p.splits = std::max<int64_t>(1, (v + p.w_per_split - 1) / p.w_per_split);
+  return p;
+}
+
+// Runs `epilogue` over every tile of x w^T. Epilogue provides, for one panel of NV * W rows of x:
+//   struct State;                                                        plain data, one per panel
+//   void begin(State&, int64_t row, int64_t count, const T* panel);      before its first tile of a split
+//   void tile(State&, const T* tile, int64_t first_w, int64_t count_w);  tile[count_w][NV * W]
+//   void end(State&, int64_t row, int64_t count, int64_t split);         after its last tile of a split
+template <class T, int NV, class Epilogue>
+inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue& epilogue) {
+  constexpr int L = NV * kWidth<T>;
+  using State = typename Epilogue::State;
+  const int64_t dim = x.dim, panels = plan.rows_per_block / L, group = group_size<T>(dim);
+  const size_t x_bytes = round_up(size_t(plan.rows_per_block) * dim * sizeof(T), 64);
+  const size_t w_bytes = round_up(size_t(plan.w_per_tile / kMR) * group * sizeof(T), 64);
+  const size_t tile_bytes = size_t(plan.w_per_tile) * L * sizeof(T);
+  const size_t state_bytes = round_up(panels * sizeof(State), 64);
+  const size_t worker_bytes = x_bytes + w_bytes + tile_bytes + state_bytes;
+  Scratch scratch(worker_bytes * std::min<int64_t>(plan.tasks(), workers()));
+  for_tasks(plan.tasks(), [&](int64_t task, int worker) {
+    const size_t base = worker * worker_bytes;
+    T* x_packed = scratch.at<T>(base);
+    T* w_packed = scratch.at<T>(base + x_bytes);
+    T* tile = scratch.at<T>(base + x_bytes + w_bytes);
+    State* states = scratch.at<State>(base + x_bytes + w_bytes + tile_bytes);
+    const int64_t split = task % plan.splits, row0 = task / plan.splits * plan.rows_per_block;
+    const int64_t row1 = std::min(x.rows, row0 + plan.rows_per_block);
+    const int64_t w0 = plan.upper ? row0 : split * plan.w_per_split, w1 = plan.upper ? w.rows : std::min(w.rows, w0 + plan.w_per_split);
+    for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
+      T* panel = x_packed + p * L * dim;
+      pack_panel<T, L>(x, row, std::min<int64_t>(L, row1 - row), panel);
+      epilogue.begin(states[p], row, std::min<int64_t>(L, row1 - row), panel);
+    }
+    for (int64_t first = w0; first < w1; first += plan.w_per_tile) {
+      const int64_t count = std::min(plan.w_per_tile, w1 - first);
+      pack_rows<T>(w, first, count, w_packed);
+      for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
+        if (plan.upper && first + count <= row + 1) break;
+        for (int64_t g = 0; g * kMR < count; ++g)
+          multiply_group<T, NV>(x_packed + p * L * dim, w_packed + g * group, dim, tile + g * kMR * L);
+        epilogue.tile(states[p], tile, first, count);
+      }
+    }
+    for (int64_t row = row0, p = 0; row < row1; row += L, ++p)
+      epilogue.end(states[p], row, std::min<int64_t>(L, row1 - row), split);
+  });
+}
+
+}  // namespace ncops::NCOPS_ISA

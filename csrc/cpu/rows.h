@@ -1,0 +1,21 @@
+// Rows of a matrix as the kernels see them: any dtype, any strides, optionally gathered, minus a centre.
+#pragma once
+
+#include <cstdint>
+
+namespace ncops {
+
+enum class DType : int { f32, f64, bf16, f16 };
+
+struct Rows {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t rows = 0, dim = 0;
+  int64_t row_stride = 0, col_stride = 1;   // in elements
+  const int64_t* index = nullptr;           // row r is stored at index[r]
+  const int64_t* labels = nullptr;          // by stored row, with `center`: centre + labels[...] * dim is a row's ...
+  const void* center = nullptr;             // ... in the compute dtype; without labels one centre serves all rows
+  const double* offset = nullptr;           // (dim) subtracted in double before rounding to the compute dtype
+};
+
+}  // namespace ncops

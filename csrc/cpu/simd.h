@@ -1,0 +1,167 @@
+// Vectors of one register's width, as compiler vector types: the same source serves AVX-512, AVX2, SSE2 and NEON.
+#pragma once
+
+#include "isa.h"
+
+namespace ncops::NCOPS_ISA {
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(NCOPS_VECTOR_BYTES)));
+  typedef int32_t mask __attribute__((vector_size(NCOPS_VECTOR_BYTES)));
+  using Int = int32_t;
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(NCOPS_VECTOR_BYTES)));
+  typedef int64_t mask __attribute__((vector_size(NCOPS_VECTOR_BYTES)));
+  using Int = int64_t;
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+using IntVec = typename VecOf<T>::mask;  // integers of the lane's width; also what comparisons return (0 or -1)
+template <class T>
+using LaneInt = typename VecOf<T>::Int;
+template <class T>
+constexpr int kWidth = NCOPS_VECTOR_BYTES / sizeof(T);
+
+template <class T>
+NCOPS_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+NCOPS_INLINE void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <class T>
+NCOPS_INLINE IntVec<T> load_int(const LaneInt<T>* p) {
+  IntVec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+NCOPS_INLINE void store_int(LaneInt<T>* p, IntVec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <class T>
+NCOPS_INLINE Vec<T> splat(T a) {
+  return a - Vec<T>{};
+}
+
+// a * b + c, fused wherever the instruction set can: every product in these kernels is spelt with it, so that two code
+// paths that must agree to the bit (a target's logit and its rivals') do.
+NCOPS_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if NCOPS_ISA_ID == 1
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif NCOPS_ISA_ID == 2
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+NCOPS_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if NCOPS_ISA_ID == 1
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif NCOPS_ISA_ID == 2
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class T>
+NCOPS_INLINE T reduce_add(Vec<T> v) {  // halves, quarters, ...: a fixed order
+  T lane[kWidth<T>];
+  store(lane, v);
+#pragma GCC unroll 16
+  for (int half = kWidth<T> / 2; half > 0; half /= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+template <class T>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float round = 12582912.0f;                    // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float lowest = -87.0f;                        // below: zero, so that no result is subnormal
+  static constexpr int degree = 7, mantissa = 23;
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double round = 6755399441055744.0;            // 1.5 * 2^52
+  static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
+  static constexpr double lowest = -708.0;
+  static constexpr int degree = 13, mantissa = 52;
+};
+
+// e^x for x <= 0, within about 1 ulp (Taylor on [-ln2/2, ln2/2]: truncation 5e-9 in float, 5e-18 in double).
+// Exactly 1 at 0; 0 below `lowest`, also for -inf.
+template <class T>
+NCOPS_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
+  using C = ExpConstants<T>;
+  const Vec<T> clamped = x < splat<T>(C::lowest) ? splat<T>(C::lowest) : x;
+  const Vec<T> shifted = fma(clamped, splat<T>(T(1.4426950408889634074)), splat<T>(C::round));
+  const Vec<T> n = shifted - C::round;
+  const Vec<T> r = fma(n, splat<T>(-C::ln2_low), fma(n, splat<T>(-C::ln2_high), clamped));
+  T inverse_factorial[C::degree + 1];
+  inverse_factorial[0] = 1;
+#pragma GCC unroll 16
+  for (int k = 1; k <= C::degree; ++k) inverse_factorial[k] = inverse_factorial[k - 1] / k;
+  Vec<T> p = splat<T>(inverse_factorial[C::degree]);
+#pragma GCC unroll 16
+  for (int k = C::degree - 1; k >= 0; --k) p = fma(p, r, splat<T>(inverse_factorial[k]));
+  const IntVec<T> power = (IntVec<T>)shifted << C::mantissa;  // the low bits of `shifted` hold n
+  const Vec<T> result = (Vec<T>)((IntVec<T>)p + power);
+  return x < splat<T>(C::lowest) ? Vec<T>{} : result;
+}
+
+template <class T>
+struct LogConstants;
+template <>
+struct LogConstants<float> {
+  static constexpr int terms = 5, mantissa = 23;
+  static constexpr int32_t one = 0x3f800000, half_step = 0x003504f3;  // bits of 1, and of sqrt(2) above it
+};
+template <>
+struct LogConstants<double> {
+  static constexpr int terms = 11, mantissa = 52;
+  static constexpr int64_t one = 0x3ff0000000000000, half_step = 0x0006a09e667f3bcd;
+};
+
+// Natural logarithm within about 2 ulp: x = 2^n m with m in [sqrt(1/2), sqrt(2)), log m = 2 artanh((m - 1) / (m + 1)).
+// 0 and subnormals give -inf, +inf gives +inf, NaN and negatives give NaN.
+template <class T>
+NCOPS_INLINE Vec<T> log_of(Vec<T> x) {
+  using C = LogConstants<T>;
+  constexpr T inf = std::numeric_limits<T>::infinity();
+  const IntVec<T> bits = (IntVec<T>)x;
+  const IntVec<T> exponent = (bits - C::one + ((LaneInt<T>(1) << C::mantissa) - C::half_step)) >> C::mantissa;
+  const Vec<T> m = (Vec<T>)(bits - (exponent << C::mantissa));
+  const Vec<T> s = (m - 1) / (m + 1), s2 = s * s;
+  Vec<T> p = splat<T>(T(2) / (2 * C::terms + 1));
+#pragma GCC unroll 16
+  for (int k = C::terms - 1; k >= 1; --k) p = fma(p, s2, splat<T>(T(2) / (2 * k + 1)));
+  const Vec<T> n = __builtin_convertvector(exponent, Vec<T>);
+  const Vec<T> low = fma(p * s2, s, n * ExpConstants<T>::ln2_low);
+  Vec<T> result = fma(n, splat<T>(ExpConstants<T>::ln2_high), 2 * s + low);
+  result = x < std::numeric_limits<T>::min() ? splat<T>(-inf) : result;
+  result = x == inf ? splat<T>(inf) : result;
+  return x >= 0 ? result : splat<T>(std::numeric_limits<T>::quiet_NaN());
+}
+
+template <class T>
+NCOPS_INLINE Vec<T> sqrt_of(Vec<T> x) {
+  Vec<T> r;
+  for (int i = 0; i < kWidth<T>; ++i) r[i] = std::sqrt(x[i]);
+  return r;
+}
+
+}  // namespace ncops::NCOPS_ISA

@@ -1,0 +1,24 @@
+"""Fast geometry kernels for trained networks: neural collapse and large-vocabulary logit statistics."""
+
+from . import conventions, metrics
+from .backends import use_backend
+from .decisions import DecisionStatistics
+from .geometry import ClassGeometry
+from .ops import *  # noqa: F403
+from .ops import __all__ as _ops
+from .report.collapse import CollapseReport, collapse
+from .statistics import ClassStatistics
+from .storage import load
+
+__all__ = [
+    *_ops,
+    "ClassGeometry",
+    "ClassStatistics",
+    "CollapseReport",
+    "DecisionStatistics",
+    "collapse",
+    "conventions",
+    "load",
+    "metrics",
+    "use_backend",
+]

@@ -1,0 +1,98 @@
+"""Arithmetic of anchored class states: moving anchors without losing a digit, and undoing an update that failed.
+
+A state holds, per class c with anchor a_c and deviations r = x - a_c, the count n, the sum s of r, the sum q of |r|^2, and
+over all classes S, the sum of r r^T. With delta = a - b, the same rows seen from anchor b have s' = s + n delta,
+q' = q + 2 delta.s + n |delta|^2 and S' = S + sum_c (s delta^T + delta s^T + n delta delta^T).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._streaming import blocks
+
+DRIFT = 16.0
+"""A class is re-anchored to its mean when |s / n|^2 exceeds this many times its variance."""
+
+
+def shifted(
+    n: Tensor, s: Tensor, q: Tensor, delta: Tensor, scatter: Tensor | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``(s', q')`` of P classes seen from anchors moved by ``-delta``; the change of S is added to ``scatter``.
+
+    Args:
+        n: ``(P,) float64``. s, delta: ``(P, D) float64``. q: ``(P,) float64``.
+        scatter: ``(D, D) float64`` to add to in place, or None.
+    """
+    moved = n[:, None] * delta
+    if scatter is not None:
+        cross = s.T @ delta
+        scatter += cross
+        scatter += cross.T
+        scatter += moved.T @ delta
+    new_q = q + 2 * (delta * s).sum(1) + n * delta.square().sum(1)
+    new_s = s + moved
+    # What is left cannot be below |s'|^2 / n, whatever rounding says.
+    return new_s, torch.maximum(new_q, new_s.square().sum(1) / n)
+
+
+def repair(
+    present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor, with_scatter: bool
+) -> Tensor | None:
+    """Re-anchors, in place, those of the classes ``present`` whose mean lies far from their anchor for their spread.
+
+    An anchor outside its class makes every deviation as long as that distance, and float32 sums of squares of such
+    deviations carry no digit of the spread. Returns what S has to grow by, ``(D, D) float64``, or None. Nothing changes
+    before everything is computed.
+    """
+    change, moves = None, []
+    for rows in blocks(present.numel(), sums.shape[1]):
+        classes = present[rows]
+        n = counts[classes].double()
+        block = sums.index_select(0, classes)
+        squared = (torch.linalg.vector_norm(block, dim=1) / n).square()
+        far = squared > DRIFT * (sqnorms[classes] / n - squared).clamp_min(0)
+        if not far.any():
+            continue
+        classes, n, s = classes[far], n[far], block[far]
+        old = center[classes].double()
+        new = (old + s / n[:, None]).to(center.dtype)
+        delta = old - new.double()
+        moved = delta.ne(0).any(1) & torch.isfinite(delta).all(1)  # a residue of rounding stays where it is
+        if not moved.any():
+            continue
+        classes, n, s, delta = classes[moved], n[moved], s[moved], delta[moved]
+        if with_scatter and change is None:
+            change = sums.new_zeros((sums.shape[1], sums.shape[1]))
+        moves.append((classes, new[moved], *shifted(n, s, sqnorms[classes], delta, change)))
+    for classes, *values in moves:
+        for tensor, value in zip((center, sums, sqnorms), values, strict=True):
+            tensor[classes] = value
+    return change
+
+
+class Undo:
+    """Context manager that puts the rows of the classes ``present`` back, bit for bit, if its body raises.
+
+    Anchors of classes seen before need no copy: only :func:`repair` moves them, as its last step.
+    """
+
+    def __init__(self, present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor, invalid: Tensor):
+        seen = counts[present] > 0
+        self.old, self.new = present[seen], present[~seen]  # rows of a class not seen before are all zero
+        self.center, self.invalid, self.per_class = center, invalid, (counts, sums, sqnorms)
+        self.saved = [tensor.index_select(0, self.old) for tensor in self.per_class]
+        self.saved_invalid = invalid.clone()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            return
+        for tensor, rows in zip(self.per_class, self.saved, strict=True):
+            tensor[self.new] = 0
+            tensor[self.old] = rows
+        self.center[self.new] = 0
+        self.invalid.copy_(self.saved_invalid)

@@ -1,0 +1,69 @@
+"""The ``ncops`` command. Exit status 0: done; 2: something to put right, said in one line on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ._errors import CommandError
+
+
+def spread_text(arguments: Sequence[str]) -> list[str]:
+    """``--text a b c`` as ``--text a --text b --text c``, so that a shell's ``*.txt`` works."""
+    result: list[str] = []
+    after_text = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            after_text = argument == "--text"
+            result.append(argument)
+            continue
+        if after_text and result[-1] != "--text":
+            result.append("--text")
+        result.append(argument)
+    return result
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        from .commands import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "tqdm", "click"):
+            raise
+        print(f"ncops: the command line needs {error.name!r}: pip install 'ncops[cli]'", file=sys.stderr)
+        return 2
+    if arguments[:1] == ["lm"]:
+        arguments = spread_text(arguments)
+    try:
+        result = app(arguments or ["--help"], prog_name="ncops", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except CommandError as error:
+        print(f"ncops: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, EOFError):
+        print("ncops: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if type(error).__name__ == "Abort":  # how typer passes Ctrl-C on
+            print("ncops: interrupted", file=sys.stderr)
+            return 130
+        message = getattr(error, "format_message", None)  # typer's own usage errors, whichever click they come from
+        if message is None:
+            raise
+        command = getattr(getattr(error, "ctx", None), "command_path", "ncops") or "ncops"
+        print(f"{command}: {_one_line(message())} (see {command} --help)", file=sys.stderr)
+        return 2
+
+
+def run() -> None:
+    """Entry point of ``python -m ncops``."""
+    sys.exit(main())

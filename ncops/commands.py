@@ -1,0 +1,210 @@
+"""The commands behind ``ncops``, as a typer application. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._errors import CommandError, need
+
+app = typer.Typer(
+    help="Measures the geometry of trained classifiers and language models: neural collapse NC1 to NC4, without storing logits.",
+    no_args_is_help=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output; everything else goes to standard error.")]
+MinCount = typer.Option("--min-count", min=1, help="Samples that a class needs to be kept.")
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.json and report.html.")]
+
+
+class DemoModel(str, Enum):
+    """What ``ncops demo`` measures."""
+
+    smollm2 = "smollm2"
+    tiny = "tiny"
+    digits = "digits"
+
+
+class Dtype(str, Enum):
+    """Numeric type that a model is loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+    auto = "auto"
+
+
+class Preset(str, Enum):
+    """Definitions of the metrics."""
+
+    ncops = "ncops"
+    neural_collapse = "neural-collapse"
+    linguistic_collapse = "linguistic-collapse"
+    papyan = "papyan"
+    zhu = "zhu"
+
+
+@contextlib.contextmanager
+def _clean_stdout(as_json: bool) -> Iterator[None]:
+    """Libraries that print while they work must not spoil the JSON."""
+    if as_json:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A ValueError about the user's data reads as one line: the checks of ncops name argument, value and expectation."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from .info import version
+
+        print(f"ncops {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False) -> None:
+    pass
+
+
+@app.command(short_help="Show the build and the backend of every op.")
+def info(as_json: Json = False) -> None:
+    """Show the build, the backend of every op and why others are off, and torch's environment report."""
+    from .info import collect, show
+
+    facts = collect()
+    if as_json:
+        print(json.dumps(facts, indent=1))
+    else:
+        show(facts)
+
+
+@app.command(short_help="Measure features stored in a file.")
+def measure(
+    features: Annotated[Path, typer.Argument(metavar="FEATURES", help=".safetensors or .npz with features (N, D) and labels (N).")],
+    classifier: Annotated[Path | None, typer.Option(help="File with weight (C, D) and bias (C); default: those in FEATURES, if any.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Default: rows of the classifier, else the highest label + 1.")] = None,
+    min_count: Annotated[int, MinCount] = 1,
+    convention: Annotated[Preset, typer.Option(help="Which published definitions the metrics follow.")] = Preset.ncops,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 65536,
+    scatter: Annotated[bool, typer.Option(help="Keep the D x D scatter that nc1_pinv and vci need.")] = True,
+    features_key: Annotated[str | None, typer.Option(help="Name of the features [default: features, x or H].")] = None,
+    labels_key: Annotated[str | None, typer.Option(help="Name of the labels [default: labels or y].")] = None,
+    weight_key: Annotated[str | None, typer.Option(help="Name of the classifier's rows [default: weight, W, fc.weight, ...].")] = None,
+    bias_key: Annotated[str | None, typer.Option(help="Name of its bias [default: bias, b, fc.bias, ...].")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as this HTML file.")] = None,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Measure stored features, read in batches. Arrays val_features and val_labels, if there, are the held-out part."""
+    from . import measure as work
+    from .report.output import check_folder, deliver
+
+    check_folder(output)
+    if html is not None and not html.absolute().parent.is_dir():
+        raise CommandError(f"--html: there is no folder {html.absolute().parent}")
+    with _clean_stdout(as_json), _plain_errors():
+        arrays = work.Arrays(features)
+        x = arrays.require(features_key, work.FEATURES, "features", "--features-key")
+        y = arrays.require(labels_key, work.LABELS, "labels", "--labels-key")
+        held = [arrays.find(None, (f"val_{name}",), "", "") for name in (x, y)]
+        decide = work.Part(arrays, held[0], held[1]) if all(held) else None
+        head = work.read_classifier(classifier, arrays, weight_key, bias_key)
+        measured = work.measure(
+            work.Part(arrays, x, y), decide, head,
+            num_classes=num_classes, min_count=min_count, batch=batch, convention=convention.value, scatter=scatter,
+        )  # fmt: skip
+    deliver(measured, title=f"Neural collapse of {features.name}", folder=output, html=html, as_json=as_json)
+
+
+@app.command(short_help="Measure the token collapse of a language model on disk.")
+def lm(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face causal LM, or with a GGUF file, or such a file.")],
+    text: Annotated[list[Path], typer.Option("--text", metavar="FILE...", help="UTF-8 text files, after MODEL.")],
+    tokens: Annotated[int | None, typer.Option(min=4, help="Tokens to read, train and held-out part together [default: all].")] = None,
+    window: Annotated[int, typer.Option(min=2, help="Tokens per window; a token sees those before it in its window.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
+    layers: Annotated[str | None, typer.Option(help="Hidden layers to measure too: 0,6,12 or all; 0 is the embedding.")] = None,
+    min_count: Annotated[int, MinCount] = 10,
+    dtype: Annotated[Dtype, typer.Option(help="Numeric type of the model; auto: as stored.")] = Dtype.float32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")] = "",
+    gguf: Annotated[str | None, typer.Option(help="GGUF file in MODEL, where there are several.")] = None,
+    ignore_softcap: Annotated[bool, typer.Option("--ignore-softcap", help="Measure logits before the model's soft cap.")] = False,
+    output: Output = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the token collapse of a causal language model on disk: every token of the vocabulary is a class.
+
+    Only the base model runs. The last 20 % of the windows are held out for the decisions.
+    """
+    need("cli", "tqdm")
+    from .report.output import check_folder, deliver
+
+    check_folder(output)
+    for path in text:
+        if not path.is_file():
+            raise CommandError(f"--text: no file {str(path)!r}")
+    with _clean_stdout(as_json):
+        from . import lm as work
+
+        source = work.find_source(model, gguf)
+        loaded = work.load(source, dtype=dtype.value, device=_device(device))
+        name = Path(model).name or source.folder.name
+        measured = work.measure(
+            loaded, [work.read_chunks(path) for path in text], tokens=tokens, window=window, batch_size=batch_size,
+            layers=layers, min_count=min_count, ignore_softcap=ignore_softcap,
+            facts={"model_name": name, "data": ", ".join(p.name for p in text), "model_path": str(source.folder), "gguf": source.gguf},
+        )  # fmt: skip
+    deliver(measured, title=f"Token collapse of {name}", folder=output, as_json=as_json)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if not name:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise CommandError(f"--device: {name!r} is not a device of this torch") from None
+    return str(device)
+
+
+@app.command(short_help="See it work on a real language model.")
+def demo(
+    model: Annotated[DemoModel, typer.Option(help="smollm2: a real language model; tiny: one trained here; digits: ten classes.")] = DemoModel.smollm2,
+    tokens: Annotated[int, typer.Option(min=1024, help="Tokens of text, train and held-out part together.")] = 16384,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of the tiny model.")] = 800,
+    seed: Annotated[int, typer.Option(help="Seed of the training runs.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json and report.html.")] = Path("ncops-demo"),
+    as_json: Json = False,
+) -> None:
+    """See it work: SmolLM2-135M on Python's own documentation, or a network that collapses while you watch."""
+    need("cli", "tqdm", "matplotlib")
+    from .demo import run
+    from .report.output import check_folder, deliver
+
+    check_folder(output)
+    with _clean_stdout(as_json):
+        measured, title = run(model.value, tokens=tokens, steps=steps, seed=seed, quiet=as_json)
+    deliver(measured, title=title, folder=output, as_json=as_json)

@@ -1,0 +1,315 @@
+"""A second pass, over held-out data: what the classifier and the nearest class mean decide, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._streaming import StreamingState
+from .conventions import Convention, resolve
+from .geometry import ClassGeometry
+from .ops import linear_stats, nearest_class_mean
+from .ops._checks import check_device, check_floating, check_shape
+
+ENTROPY_BINS = 64
+MARGIN_BINS = 64
+MARGIN_LIMIT = 32.0
+CONFIDENCE_BINS = 15
+
+
+class DecisionStatistics(StreamingState):
+    """Streaming decisions of a linear classifier and of the nearest class mean, per true class, with histograms.
+
+    Args:
+        geometry: class means of the training pass; their classes are the candidates of the nearest mean. A class whose
+            mean is not finite is none.
+        weight: ``(C, D)`` classifier rows, C = ``geometry.num_classes``. bias: ``(C,)`` or None. Both in the dtype of
+            the features (see :func:`ncops.linear_stats`).
+        convention: a name or a :class:`ncops.conventions.Convention`; its ``decision_*`` fields say which classes and
+            rows take part in the agreement. :func:`ncops.collapse` has to be called with the same one.
+        scale: multiplies the products, not the bias.
+        ignore_index: label of rows that count nowhere.
+
+    By default every row that is not ignored counts, the classifier chooses among all C classes and the nearest mean
+    among the kept ones, so a row whose label is not kept is a miss of the nearest mean; the coverage tells their share.
+    A row with a NaN or +inf logit (a NaN in its features, say) counts nowhere but in ``skipped``.
+
+    Attributes:
+        count, agree, ncc_hit, hit: ``(C,) int64`` per true class: rows; rows where both decide alike; where the nearest
+            mean is right; where the classifier is right. nll: ``(C,) float64`` sums of -log p(label), in nats.
+        entropy_hist: ``(64,) int64`` on ``[0, ln C]``. margin_hist: ``(66,) int64``, below -32, 64 bins of width 1 on
+            [-32, 32), from 32 on. Bins are closed on the left; the last of the entropy also on the right.
+        confidence_count, confidence_correct: ``(15,) int64``; confidence_sum: ``(15,) float64``: rows, hits and sum of
+            the largest probability on 15 equal bins ``(i/15, (i+1)/15]``.
+        kept: ``(C,) bool``. skipped, ignored, excluded: ``() int64``; excluded rows are those of classes that are not
+            kept under ``decision_rows="kept"``.
+    """
+
+    _TENSORS = (
+        "count", "agree", "ncc_hit", "hit", "nll", "entropy_hist", "margin_hist", "confidence_count",
+        "confidence_correct", "confidence_sum", "kept", "skipped", "ignored", "excluded",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        geometry: ClassGeometry,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        convention: str | Convention = "ncops",
+        scale: float = 1.0,
+        ignore_index: int = -100,
+    ):
+        self.convention = resolve(convention)
+        self.scale, self.ignore_index = float(scale), int(ignore_index)
+        self.num_classes = geometry.num_classes
+        self._allocate(geometry.device)
+        self.kept[geometry.classes] = True
+        self.bind(geometry, weight, bias)
+
+    def _allocate(self, device: torch.device | str) -> None:
+        classes = self.num_classes
+        for name in ("count", "agree", "ncc_hit", "hit"):
+            setattr(self, name, torch.zeros(classes, dtype=torch.int64, device=device))
+        self.nll = torch.zeros(classes, dtype=torch.float64, device=device)
+        self.kept = torch.zeros(classes, dtype=torch.bool, device=device)
+        for name, bins in (
+            ("entropy_hist", ENTROPY_BINS),
+            ("margin_hist", MARGIN_BINS + 2),
+            ("confidence_count", CONFIDENCE_BINS),
+            ("confidence_correct", CONFIDENCE_BINS),
+        ):
+            setattr(self, name, torch.zeros(bins, dtype=torch.int64, device=device))
+        self.confidence_sum = torch.zeros(CONFIDENCE_BINS, dtype=torch.float64, device=device)
+        for name in ("skipped", "ignored", "excluded"):
+            setattr(self, name, torch.zeros((), dtype=torch.int64, device=device))
+
+    def bind(self, geometry: ClassGeometry, weight: Tensor, bias: Tensor | None = None) -> DecisionStatistics:
+        """Sets the means and the classifier that :meth:`update` decides with; needed once after :func:`ncops.load`.
+
+        Raises:
+            ValueError: shapes or devices that do not fit, or a geometry that kept other classes than this state knows.
+        """
+        if geometry.num_classes != self.num_classes:
+            raise ValueError(f"geometry: num_classes: expected {self.num_classes}, got {geometry.num_classes}")
+        check_floating(weight, "weight", 2)
+        check_shape(weight, "weight", (self.num_classes, geometry.dim), "(num_classes, D)")
+        check_device(weight, "weight", geometry.means, "geometry")
+        if bias is not None:
+            check_floating(bias, "bias", 1)
+            check_shape(bias, "bias", (self.num_classes,), "(num_classes,)")
+            check_device(bias, "bias", geometry.means, "geometry")
+        if not torch.equal(self.kept.nonzero()[:, 0], geometry.classes.to(self.kept.device)):
+            raise ValueError("geometry: it kept other classes than the one these statistics were made with")
+        self._geometry = geometry
+        self._finite = torch.isfinite(geometry.means).all(1)
+        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+        return self
+
+    _geometry: ClassGeometry | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.count.device
+
+    def __repr__(self) -> str:
+        return (
+            f"DecisionStatistics(num_classes={self.num_classes}, kept={int(self.kept.sum())}, "
+            f"convention={self.convention.name!r}, samples={int(self.count.sum())})"
+        )
+
+    # -- the pass -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update(self, x: Tensor, labels: Tensor) -> None:
+        """Adds a batch: ``x (..., D)`` features in the classifier's dtype, ``labels (...)`` integer classes.
+
+        Raises:
+            ValueError: shape, dtype or device mismatch, on the CPU also a label outside ``[0, C)``; nothing has
+                changed.
+            RuntimeError: statistics read from a file, before :meth:`bind`.
+        """
+        if self._geometry is None:
+            raise RuntimeError("these statistics came from a file: call bind(geometry, weight, bias) before update")
+        stats = linear_stats(x, self._weight, self._bias, labels, scale=self.scale, ignore_index=self.ignore_index)
+        flat = x.reshape(-1, x.shape[-1])
+        y = labels.reshape(-1).long()
+        chosen, nearest = stats.argmax.reshape(-1), self._nearest(flat)
+        agree = self._choice_for_agreement(flat, chosen) == nearest
+
+        ignored, poisoned = y == self.ignore_index, chosen < 0
+        inside = (y >= 0) & (y < self.num_classes)  # outside only where labels cannot raise: such rows are skipped
+        counts = inside & ~poisoned & ~ignored
+        excluded = torch.zeros_like(counts)
+        if self.convention.decision_rows == "kept":
+            excluded = counts & ~self.kept[y.clamp(0, self.num_classes - 1)]
+            counts = counts & ~excluded
+        y, right = y[counts], (chosen == y)[counts]
+        ones = torch.ones_like(y)
+        confidence = stats.max_prob.reshape(-1)[counts].double()
+        bins = torch.ceil(confidence * CONFIDENCE_BINS).long().sub_(1).clamp_(0, CONFIDENCE_BINS - 1)
+        additions = (
+            (self.count, y, ones),
+            (self.agree, y, agree[counts].long()),
+            (self.ncc_hit, y, (nearest[counts] == y).long()),
+            (self.hit, y, right.long()),
+            (self.nll, y, stats.nll.reshape(-1)[counts].double()),
+            (self.confidence_count, bins, ones),
+            (self.confidence_correct, bins, right.long()),
+            (self.confidence_sum, bins, confidence),
+            (self.entropy_hist, *_in_bins(self._entropy_bins(stats.entropy.reshape(-1)[counts]))),
+            (self.margin_hist, *_in_bins(_margin_bins(stats.margin.reshape(-1)[counts]))),
+        )
+        scalars = (
+            (self.skipped, ((poisoned | ~inside) & ~ignored).sum()),
+            (self.ignored, ignored.sum()),
+            (self.excluded, excluded.sum()),
+        )
+        for total, index, values in additions:
+            total.index_add_(0, index, values)
+        for total, value in scalars:
+            total += value
+
+    def _nearest(self, x: Tensor) -> Tensor:
+        """Class label of the nearest kept mean; -1 when there is none."""
+        if self._geometry.num_kept == 0:
+            return torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
+        index = nearest_class_mean(x, self._geometry.means, valid=self._finite).index
+        return torch.where(index < 0, -1, self._geometry.classes[index.clamp_min(0)])
+
+    def _choice_for_agreement(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """What the convention lets the classifier choose; a second product only where that is not ``chosen``."""
+        bias = self._bias if self.convention.decision_bias else None
+        if self.convention.decision_classes == "kept":
+            classes = self._geometry.classes
+            if classes.numel() == 0:
+                return torch.full_like(chosen, -2)
+            weight = self._weight[classes]
+            bias = None if bias is None else bias[classes]
+            index = linear_stats(x, weight, bias, scale=self.scale).argmax
+            return torch.where(index < 0, -2, classes[index.clamp_min(0)])
+        if bias is self._bias:
+            return torch.where(chosen < 0, -2, chosen)  # a poisoned row agrees with nothing
+        return linear_stats(x, self._weight, None, scale=self.scale).argmax
+
+    def _entropy_bins(self, entropy: Tensor) -> Tensor:
+        span = math.log(self.num_classes) or 1.0
+        scaled = (entropy.double() * (ENTROPY_BINS / span)).floor().clamp_(0, ENTROPY_BINS - 1)
+        return scaled.nan_to_num_(-1)
+
+    # -- merging and storing ------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forgets every row seen; the means and the classifier stay."""
+        for name, tensor in self._tensors().items():
+            if name != "kept":
+                tensor.zero_()
+
+    def merge(self, other: DecisionStatistics) -> DecisionStatistics:
+        """Adds what ``other`` has seen; ``other`` is not changed. Returns self.
+
+        Raises:
+            TypeError: ``other`` is not a DecisionStatistics.
+            ValueError: another ``num_classes``, ``convention``, ``scale`` or set of kept classes; nothing has changed
+                then.
+        """
+        if not isinstance(other, DecisionStatistics):
+            raise TypeError(f"other: expected DecisionStatistics, got {type(other).__name__}")
+        for name in ("num_classes", "convention", "scale"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"other: {name}: expected {getattr(self, name)}, got {getattr(other, name)}")
+        if not torch.equal(self.kept, other.kept.to(self.device)):
+            raise ValueError("other: kept: it was made with other kept classes")
+        for name, tensor in self._tensors().items():
+            if name != "kept":
+                tensor += getattr(other, name).to(self.device)
+        return self
+
+    def to(self, device: torch.device | str) -> DecisionStatistics:
+        """Moves state, means and classifier to ``device``; returns self."""
+        super().to(device)
+        if self._geometry is not None:
+            self._geometry, self._finite = self._geometry.to(device), self._finite.to(device)
+            self._weight = self._weight.to(device)
+            self._bias = None if self._bias is None else self._bias.to(device)
+        return self
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "num_classes": self.num_classes,
+            "convention": self.convention.as_dict(),
+            "scale": self.scale,
+            "ignore_index": self.ignore_index,
+        }
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> DecisionStatistics:
+        """The statistics that :meth:`state_dict` described, without means and classifier: see :meth:`bind`."""
+        stats = cls.__new__(cls)
+        stats._adopt(config, tensors)
+        return stats
+
+    def _adopt(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.num_classes = int(config["num_classes"])
+        self.convention = Convention(**config["convention"])
+        self.scale, self.ignore_index = float(config["scale"]), int(config["ignore_index"])
+        self._allocate("meta")
+        self._check_tensors(tensors, {k: (tuple(t.shape), t.dtype) for k, t in self._tensors().items()})
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over, as copies on this device, the content of a :meth:`state_dict`; means and classifier stay.
+
+        Raises:
+            ValueError: missing or foreign tensors, another number of classes, convention or set of kept classes.
+        """
+        tensors = {name: value for name, value in state.items() if name != "config"}
+        loaded = type(self).from_state(state["config"], tensors)
+        if loaded.num_classes != self.num_classes or loaded.convention != self.convention:
+            raise ValueError(
+                f"state: expected {self.num_classes} classes under convention {self.convention.name!r}, "
+                f"got {loaded.num_classes} under {loaded.convention.name!r}"
+            )
+        if not torch.equal(loaded.kept.to(self.device), self.kept):
+            raise ValueError("state: kept: it was made with other kept classes")
+        device = self.device
+        copied = {name: value.to(device, copy=True) for name, value in loaded._tensors().items()}
+        self.scale, self.ignore_index = loaded.scale, loaded.ignore_index
+        vars(self).update(copied)
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """Rows counted."""
+        return int(self.count.sum())
+
+    @property
+    def coverage(self) -> dict[str, Any]:
+        """Rows of the decision pass: counted, with labels that are not kept, skipped, ignored, excluded."""
+        samples = self.num_samples
+        unkept = int(self.count[~self.kept].sum())
+        return {
+            "decision_samples": samples,
+            "decision_samples_kept": samples - unkept,
+            "decision_unkept_share": unkept / samples if samples else float("nan"),
+            "decision_skipped_rows": int(self.skipped),
+            "decision_ignored_rows": int(self.ignored),
+            "decision_excluded_rows": int(self.excluded),
+        }
+
+
+def _margin_bins(margin: Tensor) -> Tensor:
+    width = 2 * MARGIN_LIMIT / MARGIN_BINS
+    inner = ((margin.double() + MARGIN_LIMIT) / width).floor() + 1
+    return inner.clamp_(0, MARGIN_BINS + 1).nan_to_num_(-1)
+
+
+def _in_bins(bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Index and ones of the values that fall in a bin; NaN was sent to -1."""
+    bins = bins[bins >= 0].long()
+    return bins, torch.ones_like(bins)

@@ -1,0 +1,91 @@
+"""Measures a network in training, checkpoint by checkpoint, in a table that grows while you watch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from ..decisions import DecisionStatistics
+from ..report.collapse import collapse
+from ..report.console import LiveTable
+from ..report.details import Measured, class_rows, decision_details, geometry_details, trajectory
+from ..report.explain import format_value
+from ..statistics import ClassStatistics
+
+Batches = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
+
+COLUMNS = {
+    "accuracy": "accuracy", "nc1_quotient": "NC1", "nc1_cdnv": "CDNV", "nc2_norm_cv": "NC2 norms", "nc2_cos_std": "NC2 angles",
+    "nc3_cos_mean": "NC3", "nc4_agreement": "NC4",
+}  # fmt: skip
+NAMES = (
+    "nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error", "nc3_cos_mean", "nc4_agreement", "accuracy", "nll",
+)  # fmt: skip
+
+
+def schedule(last: int, first: int = 25) -> list[int]:
+    """0, first, 2 first, 4 first, ... and ``last``."""
+    steps, step = [0], first
+    while step < last:
+        steps.append(step)
+        step *= 2
+    return [*steps, last]
+
+
+class Watch:
+    """Keeps one report per checkpoint.
+
+    Args:
+        train: a function that gives the (features, labels) batches of the training data under the present weights.
+        classifier: a function that gives (weight, bias) at present.
+        held_out: the same for data never trained on; only its NLL and accuracy are shown.
+    """
+
+    def __init__(self, title: str, axis: str, train: Batches, held_out: Batches, classifier: Callable, classes: int, min_count: int, quiet: bool):
+        self.axis, self.classes, self.min_count = axis, classes, min_count
+        self.train, self.held_out, self.classifier = train, held_out, classifier
+        self.points: list[int] = []
+        self.reports: list[Any] = []
+        self.held: list[dict[str, float]] = []
+        self.table = LiveTable(title, [axis, "NLL", *COLUMNS.values(), "held-out NLL", "held-out accuracy"], quiet)
+        self.last: tuple[Any, Any] | None = None
+
+    @torch.no_grad()
+    def checkpoint(self, point: int) -> None:
+        weight, bias = self.classifier()
+        statistics = ClassStatistics(num_classes=self.classes, dim=weight.shape[1], scatter=True)
+        for x, y in self.train():
+            statistics.update(x, y)
+        geometry = statistics.compute(min_count=self.min_count)
+        decisions, other = (DecisionStatistics(geometry, weight, bias) for _ in range(2))
+        for part, into in ((self.train, decisions), (self.held_out, other)):
+            for x, y in part():
+                into.update(x, y)
+        report = collapse(geometry, weight, bias, decisions=decisions)
+        outside = collapse(geometry, weight, bias, decisions=other)
+        self.points.append(point)
+        self.reports.append(report)
+        self.held.append({name: float(outside[name]) for name in ("nll", "accuracy", "nc4_agreement")})
+        self.last = (geometry, decisions)
+        cells = [format_value(float(report[n])) for n in ("nll", *COLUMNS)]
+        self.table.add([str(point), *cells, format_value(self.held[-1]["nll"]), format_value(self.held[-1]["accuracy"])])
+
+    def measured(self, text: Callable[[int], str], noun: str, run: dict[str, Any]) -> Measured:
+        """The last checkpoint's report, with all checkpoints in its details."""
+        geometry, decisions = self.last
+        weight = self.classifier()[0]
+        details = geometry_details(geometry, weight)
+        details["histograms"].update(decision_details(decisions))
+        details["classes"] = class_rows(geometry, weight, decisions, text, noun)
+        path = trajectory(self.axis, self.points, self.reports, NAMES)
+        path["metrics"] |= {f"held_out_{name}": [h[name] for h in self.held] for name in ("nll", "accuracy")}
+        details["checkpoints"] = path
+        held = self.held[-1]
+        details["notes"] = [
+            "Decisions are on the training data, as collapse is a matter of the end of training. On held-out data: "
+            f"accuracy {format_value(held['accuracy'])}, NLL {format_value(held['nll'])}, NC4 agreement {format_value(held['nc4_agreement'])}."
+        ]
+        details["run"] = {**run, "min_count": self.min_count, "decisions_on": "training data"}
+        return Measured(self.reports[-1], details)

@@ -1,0 +1,64 @@
+"""What is left of a training pass once it is over: the geometry of the kept classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClassGeometry:
+    """Means, variances and counts of K kept classes, and pooled numbers of all classes.
+
+    Made by :meth:`ncops.ClassStatistics.compute`. Everything has K rows, not ``num_classes``.
+
+    Attributes:
+        classes: ``(K,) int64`` ascending: which classes are kept.
+        counts: ``(K,) int64`` rows of each.
+        class_var: ``(K,) float64``, tr Sigma_c = mean squared distance of a class's rows from its mean (divided by n).
+        means: ``(K, D) float64``.
+        within_cov: ``(D, D) float64``, pooled within-class covariance Sigma_W over all counted rows, kept class or not,
+            divided by ``num_samples``; None without ``scatter=True``.
+        within_trace: ``() float64``, its trace, known with and without scatter.
+        global_mean: ``(D,) float64``, unweighted mean of the kept class means.
+        sample_mean: ``(D,) float64``, mean of all counted rows.
+        num_samples: rows counted, over all classes.
+        num_classes: C, the range of the labels.
+        input_dtype: dtype of the features; decides which singular values count as rounding.
+        coverage: numbers that say what the geometry rests on; see :func:`ncops.collapse`.
+    """
+
+    classes: Tensor
+    counts: Tensor
+    class_var: Tensor
+    means: Tensor
+    within_cov: Tensor | None
+    within_trace: Tensor
+    global_mean: Tensor
+    sample_mean: Tensor
+    num_samples: int
+    num_classes: int
+    input_dtype: torch.dtype = torch.float32
+    coverage: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_kept(self) -> int:
+        """K."""
+        return self.means.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.means.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.means.device
+
+    def to(self, device: torch.device | str) -> ClassGeometry:
+        """The same geometry with its tensors on ``device``."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)

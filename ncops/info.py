@@ -1,0 +1,94 @@
+"""What this installation can do: the build, the backend of every op and why the others are off, torch's own environment report."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from typing import Any
+
+import torch
+
+from . import _native, backends
+
+OPS = (
+    "class_moments", "accumulate_class_moments_", "class_scatter", "projected_sqnorms",
+    "linear_stats", "logit_stats", "nearest_class_mean", "pair_stats",
+)  # fmt: skip
+EXTRAS = {
+    "cli": ("typer", "rich", "tqdm", "matplotlib"),
+    "lm": ("transformers", "accelerate", "gguf"),
+    "metrics": ("torchmetrics",),
+}
+
+
+def version() -> str:
+    """The version of ncops that is imported."""
+    from ._version import __version__
+
+    return __version__
+
+
+def _build() -> dict[str, Any]:
+    reason = _native.load()
+    build: dict[str, Any] = {"loaded": reason is None, "reason": reason, "path": _native._find()}
+    if reason is None:
+        try:
+            build["build_info"] = str(torch.ops.ncops_C.build_info())
+        except (AttributeError, RuntimeError, TypeError):
+            build["build_info"] = None
+    return build
+
+
+def _op(op: str, device: str) -> dict[str, Any]:
+    """The backend that runs ``op`` on tensors of this device, and for every other backend the reason why not."""
+    try:
+        chosen, problem = backends.choose(op, device), None
+    except RuntimeError as error:
+        chosen, problem = None, str(error)
+    reasons = {b: backends.why_not(b, op, device) for b in backends.BACKENDS}
+    return {"runs": chosen, "problem": problem, "why_not": {b: reasons[b] for b in backends.BACKENDS if b != chosen and reasons[b]}}
+
+
+def collect(torch_env: bool = True) -> dict[str, Any]:
+    """All facts as a dictionary. ``torch_env=False`` leaves out torch's report, which takes seconds."""
+    facts: dict[str, Any] = {
+        "ncops": version(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "native": _build(),
+        "forced_backend": backends.forced(),
+        "ops": {op: {device: _op(op, device) for device in ("cpu", "cuda")} for op in OPS},
+        "extras": {e: {m: importlib.util.find_spec(m) is not None for m in ms} for e, ms in EXTRAS.items()},
+    }
+    if torch_env:
+        from torch.utils.collect_env import get_pretty_env_info
+
+        facts["torch_env"] = get_pretty_env_info()
+    return facts
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Prints the facts for a person."""
+    from .report.console import show_table
+
+    native = facts["native"]
+    print(f"ncops {facts['ncops']} · torch {facts['torch']} · Python {facts['python']} · {facts['threads']} threads")
+    print("native extension: " + (native.get("build_info") or str(native["path"]) if native["loaded"] else f"off: {native['reason']}"))
+    if facts["forced_backend"]:
+        print(f"backend forced: {facts['forced_backend']}")
+    print()
+    rows = []
+    for op, devices in facts["ops"].items():
+        off = {b: r for entry in devices.values() for b, r in entry["why_not"].items() if not r.startswith("tensors are on")}
+        runs = [devices[d]["runs"] or devices[d]["problem"] for d in ("cpu", "cuda")]
+        rows.append((op, *runs, "; ".join(f"{b}: {reason}" for b, reason in off.items())))
+    show_table("Backends", ("op", "on cpu tensors", "on cuda tensors", "off, and why"), rows, left=(0, 1, 2, 3))
+    if facts["gpu"] is None:
+        print("(torch sees no GPU here)")
+    print()
+    rows = [(f"[{e}]", m, "yes" if there else f"no (pip install 'ncops[{e}]')") for e, ms in facts["extras"].items() for m, there in ms.items()]
+    show_table("Extras", ("extra", "package", "installed"), rows, left=(0, 1, 2))
+    if "torch_env" in facts:
+        print(f"\n{facts['torch_env']}")

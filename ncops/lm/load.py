@@ -1,0 +1,202 @@
+"""Loads a causal language model from disk and finds its classifier: features in, logits = scale * (x @ weight.T) + bias."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .._errors import CommandError, need
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64, "auto": "auto"}
+
+
+class Source(NamedTuple):
+    """Where a model lies: a folder, and the name of a GGUF file in it where that is the format."""
+
+    folder: Path
+    gguf: str | None
+
+
+class Head(NamedTuple):
+    """The classifier of a model. ``features`` says how its input is reached: "base" or "interrupted" (see `find_head`)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float
+    features: str
+    softcap: float | None = None
+
+
+class LoadedModel(NamedTuple):
+    model: nn.Module
+    tokenizer: Any
+    source: Source
+
+
+def find_source(model: str | Path, gguf: str | None = None) -> Source:
+    """The files behind ``model``: a Hugging Face folder, a folder with a GGUF file, or a GGUF file.
+
+    Raises:
+        CommandError: when nothing is there, or when it is not clear which GGUF file is meant.
+    """
+    path = Path(model).expanduser()
+    if not path.exists():
+        raise CommandError(f"MODEL: no file or folder {str(model)!r} on this disk (names on a hub are not looked up: download the model first)")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CommandError(f"MODEL: expected a folder or a .gguf file, got {path.name!r}")
+        return Source(path.parent, path.name)
+    files = sorted(p.name for p in path.glob("*.gguf"))
+    if gguf is not None:
+        if gguf not in files:
+            raise CommandError(f"--gguf: no {gguf!r} in {path}, which holds {', '.join(files) or 'no .gguf file'}")
+        return Source(path, gguf)
+    if (path / "config.json").exists():
+        return Source(path, None)
+    if len(files) == 1:
+        return Source(path, files[0])
+    if files:
+        raise CommandError(f"--gguf: {path} holds {len(files)} GGUF files, name one of {', '.join(files)}")
+    raise CommandError(f"MODEL: {path} holds neither config.json nor a .gguf file")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+    """The model in evaluation mode and its tokenizer, from disk alone: nothing is looked up online, no code of the model runs.
+
+    Raises:
+        CommandError: when a package is missing or the folder does not hold a causal language model.
+    """
+    if dtype not in DTYPES:
+        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    need("lm", "transformers", *(("gguf", "accelerate") if source.gguf else ()))
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if source.gguf:
+        options["gguf_file"] = source.gguf
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.folder), **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(source.folder), dtype=DTYPES[dtype], **options)
+        model = model.to(torch.device(device)).eval()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+        raise CommandError(f"MODEL: {source.folder} did not load as a causal language model: {_first_line(error)}") from error
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return LoadedModel(model, tokenizer, source)
+
+
+class _Interrupt(Exception):
+    pass
+
+
+def interrupted_features(model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """The input of the output embedding; the forward pass is stopped there, so that the logits are never computed."""
+    caught: list[torch.Tensor] = []
+
+    def stop(_module: nn.Module, inputs: tuple) -> None:
+        caught.append(inputs[0])
+        raise _Interrupt
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(stop)
+    try:
+        model(*args, **kwargs)
+    except _Interrupt:
+        pass
+    finally:
+        handle.remove()
+    if not caught:
+        raise CommandError("MODEL: its forward pass never reaches its output embedding, so the features cannot be read")
+    return caught[0]
+
+
+def _scales(config: Any) -> list[float]:
+    """Factors on the logits that model configurations state, under the names in use."""
+    found = [1.0]
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale"):
+        value = getattr(config, name, None)
+        if isinstance(value, (int, float)) and value > 0:
+            found += [float(value), 1.0 / float(value)]
+    return found
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 3e-2)
+
+
+@torch.no_grad()
+def find_head(model: nn.Module, ids: torch.Tensor, *, ignore_softcap: bool = False) -> Head:
+    """Finds weight, bias and scale of the classifier, and proves them on a few tokens.
+
+    The full model runs once, on ``ids`` (1, T) with small T: its logits must equal scale * (x @ weight.T) + bias for the x that
+    enters the output embedding. If the base model's last hidden state is that x, only the base model runs from then on ("base");
+    if the head transforms it first, the whole forward pass runs and is stopped before the logits ("interrupted").
+
+    Raises:
+        CommandError: if there is no output embedding, or the logits are no linear function of its input (soft-capped logits).
+    """
+    module = model.get_output_embeddings()
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.dim() != 2:
+        raise CommandError("MODEL: it has no output embedding with a (vocabulary, dim) weight, so there is no classifier to measure")
+    bias = getattr(module, "bias", None)
+    options = {"input_ids": ids, "use_cache": False}
+    x = interrupted_features(model, **options)
+    logits = model(**options).logits.reshape(-1, weight.shape[0])
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    softcap = next((c for n in ("final_logit_softcapping", "output_logits_soft_cap") if (c := getattr(config, n, None))), None)
+    if softcap and not ignore_softcap:
+        raise CommandError(
+            f"MODEL: its logits are soft-capped at {softcap:g}, which no linear classifier expresses: NLL, entropy and margins would be wrong. "
+            "--ignore-softcap measures the logits before the cap"
+        )
+    raw = nn.functional.linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype)).double()
+    offset = 0.0 if bias is None else bias.double()
+    scale = 1.0
+    if not softcap:
+        shifted = logits.double() - offset
+        fitted = float((raw * shifted).sum() / (raw * raw).sum())
+        tolerance = _tolerance(x.dtype)
+        scale = next((s for s in _scales(config) if abs(fitted / s - 1) <= tolerance), fitted)
+        error = float((scale * raw - shifted).abs().max() / shifted.abs().max().clamp_min(1e-30))
+        if not error <= tolerance:
+            raise CommandError(
+                f"MODEL: its logits are not scale * (x @ weight.T) + bias of its output embedding (off by {error:.1e} on {ids.numel()} tokens)"
+            )
+    return Head(weight.detach(), None if bias is None else bias.detach(), scale, _route(model, x, options), float(softcap) if softcap else None)
+
+
+def _route(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> str:
+    base = model.base_model
+    if base is model:
+        return "interrupted"
+    hidden = getattr(base(**options), "last_hidden_state", None)
+    same = hidden is not None and hidden.shape == x.shape and torch.allclose(hidden.float(), x.float(), rtol=1e-3, atol=1e-4)
+    return "base" if same else "interrupted"
+
+
+def body(model: nn.Module, head: Head) -> Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]]:
+    """A function (input_ids, attention_mask, hidden: bool) -> (features (B, T, D), all hidden states or None)."""
+
+    def base(input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: bool = False):
+        out = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=hidden)
+        return out.last_hidden_state, out.hidden_states if hidden else None
+
+    def interrupted(input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: bool = False):
+        options = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        features = interrupted_features(model, **options)
+        states = model.base_model(**options, output_hidden_states=True).hidden_states if hidden else None
+        return features, states
+
+    return base if head.features == "base" else interrupted

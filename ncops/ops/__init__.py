@@ -1,0 +1,29 @@
+"""The ops: one file each, one name each."""
+
+from ._row_stats import LinearStats
+from .class_moments import ClassMoments, accumulate_class_moments_, class_moments
+from .class_scatter import class_scatter
+from .linear_stats import linear_stats
+from .logit_stats import logit_stats
+from .nearest_class_mean import NearestClassMean, nearest_class_mean
+from .pair_stats import PairStats, pair_stats
+from .pinv_trace import between_svd, pinv_trace, solve_trace
+from .projected_sqnorms import projected_sqnorms
+
+__all__ = [
+    "ClassMoments",
+    "LinearStats",
+    "NearestClassMean",
+    "PairStats",
+    "accumulate_class_moments_",
+    "between_svd",
+    "class_moments",
+    "class_scatter",
+    "linear_stats",
+    "logit_stats",
+    "nearest_class_mean",
+    "pair_stats",
+    "pinv_trace",
+    "projected_sqnorms",
+    "solve_trace",
+]

@@ -1,0 +1,78 @@
+"""Argument checks shared by the ops. Errors name the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that products and sums of ``dtype`` are formed in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def shape(t: Tensor) -> str:
+    return str(tuple(int(n) for n in t.shape))
+
+
+def check_floating(t: Tensor, name: str, ndim: int | None = None) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}")
+    if t.dtype not in FLOATING:
+        raise ValueError(f"{name}: expected float32, float64, bfloat16 or float16, got {t.dtype}")
+    if ndim is not None and t.ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions, got shape {shape(t)}")
+
+
+def check_shape(t: Tensor, name: str, expected: tuple[int, ...], meaning: str) -> None:
+    """``meaning`` spells the expected shape in symbols, for instance ``"(num_classes, D)"``."""
+    if tuple(t.shape) != tuple(expected):
+        numbers = tuple(int(n) for n in expected)
+        raise ValueError(f"{name}: expected shape {meaning} = {numbers}, got {shape(t)}")
+
+
+def check_device(t: Tensor, name: str, like: Tensor, like_name: str) -> None:
+    if t.device != like.device:
+        raise ValueError(f"{name}: expected the device of {like_name}, {like.device}, got {t.device}")
+
+
+def check_dtype(t: Tensor, name: str, dtype: torch.dtype, why: str) -> None:
+    if t.dtype != dtype:
+        raise ValueError(f"{name}: expected {dtype} ({why}), got {t.dtype}")
+
+
+def flatten_labels(labels: Tensor, name: str, x: Tensor, x_name: str) -> Tensor:
+    """Integer labels of shape ``x.shape[:-1]`` as a flat int64 tensor."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
+    if labels.dtype not in INTEGER:
+        raise ValueError(f"{name}: expected an integer dtype, got {labels.dtype}")
+    check_shape(labels, name, tuple(x.shape[:-1]), f"{x_name}.shape[:-1]")
+    check_device(labels, name, x, x_name)
+    return labels.reshape(-1).to(torch.int64)
+
+
+def raise_bad_label(labels: Tensor, num_classes: int, ignore_index: int, name: str) -> NoReturn:
+    """Raises for the first label that is neither ``ignore_index`` nor in ``[0, num_classes)``; one must exist."""
+    bad = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
+    row = int(bad.nonzero()[0])
+    raise ValueError(
+        f"{name}: expected values in [0, {num_classes}) or ignore_index={ignore_index}, "
+        f"got {int(labels[row])} at row {row}"
+    )
+
+
+def check_label_values(labels: Tensor, num_classes: int, ignore_index: int, name: str) -> None:
+    """Raises ValueError for a bad label on the CPU; other devices would have to synchronise, so they count instead."""
+    if labels.device.type != "cpu" or labels.numel() == 0:
+        return
+    low, high = labels.aminmax()
+    if low >= 0 and high < num_classes:
+        return
+    if (((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)).any():
+        raise_bad_label(labels, num_classes, ignore_index, name)

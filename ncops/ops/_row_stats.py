@@ -1,0 +1,156 @@
+"""What linear_stats and logit_stats share: the result and its derived columns, fake outputs, gradient bookkeeping."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import compute_dtype
+
+LOSSES = ("nll", "cross_entropy", "z_loss", "entropy", "margin")
+REDUCTIONS = ("mean", "sum", "none")
+OUTPUTS = (
+    "(Tensor lse, Tensor gap, Tensor max, Tensor second, Tensor target_logit, Tensor nll, Tensor entropy,"
+    " Tensor mean, Tensor var, Tensor argmax, Tensor second_index, Tensor target_rank, Tensor valid)"
+)
+GRADIENTS = (
+    "Tensor g_lse, Tensor g_gap, Tensor g_max, Tensor g_second, Tensor g_target_logit, Tensor g_nll,"
+    " Tensor g_entropy, Tensor g_mean, Tensor g_var, Tensor gap, Tensor max, Tensor entropy, Tensor mean,"
+    " Tensor argmax, Tensor second_index"
+)
+
+
+class LinearStats(NamedTuple):
+    """Statistics of each row's V logits ``z``, with ``p = softmax(z)``. Natural logarithms throughout.
+
+    Shapes are those of the rows. Floats are float32 (float64 for float64 inputs). Without a target, ``target_logit``,
+    ``target_rank``, ``nll``, ``valid`` and ``target`` are None. A row with a NaN or +inf logit has NaN floats and
+    indices -1. On rows with ``ignore_index``: ``target_logit = nll = margin = 0``, ``target_rank = -1``.
+
+    Attributes:
+        lse: log-sum-exp.
+        gap: ``lse - max``, summed without the largest term, so that it keeps its digits when it is tiny.
+        max, argmax: the largest logit and the lowest index that has it (int64).
+        second, second_index: the largest of the others; ``-inf`` and -1 when V = 1.
+        target_logit: the logit of the target.
+        target_rank: how many logits are strictly greater than the target's (int64; 0 is top-1).
+        nll: ``lse - target_logit`` as ``(max - target_logit) + gap``.
+        entropy: ``-sum p log p``.
+        mean, var: over the V logits; the variance divides by V.
+        valid: bool, the target is not ``ignore_index``.
+        target: the targets, int64. num_classes: V.
+    """
+
+    lse: Tensor
+    gap: Tensor
+    max: Tensor
+    argmax: Tensor
+    second: Tensor
+    second_index: Tensor
+    target_logit: Tensor | None
+    target_rank: Tensor | None
+    nll: Tensor | None
+    entropy: Tensor
+    mean: Tensor
+    var: Tensor
+    valid: Tensor | None
+    target: Tensor | None
+    num_classes: int
+
+    def _need_target(self, name: str) -> None:
+        if self.target is None:
+            raise ValueError(f"{name}: expected statistics computed with a target, got target=None")
+
+    @property
+    def margin(self) -> Tensor:
+        """``target_logit`` minus the largest logit of the other classes; +inf when V = 1; 0 on ignored rows."""
+        self._need_target("margin")
+        rival = torch.where(self.target == self.argmax, self.second, self.max)
+        return torch.where(self.valid, self.target_logit - rival, 0.0)
+
+    @property
+    def max_prob(self) -> Tensor:
+        """The largest probability, ``exp(-gap)``."""
+        return torch.exp(-self.gap)
+
+    @property
+    def correct(self) -> Tensor:
+        """bool: the target is the argmax; False on ignored and on NaN rows."""
+        self._need_target("correct")
+        return self.valid & (self.target == self.argmax) & (self.argmax >= 0)
+
+    @property
+    def sum(self) -> Tensor:
+        """Sum of the V logits."""
+        return self.mean * self.num_classes
+
+    @property
+    def sumsq(self) -> Tensor:
+        """Sum of the V squared logits."""
+        return self.num_classes * (self.var + self.mean.square())
+
+    def loss(self, kind: str, reduction: str = "mean") -> Tensor:
+        """A training loss from the columns; differentiable.
+
+        Args:
+            kind: ``"nll"`` (also ``"cross_entropy"``), ``"z_loss"`` (``lse^2``), ``"entropy"``, or ``"margin"``
+                (``-margin``: smaller is better separated). ``nll`` and ``margin`` need a target.
+            reduction: ``"mean"`` over valid rows (NaN if there is none, as ``F.cross_entropy``), ``"sum"``, or
+                ``"none"``: one value per row, 0 on ignored rows. Without a target every row is valid.
+
+        Raises:
+            ValueError: another kind or reduction, or a kind that needs a target where there was none.
+        """
+        if kind not in LOSSES:
+            raise ValueError(f"kind: expected one of {', '.join(LOSSES)}, got {kind!r}")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+        if kind in ("nll", "cross_entropy", "margin"):
+            self._need_target(f"loss({kind!r})")
+        if kind == "margin":
+            values = -self.margin
+        elif kind == "z_loss":
+            # Masked before the square: the gradient of an ignored NaN row would be 0 * NaN.
+            values = (self.lse if self.valid is None else self.lse.where(self.valid, 0.0)).square()
+        else:
+            values = self.entropy if kind == "entropy" else self.nll
+            values = values if self.valid is None else values.where(self.valid, 0.0)
+        if reduction == "none":
+            return values
+        total = values.sum()
+        if reduction == "sum":
+            return total
+        return total / (values.numel() if self.valid is None else self.valid.sum())
+
+
+def unflatten(
+    outputs: tuple[Tensor, ...], shape: tuple[int, ...], target: Tensor | None, num_classes: int
+) -> LinearStats:
+    """The op's flat outputs as a LinearStats whose columns have the rows' own shape."""
+    names = ("lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var", "argmax", "second_index")
+    columns = dict(zip((*names, "target_rank", "valid"), outputs, strict=True))
+    if target is None:
+        columns.update(dict.fromkeys(("target_logit", "nll", "target_rank", "valid")))
+    if len(shape) != 1:
+        columns = {name: c if c is None else c.reshape(shape) for name, c in columns.items()}
+        target = target if target is None else target.reshape(shape)
+    return LinearStats(**columns, target=target, num_classes=num_classes)
+
+
+def fake_columns(x: Tensor, target: Tensor | None) -> tuple[Tensor, ...]:
+    rows = x.shape[0]
+    with_target = 0 if target is None else rows
+    dtype = compute_dtype(x.dtype)
+    sizes = (rows, rows, rows, rows, with_target, with_target, rows, rows, rows)
+    floats = [x.new_empty(size, dtype=dtype) for size in sizes]
+    integers = [x.new_empty(size, dtype=torch.int64) for size in (rows, rows, with_target)]
+    return (*floats, *integers, x.new_empty(with_target, dtype=torch.bool))
+
+
+def save_columns(ctx, output: tuple[Tensor, ...], *inputs: Tensor | None) -> None:
+    """Saves the columns that the backward needs, then ``inputs``."""
+    _, gap, peak, _, _, _, entropy, mean, _, argmax, second_index, rank, valid = output
+    ctx.save_for_backward(gap, peak, entropy, mean, argmax, second_index, *inputs)
+    ctx.mark_non_differentiable(argmax, second_index, rank, valid)

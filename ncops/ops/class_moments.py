@@ -1,0 +1,198 @@
+"""Counts, sums and squared norms per class: what class means and class variances are made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._checks import (
+    check_device,
+    check_dtype,
+    check_floating,
+    check_shape,
+    compute_dtype,
+    flatten_labels,
+    raise_bad_label,
+)
+from ._library import define, differentiate
+
+
+class ClassMoments(NamedTuple):
+    """Moments of ``x - center[label]`` per class. See :func:`class_moments`."""
+
+    counts: Tensor
+    sums: Tensor
+    sqnorms: Tensor
+    invalid: Tensor
+
+
+def class_moments(
+    x: Tensor, labels: Tensor, num_classes: int, *, center: Tensor | None = None, ignore_index: int = -100
+) -> ClassMoments:
+    """Counts, sums and squared norms of ``x - center[label]`` per class, in one pass over ``x``.
+
+    Args:
+        x: ``(..., D)`` features; float32, float64, bfloat16 or float16; any strides.
+        labels: ``(...)`` integer class of each row. Rows equal to ``ignore_index`` count nowhere.
+        num_classes: C.
+        center: ``(C, D)`` anchor of each class, in float32 (float64 for float64 ``x``); None means the origin.
+            Anchors inside the classes keep every digit of the class variance when classes are tight.
+        ignore_index: the label to skip.
+
+    Returns:
+        ``counts (C,) int64``, ``sums (C, D)`` in float32 (float64 for float64 ``x``), ``sqnorms (C,) float64``, and
+        ``invalid () int64``: rows whose label is out of range (always 0 on CPU, where such a row is an error).
+        The class variance ``tr Sigma_c`` is ``sqnorms / counts - |sums / counts|^2``.
+
+    Raises:
+        ValueError: shape, dtype or device mismatch; on CPU also a label outside ``[0, C)``, naming row and value.
+
+    Gradients flow to ``x`` and ``center`` through ``sums`` and ``sqnorms``. A NaN in ``x`` touches only its class.
+    """
+    check_floating(x, "x")
+    if x.ndim < 1:
+        raise ValueError("x: expected shape (..., D), got a scalar")
+    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    y = flatten_labels(labels, "labels", x, "x")
+    if num_classes < 0:
+        raise ValueError(f"num_classes: expected a non-negative integer, got {num_classes}")
+    if center is not None:
+        check_center(center, flat, num_classes)
+    sums, sqnorms, counts, invalid = torch.ops.ncops.class_moments(flat, y, num_classes, center, ignore_index)
+    return ClassMoments(counts, sums, sqnorms, invalid)
+
+
+def check_center(center: Tensor, x: Tensor, num_classes: int) -> None:
+    """Anchors are kept in the dtype that deviations are computed in."""
+    check_floating(center, "center")
+    check_shape(center, "center", (num_classes, x.shape[1]), "(num_classes, D)")
+    check_dtype(center, "center", compute_dtype(x.dtype), f"x is {x.dtype}")
+    check_device(center, "center", x, "x")
+
+
+def accumulate_class_moments_(
+    counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor, invalid: Tensor,
+    x: Tensor, labels: Tensor, *, ignore_index: int = -100,
+) -> None:  # fmt: skip
+    """Adds the moments of a batch to a running state, in place; only rows of classes in the batch are touched.
+
+    A class seen for the first time (``counts[c] == 0``) gets as anchor ``center[c]`` the mean of its rows in this call.
+
+    Args:
+        counts: ``(C,) int64``.
+        center: ``(C, D)`` anchors, float32 (float64 for float64 ``x``).
+        sums: ``(C, D) float64``, sum of ``x - center[label]``.
+        sqnorms: ``(C,) float64``, sum of ``|x - center[label]|^2``.
+        invalid: ``() int64``, grows by the number of out-of-range labels (never on CPU: they raise).
+        x: ``(..., D)`` features. labels: ``(...)`` integer classes. ignore_index: the label to skip.
+
+    Raises:
+        ValueError: shape, dtype, layout or device mismatch, or on CPU a label outside ``[0, C)``: nothing has changed.
+    """
+    check_floating(x, "x")
+    if x.ndim < 1:
+        raise ValueError("x: expected shape (..., D), got a scalar")
+    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    y = flatten_labels(labels, "labels", x, "x")
+    check_shape(counts, "counts", (counts.shape[0],) if counts.ndim else (0,), "(C,)")
+    check_center(center, flat, counts.shape[0])
+    check_shape(sums, "sums", tuple(center.shape), "(C, D)")
+    check_shape(sqnorms, "sqnorms", tuple(counts.shape), "(C,)")
+    check_shape(invalid, "invalid", (), "()")
+    for t, name, dtype in (
+        (counts, "counts", torch.int64),
+        (sums, "sums", torch.float64),
+        (sqnorms, "sqnorms", torch.float64),
+        (invalid, "invalid", torch.int64),
+    ):
+        check_dtype(t, name, dtype, "the state's dtype")
+        check_device(t, name, x, "x")
+    for t, name in ((counts, "counts"), (center, "center"), (sums, "sums"), (sqnorms, "sqnorms")):
+        if not t.is_contiguous():
+            raise ValueError(f"{name}: expected a contiguous tensor, got strides {tuple(t.stride())}")
+    torch.ops.ncops.accumulate_class_moments_(counts, center, sums, sqnorms, invalid, flat, y, ignore_index)
+
+
+def _forward(x, labels, num_classes, center, ignore_index):
+    out = backends.kernel("class_moments", x.device)(x, labels, num_classes, center, ignore_index)
+    if x.device.type == "cpu" and int(out[3]):
+        raise_bad_label(labels, num_classes, ignore_index, "labels")
+    return out
+
+
+def _fake(x, labels, num_classes, center, ignore_index):
+    return (
+        x.new_empty((num_classes, x.shape[1]), dtype=compute_dtype(x.dtype)),
+        x.new_empty((num_classes,), dtype=torch.float64),
+        x.new_empty((num_classes,), dtype=torch.int64),
+        x.new_empty((), dtype=torch.int64),
+    )
+
+
+def _accumulate(counts, center, sums, sqnorms, invalid, x, labels, ignore_index):
+    run = backends.kernel("accumulate_class_moments_", x.device)
+    bad = run(counts, center, sums, sqnorms, invalid, x, labels, ignore_index)
+    if x.device.type == "cpu" and int(bad):
+        raise_bad_label(labels, counts.shape[0], ignore_index, "labels")
+
+
+def _setup(ctx, inputs, output):
+    x, labels, num_classes, center, ignore_index = inputs
+    sums, _, counts, invalid = output
+    ctx.save_for_backward(x, labels, center, sums, counts)
+    ctx.num_classes, ctx.ignore_index = num_classes, ignore_index
+    ctx.mark_non_differentiable(counts, invalid)
+
+
+def _backward(ctx, g_sums, g_sqnorms, g_counts, g_invalid):
+    x, labels, center, sums, counts = ctx.saved_tensors
+    g_x = g_center = None
+    if ctx.needs_input_grad[0]:
+        g_x = torch.ops.ncops.class_moments_backward(
+            g_sums, g_sqnorms, x, labels, ctx.num_classes, center, ctx.ignore_index
+        )
+    if ctx.needs_input_grad[3]:
+        g_center = -(counts[:, None] * g_sums + 2 * g_sqnorms[:, None] * sums).to(center.dtype)
+    return g_x, None, None, g_center, None
+
+
+def _backward_kernel(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index):
+    run = backends.kernel("class_moments_backward", x.device)
+    return run(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index)
+
+
+def _backward_fake(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index):
+    return x.new_empty(x.shape)
+
+
+def _double_setup(ctx, inputs, output):
+    pass
+
+
+def _double_backward(ctx, g):
+    raise NotImplementedError("class_moments: second derivatives are not supported")
+
+
+define(
+    "class_moments(Tensor x, Tensor labels, SymInt num_classes, Tensor? center, int ignore_index)"
+    " -> (Tensor sums, Tensor sqnorms, Tensor counts, Tensor invalid)",
+    _forward,
+    _fake,
+)
+define(
+    "class_moments_backward(Tensor g_sums, Tensor g_sqnorms, Tensor x, Tensor labels, SymInt num_classes,"
+    " Tensor? center, int ignore_index) -> Tensor",
+    _backward_kernel,
+    _backward_fake,
+)
+define(
+    "accumulate_class_moments_(Tensor(a!) counts, Tensor(b!) center, Tensor(c!) sums, Tensor(d!) sqnorms,"
+    " Tensor(e!) invalid, Tensor x, Tensor labels, int ignore_index) -> ()",
+    _accumulate,
+    lambda *_: None,
+)
+differentiate("class_moments", _backward, _setup)
+differentiate("class_moments_backward", _double_backward, _double_setup)

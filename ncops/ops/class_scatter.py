@@ -1,0 +1,107 @@
+"""Sum of outer products of features about their class centres: within-class, total or uncentred scatter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._checks import (
+    check_device,
+    check_dtype,
+    check_floating,
+    check_label_values,
+    check_shape,
+    compute_dtype,
+    flatten_labels,
+)
+from ._library import define, differentiate, differentiate_once
+from ._precision import allow_tf32
+
+
+def class_scatter(
+    x: Tensor, labels: Tensor | None = None, center: Tensor | None = None, *, ignore_index: int = -100
+) -> Tensor:
+    """``sum_i (x_i - center[label_i]) (x_i - center[label_i])^T``, not divided by the count.
+
+    With class means as centres this is the within-class scatter (``Sigma_W`` times N); with anchors near the means it
+    is exact in the collapsed regime, after the correction of :class:`ClassStatistics`.
+
+    Args:
+        x: ``(..., D)`` features; float32, float64, bfloat16 or float16; any strides.
+        labels: ``(...)`` integer class of each row, which needs ``center``; None: every row counts.
+        center: ``(C, D)`` with labels; without labels ``(D,)``, one centre, or None, the origin. In float32 (float64
+            for float64 ``x``).
+        ignore_index: the label to skip.
+
+    Returns:
+        ``(D, D)`` float32 (float64 for float64 ``x``), exactly symmetric. A NaN spreads to its row and column.
+
+    Raises:
+        ValueError: shape, dtype or device mismatch; labels without center; on CPU also a label outside ``[0, C)``,
+            naming row and value (elsewhere such a row is skipped).
+
+    Gradients flow to ``x`` and ``center``. The workspace is one block of rows.
+    """
+    flat, y = check_rows(x, labels, center)
+    return torch.ops.ncops.class_scatter(flat, y, center, ignore_index, allow_tf32(x))
+
+
+def check_rows(x: Tensor, labels: Tensor | None, center: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Checks features, labels and their centres; flattens the leading dimensions."""
+    check_floating(x, "x")
+    if x.ndim < 1:
+        raise ValueError("x: expected shape (..., D), got a scalar")
+    y = None if labels is None else flatten_labels(labels, "labels", x, "x")
+    if labels is not None and center is None:
+        raise ValueError("center: expected shape (C, D) with labels, got None")
+    if center is not None:
+        check_floating(center, "center")
+        if labels is None:
+            check_shape(center, "center", (x.shape[-1],), "(D,) without labels")
+        else:
+            rows = center.shape[0] if center.ndim else 0
+            check_shape(center, "center", (rows, x.shape[-1]), "(C, D) with labels")
+        check_dtype(center, "center", compute_dtype(x.dtype), f"x is {x.dtype}")
+        check_device(center, "center", x, "x")
+    return (x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x), y
+
+
+def _forward(x, labels, center, ignore_index, allow_tf32):
+    if labels is not None:
+        check_label_values(labels, center.shape[0], ignore_index, "labels")
+    return backends.kernel("class_scatter", x.device)(x, labels, center, ignore_index, allow_tf32)
+
+
+def _fake(x, labels, center, ignore_index, allow_tf32):
+    return x.new_empty((x.shape[1], x.shape[1]), dtype=compute_dtype(x.dtype))
+
+
+def _setup(ctx, inputs, output):
+    x, labels, center, *ctx.options = inputs
+    ctx.save_for_backward(x, labels, center)
+
+
+def _backward(ctx, g):
+    need_x, need_center = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+    g_x, g_center = torch.ops.ncops.class_scatter_backward(g, *ctx.saved_tensors, *ctx.options, need_x, need_center)
+    return g_x if need_x else None, None, g_center if need_center else None, None, None
+
+
+def _backward_kernel(*args):
+    return backends.kernel("class_scatter_backward", args[0].device)(*args)
+
+
+def _backward_fake(g, x, labels, center, ignore_index, allow_tf32, need_x, need_center):
+    return x.new_empty(x.shape if need_x else 0), g.new_empty(center.shape if need_center else 0)
+
+
+_INPUTS = "Tensor x, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
+define(f"class_scatter({_INPUTS}) -> Tensor", _forward, _fake)
+define(
+    f"class_scatter_backward(Tensor g, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)",
+    _backward_kernel,
+    _backward_fake,
+)
+differentiate("class_scatter", _backward, _setup)
+differentiate_once("class_scatter")

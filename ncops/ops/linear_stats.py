@@ -1,0 +1,109 @@
+"""Statistics of a linear classifier's logits, row by row, without the logits ever existing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._checks import check_device, check_floating, check_label_values, check_shape, flatten_labels, shape
+from ._library import define, differentiate, differentiate_once
+from ._precision import allow_tf32
+from ._row_stats import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
+
+
+def linear_stats(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, target: Tensor | None = None, *,
+    scale: float = 1.0, ignore_index: int = -100,
+) -> LinearStats:  # fmt: skip
+    """Log-sum-exp, top two, target, entropy, mean and variance of ``scale * x @ weight.T + bias`` per row.
+
+    The N x V logits never exist; the gradient recomputes them block by block. In the collapsed regime (margin above
+    20) ``nll`` and its gradient keep their digits where ``F.cross_entropy`` in float32 has lost them.
+
+    Args:
+        x: ``(..., D)`` features; float32, float64, bfloat16 or float16; any strides.
+        weight: ``(V, D)`` classifier rows, V >= 1, dtype of ``x``.
+        bias: ``(V,)`` or None, dtype of ``x``. ``-inf`` masks a class.
+        target: ``(...)`` integer class of each row, or None.
+        scale: multiplies the products, not the bias.
+        ignore_index: the target to skip: such a row's target columns are 0 (rank -1) and carry no gradient.
+
+    Returns:
+        :class:`LinearStats`. Under autocast x, weight and bias are cast to its dtype; products and sums are float32.
+
+    Raises:
+        ValueError: shape, dtype or device mismatch; mixed dtypes outside autocast; no class; on CPU also a target
+            outside ``[0, V)``, naming row and value (elsewhere such a row has nll NaN and rank -1).
+
+    Gradients flow to ``x``, ``weight`` and ``bias`` through every float column.
+    """
+    check_floating(x, "x")
+    if x.ndim < 1:
+        raise ValueError("x: expected shape (..., D), got a scalar")
+    check_floating(weight, "weight", 2)
+    check_shape(weight, "weight", (weight.shape[0], x.shape[-1]), "(V, D)")
+    if weight.shape[0] == 0:
+        raise ValueError(f"weight: expected at least one class, got shape {shape(weight)}")
+    check_device(weight, "weight", x, "x")
+    if bias is not None:
+        check_floating(bias, "bias")
+        check_shape(bias, "bias", (weight.shape[0],), "(V,)")
+        check_device(bias, "bias", x, "x")
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    for t, name in ((weight, "weight"), (bias, "bias")):
+        if t is not None and t.dtype != x.dtype:
+            raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (autocast is off)")
+    y = None if target is None else flatten_labels(target, "target", x, "x")
+    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    outputs = torch.ops.ncops.linear_stats(flat, weight, bias, y, float(scale), ignore_index, allow_tf32(x))
+    return unflatten(outputs, tuple(x.shape[:-1]), y, weight.shape[0])
+
+
+def _forward(x, weight, bias, target, scale, ignore_index, allow_tf32):
+    if target is not None:
+        check_label_values(target, weight.shape[0], ignore_index, "target")
+    run = backends.kernel("linear_stats", x.device)
+    return run(x, weight, bias, target, scale, ignore_index, allow_tf32)
+
+
+def _fake(x, weight, bias, target, scale, ignore_index, allow_tf32):
+    return fake_columns(x, target)
+
+
+def _setup(ctx, inputs, output):
+    x, weight, bias, target, *ctx.options = inputs
+    save_columns(ctx, output, x, weight, bias, target)
+
+
+def _backward(ctx, *grads):
+    needs = [bool(need) for need in ctx.needs_input_grad[:3]]
+    results = torch.ops.ncops.linear_stats_backward(*grads[:9], *ctx.saved_tensors, *ctx.options, *needs)
+    return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None)
+
+
+def _backward_kernel(*args):
+    return backends.kernel("linear_stats_backward", args[0].device)(*args)
+
+
+def _backward_fake(*args):
+    x, weight, bias, _, _, _, _, need_x, need_weight, need_bias = args[15:]
+    return (
+        x.new_empty(x.shape if need_x else 0),
+        weight.new_empty(weight.shape if need_weight else 0),
+        weight.new_empty(weight.shape[0] if need_bias else 0),
+    )
+
+
+_INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index, bool allow_tf32"
+define(f"linear_stats({_INPUTS}) -> {OUTPUTS}", _forward, _fake)
+define(
+    f"linear_stats_backward({GRADIENTS}, {_INPUTS}, bool need_x, bool need_weight, bool need_bias)"
+    " -> (Tensor g_x, Tensor g_weight, Tensor g_bias)",
+    _backward_kernel,
+    _backward_fake,
+)
+differentiate("linear_stats", _backward, _setup)
+differentiate_once("linear_stats")

@@ -1,0 +1,76 @@
+"""The columns of linear_stats from logits that already exist, in one read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._checks import check_floating, check_label_values, flatten_labels, shape
+from ._library import define, differentiate, differentiate_once
+from ._row_stats import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
+
+
+def logit_stats(
+    logits: Tensor, target: Tensor | None = None, *, scale: float = 1.0, ignore_index: int = -100
+) -> LinearStats:
+    """Log-sum-exp, top two, target, entropy, mean and variance of each row of ``scale * logits``.
+
+    Args:
+        logits: ``(..., V)``, V >= 1; float32, float64, bfloat16 or float16; any strides. ``-inf`` masks a class.
+        target: ``(...)`` integer class of each row, or None.
+        scale: multiplies the logits.
+        ignore_index: the target to skip: such a row's target columns are 0 (rank -1) and carry no gradient.
+
+    Returns:
+        :class:`LinearStats`, computed in float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: shape, dtype or device mismatch, no class; on CPU also a target outside ``[0, V)``, naming row and
+            value (elsewhere such a row has nll NaN and rank -1).
+
+    Gradients flow to ``logits`` through every float column.
+    """
+    check_floating(logits, "logits")
+    if logits.ndim < 1 or logits.shape[-1] == 0:
+        raise ValueError(f"logits: expected shape (..., V) with at least one class, got {shape(logits)}")
+    y = None if target is None else flatten_labels(target, "target", logits, "logits")
+    flat = logits.reshape(-1, logits.shape[-1]) if logits.ndim != 2 else logits
+    outputs = torch.ops.ncops.logit_stats(flat, y, float(scale), ignore_index)
+    return unflatten(outputs, tuple(logits.shape[:-1]), y, logits.shape[-1])
+
+
+def _forward(logits, target, scale, ignore_index):
+    if target is not None:
+        check_label_values(target, logits.shape[1], ignore_index, "target")
+    return backends.kernel("logit_stats", logits.device)(logits, target, scale, ignore_index)
+
+
+def _fake(logits, target, scale, ignore_index):
+    return fake_columns(logits, target)
+
+
+def _setup(ctx, inputs, output):
+    logits, target, *ctx.options = inputs
+    save_columns(ctx, output, logits, target)
+
+
+def _backward(ctx, *grads):
+    grad = torch.ops.ncops.logit_stats_backward(*grads[:9], *ctx.saved_tensors, *ctx.options)
+    return grad, None, None, None
+
+
+def _backward_kernel(*args):
+    return backends.kernel("logit_stats_backward", args[0].device)(*args)
+
+
+def _backward_fake(*args):
+    logits = args[15]
+    return logits.new_empty(logits.shape)
+
+
+_INPUTS = "Tensor logits, Tensor? target, float scale, int ignore_index"
+define(f"logit_stats({_INPUTS}) -> {OUTPUTS}", _forward, _fake)
+define(f"logit_stats_backward({GRADIENTS}, {_INPUTS}) -> Tensor", _backward_kernel, _backward_fake)
+differentiate("logit_stats", _backward, _setup)
+differentiate_once("logit_stats")

@@ -1,0 +1,76 @@
+"""The nearest class mean of each row: the decision rule of NC4, and of prototype classifiers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._checks import check_device, check_floating, check_shape, compute_dtype
+from ._library import define, differentiate
+from ._precision import allow_tf32
+from .pair_stats import check_valid
+
+
+class NearestClassMean(NamedTuple):
+    """See :func:`nearest_class_mean`."""
+
+    index: Tensor
+    sqdist: Tensor
+
+
+def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None) -> NearestClassMean:
+    """Index of the nearest class mean in Euclidean distance, and the squared distance to it.
+
+    Args:
+        x: ``(..., D)`` features; float32, float64, bfloat16 or float16; any strides.
+        means: ``(C, D)`` in float64 or in the dtype of the products (float32; float64 for float64 ``x``).
+        valid: ``(C,)`` bool, the classes to choose from; None means all.
+
+    Returns:
+        ``index (...) int64``: ties go to the lowest; -1 where the row holds a NaN or an infinity or no class is valid.
+        ``sqdist (...)`` float32 (float64 for float64 ``x``): computed from ``x - means[index]``; NaN where index is -1.
+
+    Raises:
+        ValueError: shape, dtype or device mismatch.
+
+    Not differentiable: neither result carries a gradient. Means and rows are centred on the mean of the valid means in
+    float64 before they are multiplied, since a large common offset otherwise flips decisions.
+    """
+    check_floating(x, "x")
+    if x.ndim < 1:
+        raise ValueError("x: expected shape (..., D), got a scalar")
+    check_floating(means, "means", 2)
+    check_shape(means, "means", (means.shape[0], x.shape[-1]), "(C, D)")
+    dtype = compute_dtype(x.dtype)
+    if means.dtype not in (torch.float64, dtype):
+        raise ValueError(f"means: expected torch.float64 or {dtype} (x is {x.dtype}), got {means.dtype}")
+    check_device(means, "means", x, "x")
+    check_valid(valid, means.shape[0], x, "x", "(C,)")
+    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    sqdist, index = torch.ops.ncops.nearest_class_mean(flat, means, valid, allow_tf32(x))
+    rows = x.shape[:-1]
+    return NearestClassMean(index.reshape(rows), sqdist.reshape(rows))
+
+
+def _forward(x, means, valid, allow_tf32):
+    return backends.kernel("nearest_class_mean", x.device)(x, means, valid, allow_tf32)
+
+
+def _fake(x, means, valid, allow_tf32):
+    rows = x.shape[0]
+    return x.new_empty(rows, dtype=compute_dtype(x.dtype)), x.new_empty(rows, dtype=torch.int64)
+
+
+define(
+    "nearest_class_mean(Tensor x, Tensor means, Tensor? valid, bool allow_tf32) -> (Tensor sqdist, Tensor index)",
+    _forward,
+    _fake,
+)
+differentiate(
+    "nearest_class_mean",
+    lambda ctx, g_sqdist, g_index: (None, None, None, None),
+    lambda ctx, inputs, output: ctx.mark_non_differentiable(*output),
+)

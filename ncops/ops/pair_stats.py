@@ -1,0 +1,152 @@
+"""Mean, spread and extremes of a kernel over all pairs of rows, without the K x K matrix."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._checks import check_device, check_floating, check_shape, compute_dtype, shape
+from ._library import define, differentiate, differentiate_once
+from ._precision import allow_tf32
+
+KERNELS = ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
+
+
+class PairStats(NamedTuple):
+    """Statistics over pairs of rows. See :func:`pair_stats`."""
+
+    mean: Tensor
+    var: Tensor
+    min: Tensor
+    max: Tensor
+    count: Tensor
+    row_max: Tensor
+    row_argmax: Tensor
+
+
+def pair_stats(
+    rows: Tensor, kernel: str, *, variances: Tensor | None = None, power: float = 1, valid: Tensor | None = None
+) -> PairStats:
+    """Statistics of ``kernel(rows[i], rows[j])`` over all pairs i < j of valid rows.
+
+    ======================  =========================================================
+    ``"dot"``               ``u.v``
+    ``"cosine"``            ``u.v / (|u| |v|)``; a zero row gives NaN
+    ``"distance"``          ``|u - v|``
+    ``"log_distance"``      ``ln |u - v|``
+    ``"riesz"``             ``|u - v|^(-power)``
+    ``"gaussian"``          ``exp(-power |u - v|^2)``
+    ``"cdnv"``              ``(v_i + v_j) / (2 |u - v|^(2 power))`` with ``variances`` v
+    ======================  =========================================================
+
+    Rows are used as they are: centre or normalise them first where the quantity asks for it. Distances are computed
+    about the mean row, and those of close pairs from their difference, so that near rows keep their digits.
+
+    Args:
+        rows: ``(K, D)``; float32, float64, bfloat16 or float16; any strides.
+        kernel: a name of the table.
+        variances: ``(K,)``, for ``"cdnv"`` alone; used in float32 (float64 for float64 rows).
+        power: see the table.
+        valid: ``(K,)`` bool, the rows to use; None means all.
+
+    Returns:
+        ``mean, var`` (divided by the count), ``min, max, count``: scalars, the floats in float32 (float64 for float64
+        rows), NaN when there is no pair; ``row_max (K,), row_argmax (K,)``: each row's largest value over the other
+        valid rows and the lowest index that gives it, NaN and -1 where there is none. A NaN among the values makes
+        the statistics it enters NaN (index -1). Coincident rows give -inf or +inf where the kernel diverges.
+
+    Raises:
+        ValueError: unknown kernel, ``variances`` missing or out of place, shape, dtype or device mismatch.
+
+    Gradients flow to ``rows`` and ``variances`` through ``mean`` and ``row_max``; coincident rows get none from each
+    other. Sources: CDNV Galanti et al. 2022; equidistance and uniformity Wu and Papyan 2024, Liu et al. 2023.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
+    check_floating(rows, "rows", 2)
+    k = rows.shape[0]
+    if kernel == "cdnv" and variances is None:
+        raise ValueError("variances: expected shape (K,) for kernel 'cdnv', got None")
+    if variances is not None:
+        if kernel != "cdnv":
+            raise ValueError(f"variances: expected None for kernel {kernel!r}, got shape {shape(variances)}")
+        check_floating(variances, "variances")
+        check_shape(variances, "variances", (k,), "(K,)")
+        check_device(variances, "variances", rows, "rows")
+        variances = variances.to(compute_dtype(rows.dtype))
+    check_valid(valid, k, rows, "rows", "(K,)")
+    mean, var, low, high, row_max, count, row_argmax = torch.ops.ncops.pair_stats(
+        rows, kernel, variances, float(power), valid, allow_tf32(rows)
+    )
+    return PairStats(mean, var, low, high, count, row_max, row_argmax)
+
+
+def check_valid(valid: Tensor | None, size: int, like: Tensor, like_name: str, meaning: str) -> None:
+    """An optional mask over rows or classes."""
+    if valid is None:
+        return
+    if not isinstance(valid, Tensor):
+        raise TypeError(f"valid: expected a tensor, got {type(valid).__name__}")
+    if valid.dtype != torch.bool:
+        raise ValueError(f"valid: expected torch.bool, got {valid.dtype}")
+    check_shape(valid, "valid", (size,), meaning)
+    check_device(valid, "valid", like, like_name)
+
+
+def _forward(rows, kernel, variances, power, valid, allow_tf32):
+    return backends.kernel("pair_stats", rows.device)(rows, kernel, variances, power, valid, allow_tf32)
+
+
+def _fake(rows, kernel, variances, power, valid, allow_tf32):
+    dtype = compute_dtype(rows.dtype)
+    k = rows.shape[0]
+    scalars = [rows.new_empty((), dtype=dtype) for _ in range(4)]
+    return (
+        *scalars,
+        rows.new_empty(k, dtype=dtype),
+        rows.new_empty((), dtype=torch.int64),
+        rows.new_empty(k, dtype=torch.int64),
+    )
+
+
+def _setup(ctx, inputs, output):
+    rows, ctx.kernel, variances, ctx.power, valid, ctx.allow_tf32 = inputs
+    _, var, low, high, _, count, row_argmax = output
+    ctx.save_for_backward(count, row_argmax, rows, variances, valid)
+    ctx.mark_non_differentiable(var, low, high, count, row_argmax)
+
+
+def _backward(ctx, g_mean, g_var, g_min, g_max, g_row_max, g_count, g_row_argmax):
+    count, row_argmax, rows, variances, valid = ctx.saved_tensors
+    g_rows, g_variances = torch.ops.ncops.pair_stats_backward(
+        g_mean, g_row_max, count, row_argmax, rows, ctx.kernel, variances, ctx.power, valid, ctx.allow_tf32
+    )
+    return g_rows, None, None if variances is None else g_variances, None, None, None
+
+
+def _backward_kernel(*args):
+    return backends.kernel("pair_stats_backward", args[0].device)(*args)
+
+
+def _backward_fake(g_mean, g_row_max, count, row_argmax, rows, kernel, variances, power, valid, allow_tf32):
+    return rows.new_empty(rows.shape), g_row_max.new_empty(0 if variances is None else variances.shape)
+
+
+_INPUTS = "Tensor rows, str kernel, Tensor? variances, float power, Tensor? valid, bool allow_tf32"
+define(
+    f"pair_stats({_INPUTS}) -> (Tensor mean, Tensor var, Tensor min, Tensor max, Tensor row_max,"
+    " Tensor count, Tensor row_argmax)",
+    _forward,
+    _fake,
+)
+define(
+    f"pair_stats_backward(Tensor g_mean, Tensor g_row_max, Tensor count, Tensor row_argmax, {_INPUTS})"
+    " -> (Tensor g_rows, Tensor g_variances)",
+    _backward_kernel,
+    _backward_fake,
+)
+differentiate("pair_stats", _backward, _setup)
+differentiate_once("pair_stats")

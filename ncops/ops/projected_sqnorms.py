@@ -1,0 +1,92 @@
+"""Squared norms of projected features: Mahalanobis distances, NC1 without a D x D matrix, NECO."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ._checks import check_device, check_floating, check_label_values, check_shape, compute_dtype
+from ._library import define, differentiate, differentiate_once
+from ._precision import allow_tf32
+from .class_scatter import check_rows
+
+
+def projected_sqnorms(
+    x: Tensor, basis: Tensor, labels: Tensor | None = None, center: Tensor | None = None, *, ignore_index: int = -100
+) -> Tensor:
+    """``|basis (x - center[label])|^2`` per row; the N x r projections never exist.
+
+    Args:
+        x: ``(..., D)`` features; float32, float64, bfloat16 or float16; any strides.
+        basis: ``(r, D)``, not necessarily orthonormal; float32 (float64 for float64 ``x``) or the dtype of ``x``.
+        labels: ``(...)`` integer class of each row, which needs ``center``; None: one centre for all.
+        center: ``(C, D)`` with labels; without labels ``(D,)`` or None, the origin. In float32 (float64 for float64
+            ``x``).
+        ignore_index: the label to skip.
+
+    Returns:
+        ``(...)`` in float32 (float64 for float64 ``x``); 0 for ignored rows. A NaN touches only its row.
+
+    Raises:
+        ValueError: shape, dtype or device mismatch; labels without center; on CPU also a label outside ``[0, C)``,
+            naming row and value (elsewhere such a row gives 0).
+
+    Gradients flow to ``x``, ``basis`` and ``center``.
+    """
+    flat, y = check_rows(x, labels, center)
+    check_floating(basis, "basis", 2)
+    check_shape(basis, "basis", (basis.shape[0], x.shape[-1]), "(r, D)")
+    check_device(basis, "basis", x, "x")
+    dtype = compute_dtype(x.dtype)
+    if basis.dtype not in (dtype, x.dtype):
+        raise ValueError(f"basis: expected {dtype} or the dtype of x, {x.dtype}, got {basis.dtype}")
+    out = torch.ops.ncops.projected_sqnorms(flat, basis.to(dtype), y, center, ignore_index, allow_tf32(x))
+    return out.reshape(x.shape[:-1])
+
+
+def _forward(x, basis, labels, center, ignore_index, allow_tf32):
+    if labels is not None:
+        check_label_values(labels, center.shape[0], ignore_index, "labels")
+    run = backends.kernel("projected_sqnorms", x.device)
+    return run(x, basis, labels, center, ignore_index, allow_tf32)
+
+
+def _fake(x, basis, labels, center, ignore_index, allow_tf32):
+    return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
+
+
+def _setup(ctx, inputs, output):
+    x, basis, labels, center, *ctx.options = inputs
+    ctx.save_for_backward(x, basis, labels, center)
+
+
+def _backward(ctx, g):
+    needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
+    results = torch.ops.ncops.projected_sqnorms_backward(g, *ctx.saved_tensors, *ctx.options, *needs)
+    g_x, g_basis, g_center = (grad if need else None for grad, need in zip(results, needs, strict=True))
+    return g_x, g_basis, None, g_center, None, None
+
+
+def _backward_kernel(*args):
+    return backends.kernel("projected_sqnorms_backward", args[0].device)(*args)
+
+
+def _backward_fake(g, x, basis, labels, center, ignore_index, allow_tf32, need_x, need_basis, need_center):
+    return (
+        x.new_empty(x.shape if need_x else 0),
+        basis.new_empty(basis.shape if need_basis else 0),
+        g.new_empty(center.shape if need_center else 0),
+    )
+
+
+_INPUTS = "Tensor x, Tensor basis, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
+define(f"projected_sqnorms({_INPUTS}) -> Tensor", _forward, _fake)
+define(
+    f"projected_sqnorms_backward(Tensor g, {_INPUTS}, bool need_x, bool need_basis, bool need_center)"
+    " -> (Tensor g_x, Tensor g_basis, Tensor g_center)",
+    _backward_kernel,
+    _backward_fake,
+)
+differentiate("projected_sqnorms", _backward, _setup)
+differentiate_once("projected_sqnorms")

@@ -1,0 +1,428 @@
+"""All collapse metrics of a geometry, a classifier and its decisions, as one report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import metrics
+from ..conventions import Convention, resolve
+from ..decisions import DecisionStatistics
+from ..geometry import ClassGeometry
+from ..ops._checks import check_device, check_floating, check_shape
+
+NAMES = (
+    "nc1_pinv", "nc1_quotient", "nc1_cdnv", "vci",
+    "nc2_norm_cv", "nc2_log_norm_cv", "nc2_cos_mean", "nc2_cos_std", "nc2_etf_error", "gnc2_log_mean", "gnc2_log_var",
+    "nc3_cos_mean", "nc3_cos_cv", "nc3_duality_error",
+    "nc4_agreement", "ncc_accuracy", "accuracy", "nll", "ece",
+)  # fmt: skip
+"""The metrics of a report, in its order."""
+
+
+class CollapseReport(Mapping[str, float]):
+    """The numbers of one measurement: a mapping from metric name to float, in the order of ``NAMES``.
+
+    Attributes:
+        coverage: what the numbers rest on: ``classes`` (C), ``classes_seen``, ``classes_kept``, ``min_count``,
+            ``classes_with_10_samples``, ``samples``, ``samples_in_kept``, ``skipped_rows``, ``ignored_rows``, and with
+            a decision pass ``decision_samples``, ``decision_samples_kept``, ``decision_unkept_share``,
+            ``decision_skipped_rows``, ``decision_ignored_rows``, ``decision_excluded_rows``.
+        convention: name of the convention. settings: the :class:`ncops.conventions.Convention` itself.
+        notes: metric name -> why it is NaN, or what it means under a convention that changes its meaning.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, float],
+        coverage: Mapping[str, Any] | None = None,
+        convention: str | Convention = "ncops",
+        notes: Mapping[str, str] | None = None,
+    ):
+        self._values = {name: float(value) for name, value in values.items()}
+        self.coverage: dict[str, Any] = dict(coverage or {})
+        self.settings = resolve(convention)
+        self.notes: dict[str, str] = dict(notes or {})
+
+    @property
+    def convention(self) -> str:
+        return self.settings.name
+
+    def __getitem__(self, name: str) -> float:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """A JSON object with ``metrics``, ``coverage``, ``convention``, ``settings`` and ``notes``; NaN becomes
+        null."""
+        document = {
+            "metrics": self._values,
+            "coverage": self.coverage,
+            "convention": self.convention,
+            "settings": self.settings.as_dict(),
+            "notes": self.notes,
+        }
+        return json.dumps(_finite(document), indent=indent, allow_nan=False)
+
+    def table(self) -> str:
+        """Plain text: one line per metric with its meaning, then the coverage and the notes."""
+        from .explain import format_value, meaning
+
+        rows = [(name, format_value(value), meaning(name)) for name, value in self._values.items()]
+        width = max((len(name) for name, _, _ in rows), default=0)
+        digits = max((len(value) for _, value, _ in rows), default=0)
+        lines = [f"Neural collapse (convention: {self.convention})", ""]
+        group = None
+        for name, value, means in rows:
+            if group not in (None, means.group):
+                lines.append("")
+            group = means.group
+            goal = f" [{means.goal}]" if means.goal else ""
+            lines.append(f"  {name:<{width}}  {value:>{digits}}  {means.sentence}{goal}".rstrip())
+        lines += ["", *self._coverage_lines()]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.notes.items():
+            reasons.setdefault(reason, []).append(name)
+        lines += [f"Note: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        return "\n".join(lines)
+
+    def _coverage_lines(self) -> list[str]:
+        c = self.coverage
+        if not c:
+            return []
+        lines = [
+            f"Coverage: {c['classes_kept']:,} of {c['classes']:,} classes kept ({c['classes_seen']:,} seen, "
+            f"{c['classes_with_10_samples']:,} with at least 10 samples; kept from {c['min_count']} on), "
+            f"{c['samples']:,} samples, {c['skipped_rows']:,} rows skipped, {c['ignored_rows']:,} ignored."
+        ]
+        if "decision_samples" in c:
+            share = c["decision_unkept_share"]
+            unkept = "" if math.isnan(share) else f", {100 * share:.3g} % of them of classes that are not kept"
+            lines.append(f"Decisions: {c['decision_samples']:,} samples{unkept}.")
+        return lines
+
+    def plot(self, ax=None):
+        """Draws the report with matplotlib; returns ``(fig, ax)``."""
+        from .plots import plot_report
+
+        return plot_report(self, ax)
+
+    def to_html(self, path: str | os.PathLike, *, title: str | None = None, details: Any = None) -> None:
+        """Writes the report as one self-contained HTML file."""
+        from .html import write_html
+
+        write_html(self, path, title=title, details=details)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@torch.no_grad()
+def collapse(
+    geometry: ClassGeometry,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    decisions: DecisionStatistics | None = None,
+    convention: str | Convention = "ncops",
+) -> CollapseReport:
+    """Every metric of neural collapse, NC1 to NC4, as one report.
+
+    Args:
+        geometry: from :meth:`ncops.ClassStatistics.compute`.
+        weight: ``(C, D)`` classifier rows for the ``nc3_*``; only those of kept classes are read. bias: ``(C,)`` or
+            None; it takes part in the decisions only, and is checked here.
+        decisions: the decision pass, for ``nc4_agreement``, ``ncc_accuracy``, ``accuracy``, ``nll`` and ``ece``.
+        convention: ``"ncops"``, ``"neural-collapse"``, ``"linguistic-collapse"``, ``"papyan"``, ``"zhu"``, or a
+            :class:`ncops.conventions.Convention` of your own.
+
+    Returns:
+        :class:`CollapseReport`. What an absent argument would be needed for is NaN, with the reason in ``notes``; so is
+        everything between classes when fewer than two are kept.
+
+    Raises:
+        ValueError: shapes that do not fit; decisions made with another convention, other classes or another number of
+            them.
+    """
+    settings = resolve(convention)
+    _check(geometry, weight, bias, decisions, settings)
+    notes: dict[str, str] = {}
+    values = dict.fromkeys(NAMES, math.nan)
+    rows = None if weight is None else weight.detach()[geometry.classes.to(weight.device)]
+    values.update(_variability(geometry, settings, notes))
+    values.update(_configuration(geometry, rows, settings, notes))
+    values.update(_duality(geometry, rows, settings, notes))
+    values.update(_decisions(decisions, notes))
+    if geometry.num_kept < 2:
+        between = [name for name in NAMES if name.startswith(("nc1", "vci", "nc2", "gnc2", "nc3"))]
+        notes.update(dict.fromkeys(between, f"NaN: needs two kept classes, there are {geometry.num_kept}"))
+    coverage = {**geometry.coverage, **({} if decisions is None else decisions.coverage)}
+    return CollapseReport({name: float(values[name]) for name in NAMES}, coverage, settings, notes)
+
+
+def _check(geometry, weight, bias, decisions, settings: Convention) -> None:
+    if not isinstance(geometry, ClassGeometry):
+        raise TypeError(f"geometry: expected ClassGeometry, got {type(geometry).__name__}")
+    if weight is not None:
+        check_floating(weight, "weight", 2)
+        check_shape(weight, "weight", (geometry.num_classes, geometry.dim), "(num_classes, D)")
+        check_device(weight, "weight", geometry.means, "geometry")
+    if bias is not None:
+        check_floating(bias, "bias", 1)
+        check_shape(bias, "bias", (geometry.num_classes,), "(num_classes,)")
+    if decisions is None:
+        return
+    if not isinstance(decisions, DecisionStatistics):
+        raise TypeError(f"decisions: expected DecisionStatistics, got {type(decisions).__name__}")
+    if decisions.convention != settings:
+        raise ValueError(
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+           
+            f"convention: expected {decisions.convention.name!r}, with which the decisions
+            were made, got {settings.name!r}"
+        )
+    kept = decisions.kept.nonzero()[:, 0].to(geometry.classes.device)
+    if decisions.num_classes != geometry.num_classes or not torch.equal(kept, geometry.classes):
+        raise ValueError("decisions: made with a geometry of other classes than this one")
+
+
+def _origin(geometry: ClassGeometry, settings: Convention) -> Tensor | None:
+    """The point that means are centred on; None is the unweighted mean of the kept means."""
+    return geometry.sample_mean if settings.global_mean == "sample" else None
+
+
+def _variability(geometry: ClassGeometry, settings: Convention, notes: dict[str, str]) -> dict[str, Tensor]:
+    means, origin = geometry.means, _origin(geometry, settings)
+    values = {
+        "nc1_quotient": metrics.nc1_quotient(geometry.within_trace, means, global_mean=origin),
+        "nc1_cdnv": metrics.nc1_cdnv(
+            geometry.class_var, means, power=settings.cdnv_power, counts=geometry.counts, ddof=settings.variance_ddof
+        ),
+    }
+    if geometry.within_cov is None:
+        notes.update(dict.fromkeys(("nc1_pinv", "vci"), "NaN: needs ClassStatistics(scatter=True)"))
+        return values
+    rtol = metrics.rounding_rtol(means, geometry.input_dtype, global_mean=origin)
+    values["nc1_pinv"] = metrics.nc1_pinv(
+        geometry.within_cov, means, global_mean=origin, rtol=rtol, divide=settings.nc1_divide
+    )
+    values["vci"] = metrics.vci(geometry.within_cov, means, global_mean=origin, rtol=rtol)
+    if not settings.nc1_divide:
+        notes["nc1_pinv"] = f"not divided by the number of classes under convention {settings.name!r}"
+    return values
+
+
+def _configuration(
+    geometry: ClassGeometry, rows: Tensor | None, settings: Convention, notes: dict[str, str]
+) -> dict[str, Tensor]:
+    means, origin = geometry.means, _origin(geometry, settings)
+    norms = {"global_mean": origin, "squared": settings.norm_squared, "ddof": settings.norm_ddof}
+    similarity = metrics.pair_similarity(
+        means, global_mean=origin, similarity=settings.similarity, ddof=settings.pair_ddof
+    )
+    uniformity = metrics.log_uniformity(means, global_mean=origin, center=settings.gnc2_centered)
+    values = {
+        "nc2_norm_cv": metrics.norm_variation(means, **norms),
+        "nc2_log_norm_cv": metrics.norm_variation(means, log=True, **norms),
+        "nc2_cos_mean": similarity.mean,
+        "nc2_cos_std": similarity.std,
+        "gnc2_log_mean": uniformity.mean,
+        "gnc2_log_var": uniformity.var,
+    }
+    if settings.similarity == "dot":
+        text = f"raw inner products, not cosines, under convention {settings.name!r}"
+        notes.update(dict.fromkeys(("nc2_cos_mean", "nc2_cos_std"), text))
+    if settings.etf_of == "means":
+        values["nc2_etf_error"] = metrics.etf_error(means, global_mean=origin)
+    elif rows is None:
+        notes["nc2_etf_error"] = f"NaN: of the classifier rows under convention {settings.name!r}, which need weight="
+    else:
+        values["nc2_etf_error"] = metrics.simplex_error(rows, rows)
+        notes["nc2_etf_error"] = f"of the classifier rows under convention {settings.name!r}"
+    return values
+
+
+def _duality(
+    geometry: ClassGeometry, rows: Tensor | None, settings: Convention, notes: dict[str, str]
+) -> dict[str, Tensor]:
+    names = ("nc3_cos_mean", "nc3_cos_cv", "nc3_duality_error")
+    if rows is None:
+        notes.update(dict.fromkeys(names, "NaN: needs the classifier, weight="))
+        return {}
+    shared = {"global_mean": _origin(geometry, settings), "center_weight": settings.center_weight}
+    cosines = metrics.alignment(
+        rows, geometry.means, similarity=settings.duality_similarity, ddof=settings.duality_ddof, **shared
+    )
+    error = metrics.duality_error if settings.duality_error == "gram" else metrics.duality_distance
+    if settings.duality_similarity == "dot":
+        notes.update(dict.fromkeys(names[:2], f"inner products, not cosines, under convention {settings.name!r}"))
+    if settings.duality_error == "distance":
+        notes[names[2]] = f"squared distance of normalised matrices under convention {settings.name!r}"
+    return dict(zip(names, (*cosines, error(rows, geometry.means, **shared)), strict=True))
+
+
+def _decisions(decisions: DecisionStatistics | None, notes: dict[str, str]) -> dict[str, Tensor | float]:
+    names = ("nc4_agreement", "ncc_accuracy", "accuracy", "nll", "ece")
+    if decisions is None:
+        notes.update(dict.fromkeys(names, "NaN: needs the decision pass, decisions="))
+        return {}
+    d = decisions
+    values = {
+        "nc4_agreement": metrics.share(d.agree, d.count),
+        "ncc_accuracy": metrics.share(d.ncc_hit, d.count),
+        "accuracy": metrics.share(d.hit, d.count),
+        "nll": metrics.mean_nll(d.nll, d.count),
+        "ece": metrics.expected_calibration_error(d.confidence_count, d.confidence_correct, d.confidence_sum),
+    }
+    if d.num_samples == 0:
+        notes.update(dict.fromkeys(names, "NaN: the decision pass counted no row"))
+    elif not d.kept.any():
+        for name in names[:2]:
+            values[name] = math.nan
+            notes[name] = "NaN: no class is kept, so there is no nearest mean"
+    return values

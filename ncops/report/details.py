@@ -1,0 +1,233 @@
+"""Everything a report shows beside its numbers: histograms, the scatter, the table of classes, trajectories, run facts.
+
+``details`` is a plain dictionary, ready for JSON, with any of the keys
+``run`` (name -> text or number), ``histograms``, ``scatter``, ``classes``, ``layers``, ``checkpoints`` and ``notes``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..decisions import MARGIN_LIMIT
+from .explain import format_value
+
+PAIR_SAMPLE = 512
+"""Classes drawn for the histogram of pairwise cosines: 130,816 pairs, enough for its shape, nothing K x K for large K."""
+
+TABLE_ROWS = 300
+SCATTER_POINTS = 4000
+
+
+def histogram(values: torch.Tensor, unit: str = "classes") -> dict[str, Any] | None:
+    """Counts of the finite values on 8 to 48 equal bins from the least to the largest; None when there are none."""
+    values = values.detach().to("cpu", torch.float64).flatten()
+    values = values[torch.isfinite(values)]
+    if values.numel() == 0:
+        return None
+    bins = min(48, max(8, round(2 * math.sqrt(values.numel()))))
+    low, high = float(values.min()), float(values.max())
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        low, high = low - 0.5, high + 0.5
+    counts = torch.histc(values, bins=bins, min=low, max=high)
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+    return {"edges": edges.tolist(), "counts": [int(c) for c in counts], "mean": float(values.mean()), "unit": unit}
+
+
+def _centred(geometry) -> torch.Tensor:
+    return geometry.means.double() - geometry.global_mean.double()
+
+
+def row_cosines(geometry, weight: torch.Tensor | None) -> torch.Tensor | None:
+    """(K,) cosine of each centred class mean with its own classifier row (not centred), or None without a classifier."""
+    if weight is None:
+        return None
+    rows = weight.detach()[geometry.classes.to(weight.device)].to(geometry.means.device, torch.float64)
+    centred = _centred(geometry)
+    return (rows * centred).sum(1) / (rows.norm(dim=1) * centred.norm(dim=1))
+
+
+def _pair_cosines(geometry, seed: int) -> tuple[torch.Tensor, int]:
+    centred = _centred(geometry)
+    total = centred.shape[0]
+    if total > PAIR_SAMPLE:
+        chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:PAIR_SAMPLE]
+        centred = centred[chosen.to(centred.device)]
+    unit = centred / centred.norm(dim=1, keepdim=True)
+    size = unit.shape[0]
+    upper = torch.triu_indices(size, size, offset=1, device=unit.device)
+    return (unit @ unit.T)[upper[0], upper[1]], size
+
+
+def geometry_details(geometry, weight: torch.Tensor | None = None, *, seed: int = 0) -> dict[str, Any]:
+    """Distributions over the kept classes: norms, cosines with the classifier, sampled pairwise cosines, count and variance."""
+    histograms: dict[str, Any] = {"mean_norm": histogram(_centred(geometry).norm(dim=1))}
+    cosines = row_cosines(geometry, weight)
+    if cosines is not None:
+        histograms["row_cosine"] = histogram(cosines)
+    if geometry.means.shape[0] >= 2:
+        pairs, size = _pair_cosines(geometry, seed)
+        histograms["pair_cosine"] = histogram(pairs, "pairs")
+        if histograms["pair_cosine"] is not None:
+            histograms["pair_cosine"].update(classes=size, of=int(geometry.means.shape[0]))
+    counts, variance = geometry.counts.cpu(), geometry.class_var.double().cpu()
+    shown = torch.nonzero((variance > 0) & torch.isfinite(variance))[:, 0]
+    of = shown.numel()
+    if of > SCATTER_POINTS:
+        shown = shown[torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:SCATTER_POINTS].sort().values]
+    scatter = {"count": counts[shown].tolist(), "variance": variance[shown].tolist(), "shown": shown.numel(), "of": of}
+    return {"histograms": {k: v for k, v in histograms.items() if v is not None}, "scatter": scatter}
+
+
+def decision_details(decisions) -> dict[str, Any]:
+    """The histograms that a DecisionStatistics keeps, with their edges."""
+    entropy, margin = decisions.entropy_hist.tolist(), decisions.margin_hist.tolist()
+    span = math.log(decisions.num_classes) or 1.0
+    inner = len(margin) - 2
+    count, hits = decisions.confidence_count.tolist(), decisions.confidence_correct.tolist()
+    sure, bins = decisions.confidence_sum.tolist(), len(count)
+    return {
+        "entropy": {"edges": _edges(0.0, span, len(entropy)), "counts": entropy, "unit": "samples"},
+        "margin": {
+            "edges": _edges(-MARGIN_LIMIT, MARGIN_LIMIT, inner), "counts": margin[1:-1],
+            "below": margin[0], "above": margin[-1], "unit": "samples",
+        },
+        "reliability": {
+            "edges": _edges(0.0, 1.0, bins), "counts": count,
+            "accuracy": [h / c if c else None for h, c in zip(hits, count, strict=True)],
+            "confidence": [s / c if c else None for s, c in zip(sure, count, strict=True)],
+        },
+    }  # fmt: skip
+
+
+def _edges(low: float, high: float, bins: int) -> list[float]:
+    return [low + (high - low) * i / bins for i in range(bins + 1)]
+
+
+def class_rows(
+    geometry,
+    weight: torch.Tensor | None,
+    decisions,
+    text: Callable[[int], str],
+    noun: str = "class",
+    limit: int = TABLE_ROWS,
+) -> dict[str, Any]:
+    """The most frequent kept classes, one row each.
+
+    Args:
+        decisions: a DecisionStatistics of the decision pass; None without a classifier.
+        text: the name of a class.
+    """
+    order = torch.argsort(geometry.counts.cpu(), descending=True, stable=True)[:limit]
+    ids = geometry.classes.cpu()[order]
+    cosines = row_cosines(geometry, weight)
+    columns: dict[str, torch.Tensor] = {
+        "count": geometry.counts.cpu()[order],
+        "class_var": geometry.class_var.double().cpu()[order],
+        "mean_norm": _centred(geometry).norm(dim=1).cpu()[order],
+    }
+    if cosines is not None:
+        columns["row_cosine"] = cosines.cpu()[order]
+    if decisions is not None:
+        seen = decisions.count.cpu()[ids]
+        columns["held_out"] = seen
+        for name in ("hit", "agree"):
+            columns[name] = getattr(decisions, name).cpu()[ids].double() / seen.double()
+    names = list(columns)
+    lists = [columns[name].tolist() for name in names]
+    rows = [
+        {"id": int(ids[i]), "text": text(int(ids[i])), **{name: _clean(values[i]) for name, values in zip(names, lists, strict=True)}}
+        for i in range(ids.numel())
+    ]
+    return {"rows": rows, "shown": len(rows), "of": int(geometry.classes.numel()), "noun": noun}
+
+
+def trajectory(axis: str, points: Sequence[float], reports: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, Any]:
+    """One list of values per metric along layers or checkpoints."""
+    return {
+        "axis": axis,
+        "points": list(points),
+        "metrics": {n: [_clean(float(r[n])) for r in reports] for n in names if all(n in r for r in reports)},
+    }
+
+
+def _clean(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def strict(value: Any) -> Any:
+    """The same structure with NaN and infinities as null, so that any JSON reader takes it."""
+    if isinstance(value, Mapping):
+        return {str(k): strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(v) for v in value]
+    return _clean(value)
+
+
+def document(report: Mapping[str, float], details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What ``report.json`` and ``--json`` hold: metrics, coverage, convention and every detail."""
+    head = {
+        "metrics": dict(report),
+        "coverage": getattr(report, "coverage", {}),
+        "convention": getattr(report, "convention", "ncops"),
+        "settings": report.settings.as_dict() if hasattr(report, "settings") else {},
+        "metric_notes": getattr(report, "notes", {}),
+    }
+    return strict({**head, **(details or {})})
+
+
+COVERAGE_LABELS = {
+    "classes": "classes",
+    "classes_seen": "classes seen",
+    "classes_kept": "classes kept",
+    "min_count": "samples a class needs",
+    "classes_with_10_samples": "classes with ≥ 10 samples",
+    "samples": "samples (training part)",
+    "samples_in_kept": "of them in kept classes",
+    "decision_samples": "samples (decision part)",
+    "decision_samples_kept": "of them in kept classes",
+}
+_SHARE_OF = {"classes_seen": "classes", "classes_kept": "classes", "samples_in_kept": "samples", "decision_samples_kept": "decision_samples"}
+_COVERAGE_HIDDEN = ("ignored_rows", "decision_ignored_rows", "decision_unkept_samples", "decision_unkept_share")
+
+
+def coverage_items(report: Mapping[str, float]) -> list[tuple[str, str]]:
+    """(label, value) pairs of a report's coverage; counts that are zero and uninteresting are left out."""
+    items = []
+    coverage = dict(getattr(report, "coverage", None) or {})
+    for name, value in coverage.items():
+        if (name not in COVERAGE_LABELS and not value) or name in _COVERAGE_HIDDEN:
+            continue
+        if name == "classes_with_10_samples" and coverage.get("min_count") == 10:
+            continue
+        shown = f"{value:,}" if isinstance(value, int) else format_value(value) if isinstance(value, float) else str(value)
+        of = coverage.get(_SHARE_OF.get(name, ""))
+        if of:
+            shown += f" ({100 * value / of:.3g} %)"
+        items.append((COVERAGE_LABELS.get(name, name.replace("_", " ")), shown))
+    return items
+
+
+def caveats(report: Mapping[str, float]) -> list[str]:
+    """Sentences that keep a reader from taking a number for more than it is."""
+    coverage, found = getattr(report, "coverage", None) or {}, []
+    share = coverage.get("decision_unkept_share")
+    if share is not None and share > 0.02:
+        found.append(
+            f"{100 * share:.3g} % of the decision samples have a label without a kept class mean: there the nearest mean is wrong by "
+            f"necessity, so the nearest-mean accuracy cannot exceed {1 - share:.3f}."
+        )
+    kept = coverage.get("classes_kept")
+    if kept is not None and kept < 2:
+        found.append(f"Only {kept} class has enough samples: every number between classes is undefined. Give more data or a lower --min-count.")
+    return found
+
+
+class Measured(NamedTuple):
+    """What a measuring run hands over: the report and everything to show beside it."""
+
+    report: Any
+    details: dict[str, Any]

@@ -1,0 +1,181 @@
+"""Matplotlib plots of a report. Every function draws on the axes it is given and never calls ``show``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .explain import distance, format_value, meaning
+
+
+class Palette(NamedTuple):
+    ink: str
+    muted: str
+    line: str
+    accent: str
+    second: str
+
+
+LIGHT = Palette(ink="#1f2430", muted="#667085", line="#d5d9e0", accent="#3a5bd9", second="#d9772b")
+# Colours that stand for CSS variables: the HTML writer replaces them, and the plots follow a light or dark page.
+SENTINEL = Palette(ink="#0a0b01", muted="#0a0b02", line="#0a0b03", accent="#0a0b04", second="#0a0b05")
+
+OVERVIEW = (
+    "nc1_pinv", "nc1_quotient", "nc1_cdnv", "vci", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error",
+    "nc3_cos_mean", "nc3_duality_error", "nc4_agreement", "ncc_accuracy",
+)  # fmt: skip
+_FLOOR = 1e-4
+
+
+def style(ax, palette: Palette = LIGHT) -> None:
+    """Quiet axes: no box, thin lines, one ink."""
+    ax.set_facecolor("none")
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(palette.line)
+    ax.tick_params(colors=palette.muted, labelcolor=palette.ink, length=3)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_color(palette.muted)
+    ax.title.set_color(palette.ink)
+
+
+def _power(value: float, _position: int = 0) -> str:
+    exponent = round(math.log10(value))
+    if -3 < exponent < 4:
+        return f"{10.0**exponent:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _log_axis(axis) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(_power))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
+    """How far each metric is from its value at full collapse, on one logarithmic axis; left is collapsed."""
+    found = [(n, d, float(report[n])) for n in OVERVIEW if n in report and (d := distance(n, float(report[n]))) is not None]
+    style(ax, palette)
+    if not found:
+        ax.text(0.5, 0.5, "fewer than two classes kept: nothing to compare", ha="center", color=palette.muted, transform=ax.transAxes)
+        ax.set_axis_off()
+        return
+    top = 1.4 * max(1.0, max(min(d, 1e6) for _, d, _ in found))
+    for row, (name, far, value) in enumerate(reversed(found)):
+        shown = min(max(far, _FLOOR), top)
+        ax.plot([_FLOOR, shown], [row, row], color=palette.line, lw=2, zorder=1, solid_capstyle="round")
+        ax.plot([shown], [row], "o", ms=7, color=palette.accent, zorder=2)
+        ax.annotate(
+            format_value(value), (1.0, row), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+            va="center", fontsize="small", color=palette.ink,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_xlim(_FLOOR * 0.8, top)
+    ax.set_ylim(-0.7, len(found) - 0.3)
+    _log_axis(ax.xaxis)
+    ax.set_yticks(range(len(found)), [meaning(n).label for n, _, _ in reversed(found)])
+    ax.set_xlabel("distance from full collapse (left = collapsed); value at the right")
+    ax.grid(axis="x", color=palette.line, lw=0.6, alpha=0.7)
+    ax.set_axisbelow(True)
+
+
+def distribution(ax, data: Mapping[str, Any], xlabel: str, palette: Palette = LIGHT, marks: Mapping[str, float] | None = None) -> None:
+    """A histogram from edges and counts; ``marks`` draws labelled vertical lines. Overflow at both ends is written, not hidden."""
+    edges, counts = data["edges"], data["counts"]
+    widths = [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    ax.bar(edges[:-1], counts, width=widths, align="edge", color=palette.accent, alpha=0.85, lw=0)
+    style(ax, palette)
+    used = [i for i, c in enumerate(counts) if c]
+    if used:  # the fixed edges of a stream are wide: show the part where the data are
+        room = 0.04 * (edges[used[-1] + 1] - edges[used[0]])
+        ax.set_xlim(max(edges[0], edges[used[0]] - room), min(edges[-1], edges[used[-1] + 1] + room))
+    for number, (label, at) in enumerate((marks or {}).items()):
+        low, high = ax.get_xlim()
+        if not low <= at <= high:
+            ax.set_xlim(min(low, at - 0.02 * (high - low)), max(high, at + 0.02 * (high - low)))
+        ax.axvline(at, color=palette.second, lw=1.4, ls=("-", (0, (3, 2)))[number % 2])
+        right = at > sum(ax.get_xlim()) / 2
+        ax.annotate(
+            label, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(-4 if right else 4, -2 - 13 * number),
+            textcoords="offset points", ha="right" if right else "left", va="top", fontsize="small", color=palette.second,
+        )  # fmt: skip
+    outside = [f"{data[k]:,} {w}" for k, w in (("below", "below the axis"), ("above", "above the axis")) if data.get(k)]
+    ax.set_xlabel(xlabel + (f"  ({', '.join(outside)})" if outside else ""))
+    ax.set_ylabel(data.get("unit", "classes"))
+    ax.yaxis.get_major_locator().set_params(integer=True)
+
+
+def count_variance(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> None:
+    """Samples of a class against its variance, both logarithmic."""
+    ax.scatter(data["count"], data["variance"], s=14, color=palette.accent, alpha=0.55, lw=0)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    style(ax, palette)
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    for axis, values in ((ax.xaxis, data["count"]), (ax.yaxis, data["variance"])):
+        ratio = max(values) / min(values)
+        axis.set_major_locator(MaxNLocator(4) if ratio < 8 else LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,)))
+        axis.set_major_formatter(FuncFormatter(_power if ratio >= 100 else lambda v, _: f"{v:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("samples of the class")
+    ax.set_ylabel("variance in the class")
+    ax.grid(color=palette.line, lw=0.5, alpha=0.6)
+    ax.set_axisbelow(True)
+
+
+def reliability(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> None:
+    """Accuracy per confidence bin beside the diagonal of perfect calibration; empty bins stay empty."""
+    edges, accuracy, confidence = data["edges"], data["accuracy"], data["confidence"]
+    ax.plot([0, 1], [0, 1], color=palette.muted, lw=1, ls=(0, (3, 2)))
+    for low, high, right, sure in zip(edges[:-1], edges[1:], accuracy, confidence, strict=True):
+        if right is None:
+            continue
+        ax.bar(low, right, width=(high - low) * 0.92, align="edge", color=palette.accent, alpha=0.85, lw=0)
+        ax.plot([sure], [right], "o", ms=3.5, color=palette.second)
+    style(ax, palette)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
+    ax.set_xlabel("confidence of the classifier")
+    ax.set_ylabel("accuracy in the bin")
+
+
+def curve(ax, axis: str, points: Sequence[float], values: Sequence[float | None], name: str, palette: Palette = LIGHT) -> None:
+    """One metric along layers or checkpoints, with its value at full collapse as a dashed line."""
+    y = [math.nan if v is None else v for v in values]
+    spread = max(points) > 50 and axis != "layer"
+    ax.plot(points, y, "-o", ms=3.5, lw=1.6, color=palette.accent)
+    style(ax, palette)
+    ax.margins(y=0.12)
+    if spread:
+        ax.set_xscale("symlog", linthresh=20)
+        ax.set_xticks([p for p in (0, 20, 100, 400, 1000, 4000) if p <= max(points) * 1.3], minor=False)
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        ax.xaxis.set_minor_formatter(lambda v, _: "")
+    finite = [v for v in y if math.isfinite(v)]
+    target = meaning(name).target
+    if target is not None and finite:
+        ax.axhline(target, color=palette.second, lw=1, ls=(0, (3, 2)))
+        if min(finite) > 0 and target == 0 and max(finite) / min(finite) > 50:
+            ax.set_yscale("log")
+    ax.set_xlabel(axis)
+
+
+def plot_report(report: Mapping[str, float], ax=None):
+    """The overview of a report.
+
+    Returns:
+        ``(fig, ax)``. With ``ax=None`` a new figure of matplotlib's pyplot.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib (``pip install ncops[cli]``).
+    """
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    overview(ax, report)
+    return ax.figure, ax

@@ -1,0 +1,52 @@
+"""Matplotlib figures as inline SVG that takes its colours and fonts from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+
+from .plots import SENTINEL
+
+_RC = {"svg.fonttype": "none", "font.size": 10, "axes.linewidth": 0.8, "xtick.labelsize": 9, "ytick.labelsize": 9}
+
+
+def inline_svg(draw: Callable, name: str, size: tuple[float, float], description: str) -> str:
+    """Draws with ``draw(ax)`` on a fresh figure and returns one ``<svg>`` element.
+
+    Text stays text, colours become CSS variables, ids are unique on a page that uses each ``name`` once, and the same data give
+    the same bytes.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_RC, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        figure.patch.set_alpha(0)
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _adapt(buffer.getvalue(), name, description)
+
+
+def _adapt(text: str, name: str, description: str) -> str:
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.S)  # would apply to the whole page
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    text = text.replace('xlink:href="', 'href="')
+    used = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
+
+    def rename(match: re.Match) -> str:
+        return f' id="{name}-{match[1]}"' if match[1] in used else ""
+
+    text = re.sub(r'\sid="([^"]+)"', rename, text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    for field, colour in SENTINEL._asdict().items():
+        text = text.replace(colour, f"var(--{field})")
+    head = re.search(r'viewBox="([^"]+)"', text)[1]
+    return re.sub(r"<svg[^>]*>", f'<svg viewBox="{head}" role="img" aria-label="{description}">', text, count=1).strip()

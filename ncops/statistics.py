@@ -1,0 +1,326 @@
+"""One pass over training data: counts, means, variances and the within-class covariance of every class."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._anchored import Undo, repair, shifted
+from ._streaming import StreamingState, blocks
+from .decisions import DecisionStatistics
+from .geometry import ClassGeometry
+from .ops import accumulate_class_moments_, class_scatter
+from .ops._checks import check_floating, check_label_values, compute_dtype, flatten_labels, shape
+
+__all__ = ["ClassStatistics", "DecisionStatistics"]
+
+NONFINITE = ("propagate", "skip", "raise")
+FREQUENT = 10
+"""Coverage reports how many classes have at least this many rows."""
+
+
+class ClassStatistics(StreamingState):
+    """Streaming statistics of C classes in D dimensions, exact also when classes are tight and far from the origin.
+
+    The state keeps an anchor inside every class and moments of the deviations from it, so that a class variance of
+    1e-6 at a distance of 100 from the origin keeps its digits with float32 features.
+
+    Args:
+        num_classes: C.
+        dim: D.
+        scatter: also keep the ``(D, D)`` scatter that ``within_cov``, ``nc1_pinv`` and ``vci`` need.
+        device: where the state lives; features and labels must be there too.
+        nonfinite: what a row with a NaN or an infinity does: ``"propagate"`` spoils its class (and the scatter),
+            ``"skip"`` leaves the row out and counts it in the coverage, ``"raise"`` is a ValueError that changes nothing
+            (it has to look at the values, hence synchronises CUDA).
+        ignore_index: label of rows that count nowhere.
+
+    Memory: ``C * D`` float64 sums and, from the first update on, ``C * D`` anchors in float32 (float64 for float64
+    features), ``D * D`` float64 with scatter. An update needs, for the P classes in it, the state of these P classes once
+    more (to undo a failure) and blocks of 8 MB.
+
+    Attributes:
+        counts: ``(C,) int64``. center: ``(C, D)`` anchors, None before the first update. sums: ``(C, D) float64``, sum of
+            ``x - center[label]``. sqnorms: ``(C,) float64``, sum of its squared norms. scatter: ``(D, D) float64``, sum of
+            its outer products, or None. invalid, skipped, ignored: ``() int64`` counts of rows.
+        input_dtype: dtype of the features, None before the first update.
+    """
+
+    _TENSORS = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        scatter: bool = False,
+        device: torch.device | str | None = None,
+        nonfinite: str = "propagate",
+        ignore_index: int = -100,
+    ):
+        for name, value in (("num_classes", num_classes), ("dim", dim)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        if nonfinite not in NONFINITE:
+            raise ValueError(f"nonfinite: expected one of {', '.join(NONFINITE)}, got {nonfinite!r}")
+        self.num_classes, self.dim = num_classes, dim
+        self.nonfinite, self.ignore_index = nonfinite, int(ignore_index)
+        self.input_dtype: torch.dtype | None = None
+        self.center: Tensor | None = None
+        self.counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.sums = torch.zeros((num_classes, dim), dtype=torch.float64, device=device)
+        self.sqnorms = torch.zeros(num_classes, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros((dim, dim), dtype=torch.float64, device=device) if scatter else None
+        self.invalid, self.skipped, self.ignored = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(3))
+
+    @property
+    def device(self) -> torch.device:
+        return self.counts.device
+
+    def __repr__(self) -> str:
+        return (
+            f"ClassStatistics(num_classes={self.num_classes}, dim={self.dim}, scatter={self.scatter is not None}, "
+            f"samples={int(self.counts.sum())}, device={str(self.device)!r})"
+        )
+
+    # -- one pass -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update(self, x: Tensor, labels: Tensor) -> None:
+        """Adds a batch. Whatever it raises, the state is then as it was before the call.
+
+        Args:
+            x: ``(..., D)`` features; float32, float64, bfloat16 or float16, the same dtype in every update.
+            labels: ``(...)`` integer classes; ``ignore_index`` rows count nowhere.
+
+        Raises:
+            ValueError: shape, dtype or device mismatch; a label outside ``[0, C)`` on the CPU (elsewhere such rows are
+                skipped and :meth:`compute` raises); a row that is not finite under ``nonfinite="raise"``.
+        """
+        flat, y = self._check(x, labels)
+        y, skipped, ignored = self._leave_out(flat, y)
+        center = self.center
+        if center is None:
+            center = torch.zeros(self.sums.shape, dtype=compute_dtype(flat.dtype), device=self.device)
+        counted = y[(y >= 0) & (y < self.num_classes) & (y != self.ignore_index)]
+        present = torch.unique(counted)
+        change = None
+        with Undo(present, self.counts, center, self.sums, self.sqnorms, self.invalid):
+            accumulate_class_moments_(
+                self.counts, center, self.sums, self.sqnorms, self.invalid, flat, y, ignore_index=self.ignore_index
+            )
+            if self.scatter is not None and present.numel():
+                # The moments have just anchored the classes that are new here; both must see the same anchors.
+                change = class_scatter(flat, y, center, ignore_index=self.ignore_index)
+            repaired = repair(present, self.counts, center, self.sums, self.sqnorms, self.scatter is not None)
+        for growth in (change, repaired):
+            if growth is not None:
+                self.scatter += growth
+        self.center, self.input_dtype = center, flat.dtype
+        self.skipped += skipped
+        self.ignored += ignored
+
+    def _check(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        check_floating(x, "x")
+        if x.ndim < 1 or x.shape[-1] != self.dim:
+            raise ValueError(f"x: expected shape (..., dim) with dim = {self.dim}, got {shape(x)}")
+        if x.device != self.device:
+            raise ValueError(f"x: expected the statistics' device, {self.device}, got {x.device}")
+        if self.input_dtype is not None and x.dtype != self.input_dtype:
+            raise ValueError(f"x: expected {self.input_dtype}, the dtype of the first update, got {x.dtype}")
+        y = flatten_labels(labels, "labels", x, "x")
+        check_label_values(y, self.num_classes, self.ignore_index, "labels")
+        return x.detach().reshape(-1, self.dim), y
+
+    def _leave_out(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | int, Tensor]:
+        """Labels with the rows that are to be skipped set to ``ignore_index``, and the numbers skipped and ignored."""
+        ignored = (y == self.ignore_index).sum()
+        if self.nonfinite == "propagate" or x.shape[0] == 0:
+            return y, 0, ignored
+        # The largest magnitude of a row is NaN or infinite exactly when an element is: no N x D mask.
+        bad = ~torch.isfinite(torch.linalg.vector_norm(x, float("inf"), dim=1)) & (y != self.ignore_index)
+        if self.nonfinite == "raise":
+            if bad.any():
+                raise ValueError(
+                    f"x: {int(bad.sum())} of {x.shape[0]} rows hold a NaN or an infinity, first row {int(bad.nonzero()[0])}"
+                )
+            return y, 0, ignored
+        return y.masked_fill(bad, self.ignore_index), bad.sum(), ignored
+
+    def reset(self) -> None:
+        """Forgets everything seen, the dtype of the features included."""
+        for name in ("counts", "sums", "sqnorms", "invalid", "skipped", "ignored"):
+            getattr(self, name).zero_()
+        if self.scatter is not None:
+            self.scatter.zero_()
+        self.center, self.input_dtype = None, None
+
+    # -- merging ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def merge(self, other: ClassStatistics) -> ClassStatistics:
+        """Adds what ``other`` has seen, as if self had seen it too; ``other`` is not changed. Returns self.
+
+        Raises:
+            TypeError: ``other`` is not a ClassStatistics.
+            ValueError: it differs in ``num_classes``, ``dim``, ``scatter`` or ``input_dtype``; nothing has changed then.
+        """
+        if not isinstance(other, ClassStatistics):
+            raise TypeError(f"other: expected ClassStatistics, got {type(other).__name__}")
+        mine = {**self._identity(), "input_dtype": self.input_dtype or other.input_dtype}
+        theirs = {**other._identity(), "input_dtype": other.input_dtype or self.input_dtype}
+        for name, value in mine.items():
+            if theirs[name] != value:
+                raise ValueError(f"other: {name}: expected {value}, got {theirs[name]}")
+        change = None if self.scatter is None else other.scatter.to(self.device, copy=True)
+        if other.center is not None:
+            if self.center is None:
+                self.center = torch.zeros_like(other.center, device=self.device)
+            for rows in blocks(self.num_classes, self.dim):
+                self._merge_rows(other, rows, change)
+        if change is not None:
+            self.scatter += change
+        self.input_dtype = mine["input_dtype"]
+        for name in ("invalid", "skipped", "ignored"):
+            getattr(self, name).add_(getattr(other, name).to(self.device))
+        return self
+
+    def _merge_rows(self, other: ClassStatistics, rows: slice, change: Tensor | None) -> None:
+        state = (self.counts, self.center, self.sums, self.sqnorms)
+        theirs = tuple(t[rows].to(self.device) for t in (other.counts, other.center, other.sums, other.sqnorms))
+        both = ((self.counts[rows] > 0) & (theirs[0] > 0)).nonzero()[:, 0]
+        take = ((self.counts[rows] == 0) & (theirs[0] > 0)).nonzero()[:, 0]
+        if both.numel():
+            n, a, s, q = (t[both] for t in theirs)
+            classes = both + rows.start
+            delta = a.double() - self.center[classes].double()
+            s, q = shifted(n.double(), s, q, delta, change)
+            for mine, more in zip((self.counts, self.sums, self.sqnorms), (n, s, q), strict=True):
+                mine[classes] += more
+            repaired = repair(classes, *state, change is not None)
+            if repaired is not None:
+                change += repaired
+        for mine, their in zip(state, theirs, strict=True):
+            mine[take + rows.start] = their[take]
+
+    def _identity(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes, "dim": self.dim, "scatter": self.scatter is not None}
+
+    # -- storing ------------------------------------------------------------------------------------------------------
+
+    def _config(self) -> dict[str, Any]:
+        dtype = None if self.input_dtype is None else str(self.input_dtype).removeprefix("torch.")
+        return {
+            **self._identity(),
+            "nonfinite": self.nonfinite,
+            "ignore_index": self.ignore_index,
+            "input_dtype": dtype,
+        }
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> ClassStatistics:
+        """The statistics that :meth:`state_dict` described; takes the tensors over without a copy."""
+        settings = dict(config)
+        dtype = settings.pop("input_dtype")
+        stats = cls(**settings, device="meta")
+        stats.input_dtype = None if dtype is None else getattr(torch, dtype)
+        if stats.input_dtype is not None:
+            stats.center = torch.zeros(stats.sums.shape, dtype=compute_dtype(stats.input_dtype), device="meta")
+        stats._check_tensors(tensors, {k: (tuple(t.shape), t.dtype) for k, t in stats._tensors().items()})
+        for name, tensor in tensors.items():
+            setattr(stats, name, tensor.contiguous())
+        return stats
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over, as copies on this device, the content of a :meth:`state_dict` of the same shape.
+
+        Raises:
+            ValueError: missing or foreign tensors, or another ``num_classes``, ``dim`` or ``scatter``.
+        """
+        tensors = {name: value for name, value in state.items() if name != "config"}
+        loaded = type(self).from_state(state["config"], tensors)
+        for name, value in self._identity().items():
+            if loaded._identity()[name] != value:
+                raise ValueError(f"state: {name}: expected {value}, got {loaded._identity()[name]}")
+        device = self.device
+        copied = {name: value.to(device, copy=True) for name, value in loaded._tensors().items()}
+        vars(self).update(copy.copy(vars(loaded)), center=None)
+        vars(self).update(copied)
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def compute(self, min_count: int = 1) -> ClassGeometry:
+        """The geometry of the classes with at least ``min_count`` rows. The state can be updated further afterwards.
+
+        Temporaries are blocks of 8 MB and, with scatter, two ``(D, D)``; the result holds ``K * D`` float64.
+
+        Raises:
+            ValueError: ``min_count < 1``, or rows with labels outside ``[0, C)`` were met on a device that cannot raise
+                while it runs.
+        """
+        if min_count < 1:
+            raise ValueError(f"min_count: expected at least 1 (a class without rows has no mean), got {min_count}")
+        if int(self.invalid) > 0:
+            raise ValueError(f"labels: {int(self.invalid)} rows had a label outside [0, {self.num_classes})")
+        counted = self.counts.nonzero()[:, 0]
+        samples = int(self.counts.sum())
+        total, weighted_sum, pooled = self._pool(counted, samples)
+
+        classes = (self.counts >= min_count).nonzero()[:, 0]
+        counts = self.counts[classes]
+        means = self.sums[classes]
+        class_var = self.sqnorms[classes]
+        for rows in blocks(classes.numel(), self.dim):
+            n = counts[rows].double()
+            means[rows] /= n[:, None]
+            class_var[rows] = (class_var[rows] / n - means[rows].square().sum(1)).clamp_min(0)
+            means[rows] += self.center[classes[rows]].double()
+        return ClassGeometry(
+            classes=classes,
+            counts=counts,
+            class_var=class_var,
+            means=means,
+            within_cov=pooled,
+            within_trace=total / samples if samples else total * float("nan"),
+            global_mean=means.mean(0),
+            sample_mean=weighted_sum / samples if samples else weighted_sum * float("nan"),
+            num_samples=samples,
+            num_classes=self.num_classes,
+            input_dtype=self.input_dtype or torch.float32,
+            coverage=self._coverage(counts, samples, min_count),
+        )
+
+    def _pool(self, counted: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``(tr W, sum of all rows, Sigma_W)`` over every class with rows, W = S - sum_c s_c s_c^T / n_c."""
+        trace = self.sums.new_zeros(())
+        weighted_sum = self.sums.new_zeros(self.dim)
+        pooled = None if self.scatter is None else self.scatter.clone()
+        for rows in blocks(counted.numel(), self.dim):
+            classes = counted[rows]
+            n = self.counts[classes].double()
+            sums = self.sums[classes]
+            drift = sums / n[:, None]
+            trace += (self.sqnorms[classes] - (drift * sums).sum(1)).clamp_min(0).sum()
+            if pooled is not None:
+                pooled -= drift.T @ sums
+            weighted_sum += sums.sum(0)
+            weighted_sum += n @ self.center[classes].double()
+        if pooled is not None:
+            pooled = (pooled + pooled.T) / (2 * samples) if samples else pooled * float("nan")
+        return trace, weighted_sum, pooled
+
+    def _coverage(self, counts: Tensor, samples: int, min_count: int) -> dict[str, Any]:
+        return {
+            "classes": self.num_classes,
+            "classes_seen": int((self.counts > 0).sum()),
+            "classes_kept": counts.numel(),
+            "min_count": min_count,
+            f"classes_with_{FREQUENT}_samples": int((self.counts >= FREQUENT).sum()),
+            "samples": samples,
+            "samples_in_kept": int(counts.sum()),
+            "skipped_rows": int(self.skipped),
+            "ignored_rows": int(self.ignored),
+        }

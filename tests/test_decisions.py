@@ -1,0 +1,206 @@
+"""DecisionStatistics: counts per true class, histograms, and what happens to rows that cannot decide."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from numpy_metrics import decision_metrics
+
+from ncops import ClassStatistics, DecisionStatistics, decisions
+from ncops.conventions import PRESETS
+
+
+def problem(n=700, classes=11, dim=9, dtype=torch.float64, noise=1.0, missing=2):
+    """A geometry that has not seen the last classes, a classifier, held-out rows of all classes."""
+    means = torch.randn(classes, dim, dtype=torch.float64)
+    y = torch.randint(0, classes, (n,))
+    x = (means[y] + noise * torch.randn(n, dim, dtype=torch.float64)).to(dtype)
+    stats = ClassStatistics(classes, dim, scatter=True)
+    stats.update(x[y < classes - missing], y[y < classes - missing])
+    weight = (means + 0.5 * torch.randn_like(means)).to(dtype)
+    return stats.compute(), weight, torch.randn(classes, dtype=torch.float64).to(dtype), x, y
+
+
+def run(geometry, weight, bias, x, y, batch=150, **options):
+    stats = DecisionStatistics(geometry, weight, bias, **options)
+    for start in range(0, len(x), batch):
+        stats.update(x[start : start + batch], y[start : start + batch])
+    return stats
+
+
+def numpy_geometry(geometry):
+    return {"classes": geometry.classes.numpy(), "means": geometry.means.numpy()}
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("with_bias", (True, False))
+def test_counts_and_histograms(dtype, with_bias):
+    geometry, weight, bias, x, y = problem(dtype=dtype)
+    bias = bias if with_bias else None
+    stats = run(geometry, weight, bias, x, y)
+    truth = decision_metrics(x, y.numpy(), weight, bias, numpy_geometry(geometry))
+    n = len(y)
+    assert stats.count.tolist() == np.bincount(y, minlength=11).tolist()
+    for name, field in (("nc4_agreement", "agree"), ("ncc_accuracy", "ncc_hit"), ("accuracy", "hit")):
+        assert int(getattr(stats, field).sum()) == round(truth[name] * n)
+    assert float(stats.nll.sum()) / n == pytest.approx(truth["nll"], rel=1e-12 if dtype == torch.float64 else 1e-6)
+    entropy = np.histogram(truth["entropy"], bins=64, range=(0, math.log(11)))[0]
+    margin = np.histogram(truth["margin"], bins=np.r_[-np.inf, np.linspace(-32, 32, 65), np.inf])[0]
+    confidence = np.bincount(truth["bins"], minlength=15)
+    near = 0 if dtype == torch.float64 else 2  # rows within rounding of an edge
+    for ours, theirs in (
+        (stats.entropy_hist, entropy),
+        (stats.margin_hist, margin),
+        (stats.confidence_count, confidence),
+    ):
+        assert int(ours.sum()) == n and np.abs(ours.numpy() - theirs).sum() <= 2 * near
+    assert float(stats.confidence_sum.sum()) == pytest.approx(truth["confidence"].sum(), rel=1e-6)
+    assert stats.coverage["decision_samples_kept"] == int((y < 9).sum())
+    assert stats.coverage["decision_unkept_share"] == pytest.approx(float((y >= 9).double().mean()))
+
+
+def test_hand_computed():
+    stats = ClassStatistics(3, 2)
+    stats.update(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 1]))
+    weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0]])
+    dec = run(
+        stats.compute(),
+        weight,
+        None,
+        torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.1, 9.0], [0.1, 0.0]]),
+        torch.tensor([0, 0, 2, 1]),
+    )
+    assert dec.count.tolist() == [2, 1, 1]
+    assert dec.hit.tolist() == [1, 0, 1]  # chosen: 0, 1, 2, 0
+    assert dec.ncc_hit.tolist() == [1, 0, 0]  # nearest: 0, 1, 0, 0
+    assert dec.agree.tolist() == [2, 1, 0]
+    assert dec.margin_hist[0].item() == 0 and dec.margin_hist[-1].item() == 1  # margin 44.9 of the third row
+    assert dec.coverage["decision_unkept_share"] == 0.25
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_conventions(name):
+    geometry, weight, bias, x, y = problem()
+    c = PRESETS[name]
+    stats = run(geometry, weight, bias, x, y, convention=name)
+    options = {"use_bias": c.decision_bias, "candidates": c.decision_classes, "rows": c.decision_rows}
+    truth = decision_metrics(x, y.numpy(), weight, bias, numpy_geometry(geometry), **options)
+    assert int(stats.agree.sum()) / stats.num_samples == pytest.approx(truth["nc4_agreement"], abs=1e-12)
+    assert int(stats.hit.sum()) / stats.num_samples == pytest.approx(
+        truth["accuracy"], abs=1e-12
+    )  # of the whole classifier
+    excluded = int((y >= 9).sum()) if name == "linguistic-collapse" else 0
+    assert stats.num_samples == len(y) - excluded and int(stats.excluded) == excluded
+
+
+def test_one_product_per_batch_by_default(monkeypatch):
+    geometry, weight, bias, x, y = problem()
+    calls = {"linear_stats": 0, "nearest_class_mean": 0}
+    for name in calls:
+
+        def counted(*args, _name=name, _run=getattr(decisions, name), **options):
+            calls[_name] += 1
+            return _run(*args, **options)
+
+        monkeypatch.setattr(decisions, name, counted)
+    run(geometry, weight, bias, x, y, batch=700)
+    assert calls == {"linear_stats": 1, "nearest_class_mean": 1}
+
+
+def test_ignored_and_poisoned_rows():
+    geometry, weight, bias, x, y = problem()
+    y[:40] = -100
+    x[30:50, 0] = float("nan")
+    x[60, 1] = float("inf")
+    stats = run(geometry, weight, bias, x, y)
+    keep = [i for i in range(50, 700) if i != 60]
+    clean = run(geometry, weight, bias, x[keep], y[keep])
+    for name in ("count", "agree", "ncc_hit", "hit", "nll", "entropy_hist", "margin_hist", "confidence_sum"):
+        torch.testing.assert_close(getattr(stats, name), getattr(clean, name))
+    assert stats.coverage["decision_ignored_rows"] == 40 and stats.coverage["decision_skipped_rows"] == 11
+
+
+def test_a_poisoned_class_is_no_candidate():
+    geometry, weight, bias, x, y = problem()
+    geometry.means[2] = float("nan")
+    stats = run(geometry, weight, bias, x, y)
+    assert int(stats.ncc_hit[2]) == 0 and int(stats.ncc_hit.sum()) > 0
+
+
+def test_masked_classes_give_infinite_nll():
+    geometry, weight, bias, x, y = problem()
+    bias[4] = -float("inf")
+    stats = run(geometry, weight, bias, x, y)
+    assert torch.isinf(stats.nll[4]) and torch.isfinite(stats.nll[torch.arange(11) != 4]).all()
+    assert int(stats.margin_hist[0]) >= int(stats.count[4]) > 0
+
+
+@pytest.mark.parametrize("kept", (0, 1))
+def test_few_kept_classes(kept):
+    _, weight, bias, x, y = problem()
+    stats = ClassStatistics(11, 9)
+    stats.update(x[y < kept], y[y < kept])
+    for name in PRESETS:
+        dec = run(stats.compute(), weight, bias, x, y, convention=name)
+        assert int(dec.ncc_hit.sum()) == (int((y == 0).sum()) if kept else 0)
+        if kept == 0:
+            assert int(dec.agree.sum()) == 0
+
+
+def test_a_failed_update_changes_nothing():
+    geometry, weight, bias, x, y = problem(dtype=torch.float32)
+    stats = run(geometry, weight, bias, x, y)
+    before = {k: v.clone() for k, v in stats.state_dict().items() if k != "config"}
+    bad = y.clone()
+    bad[5] = 11
+    for features, labels in ((x, bad), (x[:, :8], y), (x.double(), y), (x, y[:-1])):
+        with pytest.raises(ValueError):
+            stats.update(features, labels)
+    for name, value in before.items():
+        assert torch.equal(value, getattr(stats, name)), name
+
+
+def test_arguments():
+    geometry, weight, bias, x, y = problem()
+    with pytest.raises(ValueError, match="weight: expected shape"):
+        DecisionStatistics(geometry, weight[:-1])
+    with pytest.raises(ValueError, match="bias: expected shape"):
+        DecisionStatistics(geometry, weight, bias[:-1])
+    with pytest.raises(ValueError, match="convention: expected one of ncops"):
+        DecisionStatistics(geometry, weight, convention="mine")
+
+
+def test_merge_copies_and_reset():
+    geometry, weight, bias, x, y = problem()
+    whole = run(geometry, weight, bias, x, y)
+    parts = [run(geometry, weight, bias, x[rows], y[rows]) for rows in torch.tensor_split(torch.arange(700), 3)]
+    merged = parts[0].merge(parts[1]).merge(parts[2])
+    for name, value in whole.state_dict().items():
+        if name != "config":
+            torch.testing.assert_close(getattr(merged, name), value)
+    for twin in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole)), copy.deepcopy(whole).to("cpu")):
+        twin.update(x, y)
+        assert torch.equal(twin.count, 2 * whole.count)
+    fresh = DecisionStatistics(geometry, weight, bias)
+    fresh.load_state_dict(whole.state_dict())
+    assert torch.equal(fresh.hit, whole.hit)
+    whole.reset()
+    assert whole.num_samples == 0 and torch.equal(whole.kept, fresh.kept)
+    assert fresh.num_samples == 700
+    for other in (run(geometry, weight, bias, x, y, convention="zhu"), run(geometry, weight, bias, x, y, scale=2.0)):
+        with pytest.raises(ValueError, match="other: "):
+            fresh.merge(other)
+
+
+def test_scale_and_leading_dimensions():
+    geometry, weight, bias, x, y = problem()
+    scaled = DecisionStatistics(geometry, weight, bias, scale=0.5)
+    scaled.update(x.view(7, 100, 9), y.view(7, 100))
+    direct = run(geometry, weight * 0.5, bias, x, y, batch=700)
+    torch.testing.assert_close(scaled.nll, direct.nll)
+    assert torch.equal(scaled.hit, direct.hit)

@@ -1,0 +1,159 @@
+"""Gradients and losses of linear_stats."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from logit_columns import COEFFICIENTS, FLOATS, collapsed, dense, naive, objective, problem
+from testing import (
+    IGNORE,
+    assert_accurate,
+    block_rows,
+    dtypes,
+    exact,
+    plain,
+)
+
+import ncops
+
+OP = "linear_stats"
+
+
+@pytest.mark.parametrize("kind", ["nll", "gap", "entropy", "max_prob"])
+def test_collapsed_regime_gradient_keeps_its_digits(backend, kind):
+    x, weight, target = collapsed()
+    for row in (0, 7):
+        bias = torch.zeros(12, requires_grad=True)
+        stats = ncops.linear_stats(x[row : row + 1], weight, bias, target[row : row + 1])
+        (ours,) = torch.autograd.grad(getattr(stats, kind).sum(), bias)  # the gradient of the logits themselves
+        z = (weight.double()[:, row]).requires_grad_()
+        rest = (z - z[row]).exp()[torch.arange(12) != row].sum()
+        terms = (z - z[row])[torch.arange(12) != row]
+        value = {
+            "nll": rest.log1p(), "gap": rest.log1p(), "max_prob": 1 / (1 + rest),
+            "entropy": rest.log1p() - (terms.exp() * terms).sum() / (1 + rest),
+        }[kind]  # fmt: skip
+        (truth,) = torch.autograd.grad(value, z)
+        assert ((ours.double() / truth - 1).abs() < 1e-4).all(), (ours, truth)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(1, 5, 2), (33, 17, 65), (17, 65, 130), (9, 4, 1)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_match_dense_float64(backend, monkeypatch, shape, dtype, bias):
+    block_rows(monkeypatch, 8 * 7 * shape[2])
+    x, weight, bias, target = problem(*shape, dtype, bias=bias)
+    if shape[2] == 1:
+        monkeypatch.setitem(COEFFICIENTS, "second", 0.0)
+
+    def gradients(inputs, run):
+        inputs = [i.detach().requires_grad_() for i in inputs if i is not None]
+        columns = run(*inputs)
+        if shape[2] == 1:
+            columns = {**columns, "second": torch.zeros_like(columns["lse"])}
+        return torch.autograd.grad(objective(columns, shape[0]), inputs)
+
+    def ours(x, w, b=None):
+        return ncops.linear_stats(x, w, b, target, scale=0.7)._asdict()
+
+    def dense_columns(x, w, b=None):
+        return naive(dense(x, w, b, 0.7), target)
+
+    mine = gradients((x, weight, bias), ours)
+    theirs = gradients(plain(x, weight, bias), dense_columns)
+    truth = gradients(exact(x, weight, bias), dense_columns)
+    for name, a, b, c in zip(("x", "weight", "bias"), mine, theirs, truth, strict=False):
+        assert a.dtype == dtype
+        # A half gradient is rounded once at the end: half of the last place of the largest.
+        assert_accurate(a, b.to(dtype), c, what=f"gradient of {name}", eps=8 if dtype.itemsize > 2 else 1)
+
+
+@pytest.mark.parametrize("name", (*FLOATS, "margin", "max_prob", "sum", "sumsq"))
+def test_gradcheck(backend, name):
+    x, weight, bias, target = problem(5, 4, 6, torch.float64)
+    target[0] = IGNORE
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    assert torch.autograd.gradcheck(
+        lambda *i: getattr(ncops.linear_stats(*i, target, scale=0.7), name), inputs, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
+def test_only_the_gradients_asked_for(backend, needs):
+    inputs = problem(6, 4, 5, torch.float64)
+    target = inputs[3]
+    full = [t.detach().requires_grad_() for t in inputs[:3]]
+    part = [t.detach().requires_grad_(need) for t, need in zip(inputs[:3], needs, strict=True)]
+    for group in (full, part):
+        ncops.linear_stats(*group, target).loss("nll").backward()
+    for a, b, need in zip(full, part, needs, strict=True):
+        assert torch.equal(b.grad, a.grad) if need else b.grad is None
+
+
+def test_second_derivative_is_refused(backend):
+    x, weight, _, target = problem(4, 3, 5, torch.float64)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(ncops.linear_stats(x, weight, None, target).loss("nll"), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="linear_stats: second derivatives"):
+        grad.sum().backward()
+
+
+def test_losses(backend):
+    x, weight, bias, target = problem(20, 5, 7, torch.float64)
+    z = dense(x, weight, bias, 1)
+    truth = naive(z, target)
+    stats = ncops.linear_stats(x, weight, bias, target)
+    valid = target != IGNORE
+    rows = {
+        "nll": truth["nll"],
+        "z_loss": truth["lse"].square(),
+        "entropy": truth["entropy"],
+        "margin": -truth["margin"],
+    }
+    for kind, values in rows.items():
+        torch.testing.assert_close(stats.loss(kind, "none"), values.where(valid, 0))
+        torch.testing.assert_close(stats.loss(kind, "sum"), values[valid].sum())
+        torch.testing.assert_close(stats.loss(kind), values[valid].mean())
+    torch.testing.assert_close(stats.loss("cross_entropy"), F.cross_entropy(z, target))
+    with pytest.raises(ValueError, match="kind: expected one of nll, .*got 'focal'"):
+        stats.loss("focal")
+    with pytest.raises(ValueError, match="reduction: expected one of mean, sum, none, got 'max'"):
+        stats.loss("nll", "max")
+    bare = ncops.linear_stats(x, weight, bias)
+    torch.testing.assert_close(bare.loss("entropy"), truth["entropy"].mean())
+    with pytest.raises(ValueError, match="target"):
+        bare.loss("nll")
+    nothing = ncops.linear_stats(x, weight, bias, torch.full_like(target, IGNORE))
+    assert nothing.loss("nll").isnan() and nothing.loss("nll", "sum") == 0
+
+
+def test_ignored_rows_carry_no_gradient(backend):
+    x, weight, bias, target = problem(8, 5, 7, torch.float64)
+    target[:4] = IGNORE
+    x[0] = math.nan
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    for kind in ("nll", "margin", "z_loss", "entropy"):
+        stats = ncops.linear_stats(*inputs, target)
+        grads = torch.autograd.grad(stats.loss(kind), inputs)
+        assert (grads[0][:4] == 0).all() and (grads[0][4:] != 0).any()
+        clean = [t.detach()[4:].requires_grad_() if t is x else t for t in inputs]
+        same = torch.autograd.grad(ncops.linear_stats(*clean, target[4:]).loss(kind), clean)
+        torch.testing.assert_close([grads[0][4:], *grads[1:]], list(same))
+    assert (stats.nll[:4] == 0).all() and (stats.margin[:4] == 0).all() and (stats.target_rank[:4] == -1).all()
+    assert stats.lse[1:].isfinite().all()
+
+
+def test_autocast_casts_and_the_gradient_returns_to_float32(backend):
+    x, weight, bias, target = problem(9, 5, 7, torch.float32)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    with torch.autocast("cpu", torch.bfloat16):
+        stats = ncops.linear_stats(*inputs, target)
+        loss = stats.loss("nll")
+    half = ncops.linear_stats(*(t.detach().bfloat16() for t in inputs), target)
+    assert torch.equal(stats.lse, half.lse) and stats.lse.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        loss.backward()
+    assert all(t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in inputs)

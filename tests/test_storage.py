@@ -1,0 +1,164 @@
+"""Statistics on disk: what is read is what was written, and half a file is never taken for a whole one."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+
+import pytest
+import safetensors.torch
+import torch
+
+import ncops
+from ncops import ClassStatistics, DecisionStatistics, storage
+
+
+def make(dtype=torch.float32, scatter=True):
+    x, y = torch.randn(300, 6, dtype=dtype), torch.randint(0, 5, (300,))
+    stats = ClassStatistics(7, 6, scatter=scatter, nonfinite="skip", ignore_index=-1)
+    stats.update(x, y)
+    return stats, x, y
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("scatter", (True, False))
+def test_round_trip(tmp_path, dtype, scatter):
+    stats, x, y = make(dtype, scatter)
+    path = tmp_path / "a.safetensors"
+    stats.save(path)
+    loaded = ncops.load(path)
+    assert isinstance(loaded, ClassStatistics)
+    assert loaded.state_dict()["config"] == stats.state_dict()["config"]
+    for name, value in stats.state_dict().items():
+        if name != "config":
+            assert torch.equal(getattr(loaded, name), value) and getattr(loaded, name).dtype == value.dtype
+    stats.update(x, y)
+    loaded.update(x, y)
+    assert torch.equal(loaded.sums, stats.sums) and torch.equal(loaded.center, stats.center)
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_round_trip_before_any_update(tmp_path):
+    stats = ClassStatistics(4, 3)
+    stats.save(tmp_path / "empty")
+    loaded = ncops.load(str(tmp_path / "empty"))
+    assert loaded.input_dtype is None and loaded.center is None
+    loaded.update(torch.randn(5, 3, dtype=torch.float64), torch.zeros(5, dtype=torch.long))
+
+
+def test_decisions_round_trip(tmp_path):
+    stats, x, y = make()
+    geometry, weight = stats.compute(), torch.randn(7, 6)
+    dec = DecisionStatistics(geometry, weight, convention="papyan", scale=0.5)
+    dec.update(x, y)
+    dec.save(tmp_path / "d.safetensors")
+    loaded = ncops.load(tmp_path / "d.safetensors")
+    assert isinstance(loaded, DecisionStatistics) and loaded.convention == dec.convention and loaded.scale == 0.5
+    report = ncops.collapse(geometry, weight, decisions=loaded, convention="papyan")
+    assert report["accuracy"] == ncops.collapse(geometry, weight, decisions=dec, convention="papyan")["accuracy"]
+    with pytest.raises(RuntimeError, match="bind"):
+        loaded.update(x, y)
+    with pytest.raises(ValueError, match="other classes"):
+        loaded.bind(stats.compute(min_count=60), weight)
+    loaded.bind(geometry, weight).update(x, y)
+    assert torch.equal(loaded.count, 2 * dec.count)
+    assert loaded.merge(dec).num_samples == 900
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path):
+    stats, *_ = make()
+    whole = tmp_path / "whole.safetensors"
+    stats.save(whole)
+    data = whole.read_bytes()
+    header = struct.unpack("<Q", data[:8])[0]
+    for size in (
+        0,
+        1,
+        7,
+        8,
+        9,
+        8 + header // 2,
+        8 + header,
+        8 + header + 1,
+        len(data) // 2,
+        len(data) - 8,
+        len(data) - 1,
+    ):
+        cut = tmp_path / "cut.safetensors"
+        cut.write_bytes(data[:size])
+        with pytest.raises(ValueError, match="is not a whole file"):
+            ncops.load(cut)
+    cut.write_bytes(data + b"\0")
+    with pytest.raises(ValueError, match="is not a whole file"):
+        ncops.load(cut)
+
+
+@pytest.mark.parametrize("when", ("write", "flush", "rename"))
+def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch, when):
+    stats, x, y = make()
+    path = tmp_path / "a.safetensors"
+    stats.save(path)
+    old = path.read_bytes()
+    stats.update(x, y)
+
+    def half(tensors, filename, metadata):
+        with open(filename, "wb") as file:
+            file.write(old[: len(old) // 2])
+        raise KeyboardInterrupt
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if when == "write":
+        monkeypatch.setattr(safetensors.torch, "save_file", half)
+    else:
+        monkeypatch.setattr(storage.os, "fsync" if when == "flush" else "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stats.save(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == old and os.listdir(tmp_path) == ["a.safetensors"]
+    stats.save(path)
+    assert torch.equal(ncops.load(path).counts, stats.counts)
+
+
+def test_a_first_save_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError):
+        make()[0].save(tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+
+
+def write(path, tensors, **metadata):
+    safetensors.torch.save_file(tensors, path, {k: str(v) for k, v in metadata.items()} or None)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    stats, *_ = make()
+    tensors, config = stats._tensors(), json.dumps(stats._config())
+    good = {"format": "ncops-stats", "version": 1, "kind": "ClassStatistics", "config": config}
+
+    with pytest.raises(FileNotFoundError, match="no file"):
+        ncops.load(path)
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="not a whole file"):
+        ncops.load(path)
+    write(path, {"a": torch.zeros(3)})
+    with pytest.raises(ValueError, match="not one of ncops statistics"):
+        ncops.load(path)
+    for change, message in (
+        ({"version": 2}, "version '2'"),
+        ({"kind": "Other"}, "holds 'Other'"),
+        ({"config": "{"}, "not a whole file"),
+        ({"config": "{}"}, "damaged"),
+        ({"config": config.replace('"num_classes": 7', '"num_classes": 8')}, "damaged: state: counts: expected"),
+    ):
+        write(path, tensors, **{**good, **change})
+        with pytest.raises(ValueError, match=message):
+            ncops.load(path)
+    write(path, {**tensors, "extra": torch.zeros(1)}, **good)
+    with pytest.raises(ValueError, match="expected the tensors"):
+        ncops.load(path)
+    with pytest.raises(ValueError):
+        ncops.load(tmp_path)
