@@ -1,8 +1,9 @@
 """Arithmetic of anchored class states: moving anchors without losing a digit, and undoing an update that failed.
 
-A state holds, per class c with anchor a_c and deviations r = x - a_c, the count n, the sum s of r, the sum q of |r|^2, and
-over all classes S, the sum of r r^T. With delta = a - b, the same rows seen from anchor b have s' = s + n delta,
-q' = q + 2 delta.s + n |delta|^2 and S' = S + sum_c (s delta^T + delta s^T + n delta delta^T).
+A state holds, per class c with anchor a_c and deviations r = x - a_c, the count n, the sum s of r, the sum q of
+|r|^2, and over all classes S, the sum of r r^T. With delta = a - b, the same rows seen from anchor b have
+s' = s + n delta, q' = q + 2 delta.s + n |delta|^2 and
+S' = S + sum_c (s delta^T + delta s^T + n delta delta^T).
 """
 
 from __future__ import annotations
@@ -37,16 +38,15 @@ def shifted(
     return new_s, torch.maximum(new_q, new_s.square().sum(1) / n)
 
 
-def repair(
-    present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor, with_scatter: bool
-) -> Tensor | None:
-    """Re-anchors, in place, those of the classes ``present`` whose mean lies far from their anchor for their spread.
+def drifted(
+    present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Those of the classes ``present`` whose mean lies far from their anchor for their spread, and better anchors.
 
     An anchor outside its class makes every deviation as long as that distance, and float32 sums of squares of such
-    deviations carry no digit of the spread. Returns what S has to grow by, ``(D, D) float64``, or None. Nothing changes
-    before everything is computed.
+    deviations carry no digit of the spread.
     """
-    change, moves = None, []
+    found = []
     for rows in blocks(present.numel(), sums.shape[1]):
         classes = present[rows]
         n = counts[classes].double()
@@ -55,27 +55,31 @@ def repair(
         far = squared > DRIFT * (sqnorms[classes] / n - squared).clamp_min(0)
         if not far.any():
             continue
-        classes, n, s = classes[far], n[far], block[far]
-        old = center[classes].double()
-        new = (old + s / n[:, None]).to(center.dtype)
-        delta = old - new.double()
-        moved = delta.ne(0).any(1) & torch.isfinite(delta).all(1)  # a residue of rounding stays where it is
-        if not moved.any():
-            continue
-        classes, n, s, delta = classes[moved], n[moved], s[moved], delta[moved]
-        if with_scatter and change is None:
-            change = sums.new_zeros((sums.shape[1], sums.shape[1]))
-        moves.append((classes, new[moved], *shifted(n, s, sqnorms[classes], delta, change)))
-    for classes, *values in moves:
-        for tensor, value in zip((center, sums, sqnorms), values, strict=True):
-            tensor[classes] = value
-    return change
+        classes, old = classes[far], center[classes[far]]
+        new = (old.double() + block[far] / n[far, None]).to(center.dtype)
+        moved = new.ne(old).any(1) & torch.isfinite(new).all(1)  # a residue of rounding stays where it is
+        if moved.any():
+            found.append((classes[moved], new[moved]))
+    return (torch.cat([c for c, _ in found]), torch.cat([a for _, a in found])) if found else None
+
+
+def move(
+    classes: Tensor, anchors: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor,
+    change: Tensor | None,
+) -> None:  # fmt: skip
+    """Gives the classes these anchors, in place; what S grows by is added to ``change (D, D)``, unless that is None."""
+    for rows in blocks(classes.numel(), sums.shape[1]):
+        block, new = classes[rows], anchors[rows]
+        delta = center[block].double() - new.double()
+        state = shifted(counts[block].double(), sums[block], sqnorms[block], delta, change)
+        for tensor, value in zip((center, sums, sqnorms), (new, *state), strict=True):
+            tensor[block] = value
 
 
 class Undo:
     """Context manager that puts the rows of the classes ``present`` back, bit for bit, if its body raises.
 
-    Anchors of classes seen before need no copy: only :func:`repair` moves them, as its last step.
+    Anchors of classes seen before are not copied: whoever moves one says so by :meth:`remember` first.
     """
 
     def __init__(self, present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor, invalid: Tensor):
@@ -84,15 +88,23 @@ class Undo:
         self.center, self.invalid, self.per_class = center, invalid, (counts, sums, sqnorms)
         self.saved = [tensor.index_select(0, self.old) for tensor in self.per_class]
         self.saved_invalid = invalid.clone()
+        self.anchors: tuple[Tensor, Tensor] | None = None
 
-    def __enter__(self) -> None:
-        return None
+    def remember(self, classes: Tensor) -> None:
+        self.anchors = classes, self.center.index_select(0, classes)
 
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            return
+    def restore(self) -> None:
         for tensor, rows in zip(self.per_class, self.saved, strict=True):
             tensor[self.new] = 0
             tensor[self.old] = rows
         self.center[self.new] = 0
         self.invalid.copy_(self.saved_invalid)
+        if self.anchors is not None:
+            self.center[self.anchors[0]] = self.anchors[1]
+
+    def __enter__(self) -> Undo:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            self.restore()

@@ -22,8 +22,7 @@ def blocks(rows: int, width: int) -> Iterator[slice]:
 
 
 class StreamingState:
-    """Subclasses name their tensors in ``_TENSORS`` (an attribute may be None) and describe themselves in
-    ``_config``."""
+    """Subclasses name their tensors in ``_TENSORS`` (one may be None) and describe themselves in ``_config``."""
 
     _TENSORS: tuple[str, ...] = ()
 

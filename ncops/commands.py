@@ -15,13 +15,15 @@ import typer
 from ._errors import CommandError, need
 
 app = typer.Typer(
-    help="Measures the geometry of trained classifiers and language models: neural collapse NC1 to NC4, without storing logits.",
+    help="Measures the geometry of trained classifiers and language models: neural collapse NC1 to NC4, in one pass.",
     no_args_is_help=False,
     add_completion=False,
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output; everything else goes to standard error.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON on standard output; everything else goes to standard error.")
+]
 MinCount = typer.Option("--min-count", min=1, help="Samples that a class needs to be kept.")
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.json and report.html.")]
 
@@ -66,7 +68,7 @@ def _clean_stdout(as_json: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """A ValueError about the user's data reads as one line: the checks of ncops name argument, value and expectation."""
+    """A ValueError about the user's data reads as one line: the checks name argument, value and expectation."""
     try:
         yield
     except ValueError as error:
@@ -82,7 +84,11 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False) -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -100,16 +106,24 @@ def info(as_json: Json = False) -> None:
 
 @app.command(short_help="Measure features stored in a file.")
 def measure(
-    features: Annotated[Path, typer.Argument(metavar="FEATURES", help=".safetensors or .npz with features (N, D) and labels (N).")],
-    classifier: Annotated[Path | None, typer.Option(help="File with weight (C, D) and bias (C); default: those in FEATURES, if any.")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Default: rows of the classifier, else the highest label + 1.")] = None,
+    features: Annotated[
+        Path, typer.Argument(metavar="FEATURES", help=".safetensors or .npz with features (N, D) and labels (N).")
+    ],
+    classifier: Annotated[
+        Path | None, typer.Option(help="File with weight (C, D) and bias (C); default: those in FEATURES, if any.")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Default: rows of the classifier, else the highest label + 1.")
+    ] = None,
     min_count: Annotated[int, MinCount] = 1,
     convention: Annotated[Preset, typer.Option(help="Which published definitions the metrics follow.")] = Preset.ncops,
     batch: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 65536,
     scatter: Annotated[bool, typer.Option(help="Keep the D x D scatter that nc1_pinv and vci need.")] = True,
     features_key: Annotated[str | None, typer.Option(help="Name of the features [default: features, x or H].")] = None,
     labels_key: Annotated[str | None, typer.Option(help="Name of the labels [default: labels or y].")] = None,
-    weight_key: Annotated[str | None, typer.Option(help="Name of the classifier's rows [default: weight, W, fc.weight, ...].")] = None,
+    weight_key: Annotated[
+        str | None, typer.Option(help="Name of the classifier's rows [default: weight, W, fc.weight, ...].")
+    ] = None,
     bias_key: Annotated[str | None, typer.Option(help="Name of its bias [default: bias, b, fc.bias, ...].")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as this HTML file.")] = None,
     output: Output = None,
@@ -138,17 +152,30 @@ def measure(
 
 @app.command(short_help="Measure the token collapse of a language model on disk.")
 def lm(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face causal LM, or with a GGUF file, or such a file.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Folder of a Hugging Face causal LM, or with a GGUF file, or such a file."
+        ),
+    ],
     text: Annotated[list[Path], typer.Option("--text", metavar="FILE...", help="UTF-8 text files, after MODEL.")],
-    tokens: Annotated[int | None, typer.Option(min=4, help="Tokens to read, train and held-out part together [default: all].")] = None,
-    window: Annotated[int, typer.Option(min=2, help="Tokens per window; a token sees those before it in its window.")] = 256,
+    tokens: Annotated[
+        int | None, typer.Option(min=4, help="Tokens to read, train and held-out part together [default: all].")
+    ] = None,
+    window: Annotated[
+        int, typer.Option(min=2, help="Tokens per window; a token sees those before it in its window.")
+    ] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
-    layers: Annotated[str | None, typer.Option(help="Hidden layers to measure too: 0,6,12 or all; 0 is the embedding.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Hidden layers to measure too: 0,6,12 or all; 0 is the embedding.")
+    ] = None,
     min_count: Annotated[int, MinCount] = 10,
     dtype: Annotated[Dtype, typer.Option(help="Numeric type of the model; auto: as stored.")] = Dtype.float32,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")] = "",
     gguf: Annotated[str | None, typer.Option(help="GGUF file in MODEL, where there are several.")] = None,
-    ignore_softcap: Annotated[bool, typer.Option("--ignore-softcap", help="Measure logits before the model's soft cap.")] = False,
+    ignore_softcap: Annotated[
+        bool, typer.Option("--ignore-softcap", help="Measure logits before the model's soft cap.")
+    ] = False,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -172,7 +199,10 @@ def lm(
         measured = work.measure(
             loaded, [work.read_chunks(path) for path in text], tokens=tokens, window=window, batch_size=batch_size,
             layers=layers, min_count=min_count, ignore_softcap=ignore_softcap,
-            facts={"model_name": name, "data": ", ".join(p.name for p in text), "model_path": str(source.folder), "gguf": source.gguf},
+            facts={
+                "model_name": name, "data": ", ".join(p.name for p in text),
+                "model_path": str(source.folder), "gguf": source.gguf,
+            },
         )  # fmt: skip
     deliver(measured, title=f"Token collapse of {name}", folder=output, as_json=as_json)
 
@@ -192,11 +222,15 @@ def _device(name: str) -> str:
 
 @app.command(short_help="See it work on a real language model.")
 def demo(
-    model: Annotated[DemoModel, typer.Option(help="smollm2: a real language model; tiny: one trained here; digits: ten classes.")] = DemoModel.smollm2,
+    model: Annotated[
+        DemoModel, typer.Option(help="smollm2: a real language model; tiny: one trained here; digits: ten classes.")
+    ] = DemoModel.smollm2,
     tokens: Annotated[int, typer.Option(min=1024, help="Tokens of text, train and held-out part together.")] = 16384,
     steps: Annotated[int, typer.Option(min=1, help="Training steps of the tiny model.")] = 800,
     seed: Annotated[int, typer.Option(help="Seed of the training runs.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json and report.html.")] = Path("ncops-demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json and report.html.")] = Path(
+        "ncops-demo"
+    ),
     as_json: Json = False,
 ) -> None:
     """See it work: SmolLM2-135M on Python's own documentation, or a network that collapses while you watch."""

@@ -1,4 +1,4 @@
-"""What this installation can do: the build, the backend of every op and why the others are off, torch's own environment report."""
+"""What this installation can do: the build, the backend of every op and why others are off, torch's environment."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def _op(op: str, device: str) -> dict[str, Any]:
     except RuntimeError as error:
         chosen, problem = None, str(error)
     reasons = {b: backends.why_not(b, op, device) for b in backends.BACKENDS}
-    return {"runs": chosen, "problem": problem, "why_not": {b: reasons[b] for b in backends.BACKENDS if b != chosen and reasons[b]}}
+    return {
+        "runs": chosen,
+        "problem": problem,
+        "why_not": {b: reasons[b] for b in backends.BACKENDS if b != chosen and reasons[b]},
+    }
 
 
 def collect(torch_env: bool = True) -> dict[str, Any]:
@@ -75,20 +79,32 @@ def show(facts: dict[str, Any]) -> None:
 
     native = facts["native"]
     print(f"ncops {facts['ncops']} · torch {facts['torch']} · Python {facts['python']} · {facts['threads']} threads")
-    print("native extension: " + (native.get("build_info") or str(native["path"]) if native["loaded"] else f"off: {native['reason']}"))
+    print(
+        "native extension: "
+        + (native.get("build_info") or str(native["path"]) if native["loaded"] else f"off: {native['reason']}")
+    )
     if facts["forced_backend"]:
         print(f"backend forced: {facts['forced_backend']}")
     print()
     rows = []
     for op, devices in facts["ops"].items():
-        off = {b: r for entry in devices.values() for b, r in entry["why_not"].items() if not r.startswith("tensors are on")}
+        off = {
+            b: r
+            for entry in devices.values()
+            for b, r in entry["why_not"].items()
+            if not r.startswith("tensors are on")
+        }
         runs = [devices[d]["runs"] or devices[d]["problem"] for d in ("cpu", "cuda")]
         rows.append((op, *runs, "; ".join(f"{b}: {reason}" for b, reason in off.items())))
     show_table("Backends", ("op", "on cpu tensors", "on cuda tensors", "off, and why"), rows, left=(0, 1, 2, 3))
     if facts["gpu"] is None:
         print("(torch sees no GPU here)")
     print()
-    rows = [(f"[{e}]", m, "yes" if there else f"no (pip install 'ncops[{e}]')") for e, ms in facts["extras"].items() for m, there in ms.items()]
+    rows = [
+        (f"[{e}]", m, "yes" if there else f"no (pip install 'ncops[{e}]')")
+        for e, ms in facts["extras"].items()
+        for m, there in ms.items()
+    ]
     show_table("Extras", ("extra", "package", "installed"), rows, left=(0, 1, 2))
     if "torch_env" in facts:
         print(f"\n{facts['torch_env']}")

@@ -19,7 +19,10 @@ from .report.details import Measured, class_rows, decision_details, geometry_det
 from .statistics import ClassStatistics
 
 FEATURES, LABELS = ("features", "x", "H"), ("labels", "y")
-WEIGHT, BIAS = ("weight", "W", "classifier.weight", "fc.weight", "lm_head.weight"), ("bias", "b", "classifier.bias", "fc.bias", "lm_head.bias")
+WEIGHT, BIAS = (
+    ("weight", "W", "classifier.weight", "fc.weight", "lm_head.weight"),
+    ("bias", "b", "classifier.bias", "fc.bias", "lm_head.bias"),
+)
 
 
 class Arrays:
@@ -31,6 +34,7 @@ class Arrays:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._read: dict[str, np.ndarray] = {}
         if not self.path.is_file():
             raise CommandError(f"no file {str(path)!r}")
         try:
@@ -47,7 +51,9 @@ class Arrays:
         except CommandError:
             raise
         except (OSError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
-            raise CommandError(f"{self.path} is not a readable {self.path.suffix} file: {str(error).splitlines()[0]}") from None
+            raise CommandError(
+                f"{self.path} is not a readable {self.path.suffix} file: {str(error).splitlines()[0]}"
+            ) from None
         except Exception as error:  # safetensors raises a class of its own, derived from Exception only
             raise CommandError(f"{self.path} is not a readable {self.path.suffix} file: {error}") from None
 
@@ -59,31 +65,41 @@ class Arrays:
         """
         if wanted is not None:
             if wanted not in self.names:
-                raise CommandError(f"{option}: {self.path} has no array {wanted!r}, it has {', '.join(self.names) or 'none'}")
+                raise CommandError(
+                    f"{option}: {self.path} has no array {wanted!r}, it has {', '.join(self.names) or 'none'}"
+                )
             return wanted
         return next((name for name in usual if name in self.names), None)
 
     def require(self, wanted: str | None, usual: Sequence[str], what: str, option: str) -> str:
         name = self.find(wanted, usual, what, option)
         if name is None:
-            raise CommandError(f"{self.path}: no {what}: expected an array named {' or '.join(usual)}, got {', '.join(self.names) or 'none'} ({option} names it)")
+            raise CommandError(
+                f"{self.path}: no {what}: expected an array named {' or '.join(usual)}, "
+                f"got {', '.join(self.names) or 'none'} ({option} names it)"
+            )
         return name
 
     def rows(self, name: str) -> Callable[[int, int], torch.Tensor]:
-        """A function (start, stop) -> rows of the array as a tensor. A zip archive holds an array as a whole: it is read once."""
+        """A function (start, stop) -> rows of the array as a tensor. One in a zip archive is read once, as a whole."""
         if self.path.suffix == ".safetensors":
             part = self._file.get_slice(name)
             return lambda start, stop: part[start:stop]
-        try:
-            array = self._file[name]
-        except ValueError as error:
-            raise CommandError(f"{self.path}: array {name!r} cannot be read without pickle: {error}") from None
+        array = self._array(name)
         return lambda start, stop: torch.from_numpy(np.ascontiguousarray(array[start:stop]))
+
+    def _array(self, name: str) -> np.ndarray:
+        if name not in self._read:
+            try:
+                self._read[name] = self._file[name]
+            except ValueError as error:
+                raise CommandError(f"{self.path}: {name} cannot be read without pickle: {error}") from None
+        return self._read[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         if self.path.suffix == ".safetensors":
             return tuple(self._file.get_slice(name).get_shape())
-        return tuple(self._file[name].shape)
+        return tuple(self._array(name).shape)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The whole array."""
@@ -107,7 +123,9 @@ class Part(NamedTuple):
         for start in range(0, shape[0], size):
             x, y = features(start, start + size), labels(start, start + size)
             if y.dtype.is_floating_point or y.dtype in (torch.bool, torch.complex64, torch.complex128):
-                raise CommandError(f"{self.arrays.path}: {self.labels}: expected integers, got {str(y.dtype).removeprefix('torch.')}")
+                raise CommandError(
+                    f"{self.arrays.path}: {self.labels}: expected integers, got {str(y.dtype).removeprefix('torch.')}"
+                )
             yield x, y.long()
 
 
@@ -160,7 +178,7 @@ def measure(
     convention: str = "ncops",
     scatter: bool = True,
 ) -> Measured:
-    """One pass over ``train``; with a classifier a second one over ``decide`` (the same data where there is no held-out part)."""
+    """One pass over ``train``; with a classifier a second one over ``decide``, which is ``train`` where it is None."""
     started = time.perf_counter()
     classes = num_classes or (classifier.weight.shape[0] if classifier else _count_classes(train, batch))
     statistics = ClassStatistics(num_classes=classes, dim=train.arrays.shape(train.features)[1], scatter=scatter)
@@ -186,9 +204,13 @@ def measure(
     details["classes"] = class_rows(geometry, weight, decisions, lambda c: f"class {c}", noun="class")
     details["notes"] = []
     if classifier is None:
-        details["notes"].append("No classifier was given: NC3, NC4 and everything about decisions needs its weight (--classifier FILE).")
+        details["notes"].append(
+            "No classifier was given: NC3, NC4 and everything about decisions needs its weight (--classifier FILE)."
+        )
     elif decide is None:
-        details["notes"].append("The file has no held-out part (val_features, val_labels): decisions are on the training data itself.")
+        details["notes"].append(
+            "The file has no held-out part (val_features, val_labels): decisions are on the training data itself."
+        )
     details["run"] = {
         "model_name": train.arrays.path.name,
         "dim": geometry.dim,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._anchored import Undo, repair, shifted
+from ._anchored import Undo, drifted, move, shifted
 from ._streaming import StreamingState, blocks
 from .decisions import DecisionStatistics
 from .geometry import ClassGeometry
@@ -34,18 +34,18 @@ class ClassStatistics(StreamingState):
         scatter: also keep the ``(D, D)`` scatter that ``within_cov``, ``nc1_pinv`` and ``vci`` need.
         device: where the state lives; features and labels must be there too.
         nonfinite: what a row with a NaN or an infinity does: ``"propagate"`` spoils its class (and the scatter),
-            ``"skip"`` leaves the row out and counts it in the coverage, ``"raise"`` is a ValueError that changes nothing
-            (it has to look at the values, hence synchronises CUDA).
+            ``"skip"`` leaves the row out and counts it in the coverage, ``"raise"`` is a ValueError that changes
+            nothing (it has to look at the values, hence synchronises CUDA).
         ignore_index: label of rows that count nowhere.
 
     Memory: ``C * D`` float64 sums and, from the first update on, ``C * D`` anchors in float32 (float64 for float64
-    features), ``D * D`` float64 with scatter. An update needs, for the P classes in it, the state of these P classes once
-    more (to undo a failure) and blocks of 8 MB.
+    features), ``D * D`` float64 with scatter. An update needs, for the P classes in it, the state of these P classes
+    once more (to undo a failure) and blocks of 8 MB.
 
     Attributes:
-        counts: ``(C,) int64``. center: ``(C, D)`` anchors, None before the first update. sums: ``(C, D) float64``, sum of
-            ``x - center[label]``. sqnorms: ``(C,) float64``, sum of its squared norms. scatter: ``(D, D) float64``, sum of
-            its outer products, or None. invalid, skipped, ignored: ``() int64`` counts of rows.
+        counts: ``(C,) int64``. center: ``(C, D)`` anchors, None before the first update. sums: ``(C, D) float64``, sum
+            of ``x - center[label]``. sqnorms: ``(C,) float64``, sum of its squared norms. scatter: ``(D, D) float64``,
+            sum of its outer products, or None. invalid, skipped, ignored: ``() int64`` counts of rows.
         input_dtype: dtype of the features, None before the first update.
     """
 
@@ -106,16 +106,23 @@ class ClassStatistics(StreamingState):
             center = torch.zeros(self.sums.shape, dtype=compute_dtype(flat.dtype), device=self.device)
         counted = y[(y >= 0) & (y < self.num_classes) & (y != self.ignore_index)]
         present = torch.unique(counted)
-        change = None
-        with Undo(present, self.counts, center, self.sums, self.sqnorms, self.invalid):
-            accumulate_class_moments_(
-                self.counts, center, self.sums, self.sqnorms, self.invalid, flat, y, ignore_index=self.ignore_index
-            )
+        state = (self.counts, center, self.sums, self.sqnorms)
+        batch, moved = None, None
+        with Undo(present, *state, self.invalid) as undo:
+            accumulate_class_moments_(*state, self.invalid, flat, y, ignore_index=self.ignore_index)
+            far = drifted(undo.old, *state)
+            if far is not None:
+                # The batch has shown that some anchors lie outside their classes, hence its own float32 sums about them
+                # are worth little. From the state before it, move those anchors, and add the batch once more.
+                undo.restore()
+                undo.remember(far[0])
+                moved = None if self.scatter is None else torch.zeros_like(self.scatter)
+                move(*far, *state, moved)
+                accumulate_class_moments_(*state, self.invalid, flat, y, ignore_index=self.ignore_index)
             if self.scatter is not None and present.numel():
-                # The moments have just anchored the classes that are new here; both must see the same anchors.
-                change = class_scatter(flat, y, center, ignore_index=self.ignore_index)
-            repaired = repair(present, self.counts, center, self.sums, self.sqnorms, self.scatter is not None)
-        for growth in (change, repaired):
+                # With the anchors that the moments have used, those of new classes included.
+                batch = class_scatter(flat, y, center, ignore_index=self.ignore_index)
+        for growth in (batch, moved):
             if growth is not None:
                 self.scatter += growth
         self.center, self.input_dtype = center, flat.dtype
@@ -144,7 +151,8 @@ class ClassStatistics(StreamingState):
         if self.nonfinite == "raise":
             if bad.any():
                 raise ValueError(
-                    f"x: {int(bad.sum())} of {x.shape[0]} rows hold a NaN or an infinity, first row {int(bad.nonzero()[0])}"
+                    f"x: {int(bad.sum())} of {x.shape[0]} rows hold a NaN or an infinity, "
+                    f"first row {int(bad.nonzero()[0])}"
                 )
             return y, 0, ignored
         return y.masked_fill(bad, self.ignore_index), bad.sum(), ignored
@@ -165,7 +173,8 @@ class ClassStatistics(StreamingState):
 
         Raises:
             TypeError: ``other`` is not a ClassStatistics.
-            ValueError: it differs in ``num_classes``, ``dim``, ``scatter`` or ``input_dtype``; nothing has changed then.
+            ValueError: it differs in ``num_classes``, ``dim``, ``scatter`` or ``input_dtype``; nothing has changed
+                then.
         """
         if not isinstance(other, ClassStatistics):
             raise TypeError(f"other: expected ClassStatistics, got {type(other).__name__}")
@@ -199,9 +208,9 @@ class ClassStatistics(StreamingState):
             s, q = shifted(n.double(), s, q, delta, change)
             for mine, more in zip((self.counts, self.sums, self.sqnorms), (n, s, q), strict=True):
                 mine[classes] += more
-            repaired = repair(classes, *state, change is not None)
-            if repaired is not None:
-                change += repaired
+            far = drifted(classes, *state)
+            if far is not None:
+                move(*far, *state, change)
         for mine, their in zip(state, theirs, strict=True):
             mine[take + rows.start] = their[take]
 

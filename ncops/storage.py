@@ -70,7 +70,9 @@ def read_state(
                 raise ValueError(
                     f"path: {name} has version {metadata.get('version')!r} of the format, this ncops reads {VERSION}"
                 )
-            return metadata["kind"], json.loads(metadata["config"]), {key: file.get_tensor(key) for key in file.keys()}
+            # Copies: tensors mapped from the file would change, or vanish, with it.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
+            return metadata["kind"], json.loads(metadata["config"]), tensors
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"path: {name} is not a whole file of ncops statistics: {error}") from error
 

@@ -1,4 +1,5 @@
-"""The report's numbers once more, in float64 NumPy with class loops and K x K grids: what the tests hold ncops against."""
+"""The report's numbers once more, in float64 NumPy with class loops and K x K grids: what the tests hold ncops
+against."""
 
 from __future__ import annotations
 

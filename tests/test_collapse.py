@@ -1,4 +1,5 @@
-"""collapse(): every number of a report against float64 NumPy, under every convention, and what a report says of itself."""
+"""collapse(): every number of a report against float64 NumPy, under every convention, and what a report says of
+itself."""
 
 from __future__ import annotations
 
@@ -250,6 +251,7 @@ def test_plot_and_html_are_asked_for_only_when_used(tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, ncops; print(sorted({'matplotlib', 'typer', 'rich', 'transformers', 'safetensors'} & set(sys.modules)))"
+    heavy = {"matplotlib", "typer", "rich", "transformers", "safetensors"}
+    code = f"import sys, ncops; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

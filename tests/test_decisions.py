@@ -101,13 +101,16 @@ def test_conventions(name):
 def test_one_product_per_batch_by_default(monkeypatch):
     geometry, weight, bias, x, y = problem()
     calls = {"linear_stats": 0, "nearest_class_mean": 0}
+
+    def counted(name, run):
+        def wrapper(*args, **options):
+            calls[name] += 1
+            return run(*args, **options)
+
+        return wrapper
+
     for name in calls:
-
-        def counted(*args, _name=name, _run=getattr(decisions, name), **options):
-            calls[_name] += 1
-            return _run(*args, **options)
-
-        monkeypatch.setattr(decisions, name, counted)
+        monkeypatch.setattr(decisions, name, counted(name, getattr(decisions, name)))
     run(geometry, weight, bias, x, y, batch=700)
     assert calls == {"linear_stats": 1, "nearest_class_mean": 1}
 

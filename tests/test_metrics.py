@@ -167,9 +167,10 @@ def test_too_few_classes(k):
     m, within = torch.randn(k, 4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
     w, v = torch.randn(k, 4), torch.ones(k)
     values = [
-        metrics.nc1_pinv(within, m), metrics.nc1_quotient(torch.tensor(1.0), m), metrics.nc1_cdnv(v, m), metrics.vci(within, m),
-        metrics.norm_variation(m), metrics.norm_variation(m, log=True), *metrics.pair_similarity(m), *metrics.log_uniformity(m),
-        metrics.etf_error(m), *metrics.alignment(w, m), metrics.duality_error(w, m), metrics.duality_distance(w, m),
+        metrics.nc1_pinv(within, m), metrics.nc1_quotient(torch.tensor(1.0), m), metrics.nc1_cdnv(v, m),
+        metrics.vci(within, m), metrics.norm_variation(m), metrics.norm_variation(m, log=True),
+        *metrics.pair_similarity(m), *metrics.log_uniformity(m), metrics.etf_error(m), *metrics.alignment(w, m),
+        metrics.duality_error(w, m), metrics.duality_distance(w, m),
     ]  # fmt: skip
     assert torch.stack(values).isnan().all()
     assert metrics.rounding_rtol(m, torch.float32) is None

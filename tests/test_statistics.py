@@ -11,7 +11,7 @@ import torch
 from numpy_metrics import class_geometry
 
 from ncops import ClassStatistics, statistics
-from ncops._anchored import repair
+from ncops._anchored import drifted, move
 
 STATE = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
 
@@ -39,8 +39,8 @@ def snapshot(stats):
 def same(a, b):
     for name in a:
         if isinstance(a[name], torch.Tensor):
-            assert torch.equal(a[name].view(torch.int64) if a[name].dtype == torch.float64 else a[name],
-                               b[name].view(torch.int64) if b[name].dtype == torch.float64 else b[name]), name  # fmt: skip
+            mine, theirs = (t.view(torch.int64) if t.dtype == torch.float64 else t for t in (a[name], b[name]))
+            assert torch.equal(mine, theirs), name
         else:
             assert a[name] == b[name], name
 
@@ -123,6 +123,42 @@ def test_collapsed_regime(first):
     np.testing.assert_allclose(geometry.means.numpy(), truth["means"], rtol=1e-7, atol=1e-6)
 
 
+def strayed(n=20_000, classes=2, dim=64):
+    """Tight classes far from the origin, each opened by a row on the other side of it."""
+    means = torch.randn(classes, dim, dtype=torch.float64)
+    y = torch.arange(n) % classes
+    x = (100 * (means / means.norm(dim=1, keepdim=True))[y] + 1e-3 * torch.randn(n, dim, dtype=torch.float64)).float()
+    x[:classes] *= -1
+    return x, y
+
+
+@pytest.mark.parametrize("batch", (1, 500, 20_000))
+def test_a_large_batch_about_an_outlier(batch):
+    """One float32 pass about such an anchor is 2 % off (measured); the batch is added again about better ones."""
+    x, y = strayed(2_000 if batch == 1 else 20_000)
+    stats = ClassStatistics(2, 64, scatter=True)
+    stats.update(x[:2], y[:2])
+    for start in range(2, len(x), batch):
+        stats.update(x[start : start + batch], y[start : start + batch])
+    close(stats.compute(), class_geometry(x.double().numpy(), y.numpy(), 2), 1e-6)
+
+
+def test_a_failure_after_anchors_have_moved_changes_nothing(monkeypatch):
+    x, y = strayed(200)
+    stats = ClassStatistics(3, 64, scatter=True)
+    stats.update(x[:2], y[:2])
+    before = snapshot(stats)
+    y[-1] = 2
+    monkeypatch.setattr(statistics, "class_scatter", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stats.update(x[2:], y[2:])
+    same(before, snapshot(stats))
+    monkeypatch.undo()
+    stats.update(x[2:], y[2:])
+    assert not torch.equal(stats.center[:2], before["center"][:2])
+    close(stats.compute(), class_geometry(x.double().numpy(), y.numpy(), 3), 1e-6)
+
+
 def test_bad_anchor_is_repaired():
     """An outlier that opens a class leaves the anchor inside the class once typical rows outnumber it."""
     x = torch.full((400, 3), 50.0) + 1e-3 * torch.randn(400, 3)
@@ -134,7 +170,7 @@ def test_bad_anchor_is_repaired():
     assert drift <= 16 * variance
 
 
-def test_repair_changes_no_statistic():
+def test_moving_anchors_changes_no_statistic():
     x, y = data(dtype=torch.float64)
     stats = stream(x, y, 12)
     before = stats.compute()
@@ -142,7 +178,10 @@ def test_repair_changes_no_statistic():
     stats.sums -= 40 * stats.counts[:, None]
     stats.sqnorms.copy_(torch.stack([(x[y == c] - stats.center[c]).square().sum() for c in range(12)]))
     stats.scatter.copy_((x - stats.center[y]).T @ (x - stats.center[y]))
-    stats.scatter += repair(torch.arange(12), stats.counts, stats.center, stats.sums, stats.sqnorms, True)
+    state = (stats.counts, stats.center, stats.sums, stats.sqnorms)
+    classes, anchors = drifted(torch.arange(12), *state)
+    assert classes.tolist() == list(range(12))
+    move(classes, anchors, *state, stats.scatter)
     after = stats.compute()
     assert (stats.center.double() - before.means).abs().max() < 1e-12
     for name in ("means", "class_var", "within_cov", "within_trace"):
@@ -236,7 +275,7 @@ def test_a_failed_update_changes_nothing(scatter, empty, monkeypatch):
     def explode(*_, **__):
         raise MemoryError("planted")
 
-    monkeypatch.setattr(statistics, "class_scatter" if scatter else "repair", explode)
+    monkeypatch.setattr(statistics, "class_scatter" if scatter else "drifted", explode)
     with pytest.raises(MemoryError):
         stats.update(x[50:200], y[50:200])
     same(before, snapshot(stats))

@@ -29,6 +29,7 @@ namespace ncops {
 enum class Isa { generic, avx2, avx512 };
 Isa isa();               // the best this machine has, or what NCOPS_CPU_ISA forces; throws where that cannot run
 const char* isa_name();
+bool bf16_products();    // whether pairs of bfloat16 are multiplied directly; NCOPS_CPU_ISA=avx512 turns that off
 
 // Columns of linear_stats and logit_stats; floats in the compute dtype. Target columns are null without targets.
 struct LogitColumns {

@@ -27,7 +27,7 @@ void run(const LogitStatsArgs& args) {
     state.begin(targets);
     for (int64_t first = 0; first < v; first += kLoadBlock) {
       const int64_t width = std::min<int64_t>(kLoadBlock, v - first);
-      pack_columns<T, L>(args.logits, row0, count, first, width, tile);
+      pack_columns<Plain<T>, L>(args.logits, row0, count, first, width, tile);
       state.add(tile, first, width, T(args.scale), nullptr);
     }
     for (int64_t lane = 0; lane < count; ++lane)

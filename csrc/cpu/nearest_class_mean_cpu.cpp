@@ -41,7 +41,7 @@ struct NearestMean {
         const Vec<T> product = load(tile + i * L + lane), z = product + bias[first + i];
         index = z > best ? j : index;
         best = z > best ? z : best;
-        bad |= (IntVec<T>)(product != product);
+        bad |= (IntVec<T>)(product - product != 0);  // NaN or infinite
       }
       store(state.best + lane, best);
       store_int<T>(state.index + lane, index);
@@ -91,7 +91,7 @@ void run(const NearestClassMeanArgs& args) {
   const Plan plan = plan_product<T>(n, classes, args.x.dim, NV * kWidth<T>);
   Scratch partials(plan.splits * n * sizeof(typename NearestMean<T, NV>::Partial));
   NearestMean<T, NV> epilogue{args, bias.at<T>(), partials.at<typename NearestMean<T, NV>::Partial>(), plan};
-  run_product<T, NV>(args.x, args.means, plan, epilogue);
+  run_product<Plain<T>, NV>(args.x, args.means, plan, epilogue);
   constexpr int64_t block = 256;
   for_tasks((n + block - 1) / block, [&](int64_t task, int) {
     for (int64_t row = task * block; row < std::min(n, (task + 1) * block); ++row) {

@@ -103,46 +103,117 @@ inline void load_row(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
   }
 }
 
-// Columns [first, first + n) of up to L rows, transposed: out[k * L + lane]. Lanes past `count` are zero. n <= kLoadBlock.
-template <class T, int L>
-inline void pack_columns(const Rows& src, int64_t row, int64_t count, int64_t first, int64_t n, T* out) {
+// What a product is made of: elements of the compute dtype T, one per step ...
+template <class Compute>
+struct Plain {
+  using T = Compute;
+  static int64_t depth(int64_t dim) { return dim; }
+  static void load(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) { load_row<T>(src, r, k, n, out); }
+  static NCOPS_INLINE Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) { return fma(a, b, c); }
+};
+
+// ... or pairs of bfloat16 in the place of a float, two per step at twice the rate, summed in float. A row-major pair
+// already is the 32-bit operand, so nothing is converted or shuffled.
+#if NCOPS_ISA_ID == 1
+struct Bf16Pairs {
+  using T = float;
+  static int64_t depth(int64_t dim) { return (dim + 1) / 2; }
+  static void load(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
+    const int64_t stored = src.index ? src.index[r] : r, last = std::min(2 * n, src.dim - 2 * k);
+    const uint16_t* p = static_cast<const uint16_t*>(src.data) + stored * src.row_stride + 2 * k * src.col_stride;
+    uint16_t pairs[2 * kLoadBlock];
+    if (last < 2 * n) pairs[last] = 0;
+    if (src.col_stride == 1) std::memcpy(pairs, p, last * sizeof *p);
+    else
+      for (int64_t i = 0; i < last; ++i) pairs[i] = p[i * src.col_stride];
+    std::memcpy(out, pairs, n * sizeof(T));
+  }
+  static NCOPS_INLINE Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
+    return (Vec<T>)_mm512_dpbf16_ps((__m512)c, (__m512bh)(__m512)a, (__m512bh)(__m512)b);
+  }
+};
+#endif
+
+// Transposes W vectors of W lanes in registers: bit by bit, the lane's index trades places with the vector's.
+template <class T, int Bit>
+NCOPS_INLINE void exchange(Vec<T>* v) {
+  constexpr int W = kWidth<T>;
+  IntVec<T> low, high;
+#pragma GCC unroll 16
+  for (int j = 0; j < W; ++j) {
+    low[j] = j & Bit ? W + j - Bit : j;
+    high[j] = j & Bit ? W + j : j + Bit;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i)
+    if (!(i & Bit)) {
+      const Vec<T> a = v[i], b = v[i + Bit];
+      v[i] = __builtin_shuffle(a, b, low);
+      v[i + Bit] = __builtin_shuffle(a, b, high);
+    }
+}
+template <class T>
+NCOPS_INLINE void transpose(Vec<T>* v) {
+  if constexpr (kWidth<T> > 8) exchange<T, 8>(v);
+  if constexpr (kWidth<T> > 4) exchange<T, 4>(v);
+  if constexpr (kWidth<T> > 2) exchange<T, 2>(v);
+  exchange<T, 1>(v);
+}
+
+// Steps [first, first + n) of up to L rows, transposed: out[k * L + lane]. Lanes past `count` are zero. n <= kLoadBlock.
+template <class Mode, int L>
+inline void pack_columns(const Rows& src, int64_t row, int64_t count, int64_t first, int64_t n, typename Mode::T* out) {
+  using T = typename Mode::T;
+  constexpr int W = kWidth<T>;
   alignas(64) T block[L][kLoadBlock];
-  for (int64_t lane = 0; lane < count; ++lane) load_row<T>(src, row + lane, first, n, block[lane]);
+  for (int64_t lane = 0; lane < count; ++lane) Mode::load(src, row + lane, first, n, block[lane]);
   for (int64_t lane = count; lane < L; ++lane) std::memset(block[lane], 0, sizeof block[lane]);
-  for (int64_t i = 0; i < n; ++i)
-    for (int lane = 0; lane < L; ++lane) out[i * L + lane] = block[lane][i];
+  for (int lane = 0; lane < L; lane += W) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+      Vec<T> v[W];
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) v[r] = ncops::NCOPS_ISA::load(&block[lane + r][i]);
+      transpose<T>(v);
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) store(out + (i + r) * L + lane, v[r]);
+    }
+    for (; i < n; ++i)
+      for (int r = 0; r < W; ++r) std::memcpy(out + i * L + lane + r, &block[lane + r][i], sizeof(T));
+  }
 }
 
-// A panel: all columns of up to L rows.
-template <class T, int L>
-inline void pack_panel(const Rows& src, int64_t row, int64_t count, T* out) {
-  for (int64_t k = 0; k < src.dim; k += kLoadBlock)
-    pack_columns<T, L>(src, row, count, k, std::min(kLoadBlock, src.dim - k), out + k * L);
+// A panel: all steps of up to L rows.
+template <class Mode, int L>
+inline void pack_panel(const Rows& src, int64_t row, int64_t count, typename Mode::T* out) {
+  const int64_t depth = Mode::depth(src.dim);
+  for (int64_t k = 0; k < depth; k += kLoadBlock)
+    pack_columns<Mode, L>(src, row, count, k, std::min(kLoadBlock, depth - k), out + k * L);
 }
 
-// Rows for the broadcast operand: groups of MR rows, each group as 64-byte lines [dim / line][MR][line], so that packing is
-// a copy without a transpose (transposing it costs 2x the packing time). Rows past `count` are zero.
+// Rows for the broadcast operand: groups of MR rows, each group as 64-byte lines [depth / line][MR][line], so that packing
+// is a copy without a transpose (transposing it costs 2x the packing time). Rows past `count` are zero.
 template <class T>
 constexpr int kLine = 64 / sizeof(T);
-template <class T>
+template <class Mode>
 constexpr int64_t group_size(int64_t dim) {
-  return (dim + kLine<T> - 1) / kLine<T> * kLine<T> * NCOPS_MR;
+  constexpr int line = kLine<typename Mode::T>;
+  return (Mode::depth(dim) + line - 1) / line * line * NCOPS_MR;
 }
 
-template <class T>
-inline void pack_rows(const Rows& src, int64_t row, int64_t count, T* out) {
+template <class Mode>
+inline void pack_rows(const Rows& src, int64_t row, int64_t count, typename Mode::T* out) {
+  using T = typename Mode::T;
   constexpr int MR = NCOPS_MR, line = kLine<T>;
-  for (int64_t first = 0; first < count; first += MR, out += group_size<T>(src.dim))
-    for (int64_t m = 0; m < MR; ++m) {
-      const bool real = first + m < count;
-      for (int64_t k = 0; k < src.dim; k += kLoadBlock) {
-        T block[kLoadBlock];
-        const int64_t n = std::min(kLoadBlock, src.dim - k);
-        if (real) load_row<T>(src, row + first + m, k, n, block);
-        if (!real || n < kLoadBlock) std::memset(block + (real ? n : 0), 0, (kLoadBlock - (real ? n : 0)) * sizeof(T));
+  const int64_t depth = Mode::depth(src.dim);
+  for (int64_t first = 0; first < count; first += MR, out += group_size<Mode>(src.dim))
+    for (int64_t m = 0; m < MR; ++m)
+      for (int64_t k = 0; k < depth; k += kLoadBlock) {
+        T block[kLoadBlock] = {};
+        const int64_t n = std::min(kLoadBlock, depth - k);
+        if (first + m < count) Mode::load(src, row + first + m, k, n, block);
         for (int64_t i = 0; i < n; i += line) std::memcpy(out + ((k + i) / line * MR + m) * line, block + i, 64);
       }
-    }
 }
 
 }  // namespace ncops::NCOPS_ISA

@@ -223,7 +223,7 @@ void run(const PairStatsArgs& args) {
   for (int64_t i = 0; i < plan.blocks * k; ++i) columns.at<Best>()[i] = {0, -1};
   PairStats<T> epilogue{args, plan, norms.at<T>(), scales.at<T>(), variances.at<T>(), results.at<BlockResult>(),
                         columns.at<Best>(), rows.at<Best>()};
-  run_product<T, 2>(args.rows, args.rows, plan, epilogue);
+  run_product<Plain<T>, 2>(args.rows, args.rows, plan, epilogue);
 
   BlockResult total;
   for (int64_t b = 0; b < plan.blocks; ++b) {

@@ -12,27 +12,27 @@ namespace ncops::NCOPS_ISA {
 
 constexpr int kMR = NCOPS_MR;
 
-// tile[m * NV * W + lane] = sum over k of w(m, k) * x[k * NV * W + lane], one fused chain per element, k ascending.
+// tile[m * NV * W + lane] = sum over steps k of w(m, k) * x[k * NV * W + lane], one fused chain per element, k ascending.
 // `w` is a group packed by pack_rows. Loops over accumulators must unroll, or GCC puts them on the stack.
-template <class T, int NV>
-__attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t dim, T* tile) {
+template <class Mode, int NV, class T = typename Mode::T>
+__attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t depth, T* tile) {
   constexpr int W = kWidth<T>, line = kLine<T>;
   Vec<T> acc[kMR][NV];
 #pragma GCC unroll 16
   for (int m = 0; m < kMR; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[m][v] = Vec<T>{};
-  for (int64_t k = 0; k < dim; k += line, w += kMR * line) {
-    const int64_t n = std::min<int64_t>(line, dim - k);
+  for (int64_t k = 0; k < depth; k += line, w += kMR * line) {
+    const int64_t n = std::min<int64_t>(line, depth - k);
     for (int64_t i = 0; i < n; ++i, x += NV * W) {
       Vec<T> xv[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) xv[v] = load(x + v * W);
 #pragma GCC unroll 16
       for (int m = 0; m < kMR; ++m) {
-        const Vec<T> wv = splat<T>(w[m * line + i]);
+        const Vec<T> wv = broadcast(w + m * line + i);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[m][v] = fma(wv, xv[v], acc[m][v]);
+        for (int v = 0; v < NV; ++v) acc[m][v] = Mode::multiply_add(wv, xv[v], acc[m][v]);
       }
     }
   }
@@ -44,13 +44,14 @@ __attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t di
 
 // The diagonal of such a tile: out[lane] = sum over k of w[k][lane] * x[k][lane], in the same order and arithmetic, so a
 // target's logit equals the tile's entry for the same pair to the bit.
-template <class T, int NV>
-inline void multiply_diagonal(const T* x, const T* w, int64_t dim, T* out) {
+template <class Mode, int NV, class T = typename Mode::T>
+inline void multiply_diagonal(const T* x, const T* w, int64_t depth, T* out) {
   constexpr int W = kWidth<T>;
   Vec<T> acc[NV];
   for (int v = 0; v < NV; ++v) acc[v] = Vec<T>{};
-  for (int64_t k = 0; k < dim; ++k)
-    for (int v = 0; v < NV; ++v) acc[v] = fma(load(w + (k * NV + v) * W), load(x + (k * NV + v) * W), acc[v]);
+  for (int64_t k = 0; k < depth; ++k)
+    for (int v = 0; v < NV; ++v)
+      acc[v] = Mode::multiply_add(load(w + (k * NV + v) * W), load(x + (k * NV + v) * W), acc[v]);
   for (int v = 0; v < NV; ++v) store(out + v * W, acc[v]);
 }
 
@@ -88,12 +89,13 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
 //   void begin(State&, int64_t row, int64_t count, const T* panel);      before its first tile of a split
 //   void tile(State&, const T* tile, int64_t first_w, int64_t count_w);  tile[count_w][NV * W]
 //   void end(State&, int64_t row, int64_t count, int64_t split);         after its last tile of a split
-template <class T, int NV, class Epilogue>
+template <class Mode, int NV, class Epilogue>
 inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue& epilogue) {
+  using T = typename Mode::T;
   constexpr int L = NV * kWidth<T>;
   using State = typename Epilogue::State;
-  const int64_t dim = x.dim, panels = plan.rows_per_block / L, group = group_size<T>(dim);
-  const size_t x_bytes = round_up(size_t(plan.rows_per_block) * dim * sizeof(T), 64);
+  const int64_t depth = Mode::depth(x.dim), panels = plan.rows_per_block / L, group = group_size<Mode>(x.dim);
+  const size_t x_bytes = round_up(size_t(plan.rows_per_block) * depth * sizeof(T), 64);
   const size_t w_bytes = round_up(size_t(plan.w_per_tile / kMR) * group * sizeof(T), 64);
   const size_t tile_bytes = size_t(plan.w_per_tile) * L * sizeof(T);
   const size_t state_bytes = round_up(panels * sizeof(State), 64);
@@ -109,17 +111,17 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
     const int64_t row1 = std::min(x.rows, row0 + plan.rows_per_block);
     const int64_t w0 = plan.upper ? row0 : split * plan.w_per_split, w1 = plan.upper ? w.rows : std::min(w.rows, w0 + plan.w_per_split);
     for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
-      T* panel = x_packed + p * L * dim;
-      pack_panel<T, L>(x, row, std::min<int64_t>(L, row1 - row), panel);
+      T* panel = x_packed + p * L * depth;
+      pack_panel<Mode, L>(x, row, std::min<int64_t>(L, row1 - row), panel);
       epilogue.begin(states[p], row, std::min<int64_t>(L, row1 - row), panel);
     }
     for (int64_t first = w0; first < w1; first += plan.w_per_tile) {
       const int64_t count = std::min(plan.w_per_tile, w1 - first);
-      pack_rows<T>(w, first, count, w_packed);
+      pack_rows<Mode>(w, first, count, w_packed);
       for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
         if (plan.upper && first + count <= row + 1) break;
         for (int64_t g = 0; g * kMR < count; ++g)
-          multiply_group<T, NV>(x_packed + p * L * dim, w_packed + g * group, dim, tile + g * kMR * L);
+          multiply_group<Mode, NV>(x_packed + p * L * depth, w_packed + g * group, depth, tile + g * kMR * L);
         epilogue.tile(states[p], tile, first, count);
       }
     }

@@ -46,7 +46,7 @@ void run(const ProjectedSqnormsArgs& args) {
   const Plan plan = plan_product<T>(n, args.basis.rows, args.x.dim, NV * kWidth<T>);
   Scratch partials(plan.splits > 1 ? plan.splits * n * sizeof(double) : 0);
   SquaredNorms<T, NV> epilogue{args, plan.splits > 1 ? partials.at<double>() : nullptr};
-  run_product<T, NV>(args.x, args.basis, plan, epilogue);
+  run_product<Plain<T>, NV>(args.x, args.basis, plan, epilogue);
   if (plan.splits == 1) return;
   for (int64_t row = 0; row < n; ++row) {
     double sum = 0;

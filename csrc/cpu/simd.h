@@ -53,6 +53,18 @@ NCOPS_INLINE Vec<T> splat(T a) {
   return a - Vec<T>{};
 }
 
+// One element in every lane, whatever its bits (a pair of bfloat16 may look like a signalling NaN).
+NCOPS_INLINE Vec<float> broadcast(const float* p) {
+#if NCOPS_ISA_ID == 1
+  return (Vec<float>)_mm512_set1_ps(*p);
+#elif NCOPS_ISA_ID == 2
+  return (Vec<float>)_mm256_broadcast_ss(p);
+#else
+  return splat<float>(*p);
+#endif
+}
+NCOPS_INLINE Vec<double> broadcast(const double* p) { return splat<double>(*p); }
+
 // a * b + c, fused wherever the instruction set can: every product in these kernels is spelt with it, so that two code
 // paths that must agree to the bit (a target's logit and its rivals') do.
 NCOPS_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {

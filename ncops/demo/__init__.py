@@ -9,8 +9,10 @@ from ..report.details import Measured
 __all__ = ["run"]
 
 
-def run(model: str, *, tokens: int = 16384, steps: int = 800, seed: int = 0, quiet: bool = False) -> tuple[Measured, str]:
-    """Runs one demo and returns its report and title. Without SmolLM2 the tiny model is trained instead, and that is said.
+def run(
+    model: str, *, tokens: int = 16384, steps: int = 800, seed: int = 0, quiet: bool = False
+) -> tuple[Measured, str]:
+    """Runs one demo and returns its report and title. Without SmolLM2 the tiny model is trained, and that is said.
 
     Raises:
         CommandError: for ``model="digits"`` without scikit-learn.
@@ -24,8 +26,13 @@ def run(model: str, *, tokens: int = 16384, steps: int = 800, seed: int = 0, qui
             return smollm2.run(tokens=tokens, quiet=quiet)
         except CommandError as error:
             why = f"SmolLM2 cannot be had: {error}."
-            say(f"{why}\nTraining a tiny language model instead (about 3 minutes on 2 cores; --model tiny asks for it).")
+            say(
+                f"{why}\nTraining a tiny language model instead (about 3 minutes on 2 cores; --model tiny asks for it)."
+            )
         measured, title = tiny.run(tokens=tokens, steps=steps, seed=seed, quiet=quiet)
-        measured.details["notes"] = [f"{why} This is the tiny language model instead.", *measured.details.get("notes", [])]
+        measured.details["notes"] = [
+            f"{why} This is the tiny language model instead.",
+            *measured.details.get("notes", []),
+        ]
         return measured, title
     return tiny.run(tokens=tokens, steps=steps, seed=seed, quiet=quiet)

@@ -17,11 +17,12 @@ from ..statistics import ClassStatistics
 Batches = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
 
 COLUMNS = {
-    "accuracy": "accuracy", "nc1_quotient": "NC1", "nc1_cdnv": "CDNV", "nc2_norm_cv": "NC2 norms", "nc2_cos_std": "NC2 angles",
-    "nc3_cos_mean": "NC3", "nc4_agreement": "NC4",
+    "accuracy": "accuracy", "nc1_quotient": "NC1", "nc1_cdnv": "CDNV", "nc2_norm_cv": "NC2 norms",
+    "nc2_cos_std": "NC2 angles", "nc3_cos_mean": "NC3", "nc4_agreement": "NC4",
 }  # fmt: skip
 NAMES = (
-    "nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error", "nc3_cos_mean", "nc4_agreement", "accuracy", "nll",
+    "nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error", "nc3_cos_mean",
+    "nc4_agreement", "accuracy", "nll",
 )  # fmt: skip
 
 
@@ -43,7 +44,17 @@ class Watch:
         held_out: the same for data never trained on; only its NLL and accuracy are shown.
     """
 
-    def __init__(self, title: str, axis: str, train: Batches, held_out: Batches, classifier: Callable, classes: int, min_count: int, quiet: bool):
+    def __init__(
+        self,
+        title: str,
+        axis: str,
+        train: Batches,
+        held_out: Batches,
+        classifier: Callable,
+        classes: int,
+        min_count: int,
+        quiet: bool,
+    ):
         self.axis, self.classes, self.min_count = axis, classes, min_count
         self.train, self.held_out, self.classifier = train, held_out, classifier
         self.points: list[int] = []
@@ -70,7 +81,9 @@ class Watch:
         self.held.append({name: float(outside[name]) for name in ("nll", "accuracy", "nc4_agreement")})
         self.last = (geometry, decisions)
         cells = [format_value(float(report[n])) for n in ("nll", *COLUMNS)]
-        self.table.add([str(point), *cells, format_value(self.held[-1]["nll"]), format_value(self.held[-1]["accuracy"])])
+        self.table.add(
+            [str(point), *cells, format_value(self.held[-1]["nll"]), format_value(self.held[-1]["accuracy"])]
+        )
 
     def measured(self, text: Callable[[int], str], noun: str, run: dict[str, Any]) -> Measured:
         """The last checkpoint's report, with all checkpoints in its details."""
@@ -85,7 +98,8 @@ class Watch:
         held = self.held[-1]
         details["notes"] = [
             "Decisions are on the training data, as collapse is a matter of the end of training. On held-out data: "
-            f"accuracy {format_value(held['accuracy'])}, NLL {format_value(held['nll'])}, NC4 agreement {format_value(held['nc4_agreement'])}."
+            f"accuracy {format_value(held['accuracy'])}, NLL {format_value(held['nll'])}, "
+            f"NC4 agreement {format_value(held['nc4_agreement'])}."
         ]
         details["run"] = {**run, "min_count": self.min_count, "decisions_on": "training data"}
         return Measured(self.reports[-1], details)

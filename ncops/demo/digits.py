@@ -26,7 +26,9 @@ def run(*, epochs: int = EPOCHS, seed: int = 0, quiet: bool = False) -> tuple[Me
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise CommandError("--model digits: the digits come with the package scikit-learn: pip install scikit-learn") from None
+        raise CommandError(
+            "--model digits: the digits come with the package scikit-learn: pip install scikit-learn"
+        ) from None
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
     with torch.random.fork_rng(devices=[]):

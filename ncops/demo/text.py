@@ -27,7 +27,7 @@ class Vocabulary(NamedTuple):
 
 
 def byte_pairs(text: str, size: int) -> Vocabulary:
-    """A byte-level BPE of ``size`` tokens trained on ``text``; without the package ``tokenizers``, frequent words and characters."""
+    """A byte-level BPE of ``size`` tokens trained on ``text``; without ``tokenizers``, frequent words and letters."""
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     except ImportError:
@@ -35,16 +35,25 @@ def byte_pairs(text: str, size: int) -> Vocabulary:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     tokenizer.train_from_iterator([text], trainer)
-    return Vocabulary(lambda t: tokenizer.encode(t).ids, lambda i: tokenizer.decode([i]), tokenizer.get_vocab_size(), "byte-pair encoding")
+    return Vocabulary(
+        lambda t: tokenizer.encode(t).ids,
+        lambda i: tokenizer.decode([i]),
+        tokenizer.get_vocab_size(),
+        "byte-pair encoding",
+    )
 
 
 def frequent_pieces(text: str, size: int) -> Vocabulary:
     """Every character of ``text`` and its most frequent words; other words are spelled out."""
     pattern = re.compile(r" ?\w+|\s+|[^\w\s]+")
     characters = [c for c, _ in Counter(text).most_common(size // 2)]
-    words = [w for w, _ in Counter(w for w in pattern.findall(text) if len(w) > 1).most_common(size - len(characters) - 1)]
+    words = [
+        w for w, _ in Counter(w for w in pattern.findall(text) if len(w) > 1).most_common(size - len(characters) - 1)
+    ]
     names = ["�", *characters, *words]
     ids = {name: i for i, name in enumerate(names)}
 

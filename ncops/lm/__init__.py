@@ -4,4 +4,15 @@ from .load import Head, LoadedModel, Source, find_head, find_source, load
 from .measure import measure
 from .windows import Batch, Windows, read_chunks
 
-__all__ = ["Batch", "Head", "LoadedModel", "Source", "Windows", "find_head", "find_source", "load", "measure", "read_chunks"]
+__all__ = [
+    "Batch",
+    "Head",
+    "LoadedModel",
+    "Source",
+    "Windows",
+    "find_head",
+    "find_source",
+    "load",
+    "measure",
+    "read_chunks",
+]

@@ -1,8 +1,11 @@
-"""Loads a causal language model from disk and finds its classifier: features in, logits = scale * (x @ weight.T) + bias."""
+"""Loads a causal language model from disk and finds its classifier: logits = scale * (x @ weight.T) + bias."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +15,13 @@ from torch import nn
 
 from .._errors import CommandError, need
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64, "auto": "auto"}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+    "auto": "auto",
+}
 
 
 class Source(NamedTuple):
@@ -23,7 +32,7 @@ class Source(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The classifier of a model. ``features`` says how its input is reached: "base" or "interrupted" (see `find_head`)."""
+    """The classifier of a model. ``features``, "base" or "interrupted", says how its input is reached: `find_head`."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -46,7 +55,9 @@ def find_source(model: str | Path, gguf: str | None = None) -> Source:
     """
     path = Path(model).expanduser()
     if not path.exists():
-        raise CommandError(f"MODEL: no file or folder {str(model)!r} on this disk (names on a hub are not looked up: download the model first)")
+        raise CommandError(
+            f"MODEL: no file or folder {str(model)!r} on this disk (names on a hub are not looked up; download it)"
+        )
     if path.is_file():
         if path.suffix != ".gguf":
             raise CommandError(f"MODEL: expected a folder or a .gguf file, got {path.name!r}")
@@ -70,8 +81,13 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _quiet_pipe() -> contextlib.AbstractContextManager:
+    """Progress bars of the loader belong on a terminal; in a log file they are one endless line."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+
+
 def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
-    """The model in evaluation mode and its tokenizer, from disk alone: nothing is looked up online, no code of the model runs.
+    """The model in evaluation mode and its tokenizer, from disk: nothing is looked up, no code in the folder runs.
 
     Raises:
         CommandError: when a package is missing or the folder does not hold a causal language model.
@@ -87,11 +103,16 @@ def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> Load
     if source.gguf:
         options["gguf_file"] = source.gguf
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.folder), **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(source.folder), dtype=DTYPES[dtype], **options)
+        with _quiet_pipe():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.folder), **options)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(source.folder), dtype=DTYPES[dtype], **options
+            )
         model = model.to(torch.device(device)).eval()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
-        raise CommandError(f"MODEL: {source.folder} did not load as a causal language model: {_first_line(error)}") from error
+        raise CommandError(
+            f"MODEL: {source.folder} did not load as a causal language model: {_first_line(error)}"
+        ) from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return LoadedModel(model, tokenizer, source)
@@ -139,27 +160,32 @@ def _tolerance(dtype: torch.dtype) -> float:
 def find_head(model: nn.Module, ids: torch.Tensor, *, ignore_softcap: bool = False) -> Head:
     """Finds weight, bias and scale of the classifier, and proves them on a few tokens.
 
-    The full model runs once, on ``ids`` (1, T) with small T: its logits must equal scale * (x @ weight.T) + bias for the x that
-    enters the output embedding. If the base model's last hidden state is that x, only the base model runs from then on ("base");
-    if the head transforms it first, the whole forward pass runs and is stopped before the logits ("interrupted").
+    The full model runs once, on ``ids`` (1, T) with small T: its logits must equal scale * (x @ weight.T) + bias for
+    the x that enters the output embedding. If the base model's last hidden state is that x, only the base model runs
+    from then on ("base"); if the head transforms it first, the whole forward pass runs and is stopped before the logits
+    ("interrupted").
 
     Raises:
-        CommandError: if there is no output embedding, or the logits are no linear function of its input (soft-capped logits).
+        CommandError: if there is no output embedding, or the logits are no linear function of its input (soft caps).
     """
     module = model.get_output_embeddings()
     weight = getattr(module, "weight", None)
     if weight is None or weight.dim() != 2:
-        raise CommandError("MODEL: it has no output embedding with a (vocabulary, dim) weight, so there is no classifier to measure")
+        raise CommandError(
+            "MODEL: it has no output embedding with a (vocabulary, dim) weight, so there is no classifier to measure"
+        )
     bias = getattr(module, "bias", None)
     options = {"input_ids": ids, "use_cache": False}
     x = interrupted_features(model, **options)
     logits = model(**options).logits.reshape(-1, weight.shape[0])
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    softcap = next((c for n in ("final_logit_softcapping", "output_logits_soft_cap") if (c := getattr(config, n, None))), None)
+    softcap = next(
+        (c for n in ("final_logit_softcapping", "output_logits_soft_cap") if (c := getattr(config, n, None))), None
+    )
     if softcap and not ignore_softcap:
         raise CommandError(
-            f"MODEL: its logits are soft-capped at {softcap:g}, which no linear classifier expresses: NLL, entropy and margins would be wrong. "
-            "--ignore-softcap measures the logits before the cap"
+            f"MODEL: its logits are soft-capped at {softcap:g}, which no linear classifier expresses: NLL, entropy and "
+            "margins would be wrong. --ignore-softcap measures the logits before the cap"
         )
     raw = nn.functional.linear(x.reshape(-1, x.shape[-1]), weight.to(x.dtype)).double()
     offset = 0.0 if bias is None else bias.double()
@@ -172,9 +198,16 @@ def find_head(model: nn.Module, ids: torch.Tensor, *, ignore_softcap: bool = Fal
         error = float((scale * raw - shifted).abs().max() / shifted.abs().max().clamp_min(1e-30))
         if not error <= tolerance:
             raise CommandError(
-                f"MODEL: its logits are not scale * (x @ weight.T) + bias of its output embedding (off by {error:.1e} on {ids.numel()} tokens)"
+                f"MODEL: its logits are not scale * (x @ weight.T) + bias of its output embedding "
+                f"(off by {error:.1e} on {ids.numel()} tokens)"
             )
-    return Head(weight.detach(), None if bias is None else bias.detach(), scale, _route(model, x, options), float(softcap) if softcap else None)
+    return Head(
+        weight.detach(),
+        None if bias is None else bias.detach(),
+        scale,
+        _route(model, x, options),
+        float(softcap) if softcap else None,
+    )
 
 
 def _route(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> str:
@@ -182,7 +215,11 @@ def _route(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> str:
     if base is model:
         return "interrupted"
     hidden = getattr(base(**options), "last_hidden_state", None)
-    same = hidden is not None and hidden.shape == x.shape and torch.allclose(hidden.float(), x.float(), rtol=1e-3, atol=1e-4)
+    same = (
+        hidden is not None
+        and hidden.shape == x.shape
+        and torch.allclose(hidden.float(), x.float(), rtol=1e-3, atol=1e-4)
+    )
     return "base" if same else "interrupted"
 
 
@@ -190,7 +227,9 @@ def body(model: nn.Module, head: Head) -> Callable[..., tuple[torch.Tensor, tupl
     """A function (input_ids, attention_mask, hidden: bool) -> (features (B, T, D), all hidden states or None)."""
 
     def base(input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: bool = False):
-        out = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=hidden)
+        out = model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=hidden
+        )
         return out.last_hidden_state, out.hidden_states if hidden else None
 
     def interrupted(input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: bool = False):

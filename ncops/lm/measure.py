@@ -63,8 +63,8 @@ def read_windows(loaded: LoadedModel, texts: Iterable[Iterable[str]], *, tokens:
 class LayerStatistics:
     """Class statistics of chosen hidden layers over the classes that the train part holds.
 
-    States of all C classes would cost 12 bytes * C * D for each layer (340 MB for a vocabulary of 49,152 and D = 576); the classes
-    that occur are known from the text beforehand, and only they get a row.
+    States of all C classes would cost 12 bytes * C * D for each layer (340 MB for a vocabulary of 49,152 and D = 576);
+    the classes that occur are known from the text beforehand, and only they get a row.
     """
 
     def __init__(self, layers: Sequence[int], labels: Sequence[int], vocabulary: int, device: torch.device) -> None:
@@ -78,7 +78,8 @@ class LayerStatistics:
         rows = torch.where(labels == IGNORE, labels, self._row[labels.clamp_min(0)])
         if not self._statistics:
             self._statistics = [
-                ClassStatistics(num_classes=self.classes, dim=hidden[i].shape[-1], scatter=False, device=labels.device) for i in self.layers
+                ClassStatistics(num_classes=self.classes, dim=hidden[i].shape[-1], scatter=False, device=labels.device)
+                for i in self.layers
             ]
         for layer, statistics in zip(self.layers, self._statistics, strict=True):
             statistics.update(hidden[layer], rows)
@@ -127,7 +128,7 @@ def measure(
         min_count: samples in the train part that a class needs to be kept.
         progress: False hides the progress bars; None shows them on a terminal.
 
-    Memory above the model: one batch, 12 bytes * V * D of class states, 8 * D * D of scatter, and the kernels' workspace.
+    Memory above the model: a batch, 12 bytes * V * D of class states, 8 * D * D of scatter, the kernels' workspace.
     """
     started = time.perf_counter()
     model, device = loaded.model, next(loaded.model.parameters()).device

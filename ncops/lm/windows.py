@@ -12,11 +12,13 @@ import torch
 from .._errors import CommandError
 
 IGNORE = -100
-CHUNK_CHARACTERS = 1 << 20  # text is tokenised a mebibyte at a time, cut after a line, so that a corpus is never held as strings
+CHUNK_CHARACTERS = (
+    1 << 20
+)  # text is tokenised a mebibyte at a time, cut after a line, so that a corpus is never held as strings
 
 
 class Batch(NamedTuple):
-    """``labels[b, t]`` is the token at t + 1 of the same window; IGNORE at the last token, at padding and at an added BOS."""
+    """``labels[b, t]`` is the token at t + 1 of its window: IGNORE at a last token, padding, an added BOS."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -29,8 +31,8 @@ class Windows:
     Args:
         documents: one sequence of token ids per file.
         size: tokens per window. The last window of a file may be shorter; one with fewer than two tokens is dropped.
-        bos: id put in front of every window where the tokenizer does that with a text, else None. It gets no label, so that the
-            position of this token, an attention sink in many models, is no sample.
+        bos: id put in front of every window where the tokenizer does that with a text, else None. It gets no label, so
+            that the position of this token, an attention sink in many models, is no sample.
     """
 
     def __init__(self, documents: Iterable[Sequence[int]], size: int, bos: int | None = None) -> None:
@@ -63,8 +65,8 @@ class Windows:
         """
         if len(self) < 2:
             raise CommandError(
-                f"--text: {self.tokens} tokens make {len(self)} window(s) of {self.size}; two are needed, one of them held out: "
-                "give more text or a smaller --window"
+                f"--text: {self.tokens} tokens make {len(self)} window(s) of {self.size}; two are needed, one of them "
+                "held out: give more text or a smaller --window"
             )
         last = min(max(1, round(held_out * len(self))), len(self) - 1)
         return range(len(self) - last), range(len(self) - last, len(self))
@@ -73,7 +75,9 @@ class Windows:
         """The distinct labels of these windows, ascending."""
         return sorted(set().union(*(self[i][1:] for i in indices)))
 
-    def batches(self, indices: Sequence[int], batch_size: int, pad: int = 0, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    def batches(
+        self, indices: Sequence[int], batch_size: int, pad: int = 0, device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
         """Batches in order, padded on the right to the longest window of the batch."""
         for first in range(0, len(indices), batch_size):
             rows = [self[i] for i in indices[first : first + batch_size]]
@@ -105,7 +109,9 @@ def read_chunks(path: Path) -> Iterator[str]:
         raise CommandError(f"--text: {path} cannot be read as UTF-8 text: {error}") from None
 
 
-def tokenize(texts: Iterable[Iterable[str]], encode: Callable[[str], Sequence[int]], limit: int | None) -> Iterator[array]:
+def tokenize(
+    texts: Iterable[Iterable[str]], encode: Callable[[str], Sequence[int]], limit: int | None
+) -> Iterator[array]:
     """Token ids per document until ``limit`` tokens (None: all) have been read over all documents."""
     left = limit
     for pieces in texts:

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def share(hits: Tensor, counts: Tensor) -> Tensor:
-    """Sum of ``hits`` over sum of ``counts``, both ``(C,)``: NC4 agreement, accuracy or NCC accuracy. NaN of nothing.
+    """Sum of ``hits`` over sum of ``counts``, both ``(C,)``: agreement, accuracy or NCC accuracy. NaN of nothing.
 
-    With hits = rows on which the classifier and the nearest class mean agree this is NC4 of Wu and Papyan 2024; one minus
-    it is the mismatch of Papyan, Han and Donoho 2020.
+    With hits = rows on which the classifier and the nearest class mean agree this is NC4 of Wu and Papyan 2024; one
+    minus it is the mismatch of Papyan, Han and Donoho 2020.
     """
     return hits.sum().double() / counts.sum().double()
 

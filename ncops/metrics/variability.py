@@ -60,8 +60,7 @@ def nc1_basis(means: Tensor, *, global_mean: Tensor | None = None, rtol: float |
     """``(r, D) float64`` basis B with ``tr(Sigma_W Sigma_B^+)`` = mean of ``|B (x - mu_label)|^2`` over the samples.
 
     For NC1 without a D x D scatter: a second pass sums :func:`ncops.projected_sqnorms` with this basis, the labels and
-        the
-    class means as centres; divided by the number of samples (and by K) that is :func:`nc1_pinv`.
+    the class means as centres; divided by the number of samples (and by K) that is :func:`nc1_pinv`.
     """
     singular, basis = between_svd(means, global_mean=global_mean, rtol=rtol)
     return basis / singular[:, None]

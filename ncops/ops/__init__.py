@@ -7,7 +7,8 @@ from .linear_stats import linear_stats
 from .logit_stats import logit_stats
 from .nearest_class_mean import NearestClassMean, nearest_class_mean
 from .pair_stats import PairStats, pair_stats
-from .pinv_trace import between_svd, pinv_trace, solve_trace
+from .pinv_trace import between_svd as between_svd
+from .pinv_trace import pinv_trace, solve_trace
 from .projected_sqnorms import projected_sqnorms
 
 __all__ = [
@@ -16,7 +17,6 @@ __all__ = [
     "NearestClassMean",
     "PairStats",
     "accumulate_class_moments_",
-    "between_svd",
     "class_moments",
     "class_scatter",
     "linear_stats",

@@ -113,7 +113,8 @@ def accumulate_class_moments_(
     for t, name in ((counts, "counts"), (center, "center"), (sums, "sums"), (sqnorms, "sqnorms")):
         if not t.is_contiguous():
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {tuple(t.stride())}")
-    torch.ops.ncops.accumulate_class_moments_(counts, center, sums, sqnorms, invalid, flat, y, ignore_index)
+    # Features that require a gradient must not make the state require one.
+    torch.ops.ncops.accumulate_class_moments_(counts, center, sums, sqnorms, invalid, flat.detach(), y, ignore_index)
 
 
 def _forward(x, labels, num_classes, center, ignore_index):

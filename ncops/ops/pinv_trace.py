@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._checks import check_device, check_floating, check_shape, shape
 
@@ -168,6 +167,29 @@ def _symmetric(a: Tensor) -> Tensor:
     return (a + a.t()) / 2
 
 
+class _Once(torch.autograd.Function):
+    """Passes a gradient on and refuses to be differentiated.
+
+    torch's own ``once_differentiable`` looks at the incoming gradient alone: a gradient penalty on these traces would
+    silently lose its second derivative.
+    """
+
+    @staticmethod
+    def forward(ctx, name, gradient, *sources):
+        ctx.name = name
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(f"{ctx.name}: second derivatives are not supported")
+
+
+def _refuse_again(name: str, gradients: tuple[Tensor | None, ...], sources: tuple[Tensor, ...]) -> list[Tensor | None]:
+    if not torch.is_grad_enabled():  # nobody asked for create_graph
+        return list(gradients)
+    return [g if g is None else _Once.apply(name, g, *sources) for g in gradients]
+
+
 class _PinvTrace(torch.autograd.Function):
     """``tr(W (A^T A)^+)``."""
 
@@ -183,16 +205,16 @@ class _PinvTrace(torch.autograd.Function):
         return trace.where(finite, NAN)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g):
         within, scaled, vt, inverse = ctx.saved_tensors
-        pinv = (vt.t() * inverse) @ vt
         g_within = g_scaled = None
-        if ctx.needs_input_grad[0]:
-            g_within = g * pinv
-        if ctx.needs_input_grad[1]:
-            g_scaled = 2 * g * (scaled @ _pinv_slope(_symmetric(within), pinv, vt))
-        return g_within, g_scaled, None, None, None
+        with torch.no_grad():
+            pinv = (vt.t() * inverse) @ vt
+            if ctx.needs_input_grad[0]:
+                g_within = g * pinv
+            if ctx.needs_input_grad[1]:
+                g_scaled = 2 * g * (scaled @ _pinv_slope(_symmetric(within), pinv, vt))
+        return *_refuse_again("pinv_trace", (g_within, g_scaled), (g, within, scaled)), None, None, None
 
 
 def _pinv_slope(m: Tensor, pinv: Tensor, vt: Tensor) -> Tensor:
@@ -215,17 +237,17 @@ class _SolveTrace(torch.autograd.Function):
         vt = vectors.t() * keep[:, None]
         inverse = torch.where(keep, 1 / values.where(keep, 1.0), 0.0)
         trace = ((scaled @ vt.t()).square().sum(0) * inverse).sum()
-        ctx.save_for_backward(scaled, vt, inverse)
+        ctx.save_for_backward(total, scaled, vt, inverse)
         return trace.where(finite, NAN)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g):
-        scaled, vt, inverse = ctx.saved_tensors
-        pinv = (vt.t() * inverse) @ vt
+        total, scaled, vt, inverse = ctx.saved_tensors
         g_total = g_scaled = None
-        if ctx.needs_input_grad[0]:
-            g_total = g * _pinv_slope(scaled.t() @ scaled, pinv, vt)
-        if ctx.needs_input_grad[1]:
-            g_scaled = 2 * g * (scaled @ pinv)
-        return g_total, g_scaled, None, None
+        with torch.no_grad():
+            pinv = (vt.t() * inverse) @ vt
+            if ctx.needs_input_grad[0]:
+                g_total = g * _pinv_slope(scaled.t() @ scaled, pinv, vt)
+            if ctx.needs_input_grad[1]:
+                g_scaled = 2 * g * (scaled @ pinv)
+        return *_refuse_again("solve_trace", (g_total, g_scaled), (g, total, scaled)), None, None

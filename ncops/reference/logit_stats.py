@@ -120,11 +120,15 @@ def row_gradient(z: Tensor, rows: slice, folded: tuple[Tensor, ...], saved: tupl
     below = (z - peak[:, None]).clamp_(min=torch.finfo(z.dtype).min)
     share = (-gap).exp()
 
+    # Whole-block passes that nobody's gradient needs are left out: they cost more than the products.
     total = g_lse + g_gap + g_nll
-    grad = below.exp().scatter_(1, at, 0)
-    grad *= share[:, None]
-    grad *= total[:, None] - _times(g_entropy[:, None], below + (entropy - gap)[:, None])
-    grad = torch.where(((total != 0) | (g_entropy != 0))[:, None], grad, 0)
+    slope = total[:, None]
+    if g_entropy.any():
+        slope = slope - _times(g_entropy[:, None], below + (entropy - gap)[:, None])
+    grad = below.exp_().scatter_(1, at, 0).mul_(share[:, None] * slope)
+    soft = (total != 0) | (g_entropy != 0)
+    if not soft.all():
+        grad.masked_fill_(~soft[:, None], 0)
 
     # In the argmax column p - 1 is expm1(-gap): at margin 30 the float32 subtraction gives 0, the truth is -9e-14.
     # The terms that multiply 1 are collected by hand, so that those which cancel never meet in floating point.
@@ -141,6 +145,8 @@ def row_gradient(z: Tensor, rows: slice, folded: tuple[Tensor, ...], saved: tupl
     grad.scatter_add_(1, second_index.clamp(min=0)[:, None], g_second.where(second_index >= 0, 0)[:, None])
     if g_var.any():
         grad += _times((2 / z.shape[1]) * g_var[:, None], z - mean[:, None])
-    grad += g_mean[:, None] / z.shape[1]
-    grad.masked_fill_(poisoned[:, None], NAN)
-    return grad.masked_fill_(~active[:, None], 0)
+    if g_mean.any():
+        grad += g_mean[:, None] / z.shape[1]
+    if poisoned.any():
+        grad.masked_fill_(poisoned[:, None], NAN)
+    return grad if active.all() else grad.masked_fill_(~active[:, None], 0)

@@ -67,8 +67,7 @@ class CollapseReport(Mapping[str, float]):
         return self.table()
 
     def to_json(self, indent: int | None = 2) -> str:
-        """A JSON object with ``metrics``, ``coverage``, ``convention``, ``settings`` and ``notes``; NaN becomes
-        null."""
+        """A JSON object with ``metrics``, ``coverage``, ``convention``, ``settings``, ``notes``; NaN becomes null."""
         document = {
             "metrics": self._values,
             "coverage": self.coverage,
@@ -193,138 +192,8 @@ def _check(geometry, weight, bias, decisions, settings: Convention) -> None:
         raise TypeError(f"decisions: expected DecisionStatistics, got {type(decisions).__name__}")
     if decisions.convention != settings:
         raise ValueError(
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-           
-            f"convention: expected {decisions.convention.name!r}, with which the decisions
-            were made, got {settings.name!r}"
+            f"convention: expected {decisions.convention.name!r}, with which the decisions were made, "
+            f"got {settings.name!r}"
         )
     kept = decisions.kept.nonzero()[:, 0].to(geometry.classes.device)
     if decisions.num_classes != geometry.num_classes or not torch.equal(kept, geometry.classes):

@@ -28,7 +28,9 @@ def _plain(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence
     widths = [max(len(str(r[i])) for r in (columns, *rows)) for i in range(len(columns))]
     lines = []
     for row in (columns, *rows):
-        cells = [str(c).ljust(w) if i in left else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            str(c).ljust(w) if i in left else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -92,7 +94,9 @@ class LiveTable:
         from rich import box
         from rich.table import Table
 
-        table = Table(title=self.title, caption=self._caption, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
+        table = Table(
+            title=self.title, caption=self._caption, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold"
+        )
         for column in self.columns:
             table.add_column(column, justify="right")
         for row in self.rows:

@@ -16,7 +16,7 @@ from ..decisions import MARGIN_LIMIT
 from .explain import format_value
 
 PAIR_SAMPLE = 512
-"""Classes drawn for the histogram of pairwise cosines: 130,816 pairs, enough for its shape, nothing K x K for large K."""
+"""Classes drawn for the histogram of pairwise cosines: 130,816 pairs, which show its shape; nothing is K x K."""
 
 TABLE_ROWS = 300
 SCATTER_POINTS = 4000
@@ -42,7 +42,7 @@ def _centred(geometry) -> torch.Tensor:
 
 
 def row_cosines(geometry, weight: torch.Tensor | None) -> torch.Tensor | None:
-    """(K,) cosine of each centred class mean with its own classifier row (not centred), or None without a classifier."""
+    """(K,) cosine of each centred class mean with its own classifier row (not centred); None without a classifier."""
     if weight is None:
         return None
     rows = weight.detach()[geometry.classes.to(weight.device)].to(geometry.means.device, torch.float64)
@@ -63,7 +63,7 @@ def _pair_cosines(geometry, seed: int) -> tuple[torch.Tensor, int]:
 
 
 def geometry_details(geometry, weight: torch.Tensor | None = None, *, seed: int = 0) -> dict[str, Any]:
-    """Distributions over the kept classes: norms, cosines with the classifier, sampled pairwise cosines, count and variance."""
+    """Distributions over the kept classes: norms, cosines with the classifier and of pairs, count against variance."""
     histograms: dict[str, Any] = {"mean_norm": histogram(_centred(geometry).norm(dim=1))}
     cosines = row_cosines(geometry, weight)
     if cosines is not None:
@@ -139,13 +139,19 @@ def class_rows(
     names = list(columns)
     lists = [columns[name].tolist() for name in names]
     rows = [
-        {"id": int(ids[i]), "text": text(int(ids[i])), **{name: _clean(values[i]) for name, values in zip(names, lists, strict=True)}}
+        {
+            "id": int(ids[i]),
+            "text": text(int(ids[i])),
+            **{name: _clean(values[i]) for name, values in zip(names, lists, strict=True)},
+        }
         for i in range(ids.numel())
     ]
     return {"rows": rows, "shown": len(rows), "of": int(geometry.classes.numel()), "noun": noun}
 
 
-def trajectory(axis: str, points: Sequence[float], reports: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, Any]:
+def trajectory(
+    axis: str, points: Sequence[float], reports: Sequence[Mapping[str, float]], names: Sequence[str]
+) -> dict[str, Any]:
     """One list of values per metric along layers or checkpoints."""
     return {
         "axis": axis,
@@ -190,7 +196,12 @@ COVERAGE_LABELS = {
     "decision_samples": "samples (decision part)",
     "decision_samples_kept": "of them in kept classes",
 }
-_SHARE_OF = {"classes_seen": "classes", "classes_kept": "classes", "samples_in_kept": "samples", "decision_samples_kept": "decision_samples"}
+_SHARE_OF = {
+    "classes_seen": "classes",
+    "classes_kept": "classes",
+    "samples_in_kept": "samples",
+    "decision_samples_kept": "decision_samples",
+}
 _COVERAGE_HIDDEN = ("ignored_rows", "decision_ignored_rows", "decision_unkept_samples", "decision_unkept_share")
 
 
@@ -203,7 +214,9 @@ def coverage_items(report: Mapping[str, float]) -> list[tuple[str, str]]:
             continue
         if name == "classes_with_10_samples" and coverage.get("min_count") == 10:
             continue
-        shown = f"{value:,}" if isinstance(value, int) else format_value(value) if isinstance(value, float) else str(value)
+        shown = (
+            f"{value:,}" if isinstance(value, int) else format_value(value) if isinstance(value, float) else str(value)
+        )
         of = coverage.get(_SHARE_OF.get(name, ""))
         if of:
             shown += f" ({100 * value / of:.3g} %)"
@@ -217,12 +230,16 @@ def caveats(report: Mapping[str, float]) -> list[str]:
     share = coverage.get("decision_unkept_share")
     if share is not None and share > 0.02:
         found.append(
-            f"{100 * share:.3g} % of the decision samples have a label without a kept class mean: there the nearest mean is wrong by "
-            f"necessity, so the nearest-mean accuracy cannot exceed {1 - share:.3f}."
+            f"{100 * share:.3g} % of the decision samples have a label without a kept class mean: there the "
+            f"nearest mean is wrong by necessity, which caps the nearest-mean accuracy at {1 - share:.3f} and lowers "
+            "the NC4 agreement."
         )
     kept = coverage.get("classes_kept")
     if kept is not None and kept < 2:
-        found.append(f"Only {kept} class has enough samples: every number between classes is undefined. Give more data or a lower --min-count.")
+        found.append(
+            f"Only {kept} class has enough samples: every number between classes is undefined. "
+            "Give more data or a lower --min-count."
+        )
     return found
 
 

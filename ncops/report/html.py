@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML file: no request leaves it, it follows light and dark pages, and it fits a phone."""
+"""A report as one self-contained HTML file: no request leaves it, it follows light and dark, and it fits a phone."""
 
 from __future__ import annotations
 
@@ -66,18 +66,23 @@ def _cards(report: Mapping[str, float]) -> str:
 
 
 def _coverage(report: Mapping[str, float]) -> str:
-    items = "".join(f"<div><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>" for label, value in coverage_items(report))
+    items = "".join(
+        f"<div><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>"
+        for label, value in coverage_items(report)
+    )
     return f'<div class="box coverage">{items}</div>' if items else ""
 
 
 def _metrics(report: Mapping[str, float]) -> str:
     rows = "".join(
         f'<tr><td class="l">{html.escape(meaning(name).label)}</td><td>{format_value(float(value))}</td>'
-        f'<td class="l">{html.escape(meaning(name).goal)}</td><td class="l wrap">{html.escape(meaning(name).sentence)}</td>'
+        f'<td class="l">{html.escape(meaning(name).goal)}</td>'
+        f'<td class="l wrap">{html.escape(meaning(name).sentence)}</td>'
         f'<td class="l"><code>{html.escape(name)}</code></td></tr>'
         for name, value in report.items()
     )
-    head = '<tr><th class="l">metric</th><th>value</th><th class="l">direction</th><th class="l">meaning</th><th class="l">name</th></tr>'
+    left = "".join(f'<th class="l">{label}</th>' for label in ("direction", "meaning", "name"))
+    head = f'<tr><th class="l">metric</th><th>value</th>{left}</tr>'
     return f'<h2>Every number</h2><div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
@@ -86,9 +91,9 @@ class _Figures:
 
     def __init__(self) -> None:
         try:
-            from .svg import inline_svg
-
             import matplotlib  # noqa: F401
+
+            from .svg import inline_svg
         except ModuleNotFoundError:
             inline_svg = None
         self._svg = inline_svg
@@ -100,7 +105,7 @@ class _Figures:
         svg = self._svg(draw, name, size, html.escape(f"{title}. {caption}", quote=True))
         heading = f"<h3>{html.escape(title)}</h3>" if title else ""
         caption = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-        return f'<figure>{heading}{svg}{caption}</figure>'
+        return f"<figure>{heading}{svg}{caption}</figure>"
 
 
 def _mean_mark(data: Mapping[str, Any]) -> dict[str, float]:
@@ -111,7 +116,10 @@ def _distributions(figure: _Figures, report: Mapping[str, float], details: Mappi
     data = details.get("histograms", {})
     drawn = [
         figure(
-            lambda ax: plots.overview(ax, report, plots.SENTINEL), "overview", "How far from collapse", "Distances under 10⁻⁴ are drawn at the left edge."
+            lambda ax: plots.overview(ax, report, plots.SENTINEL),
+            "overview",
+            "How far from collapse",
+            "Distances under 10⁻⁴ are drawn at the left edge.",
         )
     ]
 
@@ -131,31 +139,66 @@ def _distributions(figure: _Figures, report: Mapping[str, float], details: Mappi
     pairs = data.get("pair_cosine", {})
     sample = pairs and pairs["classes"] < pairs["of"]
     which = f"A random sample of {pairs['classes']} of {pairs['of']:,} kept classes" if sample else "All kept classes"
-    add("pair_cosine", "Angles between class means", "cosine of a pair", f"{which}; a simplex (NC2) is one bar at −1/(K−1).")
+    add(
+        "pair_cosine",
+        "Angles between class means",
+        "cosine of a pair",
+        f"{which}; a simplex (NC2) is one bar at −1/(K−1).",
+    )
     scatter = details.get("scatter")
     if scatter and scatter["shown"]:
         caption = f"{scatter['shown']:,} of {scatter['of']:,} kept classes with a variance above 0."
         drawn.append(
-            figure(lambda ax: plots.count_variance(ax, scatter, plots.SENTINEL), "scatter", "Class count against class variance", caption)
+            figure(
+                lambda ax: plots.count_variance(ax, scatter, plots.SENTINEL),
+                "scatter",
+                "Class count against class variance",
+                caption,
+            )
         )
-    add("entropy", "Entropy of the predictions", "entropy (nats)", "0 is full certainty; the right end of the scale is ln of the number of classes.")
-    add("margin", "Margin of the right class", "its logit minus the best other logit", "Right of 0 the classifier is right.")
+    if "entropy" in data:
+        guess = f"0 is full certainty, {format_value(data['entropy']['edges'][-1])} a blind guess among all classes."
+        add("entropy", "Entropy of the predictions", "entropy (nats)", guess)
+    add(
+        "margin",
+        "Margin of the right class",
+        "its logit minus the best other logit",
+        "Right of 0 the classifier is right.",
+    )
     if "reliability" in data:
         ece = report["ece"] if "ece" in report else math.nan
-        caption = f"Expected calibration error {format_value(float(ece))}. Bars under the dashed line: too sure of itself. Dots: mean confidence of the bin."
-        drawn.append(figure(lambda ax: plots.reliability(ax, data["reliability"], plots.SENTINEL), "reliability", "Reliability", caption))
+        caption = (
+            f"Expected calibration error {format_value(float(ece))}. Bars under the dashed line: too sure of itself. "
+            "Dots: mean confidence of the bin."
+        )
+        drawn.append(
+            figure(
+                lambda ax: plots.reliability(ax, data["reliability"], plots.SENTINEL),
+                "reliability",
+                "Reliability",
+                caption,
+            )
+        )
     return f'<h2>Plots</h2><div class="grid">{"".join(drawn)}</div>'
 
 
 def _trajectory(figure: _Figures, data: Mapping[str, Any], key: str, title: str, text: str) -> str:
     drawn = [
         figure(
-            lambda ax, v=values, n=name: plots.curve(ax, data["axis"], data["points"], v, n, plots.SENTINEL), f"{key}-{name}", meaning(name).label, "", _SMALL
+            lambda ax, v=values, n=name: plots.curve(ax, data["axis"], data["points"], v, n, plots.SENTINEL),
+            f"{key}-{name}",
+            meaning(name).label,
+            "",
+            _SMALL,
         )
         for name, values in data["metrics"].items()
         if any(v is not None for v in values)
     ]
-    return f'<h2>{title}</h2><p class="note">{html.escape(text)}</p><div class="grid small">{"".join(drawn)}</div>' if drawn else ""
+    return (
+        f'<h2>{title}</h2><p class="note">{html.escape(text)}</p><div class="grid small">{"".join(drawn)}</div>'
+        if drawn
+        else ""
+    )
 
 
 def _trajectory_table(data: Mapping[str, Any]) -> str:
@@ -190,28 +233,34 @@ def _classes(data: Mapping[str, Any]) -> str:
         for i, (label, kind) in enumerate(heads)
     )
     body = "".join(
-        f'<tr><td class="l">{token_html(str(row["text"]))}</td>{_cell(row["id"])}{"".join(_cell(row.get(n)) for n in names)}</tr>' for row in rows
+        f'<tr><td class="l">{token_html(str(row["text"]))}</td>'
+        f"{_cell(row['id'])}{''.join(_cell(row.get(n)) for n in names)}</tr>"
+        for row in rows
     )
     plural = noun + ("es" if noun.endswith("s") else "s")
     limit = "all kept" if len(rows) == data["of"] else f"the {len(rows):,} most frequent of {data['of']:,} kept"
     note = f"Showing {limit} {plural}. Select a heading to sort. "
     if "agree" in rows[0]:
-        note += "Hit rate: the classifier is right. Agreement: it picks the nearest class mean. Both on the decision part; – where it has no sample."
+        note += "Hit rate: the classifier is right. Agreement: it picks the nearest class mean. "
+        note += "Both on the decision part; – where it has no sample."
     return (
         f'<h2>Class by class</h2><p class="note">{note}</p>'
         f'<input type="search" data-filter="classes" placeholder="find a {noun}" aria-label="find a {noun}">'
-        f'<div class="scroll tall"><table id="classes" data-sort><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll tall"><table id="classes" data-sort><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
 def _facts(details: Mapping[str, Any], report: Mapping[str, float]) -> str:
     facts = {"convention": getattr(report, "convention", "ncops"), **details.get("run", {})}
     rows = "".join(
-        f'<tr><td class="l">{html.escape(str(k).replace("_", " "))}</td><td class="l wrap">{html.escape(str(v))}</td></tr>'
+        f'<tr><td class="l">{html.escape(str(k).replace("_", " "))}</td>'
+        f'<td class="l wrap">{html.escape(str(v))}</td></tr>'
         for k, v in facts.items()
         if v is not None
     )
-    return f'<details><summary>How this was measured</summary><div class="scroll" style="margin-top:10px"><table><tbody>{rows}</tbody></table></div></details>'
+    table = f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+    return f"<details><summary>How this was measured</summary>{table}</details>"
 
 
 def render(report: Mapping[str, float], *, title: str | None = None, details: Mapping[str, Any] | None = None) -> str:
@@ -219,15 +268,23 @@ def render(report: Mapping[str, float], *, title: str | None = None, details: Ma
     details, figure = details or {}, _Figures()
     parts = [_cards(report), _coverage(report)]
     parts.append(
-        '<p class="note">The class geometry (NC1 to NC3) describes the kept classes only: read every number with this coverage. '
-        "The bars are a guide, 1/(1+value) where 0 is collapsed.</p>"
+        '<p class="note">The class geometry (NC1 to NC3) describes the kept classes only: read every number with this '
+        "coverage. The bars are a guide, 1/(1+value) where 0 is collapsed.</p>"
     )
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in [*details.get("notes", []), *caveats(report)]]
     if not figure:
         parts.append('<p class="note">Drawn without matplotlib: pip install ncops[cli] adds the plots.</p>')
     for key, heading, text in (
-        ("checkpoints", "Collapse during training", "Each checkpoint measured on its own; dashed: the value at full collapse."),
-        ("layers", "Layer by layer", "Classes are the next tokens at every layer; layer 0 is the embedding; dashed: the value at full collapse."),
+        (
+            "checkpoints",
+            "Collapse during training",
+            "Each checkpoint measured on its own; dashed: the value at full collapse.",
+        ),
+        (
+            "layers",
+            "Layer by layer",
+            "Classes are the next tokens at every layer; layer 0 is the embedding; dashed: the value at full collapse.",
+        ),
     ):
         if key in details:
             curves = _trajectory(figure, details[key], key, heading, text) if figure else f"<h2>{heading}</h2>"
@@ -246,6 +303,12 @@ def render(report: Mapping[str, float], *, title: str | None = None, details: Ma
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
-def write_html(report: Mapping[str, float], path: str | os.PathLike, *, title: str | None = None, details: Mapping[str, Any] | None = None) -> None:
+def write_html(
+    report: Mapping[str, float],
+    path: str | os.PathLike,
+    *,
+    title: str | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
     """Writes ``report`` as one HTML file; see ``ncops.report.details`` for what ``details`` may hold."""
     Path(path).write_text(render(report, title=title, details=details), encoding="utf-8")

@@ -48,7 +48,9 @@ def check_folder(folder: Path | None) -> None:
         raise CommandError(f"--output: {folder} is not writable")
 
 
-def deliver(measured: Measured, *, title: str, folder: Path | None = None, html: Path | None = None, as_json: bool = False) -> None:
+def deliver(
+    measured: Measured, *, title: str, folder: Path | None = None, html: Path | None = None, as_json: bool = False
+) -> None:
     """Prints the report (or its JSON) and writes the files that were asked for."""
     text = json.dumps(document(measured.report, measured.details), indent=1, ensure_ascii=False)
     written = []

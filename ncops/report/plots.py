@@ -35,7 +35,7 @@ def style(ax, palette: Palette = LIGHT) -> None:
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color(palette.line)
-    ax.tick_params(colors=palette.muted, labelcolor=palette.ink, length=3)
+    ax.tick_params(which="both", colors=palette.muted, labelcolor=palette.ink, length=3)
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_color(palette.muted)
     ax.title.set_color(palette.ink)
@@ -57,20 +57,29 @@ def _log_axis(axis) -> None:
 
 def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
     """How far each metric is from its value at full collapse, on one logarithmic axis; left is collapsed."""
-    found = [(n, d, float(report[n])) for n in OVERVIEW if n in report and (d := distance(n, float(report[n]))) is not None]
+    found = [
+        (n, d, float(report[n])) for n in OVERVIEW if n in report and (d := distance(n, float(report[n]))) is not None
+    ]
     style(ax, palette)
     if not found:
-        ax.text(0.5, 0.5, "fewer than two classes kept: nothing to compare", ha="center", color=palette.muted, transform=ax.transAxes)
+        ax.text(
+            0.5,
+            0.5,
+            "fewer than two classes kept: nothing to compare",
+            ha="center",
+            color=palette.muted,
+            transform=ax.transAxes,
+        )
         ax.set_axis_off()
         return
     top = 1.4 * max(1.0, max(min(d, 1e6) for _, d, _ in found))
-    for row, (name, far, value) in enumerate(reversed(found)):
+    for row, (_, far, value) in enumerate(reversed(found)):
         shown = min(max(far, _FLOOR), top)
         ax.plot([_FLOOR, shown], [row, row], color=palette.line, lw=2, zorder=1, solid_capstyle="round")
         ax.plot([shown], [row], "o", ms=7, color=palette.accent, zorder=2)
         ax.annotate(
-            format_value(value), (1.0, row), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-            va="center", fontsize="small", color=palette.ink,
+            format_value(value), (1.0, row), xycoords=("axes fraction", "data"), xytext=(6, 0),
+            textcoords="offset points", va="center", fontsize="small", color=palette.ink,
         )  # fmt: skip
     ax.set_xscale("log")
     ax.set_xlim(_FLOOR * 0.8, top)
@@ -82,8 +91,10 @@ def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
     ax.set_axisbelow(True)
 
 
-def distribution(ax, data: Mapping[str, Any], xlabel: str, palette: Palette = LIGHT, marks: Mapping[str, float] | None = None) -> None:
-    """A histogram from edges and counts; ``marks`` draws labelled vertical lines. Overflow at both ends is written, not hidden."""
+def distribution(
+    ax, data: Mapping[str, Any], xlabel: str, palette: Palette = LIGHT, marks: Mapping[str, float] | None = None
+) -> None:
+    """A histogram from edges and counts; ``marks`` are labelled vertical lines. What lies outside is told."""
     edges, counts = data["edges"], data["counts"]
     widths = [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)]
     ax.bar(edges[:-1], counts, width=widths, align="edge", color=palette.accent, alpha=0.85, lw=0)
@@ -92,6 +103,8 @@ def distribution(ax, data: Mapping[str, Any], xlabel: str, palette: Palette = LI
     if used:  # the fixed edges of a stream are wide: show the part where the data are
         room = 0.04 * (edges[used[-1] + 1] - edges[used[0]])
         ax.set_xlim(max(edges[0], edges[used[0]] - room), min(edges[-1], edges[used[-1] + 1] + room))
+    if marks:
+        ax.set_ylim(0, max(counts) * (1.08 + 0.08 * len(marks)))  # room for their labels
     for number, (label, at) in enumerate((marks or {}).items()):
         low, high = ax.get_xlim()
         if not low <= at <= high:
@@ -100,7 +113,8 @@ def distribution(ax, data: Mapping[str, Any], xlabel: str, palette: Palette = LI
         right = at > sum(ax.get_xlim()) / 2
         ax.annotate(
             label, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(-4 if right else 4, -2 - 13 * number),
-            textcoords="offset points", ha="right" if right else "left", va="top", fontsize="small", color=palette.second,
+            textcoords="offset points", ha="right" if right else "left", va="top", fontsize="small",
+            color=palette.second,
         )  # fmt: skip
     outside = [f"{data[k]:,} {w}" for k, w in (("below", "below the axis"), ("above", "above the axis")) if data.get(k)]
     ax.set_xlabel(xlabel + (f"  ({', '.join(outside)})" if outside else ""))
@@ -118,7 +132,9 @@ def count_variance(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> Non
 
     for axis, values in ((ax.xaxis, data["count"]), (ax.yaxis, data["variance"])):
         ratio = max(values) / min(values)
-        axis.set_major_locator(MaxNLocator(4) if ratio < 8 else LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,)))
+        axis.set_major_locator(
+            MaxNLocator(4) if ratio < 8 else LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,))
+        )
         axis.set_major_formatter(FuncFormatter(_power if ratio >= 100 else lambda v, _: f"{v:g}"))
         axis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("samples of the class")
@@ -143,7 +159,9 @@ def reliability(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> None:
     ax.set_ylabel("accuracy in the bin")
 
 
-def curve(ax, axis: str, points: Sequence[float], values: Sequence[float | None], name: str, palette: Palette = LIGHT) -> None:
+def curve(
+    ax, axis: str, points: Sequence[float], values: Sequence[float | None], name: str, palette: Palette = LIGHT
+) -> None:
     """One metric along layers or checkpoints, with its value at full collapse as a dashed line."""
     y = [math.nan if v is None else v for v in values]
     spread = max(points) > 50 and axis != "layer"

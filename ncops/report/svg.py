@@ -14,8 +14,8 @@ _RC = {"svg.fonttype": "none", "font.size": 10, "axes.linewidth": 0.8, "xtick.la
 def inline_svg(draw: Callable, name: str, size: tuple[float, float], description: str) -> str:
     """Draws with ``draw(ax)`` on a fresh figure and returns one ``<svg>`` element.
 
-    Text stays text, colours become CSS variables, ids are unique on a page that uses each ``name`` once, and the same data give
-    the same bytes.
+    Text stays text, colours become CSS variables, ids are unique on a page that uses each ``name`` once, and the same
+    data give the same bytes.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -26,8 +26,14 @@ def inline_svg(draw: Callable, name: str, size: tuple[float, float], description
         figure.patch.set_alpha(0)
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
+        figure.draw_without_rendering()  # ticks change with the size that the layout leaves: let it see the final ones
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     return _adapt(buffer.getvalue(), name, description)
 
 

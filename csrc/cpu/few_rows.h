@@ -1,0 +1,63 @@
+// Products of very few rows of x with all of w: reading w is all there is to do, so it is read once as it lies, lanes along
+// D, without packing. Every pair's product is formed alike, so a target's logit equals its entry among the tiles.
+#pragma once
+
+#include "pack.h"
+#include "scratch.h"
+
+namespace ncops::NCOPS_ISA {
+
+constexpr int64_t kFewRows = 8;
+
+template <class T>
+NCOPS_INLINE Vec<T> load_as(const T* p) {
+  return load(p);
+}
+template <class T>
+NCOPS_INLINE Vec<T> load_as(const uint16_t* p) {  // bfloat16
+  typedef uint16_t Halves __attribute__((vector_size(2 * kWidth<float>)));
+  Halves bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return (Vec<T>)(__builtin_convertvector(bits, IntVec<T>) << 16);
+}
+
+// out[r] = x[r] . w for R rows of x, each padded with zeros to `padded`, a multiple of the vector width.
+template <class T, int R, class Stored>
+NCOPS_INLINE void multiply_row(const T* x, int64_t padded, const Stored* w, int64_t dim, T* out) {
+  constexpr int W = kWidth<T>;
+  Vec<T> acc[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) acc[r] = Vec<T>{};
+  int64_t k = 0;
+  for (; k + W <= dim; k += W) {
+    const Vec<T> wv = load_as<T>(w + k);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
+  }
+  if (k < dim) {
+    Stored rest[W] = {};
+    std::memcpy(rest, w + k, (dim - k) * sizeof(Stored));
+    const Vec<T> wv = load_as<T>(rest);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) out[r] = reduce_add<T>(acc[r]);
+}
+
+// The rows of x in T, padded, for multiply_row.
+template <class T>
+struct FewRows {
+  int64_t padded;
+  Scratch data;
+
+  explicit FewRows(const Rows& x)
+      : padded(round_up(x.dim, kWidth<T>)), data(size_t(kFewRows) * round_up(x.dim, kWidth<T>) * sizeof(T)) {
+    std::memset(data.at<T>(), 0, size_t(kFewRows) * padded * sizeof(T));
+    for (int64_t r = 0; r < x.rows; ++r)
+      for (int64_t k = 0; k < x.dim; k += kLoadBlock)
+        load_row<T>(x, r, k, std::min(kLoadBlock, x.dim - k), data.at<T>() + r * padded + k);
+  }
+};
+
+}  // namespace ncops::NCOPS_ISA

@@ -1,0 +1,198 @@
+"""The HTML report: one file, no request, safe with hostile token texts, the same bytes every time."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import ncops
+from ncops.report import details as parts
+from ncops.report import explain, html, plots
+
+NASTY = "</code><script>alert(1)</script>\"'&\n\t\x00\u202e"
+VOID = {"meta", "input", "br", "path", "use", "rect"}
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A report with every kind of detail."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(900, 8, generator=generator), torch.randint(0, 30, (900,), generator=generator)
+    weight = torch.randn(40, 8, generator=generator)
+    x = x + weight[y]
+    statistics = ncops.ClassStatistics(num_classes=40, dim=8, scatter=True)
+    statistics.update(x, y)
+    geometry = statistics.compute(min_count=5)
+    decisions = ncops.DecisionStatistics(geometry, weight)
+    decisions.update(x, y)
+    report = ncops.collapse(geometry, weight, decisions=decisions)
+    details = parts.geometry_details(geometry, weight)
+    details["histograms"].update(parts.decision_details(decisions))
+    details["classes"] = parts.class_rows(
+        geometry, weight, decisions, lambda c: NASTY if c % 3 == 0 else f" w{c}", "token", limit=20
+    )
+    details["layers"] = parts.trajectory("layer", [0, 1, 2], [report] * 3, ("nc1_quotient", "nc3_cos_mean"))
+    details["checkpoints"] = parts.trajectory("step", [0, 50, 800], [report] * 3, ("nc1_quotient", "nll"))
+    details["run"] = {"model_name": "<b>model</b>", "data": "text & more", "seconds": 1.5}
+    details["notes"] = ["a < b"]
+    return report, details
+
+
+class Reader(HTMLParser):
+    """Checks nesting and collects what a browser would act on."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.ids, self.attributes, self.text = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [v for k, v in attrs if k == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    return reader
+
+
+def test_one_file_without_requests(page):
+    report, details = page
+    text = html.render(report, title="T", details=details)
+    reader = read(text)
+    assert not re.search(r"https?:|//[a-z]|@import|\bsrc=", re.sub(r"//.*?\n", "", text))
+    assert {"link", "img", "iframe", "object"}.isdisjoint(reader.tags)
+    assert reader.tags.count("svg") == 8 + 4
+    assert reader.tags.count("script") == 1
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert len(text) < 600_000
+
+
+def test_hostile_text_is_escaped(page):
+    report, details = page
+    text = html.render(report, title="<script>x</script>", details=details)
+    assert "alert(1)</script>" not in text and "<script>x" not in text and "<b>model" not in text
+    assert "\x00" not in text and "\u202e" not in text
+    assert "&lt;/code&gt;&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_white_space_can_be_seen():
+    assert html.token_html(" a b ") == "<code><u>·</u>a b<u>·</u></code>"
+    assert html.token_html("\n") == "<code><u>⏎</u></code>"
+    assert html.token_html("\x07") == "<code><u>\\u0007</u></code>"
+    assert html.token_html("é漢") == "<code>é漢</code>"
+
+
+def test_headline_coverage_and_table(page):
+    report, details = page
+    joined = " ".join(read(html.render(report, details=details)).text)
+    for wanted in (
+        "NC1 · variability collapse",
+        "0 = collapsed",
+        "1 = collapsed",
+        "classes kept",
+        "the 20 most frequent of 30 kept tokens",
+        "a < b",
+    ):
+        assert wanted in joined
+    assert explain.format_value(report["nc1_quotient"]) in joined
+
+
+def test_colours_follow_the_page(page):
+    report, details = page
+    text = html.render(report, details=details)
+    svg = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.S))
+    assert "var(--accent)" in svg
+    assert set(re.findall(r"(?:fill|stroke): (#\w+)", svg)) == set()
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_deterministic(page):
+    report, details = page
+    assert html.render(report, details=details) == html.render(report, details=details)
+
+
+def test_report_alone(page, tmp_path):
+    report, _ = page
+    report.to_html(tmp_path / "a.html")
+    assert "NC1" in (tmp_path / "a.html").read_text() and read((tmp_path / "a.html").read_text())
+
+
+def test_without_matplotlib(page, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = html.render(page[0], details=page[1])
+    assert "ncops[cli]" in text and "<svg" not in text
+
+
+def test_undefined_numbers_are_dashes():
+    statistics = ncops.ClassStatistics(num_classes=4, dim=3)
+    statistics.update(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64))
+    geometry = statistics.compute()
+    report = ncops.collapse(geometry)
+    text = html.render(report, details=parts.geometry_details(geometry))
+    read(text)
+    assert "Only 1 class has enough samples" in text and "nan" not in text.lower().replace("nanosecond", "")
+    document = parts.document(report)
+    assert document["metrics"]["nc1_quotient"] is None
+
+
+def test_plot_returns_figure_and_axes(page):
+    report, _ = page
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = report.plot()
+    assert axes.figure is figure
+    own = pyplot.figure().add_subplot()
+    assert report.plot(ax=own) == (own.figure, own)
+    pyplot.close("all")
+    assert [t.get_text() for t in own.get_yticklabels()][-1] == explain.meaning(plots.OVERVIEW[0]).label
+
+
+def test_histogram():
+    found = parts.histogram(torch.tensor([0.0, 0.5, 1.0, float("nan"), float("inf")]))
+    assert sum(found["counts"]) == 3 and found["edges"][0] == 0 and found["edges"][-1] == 1 and found["mean"] == 0.5
+    assert sum(parts.histogram(torch.full((7,), 2.0))["counts"]) == 7
+    assert parts.histogram(torch.tensor([float("nan")])) is None
+
+
+def test_every_metric_is_explained(page):
+    for name in page[0]:
+        assert explain.MEANINGS[name].sentence and explain.MEANINGS[name].goal
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.5, "0.5000"),
+        (float("nan"), "–"),
+        (12345, "12,345"),
+        (1.5e-5, "1.500e-05"),
+        (float("inf"), "∞"),
+        (-0.25, "-0.2500"),
+    ],
+)
+def test_format_value(value, text):
+    assert explain.format_value(value) == text

@@ -1,0 +1,340 @@
+"""`ncops lm` on tiny random models saved to disk, against float64 NumPy on the full logits."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import numpy_metrics
+import pytest
+import torch
+
+from ncops import cli
+from ncops._errors import CommandError
+from ncops.lm.measure import parse_layers
+from ncops.lm.windows import IGNORE, Windows, tokenize
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+WINDOW = 32
+WORDS = [f"w{i}" for i in range(120)]
+SMALL = {
+    "vocab_size": 150,
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+
+
+def sentence(seed: int, length: int) -> str:
+    words = np.random.default_rng(seed).zipf(1.4, size=length) % len(WORDS)
+    return " ".join(WORDS[i] for i in words) + "\n"
+
+
+def save_tokenizer(folder, bos: bool = False):
+    vocabulary = {w: i for i, w in enumerate(["<pad>", "<s>", "<unk>", *WORDS])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    if bos:
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder)
+    return fast
+
+
+def save(folder, model, bos: bool = False) -> str:
+    model.save_pretrained(folder)
+    save_tokenizer(folder, bos)
+    return str(folder)
+
+
+def llama(**options):
+    config = transformers.LlamaConfig(
+        **{**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, **options}
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with a random Llama, two text files whose last windows are short, and the model."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("llama")
+    model = llama()
+    save(folder / "model", model)
+    texts = []
+    for i, length in enumerate((WINDOW * 20 + 7, WINDOW * 30 + 11)):
+        texts.append(folder / f"{i}.txt")
+        texts[-1].write_text(sentence(i, length))
+    return folder / "model", texts, model
+
+
+def run(capsys, *arguments) -> dict:
+    status = cli.main(["lm", *map(str, arguments), "--json"])
+    out = capsys.readouterr()
+    assert status == 0, out.err
+    return json.loads(out.out)
+
+
+def expected(model, texts, min_count, window=WINDOW, hidden=None):
+    """Features and labels of both parts from the full model in float64, one unpadded window at a time, and metrics."""
+    model = model.double().eval()
+    pieces = []
+    for path in texts:
+        ids = [3 + WORDS.index(w) for w in path.read_text().split()]
+        pieces += [ids[a : a + window] for a in range(0, len(ids), window) if len(ids[a : a + window]) >= 2]
+    held = round(0.2 * len(pieces))
+    parts = []
+    for rows in (pieces[:-held], pieces[-held:]):
+        xs, ys = [], []
+        for ids in rows:
+            with torch.no_grad():
+                out = model(torch.tensor([ids]), output_hidden_states=True)
+            x = out.hidden_states[-1 if hidden is None else hidden][0, :-1]
+            if hidden is None:
+                logits = x @ model.get_output_embeddings().weight.T
+                torch.testing.assert_close(logits, out.logits[0, :-1], rtol=1e-9, atol=1e-9)
+            xs.append(x.numpy())
+            ys.append(np.array(ids[1:]))
+        parts.append((np.concatenate(xs), np.concatenate(ys)))
+    weight = model.get_output_embeddings().weight.detach().numpy()
+    geometry = numpy_metrics.class_geometry(*parts[0], len(weight), min_count)
+    metrics = numpy_metrics.geometry_metrics(geometry, weight)
+    decisions = numpy_metrics.decision_metrics(*parts[1], weight, None, geometry)
+    model.float()
+    return metrics, {k: v for k, v in decisions.items() if np.isscalar(v)}, geometry, parts
+
+
+def assert_metrics(found: dict, wanted: dict, rtol: float) -> None:
+    for name, value in wanted.items():
+        scale = abs(value) / abs(wanted["nc3_cos_mean"]) if name == "nc3_cos_cv" else 1 if "cos" in name else abs(value)
+        assert abs(found[name] - value) <= rtol * max(scale, 1e-3), (name, found[name], value)
+
+
+def test_agrees_with_numpy_on_the_full_logits(tiny, capsys):
+    folder, texts, model = tiny
+    page = run(
+        capsys, folder, "--text", *texts, "--window", WINDOW, "--batch-size", 3, "--min-count", 5, "--dtype", "float64"
+    )
+    geometry, decisions, classes, parts = expected(model, texts, 5)
+    assert_metrics(page["metrics"], {**geometry, **decisions}, 1e-8)
+    assert page["coverage"]["samples"] == len(parts[0][1])
+    assert page["coverage"]["decision_samples"] == len(parts[1][1])
+    assert page["coverage"]["classes_kept"] == len(classes["classes"])
+    assert page["run"]["features"] == "base"
+    counts = dict(zip(classes["classes"].tolist(), classes["counts"].tolist(), strict=True))
+    assert {row["id"]: row["count"] for row in page["classes"]["rows"]} == counts
+    for row in page["classes"]["rows"]:
+        assert row["text"] == WORDS[row["id"] - 3]
+        assert row["held_out"] == (parts[1][1] == row["id"]).sum()
+
+
+def test_float32_is_close_to_float64(tiny, capsys):
+    folder, texts, model = tiny
+    page = run(capsys, folder, "--text", *texts, "--window", WINDOW, "--min-count", 5)
+    geometry, decisions, _, parts = expected(model, texts, 5)
+    assert_metrics(page["metrics"], geometry, 1e-4)
+    assert abs(page["metrics"]["nll"] - decisions["nll"]) < 1e-5 * decisions["nll"]
+    for name in ("accuracy", "nc4_agreement", "ncc_accuracy"):
+        assert abs(page["metrics"][name] - decisions[name]) <= 2 / len(parts[1][1])
+
+
+def test_batching_and_padding_change_nothing(tiny, capsys):
+    folder, texts, _ = tiny
+    pages = [
+        run(capsys, folder, "--text", *texts, "--window", WINDOW, "--batch-size", b, "--dtype", "float64")
+        for b in (1, 7)
+    ]
+    assert_metrics(pages[1]["metrics"], pages[0]["metrics"], 1e-9)
+    assert pages[0]["coverage"]["samples"] == pages[1]["coverage"]["samples"]
+
+
+def test_hidden_layers(tiny, capsys):
+    folder, texts, model = tiny
+    page = run(
+        capsys,
+        folder,
+        "--text",
+        *texts,
+        "--window",
+        WINDOW,
+        "--min-count",
+        5,
+        "--dtype",
+        "float64",
+        "--layers",
+        "0,2,-1",
+    )
+    assert page["layers"]["points"] == [0, 2, 3]
+    for at, layer in enumerate((0, 2, 3)):
+        wanted = expected(model, texts, 5, hidden=layer)[0]
+        assert_metrics(
+            {n: v[at] for n, v in page["layers"]["metrics"].items()},
+            {n: wanted[n] for n in page["layers"]["metrics"]},
+            1e-8,
+        )
+    assert page["layers"]["metrics"]["nc1_quotient"][2] == pytest.approx(page["metrics"]["nc1_quotient"], rel=1e-9)
+
+
+def test_logits_are_made_for_the_probe_only(tiny):
+    from ncops import lm
+
+    folder, texts, _ = tiny
+    loaded = lm.load(lm.find_source(folder))
+    rows = []
+    loaded.model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: rows.append(output.shape[:-1].numel())
+    )
+    lm.measure(loaded, [[texts[0].read_text()]], window=WINDOW, min_count=2, progress=False)
+    assert rows == [8]
+
+
+def test_tokens_counts_both_parts(tiny, capsys):
+    folder, texts, _ = tiny
+    page = run(capsys, folder, "--text", *texts, "--tokens", 10 * WINDOW, "--window", WINDOW, "--min-count", 2)
+    assert page["run"]["tokens"] == 10 * WINDOW
+    assert (page["run"]["train_windows"], page["run"]["held_out_windows"]) == (8, 2)
+    assert page["coverage"]["samples"] + page["coverage"]["decision_samples"] == 10 * (WINDOW - 1)
+
+
+def test_added_bos_is_no_sample(tmp_path, capsys):
+    folder = save(tmp_path / "model", llama(), bos=True)
+    (tmp_path / "a.txt").write_text(sentence(3, 10 * WINDOW))
+    page = run(capsys, folder, "--text", tmp_path / "a.txt", "--window", WINDOW, "--min-count", 2)
+    assert page["coverage"]["samples"] == 8 * (WINDOW - 1)
+
+
+def head_of(model):
+    from ncops.lm import find_head
+
+    return find_head(model.eval(), torch.tensor([[5, 9, 17, 3, 4, 11]]))
+
+
+def check_head(model, head):
+    """scale * (x @ weight.T) + bias from the features that `body` gives equals the model's logits."""
+    from ncops.lm.load import body
+
+    ids = torch.randint(3, 100, (2, 9))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        x, _ = body(model, head)(ids, mask)
+        logits = head.scale * (x @ head.weight.T) + (0 if head.bias is None else head.bias)
+        torch.testing.assert_close(logits, model(input_ids=ids, attention_mask=mask).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_transforms_first_is_interrupted():
+    config = transformers.BertConfig(**SMALL, is_decoder=True, initializer_range=0.3)
+    model = transformers.BertLMHeadModel(config).eval()
+    torch.nn.init.normal_(model.cls.predictions.bias)
+    head = head_of(model)
+    assert head.features == "interrupted" and head.bias is not None
+    check_head(model, head)
+
+
+def test_interrupted_features_through_the_command(tmp_path, capsys):
+    config = transformers.BertConfig(**SMALL, is_decoder=True, initializer_range=0.3, architectures=["BertLMHeadModel"])
+    folder = save(tmp_path / "bert", transformers.BertLMHeadModel(config))
+    (tmp_path / "a.txt").write_text(sentence(4, 12 * WINDOW + 5))
+    pages = [
+        run(capsys, folder, "--text", tmp_path / "a.txt", "--window", WINDOW, "--min-count", 3, "--batch-size", b)
+        for b in (1, 5)
+    ]
+    assert pages[0]["run"]["features"] == "interrupted"
+    assert_metrics(pages[1]["metrics"], pages[0]["metrics"], 1e-3)
+
+
+def test_logit_scale_is_found():
+    config = transformers.GraniteConfig(
+        **SMALL,
+        num_key_value_heads=2,
+        logits_scaling=8.0,
+        initializer_range=0.3,
+        embedding_multiplier=1.0,
+        residual_multiplier=1.0,
+    )
+    model = transformers.GraniteForCausalLM(config).eval()
+    head = head_of(model)
+    assert head.scale == 0.125
+    check_head(model, head)
+
+
+def test_soft_capped_logits_are_refused():
+    config = transformers.Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=6, final_logit_softcapping=30.0)
+    model = transformers.Gemma2ForCausalLM(config).eval()
+    with pytest.raises(CommandError, match="soft-capped at 30.*--ignore-softcap"):
+        head_of(model)
+    from ncops.lm import find_head
+
+    assert find_head(model, torch.tensor([[5, 6]]), ignore_softcap=True).softcap == 30.0
+
+
+def test_windows_labels_and_padding():
+    windows = Windows([[1, 2, 3, 4, 5], [6], [7, 8]], size=3)
+    assert [windows[i] for i in range(len(windows))] == [[1, 2, 3], [4, 5], [7, 8]]  # a lone token has no next one
+    (batch,) = windows.batches(range(3), 8, pad=9)
+    assert batch.input_ids.tolist() == [[1, 2, 3], [4, 5, 9], [7, 8, 9]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    assert batch.labels.tolist() == [[2, 3, IGNORE], [5, IGNORE, IGNORE], [8, IGNORE, IGNORE]]
+    (batch,) = Windows([[1, 2]], size=4, bos=0).batches(range(1), 1)
+    assert batch.input_ids.tolist() == [[0, 1, 2]] and batch.labels.tolist() == [[IGNORE, 2, IGNORE]]
+
+
+def test_tokenize_stops_at_the_limit():
+    read = []
+
+    def encode(text):
+        read.append(text)
+        return [ord(c) for c in text]
+
+    assert [list(d) for d in tokenize([["ab", "cd", "ef"], ["gh"]], encode, 3)] == [[97, 98, 99]]
+    assert read == ["ab", "cd"]
+    assert [len(d) for d in tokenize([["ab"], ["gh"]], encode, None)] == [2, 2]
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("all", [0, 1, 2, 3]), ("3,0", [0, 3]), ("-1", [3]), (None, [])])
+def test_parse_layers(text, wanted):
+    assert parse_layers(text, 3) == wanted
+
+
+@pytest.mark.parametrize("text", ["4", "-5", "x", "1,,2"])
+def test_parse_layers_refuses(text):
+    with pytest.raises(CommandError, match="--layers"):
+        parse_layers(text, 3)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--window", "65"], "takes 64 tokens at most, got 65"),
+        (["--window", "64", "--tokens", "64"], "two are needed"),
+        (["--layers", "9"], "has layers 0 to 3, got 9"),
+        (["--device", "nowhere"], "not a device"),
+        (["--dtype", "float8"], "--dtype"),
+        (["--gguf", "a.gguf"], "no 'a.gguf'"),
+    ],
+)
+def test_bad_usage_is_one_line(tiny, capsys, extra, message):
+    folder, texts, _ = tiny
+    assert cli.main(["lm", str(folder), "--text", str(texts[0]), *extra]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_not_a_language_model(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.txt").write_text("a b c")
+    assert cli.main(["lm", str(tmp_path), "--text", str(tmp_path / "a.txt")]) == 2
+    assert "did not load as a causal language model" in capsys.readouterr().err
+
+
+def test_missing_extra_is_named(tiny, capsys, monkeypatch):
+    import sys
+
+    folder, texts, _ = tiny
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert cli.main(["lm", str(folder), "--text", str(texts[0])]) == 2
+    assert "pip install 'ncops[lm]'" in capsys.readouterr().err
