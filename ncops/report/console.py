@@ -61,6 +61,11 @@ def show_report(report: Mapping[str, float], title: str) -> None:
     if coverage:
         print()
         show_table("Coverage", ("what", "number"), coverage)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in getattr(report, "notes", {}).items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        print(f"\n{', '.join(names)}: {reason}")
 
 
 class LiveTable:

@@ -73,11 +73,16 @@ def _coverage(report: Mapping[str, float]) -> str:
     return f'<div class="box coverage">{items}</div>' if items else ""
 
 
+def _sentence(report: Mapping[str, float], name: str) -> str:
+    note = getattr(report, "notes", {}).get(name)
+    return html.escape(meaning(name).sentence) + (f" <b>{html.escape(note)}</b>" if note else "")
+
+
 def _metrics(report: Mapping[str, float]) -> str:
     rows = "".join(
         f'<tr><td class="l">{html.escape(meaning(name).label)}</td><td>{format_value(float(value))}</td>'
         f'<td class="l">{html.escape(meaning(name).goal)}</td>'
-        f'<td class="l wrap">{html.escape(meaning(name).sentence)}</td>'
+        f'<td class="l wrap">{_sentence(report, name)}</td>'
         f'<td class="l"><code>{html.escape(name)}</code></td></tr>'
         for name, value in report.items()
     )
@@ -283,7 +288,8 @@ def render(report: Mapping[str, float], *, title: str | None = None, details: Ma
         (
             "layers",
             "Layer by layer",
-            "Classes are the next tokens at every layer; layer 0 is the embedding; dashed: the value at full collapse.",
+            "Classes are the next tokens at every layer; layer 0 is the embedding. The first token of a window, an "
+            "attention sink in many models, can dominate the layers in the middle. Dashed: the value at full collapse.",
         ),
     ):
         if key in details:
