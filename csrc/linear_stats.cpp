@@ -30,11 +30,72 @@ static LogitOutputs::Tuple linear_stats_cpu(const Tensor& x, const Tensor& weigh
   return out.tuple();
 }
 
+static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
+    const Tensor& g_lse, const Tensor& g_gap, const Tensor& g_max, const Tensor& g_second, const Tensor& g_target_logit,
+    const Tensor& g_nll, const Tensor& g_entropy, const Tensor& g_mean, const Tensor& g_var, const Tensor& gap,
+    const Tensor& max, const Tensor& entropy, const Tensor& mean, const Tensor& argmax, const Tensor& second_index,
+    const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& target, double scale,
+    int64_t ignore_index, bool /*allow_tf32: always exact here*/, bool need_x, bool need_weight, bool need_bias) {
+  LinearStatsBackwardArgs args;
+  args.x = rows_of(x, "x");
+  args.w = rows_of(weight, "weight");
+  STD_TORCH_CHECK(args.w.dtype == args.x.dtype, "weight: expected the dtype of x");
+  check_size(weight, "weight", 1, args.x.dim);
+  OptionalTensor dense_bias, dense_target;
+  if (bias) {
+    dense_bias = dense(*bias, "bias", x.scalar_type());
+    check_size(*dense_bias, "bias", 0, args.w.rows);
+    args.bias.data = dense_bias->const_data_ptr();
+    args.bias.dtype = args.x.dtype;
+  }
+  if (target) {
+    dense_target = dense_labels(*target, "target", args.x.rows);
+    args.target = pointer<int64_t>(dense_target);
+  }
+  args.scale = scale;
+  args.ignore_index = ignore_index;
+  const ScalarType type = compute_type(x);
+  std::vector<Tensor> held;  // dense copies of expanded gradients live until the kernel has run
+  const auto column = [&](const Tensor& t, const char* name, ScalarType expected) {
+    held.push_back(dense(t, name, expected));
+    check_size(held.back(), name, 0, args.x.rows);
+    return held.back().const_data_ptr();
+  };
+  args.grad = {column(g_lse, "g_lse", type), column(g_gap, "g_gap", type), column(g_max, "g_max", type),
+               column(g_second, "g_second", type), target ? column(g_target_logit, "g_target_logit", type) : nullptr,
+               target ? column(g_nll, "g_nll", type) : nullptr, column(g_entropy, "g_entropy", type),
+               column(g_mean, "g_mean", type), column(g_var, "g_var", type)};
+  args.gap = column(gap, "gap", type);
+  args.max = column(max, "max", type);
+  args.entropy = column(entropy, "entropy", type);
+  args.mean = column(mean, "mean", type);
+  args.argmax = static_cast<const int64_t*>(column(argmax, "argmax", ScalarType::Long));
+  args.second_index = static_cast<const int64_t*>(column(second_index, "second_index", ScalarType::Long));
+  const auto empty = [&] { return fresh(x, {0}, type); };
+  Tensor g_x = need_x ? fresh(x, {args.x.rows, args.x.dim}, type) : empty();
+  Tensor g_weight = need_weight ? fresh(x, {args.w.rows, args.x.dim}, type) : empty();
+  Tensor g_bias = need_bias ? fresh(x, {args.w.rows}, type) : empty();
+  if (need_x) args.g_x = g_x.mutable_data_ptr();
+  if (need_weight) args.g_weight = g_weight.mutable_data_ptr();
+  if (need_bias) args.g_bias = g_bias.mutable_data_ptr();
+  linear_stats_backward(args);
+  const auto stored = [&](const Tensor& t) { return x.scalar_type() == type ? t : torch::stable::to(t, x.scalar_type()); };
+  return {stored(g_x), stored(g_weight), stored(g_bias)};
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
   m.def(
       "linear_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index, bool allow_tf32)"
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "linear_stats_backward(Tensor g_lse, Tensor g_gap, Tensor g_max, Tensor g_second, Tensor g_target_logit, Tensor g_nll,"
+      " Tensor g_entropy, Tensor g_mean, Tensor g_var, Tensor gap, Tensor max, Tensor entropy, Tensor mean, Tensor argmax,"
+      " Tensor second_index, Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index,"
+      " bool allow_tf32, bool need_x, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) { m.impl("linear_stats", TORCH_BOX(&linear_stats_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
+  m.impl("linear_stats", TORCH_BOX(&linear_stats_cpu));
+  m.impl("linear_stats_backward", TORCH_BOX(&linear_stats_backward_cpu));
+}
 
 }  // namespace ncops

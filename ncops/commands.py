@@ -140,7 +140,7 @@ def measure(
         arrays = work.Arrays(features)
         x = arrays.require(features_key, work.FEATURES, "features", "--features-key")
         y = arrays.require(labels_key, work.LABELS, "labels", "--labels-key")
-        held = [arrays.find(None, (f"val_{name}",), "", "") for name in (x, y)]
+        held = [arrays.find(None, (f"val_{name}",), "") for name in (x, y)]
         decide = work.Part(arrays, held[0], held[1]) if all(held) else None
         head = work.read_classifier(classifier, arrays, weight_key, bias_key)
         measured = work.measure(
@@ -163,8 +163,8 @@ def lm(
         int | None, typer.Option(min=4, help="Tokens to read, train and held-out part together [default: all].")
     ] = None,
     window: Annotated[
-        int, typer.Option(min=2, help="Tokens per window; a token sees those before it in its window.")
-    ] = 256,
+        int | None, typer.Option(min=2, help="Tokens seen together [default: 256, or what the model takes].")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
     layers: Annotated[
         str | None, typer.Option(help="Hidden layers to measure too: 0,6,12 or all; 0 is the embedding.")

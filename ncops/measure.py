@@ -57,7 +57,7 @@ class Arrays:
         except Exception as error:  # safetensors raises a class of its own, derived from Exception only
             raise CommandError(f"{self.path} is not a readable {self.path.suffix} file: {error}") from None
 
-    def find(self, wanted: str | None, usual: Sequence[str], what: str, option: str) -> str | None:
+    def find(self, wanted: str | None, usual: Sequence[str], option: str) -> str | None:
         """The array that ``wanted`` names, else the first usual name that is there, else None.
 
         Raises:
@@ -72,7 +72,7 @@ class Arrays:
         return next((name for name in usual if name in self.names), None)
 
     def require(self, wanted: str | None, usual: Sequence[str], what: str, option: str) -> str:
-        name = self.find(wanted, usual, what, option)
+        name = self.find(wanted, usual, option)
         if name is None:
             raise CommandError(
                 f"{self.path}: no {what}: expected an array named {' or '.join(usual)}, "
@@ -143,12 +143,12 @@ def read_classifier(path: Path | None, features: Arrays, weight: str | None, bia
         CommandError: if the file that was named has no weight.
     """
     arrays = features if path is None else Arrays(path)
-    name = arrays.find(weight, WEIGHT, "classifier weight", "--weight-key")
+    name = arrays.find(weight, WEIGHT, "--weight-key")
     if name is None:
         if path is None:
             return None
         name = arrays.require(weight, WEIGHT, "classifier weight", "--weight-key")
-    other = arrays.find(bias, BIAS, "classifier bias", "--bias-key")
+    other = arrays.find(bias, BIAS, "--bias-key")
     tensor = arrays.tensor(name)
     if tensor.dim() != 2:
         raise CommandError(f"{arrays.path}: {name}: expected (C, D), got {tuple(tensor.shape)}")

@@ -201,6 +201,13 @@ def test_tokens_counts_both_parts(tiny, capsys):
     assert page["coverage"]["samples"] + page["coverage"]["decision_samples"] == 10 * (WINDOW - 1)
 
 
+def test_default_window_fits_the_model_and_half_precision_runs(tiny, capsys):
+    folder, texts, _ = tiny
+    page = run(capsys, folder, "--text", *texts, "--min-count", 2, "--dtype", "bfloat16")
+    assert page["run"]["window"] == 64 and page["run"]["dtype"] == "bfloat16" and page["run"]["features"] == "base"
+    assert page["metrics"]["nll"] > 0
+
+
 def test_added_bos_is_no_sample(tmp_path, capsys):
     folder = save(tmp_path / "model", llama(), bos=True)
     (tmp_path / "a.txt").write_text(sentence(3, 10 * WINDOW))

@@ -48,6 +48,22 @@ struct LinearStatsArgs {
 };
 NCOPS_KERNEL(linear_stats, LinearStatsArgs)
 
+// Gradients by the columns, and the forward's own columns; all in the compute dtype.
+struct LogitGradients {
+  const void *lse, *gap, *max, *second, *target_logit, *nll, *entropy, *mean, *var;  // target ones null without targets
+};
+struct LinearStatsBackwardArgs {
+  Rows x, w, bias;
+  const int64_t* target = nullptr;
+  double scale = 1;
+  int64_t ignore_index = -100;
+  LogitGradients grad;
+  const void *gap, *max, *entropy, *mean;
+  const int64_t *argmax, *second_index;
+  void *g_x = nullptr, *g_weight = nullptr, *g_bias = nullptr;  // (N, D), (V, D), (V) in the compute dtype; null: not wanted
+};
+NCOPS_KERNEL(linear_stats_backward, LinearStatsBackwardArgs)
+
 struct LogitStatsArgs {
   Rows logits;
   const int64_t* target = nullptr;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +22,9 @@ COLUMNS = {
     "accuracy": "accuracy", "nc1_quotient": "NC1", "nc1_cdnv": "CDNV", "nc2_norm_cv": "NC2 norms",
     "nc2_cos_std": "NC2 angles", "nc3_cos_mean": "NC3", "nc4_agreement": "NC4",
 }  # fmt: skip
+HELD_COLUMNS = {"held_out_nll": "held-out NLL", "held_out_accuracy": "held-out accuracy"}
+LEFT_OUT = ("nc1_cdnv", "nc2_cos_std", "held_out_accuracy")  # of the table, on a terminal narrower than WIDE
+WIDE = 126
 NAMES = (
     "nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error", "nc3_cos_mean",
     "nc4_agreement", "accuracy", "nll",
@@ -60,7 +65,10 @@ class Watch:
         self.points: list[int] = []
         self.reports: list[Any] = []
         self.held: list[dict[str, float]] = []
-        self.table = LiveTable(title, [axis, "NLL", *COLUMNS.values(), "held-out NLL", "held-out accuracy"], quiet)
+        self.shown = {"nll": "NLL", **COLUMNS, **HELD_COLUMNS}
+        if sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE:
+            self.shown = {name: label for name, label in self.shown.items() if name not in LEFT_OUT}
+        self.table = LiveTable(title, [axis, *self.shown.values()], quiet)
         self.last: tuple[Any, Any] | None = None
 
     @torch.no_grad()
@@ -80,10 +88,8 @@ class Watch:
         self.reports.append(report)
         self.held.append({name: float(outside[name]) for name in ("nll", "accuracy", "nc4_agreement")})
         self.last = (geometry, decisions)
-        cells = [format_value(float(report[n])) for n in ("nll", *COLUMNS)]
-        self.table.add(
-            [str(point), *cells, format_value(self.held[-1]["nll"]), format_value(self.held[-1]["accuracy"])]
-        )
+        row = {**report, **{f"held_out_{name}": value for name, value in self.held[-1].items()}}
+        self.table.add([str(point), *(format_value(row[name]) for name in self.shown)])
 
     def measured(self, text: Callable[[int], str], noun: str, run: dict[str, Any]) -> Measured:
         """The last checkpoint's report, with all checkpoints in its details."""

@@ -19,6 +19,7 @@ from .load import LoadedModel, body, find_head
 from .windows import IGNORE, Windows, leading_bos, tokenize
 
 PROBE_TOKENS = 8
+WINDOW = 256
 LAYER_METRICS = ("nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_mean", "nc2_cos_std", "nc2_etf_error")
 
 
@@ -42,17 +43,21 @@ def parse_layers(text: str | None, count: int) -> list[int]:
     return sorted({layer % (count + 1) for layer in layers})
 
 
-def read_windows(loaded: LoadedModel, texts: Iterable[Iterable[str]], *, tokens: int | None, window: int) -> Windows:
+def read_windows(
+    loaded: LoadedModel, texts: Iterable[Iterable[str]], *, tokens: int | None, window: int | None
+) -> Windows:
     """Tokenises ``texts`` (pieces per document) until ``tokens`` tokens and cuts them into windows.
 
     Raises:
         CommandError: if the window does not fit the model.
     """
     config = loaded.model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
     bos = leading_bos(loaded.tokenizer)
-    if longest and window + (bos is not None) > longest:
-        raise CommandError(f"--window: this model takes {longest - (bos is not None)} tokens at most, got {window}")
+    longest = getattr(config, "max_position_embeddings", None) or 2**31
+    longest -= bos is not None
+    if window is not None and window > longest:
+        raise CommandError(f"--window: this model takes {longest} tokens at most, got {window}")
+    window = min(WINDOW, longest) if window is None else window
 
     def encode(text: str) -> Sequence[int]:
         return loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -110,7 +115,7 @@ def measure(
     texts: Iterable[Iterable[str]],
     *,
     tokens: int | None = None,
-    window: int = 256,
+    window: int | None = None,
     batch_size: int = 8,
     layers: str | None = None,
     min_count: int = 10,
@@ -123,7 +128,8 @@ def measure(
     Args:
         texts: pieces of text per document.
         tokens: tokens to read, train and held-out part together; None reads everything.
-        window: tokens per forward pass; each token but the first of a window is one sample, its class is its id.
+        window: tokens seen together, by default 256 or what the model takes; each token but the first of a window is
+            one sample, its class is its id.
         layers: hidden layers to measure too, see `parse_layers`.
         min_count: samples in the train part that a class needs to be kept.
         progress: False hides the progress bars; None shows them on a terminal.
@@ -181,7 +187,7 @@ def measure(
         "dtype": str(head.weight.dtype).removeprefix("torch."),
         "device": str(device),
         "tokens": windows.tokens,
-        "window": window,
+        "window": windows.size,
         "train_windows": len(train),
         "held_out_windows": len(held_out),
         "min_count": min_count,

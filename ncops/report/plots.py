@@ -110,7 +110,7 @@ def distribution(
         if not low <= at <= high:
             ax.set_xlim(min(low, at - 0.02 * (high - low)), max(high, at + 0.02 * (high - low)))
         ax.axvline(at, color=palette.second, lw=1.4, ls=("-", (0, (3, 2)))[number % 2])
-        right = at > sum(ax.get_xlim()) / 2
+        right = at == min(marks.values()) if len(marks) > 1 else at > sum(ax.get_xlim()) / 2
         ax.annotate(
             label, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(-4 if right else 4, -2 - 13 * number),
             textcoords="offset points", ha="right" if right else "left", va="top", fontsize="small",

@@ -1,0 +1,205 @@
+// linear_stats_backward: recomputes tiles of logits, turns them into gradients, and feeds two more products from them.
+//
+// Tasks own ranges of classes, so each adds to its own rows of g_weight, chunk after chunk of rows, in order. Their shares of
+// g_x are kept apart, for at most 64 MB of rows at a time, and merged in order. N x V never exists.
+#include "logit_gradient.h"
+#include "product.h"
+
+namespace ncops::NCOPS_ISA {
+namespace {
+
+constexpr int kStep = NCOPS_ISA_ID == 1 ? 8 : 4;  // columns of g_x per register tile
+
+// out[j][lane] += sum over classes c of w(c, column + j) * dz[c][lane], for kStep columns; w as packed by pack_rows.
+template <class T>
+__attribute__((noinline)) void add_input_gradient(const T* w, int64_t group, int64_t classes, const T* dz, T* out) {
+  constexpr int W = kWidth<T>, L = 2 * W, line = kLine<T>;
+  Vec<T> acc[kStep][2];
+#pragma GCC unroll 8
+  for (int j = 0; j < kStep; ++j) acc[j][0] = load(out + j * L), acc[j][1] = load(out + j * L + W);
+  for (int64_t c = 0; c < classes; c += kMR, w += group)
+    for (int64_t m = 0; m < kMR; ++m, dz += L) {
+      const Vec<T> d0 = load(dz), d1 = load(dz + W);
+#pragma GCC unroll 8
+      for (int j = 0; j < kStep; ++j) {
+        const Vec<T> wv = splat<T>(w[m * line + j]);
+        acc[j][0] = fma(wv, d0, acc[j][0]);
+        acc[j][1] = fma(wv, d1, acc[j][1]);
+      }
+    }
+#pragma GCC unroll 8
+  for (int j = 0; j < kStep; ++j) store(out + j * L, acc[j][0]), store(out + j * L + W, acc[j][1]);
+}
+
+// out[m][lane] += sum over rows of dz(m, row) * x[row][lane], for kMR classes and 2 * W columns; dz holds panels of L rows,
+// `panel` elements apart, x is packed [row][2 * W]. Only `classes` rows of out are read and written.
+template <class T>
+__attribute__((noinline)) void add_weight_gradient(const T* dz, int64_t panel, int64_t panels, const T* x, T* out,
+                                                   int64_t stride, int64_t classes, int64_t columns) {
+  constexpr int W = kWidth<T>, L = 2 * W;
+  Vec<T> acc[kMR][2];
+#pragma GCC unroll 16
+  for (int m = 0; m < kMR; ++m) acc[m][0] = acc[m][1] = Vec<T>{};
+  for (int64_t p = 0; p < panels; ++p, dz += panel)
+    for (int64_t r = 0; r < L; ++r, x += L) {
+      const Vec<T> x0 = load(x), x1 = load(x + W);
+#pragma GCC unroll 16
+      for (int m = 0; m < kMR; ++m) {
+        const Vec<T> dv = splat<T>(dz[m * L + r]);
+        acc[m][0] = fma(dv, x0, acc[m][0]);
+        acc[m][1] = fma(dv, x1, acc[m][1]);
+      }
+    }
+  alignas(64) T sums[kMR][L];
+#pragma GCC unroll 16
+  for (int m = 0; m < kMR; ++m) store(sums[m], acc[m][0]), store(sums[m] + W, acc[m][1]);
+  for (int64_t m = 0; m < classes; ++m)
+    for (int64_t k = 0; k < columns; ++k) out[m * stride + k] += sums[m][k];
+}
+
+// The rows of a chunk packed [column block][row][2 * W], for lanes along D; rows without gradient are zero, lest their
+// NaN reach the weight.
+template <class T>
+void pack_columns_first(const Rows& x, int64_t row, int64_t count, int64_t rows, const LinearStatsBackwardArgs& args, T* out) {
+  constexpr int L = 2 * kWidth<T>;
+  static_assert(kLoadBlock % L == 0);
+  const int64_t padded = round_up(x.dim, L);
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool real = r < count && RowGradient<T>(args, row + r, args.w.rows).active;
+    for (int64_t k = 0; k < padded; k += kLoadBlock) {
+      alignas(64) T block[kLoadBlock] = {};
+      if (real) load_row<T>(x, row + r, k, std::min(kLoadBlock, x.dim - k), block);
+      for (int64_t b = k; b < std::min(padded, k + kLoadBlock); b += L)
+        std::memcpy(out + (b / L * rows + r) * L, block + b - k, L * sizeof(T));
+    }
+  }
+}
+
+template <class T>
+class Backward {
+ public:
+  explicit Backward(const LinearStatsBackwardArgs& args)
+      : args_(args), dim_(args.x.dim), padded_(round_up(args.x.dim, std::max<int>(kLine<T>, L))),
+        group_(group_size<Plain<T>>(args.x.dim)), bias_(args.bias.data ? args.w.rows * sizeof(T) : 0) {
+    if (args.bias.data) load_raw<T>(args.bias, 0, 0, args.w.rows, bias_.template at<T>());
+    const Plan plan = plan_product<T>(args.x.rows, args.w.rows, dim_, L);
+    w_per_tile_ = plan.w_per_tile;
+    const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(16, args.w.rows / 256));
+    w_per_split_ = round_up((args.w.rows + splits - 1) / splits, w_per_tile_);
+    splits_ = (args.w.rows + w_per_split_ - 1) / w_per_split_;
+    const int64_t share_bytes = args.g_x ? splits_ * padded_ * int64_t(sizeof(T)) : 1;
+    const int64_t most = std::max<int64_t>(L, (int64_t(64) << 20) / share_bytes / L * L);
+    rows_per_pass_ = std::min<int64_t>(std::min(most, int64_t(4096)), round_up(args.x.rows, L));
+    rows_per_chunk_ = std::min<int64_t>(rows_per_pass_, 512);
+  }
+
+  void run() {
+    T* g_weight = static_cast<T*>(args_.g_weight);
+    T* g_bias = static_cast<T*>(args_.g_bias);
+    if (g_weight) std::memset(g_weight, 0, args_.w.rows * dim_ * sizeof(T));
+    if (g_bias) std::memset(g_bias, 0, args_.w.rows * sizeof(T));
+    if (args_.x.rows == 0) return;
+    Scratch shares(args_.g_x ? splits_ * rows_per_pass_ * padded_ * sizeof(T) : 0);
+    Scratch scratch(worker_bytes() * std::min<int64_t>(splits_, workers()));
+    for (int64_t row = 0; row < args_.x.rows; row += rows_per_pass_) {
+      const int64_t end = std::min(args_.x.rows, row + rows_per_pass_);
+      for_tasks(splits_, [&](int64_t split, int worker) {
+        T* share = shares.template at<T>() + split * rows_per_pass_ * padded_;
+        if (args_.g_x) std::memset(share, 0, rows_per_pass_ * padded_ * sizeof(T));
+        for (int64_t r = row; r < end; r += rows_per_chunk_)
+          chunk(r, std::min(end, r + rows_per_chunk_), split, share + (r - row) * padded_,
+                scratch.at<char>(worker * worker_bytes()));
+      });
+      if (args_.g_x) merge(row, end, shares.template at<T>());
+    }
+  }
+
+ private:
+  static constexpr int L = 2 * kWidth<T>;
+  using Panel = PanelGradient<T, L>;
+  const LinearStatsBackwardArgs& args_;
+  int64_t dim_, padded_, group_, w_per_tile_, w_per_split_, splits_, rows_per_pass_, rows_per_chunk_;
+  Scratch bias_;
+
+  size_t x_bytes() const { return size_t(rows_per_chunk_) * padded_ * sizeof(T); }
+  size_t w_bytes() const { return round_up(size_t(w_per_tile_ / kMR) * group_ * sizeof(T), 64); }
+  size_t dz_bytes() const { return size_t(rows_per_chunk_) * w_per_tile_ * sizeof(T); }
+  size_t panel_bytes() const { return round_up(rows_per_chunk_ / L * sizeof(Panel), 64); }
+  size_t worker_bytes() const { return 2 * x_bytes() + w_bytes() + dz_bytes() + panel_bytes(); }
+
+  // Rows [begin, end) against the classes of a split. `share` is this split's part of g_x, panel by panel, [column][lane].
+  void chunk(int64_t begin, int64_t end, int64_t split, T* share, char* memory) {
+    T* panels = reinterpret_cast<T*>(memory);
+    T* columns = reinterpret_cast<T*>(memory + x_bytes());
+    T* w = reinterpret_cast<T*>(memory + 2 * x_bytes());
+    T* dz = reinterpret_cast<T*>(memory + 2 * x_bytes() + w_bytes());
+    Panel* gradients = reinterpret_cast<Panel*>(memory + 2 * x_bytes() + w_bytes() + dz_bytes());
+    const int64_t number = (end - begin + L - 1) / L, tile = w_per_tile_ * L;
+    for (int64_t p = 0; p < number; ++p) {
+      const int64_t row = begin + p * L, count = std::min<int64_t>(L, end - row);
+      pack_panel<Plain<T>, L>(args_.x, row, count, panels + p * L * dim_);
+      gradients[p].begin(args_, row, count);
+    }
+    if (args_.g_weight) pack_columns_first<T>(args_.x, begin, end - begin, number * L, args_, columns);
+    const T* bias = args_.bias.data ? bias_.template at<T>() : nullptr;
+    const int64_t last = std::min(args_.w.rows, (split + 1) * w_per_split_);
+    for (int64_t first = split * w_per_split_; first < last; first += w_per_tile_) {
+      const int64_t classes = std::min(w_per_tile_, last - first), whole = round_up(classes, kMR);
+      pack_rows<Plain<T>>(args_.w, first, classes, w);
+      for (int64_t p = 0; p < number; ++p) {
+        T* out = dz + p * tile;
+        for (int64_t g = 0; g * kMR < classes; ++g)
+          multiply_group<Plain<T>, 2>(panels + p * L * dim_, w + g * group_, dim_, out + g * kMR * L);
+        gradients[p].apply(out, first, classes, T(args_.scale), bias ? bias + first : nullptr);
+        std::memset(out + classes * L, 0, (whole - classes) * L * sizeof(T));
+        if (args_.g_bias) add_bias_gradient(out, first, classes);
+        scale(out, classes);
+        if (args_.g_x)
+          for (int64_t k = 0; k < dim_; k += kStep)
+            add_input_gradient<T>(w + k / kLine<T> * kMR * kLine<T> + k % kLine<T>, group_, classes, out,
+                                  share + (p * padded_ + k) * L);
+      }
+      if (args_.g_weight) weight_gradient(dz, tile, number, columns, first, classes);
+    }
+  }
+
+  void weight_gradient(const T* dz, int64_t tile, int64_t panels, const T* columns, int64_t first, int64_t classes) {
+    T* out = static_cast<T*>(args_.g_weight) + first * dim_;
+    for (int64_t k = 0; k < dim_; k += L)
+      for (int64_t m = 0; m < classes; m += kMR)
+        add_weight_gradient<T>(dz + m * L, tile, panels, columns + k * panels * L, out + m * dim_ + k, dim_,
+                               std::min<int64_t>(kMR, classes - m), std::min<int64_t>(L, dim_ - k));
+  }
+
+  void add_bias_gradient(const T* dz, int64_t first, int64_t classes) {
+    T* out = static_cast<T*>(args_.g_bias) + first;
+    for (int64_t c = 0; c < classes; ++c) out[c] += reduce_add<T>(load(dz + c * L) + load(dz + c * L + L / 2));
+  }
+
+  void scale(T* dz, int64_t classes) const {
+    if (args_.scale == 1) return;
+    for (int64_t i = 0; i < classes * L; ++i) dz[i] *= T(args_.scale);
+  }
+
+  void merge(int64_t begin, int64_t end, const T* shares) {
+    T* g_x = static_cast<T*>(args_.g_x);
+    for_tasks((end - begin + L - 1) / L, [&](int64_t p, int) {
+      for (int64_t row = begin + p * L, lane = 0; lane < L && row < end; ++row, ++lane)
+        for (int64_t k = 0; k < dim_; ++k) {
+          T total = 0;
+          for (int64_t split = 0; split < splits_; ++split)
+            total += shares[split * rows_per_pass_ * padded_ + (p * padded_ + k) * L + lane];
+          g_x[row * dim_ + k] = total;
+        }
+    });
+  }
+};
+
+}  // namespace
+
+void linear_stats_backward(const LinearStatsBackwardArgs& args) {
+  if (args.x.dtype == DType::f64) Backward<double>(args).run();
+  else Backward<float>(args).run();
+}
+
+}  // namespace ncops::NCOPS_ISA

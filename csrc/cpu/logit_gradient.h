@@ -1,0 +1,122 @@
+// The gradient by one row's logits, from the gradients by its columns; see section "Gradients" of the op's docstring.
+//
+// With p = softmax(z): dz_j = p_j (total - g_H ((z_j - max) + (H - gap))) + g_mean / V + 2 g_var (z_j - mean) / V, and three
+// columns apart. In the argmax column p - 1 is expm1(-gap): at margin 30 the float32 subtraction gives 0 where the truth is
+// -1e-13. The terms that multiply 1 are collected by hand, so that those which cancel never meet in floating point.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace ncops::NCOPS_ISA {
+
+template <class T>
+struct RowGradient {
+  T flat, tilt;                       // of e^{z - max}, and of (z - max) e^{z - max}
+  T constant, slope;                  // of 1, and of z - mean
+  T at_argmax, at_target, at_second;  // replaces the softmax part; added; added
+  T max, mean;
+  int64_t argmax, target, second;     // -1: none
+  bool active, poisoned;
+
+  RowGradient() = default;
+
+  RowGradient(const LinearStatsBackwardArgs& args, int64_t row, int64_t classes) {
+    const auto get = [row](const void* column) { return column ? double(static_cast<const T*>(column)[row]) : 0.0; };
+    const double g_lse = get(args.grad.lse), g_gap = get(args.grad.gap), g_max = get(args.grad.max);
+    const double g_second = get(args.grad.second), g_entropy = get(args.grad.entropy);
+    const double g_mean = get(args.grad.mean), g_var = get(args.grad.var);
+    target = -1;
+    double g_target = 0, g_nll = 0;
+    if (args.target) {
+      const int64_t t = args.target[row];
+      if (t != args.ignore_index && t >= 0 && t < classes) {
+        target = t;
+        g_target = get(args.grad.target_logit);
+        g_nll = get(args.grad.nll);
+      }
+    }
+    argmax = args.argmax[row];
+    second = args.second_index[row];
+    active = g_lse != 0 || g_gap != 0 || g_max != 0 || g_second != 0 || g_entropy != 0 || g_mean != 0 || g_var != 0 ||
+             g_target != 0 || g_nll != 0;
+    poisoned = argmax < 0;
+    const double gap = get(args.gap), rest = get(args.entropy) - gap, share = std::exp(-gap), lost = std::expm1(-gap);
+    const double total = g_lse + g_gap + g_nll;
+    max = T(get(args.max));
+    mean = T(get(args.mean));
+    tilt = T(-times(g_entropy, share));
+    flat = T(times(total, share) - times(g_entropy, share * rest));
+    constant = T(g_mean / double(classes));
+    slope = T(2 * g_var / double(classes));
+    const bool hit = target == argmax;
+    double peak = hit ? times(total, lost) + (g_lse + g_target + g_max)
+                      : times(g_gap, lost) + times(g_lse + g_nll, share) + g_max;
+    at_argmax = T(peak - times(g_entropy, share * rest));
+    at_target = hit ? T(0) : T(g_target - g_nll);
+    at_second = T(g_second);
+  }
+
+ private:
+  static double times(double gradient, double value) { return gradient == 0 ? 0 : gradient * value; }
+};
+
+// The same for L rows, lane by lane; turns a tile of products into gradients by the logits.
+template <class T, int L>
+struct PanelGradient {
+  alignas(64) T flat[L], tilt[L], constant[L], slope[L], max[L], mean[L];
+  alignas(64) LaneInt<T> active[L];
+  RowGradient<T> rows[L];
+  int64_t count;
+  bool any_slope, any_poisoned;
+
+  void begin(const LinearStatsBackwardArgs& args, int64_t row, int64_t n) {
+    count = n;
+    any_slope = any_poisoned = false;
+    for (int64_t i = 0; i < L; ++i) {
+      flat[i] = tilt[i] = constant[i] = slope[i] = max[i] = mean[i] = 0;
+      active[i] = 0;
+      if (i >= n) continue;
+      const RowGradient<T> r(args, row + i, args.w.rows);
+      rows[i] = r;
+      flat[i] = r.flat, tilt[i] = r.tilt, constant[i] = r.constant, slope[i] = r.slope, max[i] = r.max, mean[i] = r.mean;
+      active[i] = r.active ? -1 : 0;
+      any_slope |= r.slope != 0;
+      any_poisoned |= r.poisoned && r.active;
+    }
+  }
+
+  // tile[classes][L]: products in, gradients out, for classes first, first + 1, ...
+  void apply(T* tile, int64_t first, int64_t classes, T scale, const T* bias) const {
+    for (int lane = 0; lane < L; lane += kWidth<T>) {
+      const Vec<T> a = load(flat + lane), b = load(tilt + lane), c = load(constant + lane), peak = load(max + lane);
+      const Vec<T> s = load(slope + lane), centre = load(mean + lane);
+      const IntVec<T> on = load_int<T>(active + lane);
+      for (int64_t j = 0; j < classes; ++j) {
+        T* p = tile + j * L + lane;
+        const Vec<T> z = fma(load(p), splat<T>(scale), splat<T>(bias ? bias[j] : T(0)));
+        const Vec<T> d = z - peak, e = exp_nonpositive<T>(d);
+        const Vec<T> below = d < ExpConstants<T>::lowest ? Vec<T>{} : d;  // e is 0 there, and 0 * -inf must be 0
+        Vec<T> g = fma(e, fma(b, below, a), c);
+        if (any_slope) g += s == 0 ? Vec<T>{} : s * (z - centre);
+        store(p, on ? g : Vec<T>{});
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const RowGradient<T>& r = rows[i];
+      if (!r.active) continue;
+      const auto inside = [&](int64_t c) { return c >= first && c < first + classes; };
+      if (inside(r.argmax)) {
+        T& g = tile[(r.argmax - first) * L + i];
+        // The softmax part of the argmax column is flat: e^0 = 1 and z - max = 0 there.
+        g = r.at_argmax + r.constant + (r.slope == 0 ? T(0) : r.slope * (r.max - r.mean));
+      }
+      if (inside(r.target)) tile[(r.target - first) * L + i] += r.at_target;
+      if (inside(r.second)) tile[(r.second - first) * L + i] += r.at_second;
+      if (r.poisoned)
+        for (int64_t j = 0; j < classes; ++j) tile[j * L + i] = std::numeric_limits<T>::quiet_NaN();
+    }
+  }
+};
+
+}  // namespace ncops::NCOPS_ISA
