@@ -14,21 +14,21 @@ namespace {
 constexpr int64_t kChunk = 512;
 constexpr int kAccumulators = NCOPS_ISA_ID == 1 ? 16 : 8;
 
-// Sum and squared norm of rows order[0..n) minus `center` (D, may be null), columns [k, k + kAccumulators * W), f32 or f64 rows
-// with unit column stride: accumulators stay in registers and rows are fetched ahead (no prefetch: 1.1-1.3x slower).
-template <class T>
-double reduce_block(const T* data, int64_t stride, const int64_t* order, int64_t n, const T* center, T* sum) {
-  constexpr int W = kWidth<T>, A = kAccumulators;
+// Sum and squared norm of rows order[0..n) minus `center` (may be null), A vectors of columns: accumulators stay in registers
+// and rows are fetched ahead (no prefetch: 1.1-1.3x slower). Rows have unit column stride.
+template <class T, int A, class Stored>
+double reduce_block(const Stored* data, int64_t stride, const int64_t* order, int64_t n, const T* center, T* sum) {
+  constexpr int W = kWidth<T>;
   Vec<T> acc[A], square[2] = {};
 #pragma GCC unroll 16
   for (int a = 0; a < A; ++a) acc[a] = Vec<T>{};
   for (int64_t i = 0; i < n; ++i) {
-    const T* row = data + order[i] * stride;
-    const T* ahead = data + order[std::min(i + 4, n - 1)] * stride;
+    const Stored* row = data + order[i] * stride;
+    const Stored* ahead = data + order[std::min(i + 4, n - 1)] * stride;
 #pragma GCC unroll 16
     for (int a = 0; a < A; ++a) {
       __builtin_prefetch(ahead + a * W);
-      const Vec<T> v = center ? load(row + a * W) - load(center + a * W) : load(row + a * W);
+      const Vec<T> x = load_as<T>(row + a * W), v = center ? x - load(center + a * W) : x;
       acc[a] += v;
       square[a % 2] = fma(v, v, square[a % 2]);
     }
@@ -57,19 +57,31 @@ double reduce_any(const Rows& x, const int64_t* order, int64_t n, int64_t k, int
   return square;
 }
 
+template <class T, class Stored>
+double reduce_direct(const Rows& x, const int64_t* order, int64_t n, const T* center, T* sum) {
+  constexpr int W = kWidth<T>, A = kAccumulators;
+  const Stored* data = static_cast<const Stored*>(x.data);
+  double square = 0;
+  int64_t k = 0;
+  const auto blocks = [&](auto vectors) {
+    constexpr int a = decltype(vectors)::value;
+    for (; k + a * W <= x.dim; k += a * W)
+      square += reduce_block<T, a>(data + k, x.row_stride, order, n, center ? center + k : nullptr, sum + k);
+  };
+  blocks(std::integral_constant<int, A>());
+  blocks(std::integral_constant<int, A / 4>());
+  blocks(std::integral_constant<int, 1>());
+  if (k < x.dim) square += reduce_any<T>(x, order, n, k, x.dim - k, center ? center + k : nullptr, sum + k);
+  return square;
+}
+
 template <class T>
 double reduce_rows(const Rows& x, const int64_t* order, int64_t n, const T* center, T* sum) {
-  constexpr int64_t width = kAccumulators * kWidth<T>;
-  const bool direct = x.col_stride == 1 && x.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
-  double square = 0;
-  for (int64_t k = 0; k < x.dim; k += width) {
-    const T* c = center ? center + k : nullptr;
-    if (direct && k + width <= x.dim)
-      square += reduce_block<T>(static_cast<const T*>(x.data) + k, x.row_stride, order, n, c, sum + k);
-    else
-      square += reduce_any<T>(x, order, n, k, std::min(width, x.dim - k), c, sum + k);
-  }
-  return square;
+  if (x.col_stride == 1 && x.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32))
+    return reduce_direct<T, T>(x, order, n, center, sum);
+  if constexpr (sizeof(T) == 4)
+    if (x.col_stride == 1 && x.dtype == DType::bf16) return reduce_direct<T, uint16_t>(x, order, n, center, sum);
+  return reduce_any<T>(x, order, n, 0, x.dim, center, sum);
 }
 
 // Runs the reduction of every class for which wanted(c), about center_of(c), and hands the result to
@@ -134,11 +146,14 @@ void moments(const ClassMomentsArgs& args) {
   const int64_t dim = args.x.dim;
   T* sums = static_cast<T*>(args.sums);
   *args.invalid = sorted.invalid();
-  for (int64_t c = 0; c < args.num_classes; ++c) {
-    args.counts[c] = starts[c + 1] - starts[c];
-    args.sqnorms[c] = 0;
-    if (args.counts[c] == 0) std::memset(sums + c * dim, 0, dim * sizeof(T));
-  }
+  constexpr int64_t block = 256;  // classes cleared per task: with many, touching fresh memory is most of the time
+  for_tasks((args.num_classes + block - 1) / block, [&](int64_t task, int) {
+    for (int64_t c = task * block; c < std::min(args.num_classes, (task + 1) * block); ++c) {
+      args.counts[c] = starts[c + 1] - starts[c];
+      args.sqnorms[c] = 0;
+      if (args.counts[c] == 0) std::memset(sums + c * dim, 0, dim * sizeof(T));
+    }
+  });
   const T* center = static_cast<const T*>(args.center);
   reduce_classes<T>(
       args.x, sorted, [](int64_t) { return true; },

@@ -9,18 +9,6 @@ namespace ncops::NCOPS_ISA {
 
 constexpr int64_t kFewRows = 8;
 
-template <class T>
-NCOPS_INLINE Vec<T> load_as(const T* p) {
-  return load(p);
-}
-template <class T>
-NCOPS_INLINE Vec<T> load_as(const uint16_t* p) {  // bfloat16
-  typedef uint16_t Halves __attribute__((vector_size(2 * kWidth<float>)));
-  Halves bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return (Vec<T>)(__builtin_convertvector(bits, IntVec<T>) << 16);
-}
-
 // out[r] = x[r] . w for R rows of x, each padded with zeros to `padded`, a multiple of the vector width.
 template <class T, int R, class Stored>
 NCOPS_INLINE void multiply_row(const T* x, int64_t padded, const Stored* w, int64_t dim, T* out) {

@@ -30,6 +30,19 @@ NCOPS_INLINE float f16_to_float(uint16_t bits) {
 #endif
 }
 
+// One vector of stored elements, in T; a 16-bit element is a bfloat16.
+template <class T>
+NCOPS_INLINE Vec<T> load_as(const T* p) {
+  return load(p);
+}
+template <class T>
+NCOPS_INLINE Vec<T> load_as(const uint16_t* p) {
+  typedef uint16_t Halves __attribute__((vector_size(2 * kWidth<float>)));
+  Halves bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return (Vec<T>)(__builtin_convertvector(bits, IntVec<T>) << 16);
+}
+
 template <class T>
 NCOPS_INLINE void convert(const float* in, int64_t n, T* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = T(in[i]);
