@@ -47,7 +47,8 @@ def native() -> dict:
 
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         raise ImportError("the limited API does not exist on free-threaded Python")
-    plain = [*(ROOT / "csrc").glob("*.cpp"), *(p for p in (ROOT / "csrc/cpu").glob("*.cpp") if not p.stem.endswith("_cpu"))]
+    kernels = set((ROOT / "csrc/cpu").glob("*_cpu.cpp"))
+    plain = [path for path in (ROOT / "csrc").rglob("*.cpp") if path not in kernels]
     extension = CppExtension(
         "ncops._C",
         sorted(str(p.relative_to(ROOT)) for p in plain) + isa_sources(),
@@ -55,6 +56,7 @@ def native() -> dict:
         py_limited_api=True,
         extra_compile_args=[
             "-O3",
+            "-g0",
             "-std=c++17",
             "-fvisibility=hidden",
             "-Wall",

@@ -1,6 +1,7 @@
 """Fast geometry kernels for trained networks: neural collapse and large-vocabulary logit statistics."""
 
 from . import conventions, metrics
+from ._version import __version__
 from .backends import use_backend
 from .decisions import DecisionStatistics
 from .geometry import ClassGeometry
@@ -12,6 +13,7 @@ from .storage import load
 
 __all__ = [
     *_ops,
+    "__version__",
     "ClassGeometry",
     "ClassStatistics",
     "CollapseReport",

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: chosen at call time from the device, what is installed, and what the user forces."""
+"""Which implementation of an op runs: chosen at call time from the device, the install and what the user forces."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def choose(op: str, device_type: str) -> str:
 
 
 def kernel(op: str, device: torch.device) -> Callable:
-    """The implementation of ``op`` for tensors on ``device``; its arguments and results are those of the op's schema."""
+    """The implementation of ``op`` for tensors on ``device``; arguments and results are those of the op's schema."""
     global _warned
     if choose(op, device.type) == "cpu":
         return _native.op(op)

@@ -16,19 +16,16 @@ struct LinearStats {
   RowStats* partials;  // (splits, N) where w is split, else null
   T* target_logits;    // (N), or null
 
-  // The target's logit first, by the arithmetic of the tiles, so that its rank is exact.
-  void begin(State& state, int64_t row, int64_t count, const T* panel) {
+  // The target's logit first, by the arithmetic of the tiles, so that its rank is exact. Every split needs it; one keeps it.
+  void begin(State& state, int64_t row, int64_t count, int64_t split, const T* panel) {
     T logits[L];
     for (int i = 0; i < L; ++i) logits[i] = std::numeric_limits<T>::infinity();
-    if (args.target) {
-      if (panel) multiply_targets(row, count, panel);
-      for (int lane = 0; lane < count; ++lane)
-        if (inside(row + lane)) logits[lane] = target_logits[row + lane];
-    }
+    if (args.target) multiply_targets(row, count, panel, logits);
+    if (args.target && split == 0) std::memcpy(target_logits + row, logits, count * sizeof(T));
     state.begin(logits);
   }
 
-  void multiply_targets(int64_t row, int64_t count, const T* panel) {
+  void multiply_targets(int64_t row, int64_t count, const T* panel, T* logits) const {
     int64_t index[L];
     for (int64_t i = 0; i < count; ++i) index[i] = inside(row + i) ? args.target[row + i] : 0;
     Rows rows = args.w;
@@ -40,7 +37,7 @@ struct LinearStats {
     T products[L];
     multiply_diagonal<Mode, NV>(panel, scratch.at<T>(), depth, products);
     for (int lane = 0; lane < count; ++lane)
-      if (inside(row + lane)) target_logits[row + lane] = logit(products[lane], index[lane]);
+      if (inside(row + lane)) logits[lane] = logit(products[lane], index[lane]);
   }
 
   void tile(State& state, T* tile, int64_t first, int64_t count) {
@@ -74,17 +71,19 @@ void run_few(const LinearStatsArgs& args, const Plan& plan, LinearStats<Plain<T>
     const Stored* w = static_cast<const Stored*>(args.w.data) + c * args.w.row_stride;
     multiply_row<T, R>(x.data.template at<T>(), x.padded, w, args.x.dim, out);
   };
+  T targets[L];
+  for (int lane = 0; lane < L; ++lane) targets[lane] = std::numeric_limits<T>::infinity();
   for (int64_t row = 0; args.target && row < args.x.rows; ++row) {
     T out[R];
     if (!epilogue.inside(row)) continue;
     product(args.target[row], out);
-    epilogue.target_logits[row] = epilogue.logit(out[row], args.target[row]);
+    targets[row] = epilogue.target_logits[row] = epilogue.logit(out[row], args.target[row]);
   }
   for_tasks(plan.splits, [&](int64_t split, int) {
     constexpr int64_t rows = 64;
     alignas(64) T tile[rows * L] = {};
     typename LinearStats<Plain<T>, 1>::State state;
-    epilogue.begin(state, 0, args.x.rows, nullptr);
+    state.begin(targets);
     const int64_t end = std::min(args.w.rows, (split + 1) * plan.w_per_split);
     for (int64_t first = split * plan.w_per_split; first < end; first += rows) {
       const int64_t count = std::min(rows, end - first);

@@ -22,7 +22,7 @@ struct NearestMean {
   Partial* partials;  // (splits, N)
   const Plan& plan;
 
-  void begin(State& state, int64_t, int64_t, const T*) {
+  void begin(State& state, int64_t, int64_t, int64_t, const T*) {
     for (int i = 0; i < L; ++i) {
       state.best[i] = -std::numeric_limits<T>::infinity();
       state.index[i] = -1;

@@ -50,7 +50,7 @@ struct PairStats {
 
   bool close_pairs() const { return args.kernel >= PairKernel::distance; }
 
-  void begin(State& s, int64_t row, int64_t count, const T*) {
+  void begin(State& s, int64_t row, int64_t count, int64_t, const T*) {
     s.row = row;
     s.count = count;
     for (int i = 0; i < L; ++i) {

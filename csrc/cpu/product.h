@@ -86,9 +86,9 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
 
 // Runs `epilogue` over every tile of x w^T. Epilogue provides, for one panel of NV * W rows of x:
 //   struct State;                                                        plain data, one per panel
-//   void begin(State&, int64_t row, int64_t count, const T* panel);      before its first tile of a split
-//   void tile(State&, const T* tile, int64_t first_w, int64_t count_w);  tile[count_w][NV * W]
-//   void end(State&, int64_t row, int64_t count, int64_t split);         after its last tile of a split
+//   void begin(State&, int64_t row, int64_t count, int64_t split, const T* panel);   before its first tile of a split
+//   void tile(State&, const T* tile, int64_t first_w, int64_t count_w);               tile[count_w][NV * W]
+//   void end(State&, int64_t row, int64_t count, int64_t split);                      after its last tile of a split
 template <class Mode, int NV, class Epilogue>
 inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue& epilogue) {
   using T = typename Mode::T;
@@ -113,7 +113,7 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
     for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
       T* panel = x_packed + p * L * depth;
       pack_panel<Mode, L>(x, row, std::min<int64_t>(L, row1 - row), panel);
-      epilogue.begin(states[p], row, std::min<int64_t>(L, row1 - row), panel);
+      epilogue.begin(states[p], row, std::min<int64_t>(L, row1 - row), split, panel);
     }
     for (int64_t first = w0; first < w1; first += plan.w_per_tile) {
       const int64_t count = std::min(plan.w_per_tile, w1 - first);

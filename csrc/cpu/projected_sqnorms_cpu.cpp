@@ -14,7 +14,7 @@ struct SquaredNorms {
   const ProjectedSqnormsArgs& args;
   double* partials;  // (splits, N) where the basis is split, else null
 
-  void begin(State& state, int64_t, int64_t, const T*) { std::memset(state.sum, 0, sizeof state.sum); }
+  void begin(State& state, int64_t, int64_t, int64_t, const T*) { std::memset(state.sum, 0, sizeof state.sum); }
 
   void tile(State& state, const T* tile, int64_t, int64_t count) {
     for (int lane = 0; lane < L; lane += kWidth<T>) {
