@@ -73,6 +73,18 @@ struct LogitStatsArgs {
 };
 NCOPS_KERNEL(logit_stats, LogitStatsArgs)
 
+struct RegisterProductsArgs {
+  DType dtype;
+  int64_t steps;
+  double* flops;
+};
+NCOPS_KERNEL(register_products, RegisterProductsArgs)
+
+struct ReadMemoryArgs {
+  Rows rows;  // one row of float32
+};
+NCOPS_KERNEL(read_memory, ReadMemoryArgs)
+
 struct RowMeanArgs {
   Rows rows;
   double* out;  // (D); zero where there are no rows

@@ -60,10 +60,8 @@ struct RowStats {
 template <class T, int L>
 struct LogitState {
   alignas(64) T max[L], second[L], target[L], shift[L];
-  alignas(64) LaneInt<T> argmax[L], second_index[L], rank[L], poisoned[L];  // indices relative to first_class
-  alignas(64) double mean[L], squares[L];
-  ExpSums sums[L];
-  bool masked[L];
+  alignas(64) LaneInt<T> argmax[L], second_index[L], rank[L], poisoned[L], masked[L];  // indices relative to first_class
+  alignas(64) double below[L], equal[L], weighted[L], mean[L], squares[L];             // as in ExpSums and RowStats
   int64_t first_class, seen;
 
   // `targets`: the logit of each row's target, or +inf where there is none (nothing outranks it).
@@ -71,22 +69,25 @@ struct LogitState {
     for (int i = 0; i < L; ++i) {
       max[i] = second[i] = -std::numeric_limits<T>::infinity();
       target[i] = targets[i];
-      argmax[i] = second_index[i] = rank[i] = poisoned[i] = 0;
-      mean[i] = squares[i] = 0;
-      sums[i] = ExpSums{0, 0, 0};
-      masked[i] = false;
+      argmax[i] = second_index[i] = rank[i] = poisoned[i] = masked[i] = 0;
+      below[i] = equal[i] = weighted[i] = mean[i] = squares[i] = 0;
     }
     first_class = -1;
     seen = 0;
   }
 
   // tile[count][L] are raw products of classes first, first + 1, ...; logit = product * scale + bias[class].
-  // Overwrites the tile with the logits.
+  // May overwrite the tile with the logits.
   void add(T* tile, int64_t first, int64_t count, T scale, const T* bias) {
-    constexpr int W = kWidth<T>;
     if (first_class < 0) first_class = first;
     const LaneInt<T> offset = LaneInt<T>(first - first_class);
-    for (int lane = 0; lane < L; lane += W) add_lanes(tile + lane, lane, count, offset, scale, bias);
+    if (scale != 1 || bias)
+      for (int64_t j = 0; j < count; ++j)
+        for (int lane = 0; lane < L; lane += kWidth<T>) {
+          T* p = tile + j * L + lane;
+          store(p, fma(load(p), splat<T>(scale), splat<T>(bias ? bias[j] : T(0))));
+        }
+    for (int lane = 0; lane < L; lane += kWidth<T>) add_lanes(tile + lane, lane, count, offset);
     seen += count;
   }
 
@@ -94,7 +95,7 @@ struct LogitState {
     RowStats r;
     r.max = max[lane];
     r.second = second[lane];
-    r.sums = sums[lane];
+    r.sums = {below[lane], equal[lane], weighted[lane]};
     r.count = double(seen);
     r.mean = mean[lane];
     r.squares = squares[lane];
@@ -102,70 +103,117 @@ struct LogitState {
     r.second_index = first_class + second_index[lane];
     r.rank = rank[lane];
     r.poisoned = poisoned[lane] != 0;
-    r.masked = masked[lane];
+    r.masked = masked[lane] != 0;
     return r;
   }
 
  private:
-  void add_lanes(T* tile, int lane, int64_t count, LaneInt<T> offset, T scale, const T* bias) {
-    constexpr T inf = std::numeric_limits<T>::infinity();
-    Vec<T> m1 = load(max + lane), m2 = load(second + lane);
-    IntVec<T> i1 = load_int<T>(argmax + lane), i2 = load_int<T>(second_index + lane);
-    IntVec<T> above = load_int<T>(rank + lane), bad = load_int<T>(poisoned + lane);
-    const Vec<T> old_max = m1, zt = load(target + lane);
-    if (seen == 0) {  // squares are formed about the row's first finite-or-zero logit
-      const Vec<T> z = fma(load(tile), splat<T>(scale), splat<T>(bias ? bias[0] : T(0)));
-      store(shift + lane, z > -inf && z < inf ? z : Vec<T>{});
+  static constexpr T inf = std::numeric_limits<T>::infinity();
+
+  void add_lanes(const T* tile, int lane, int64_t count, LaneInt<T> offset) {
+    // Moments are formed about a shift near the mean: that of the classes seen before, at first that of this tile.
+    if (seen == 0) {
+      Vec<T> sum{};
+      for (int64_t j = 0; j < count; ++j) sum += load(tile + j * L);
+      sum /= T(count);
+      store(shift + lane, sum - sum == 0 ? sum : Vec<T>{});
     }
-    const Vec<T> c = load(shift + lane);
-    Vec<T> sum{};
-    IntVec<T> index = IntVec<T>{} + offset;
-    T* p = tile;
-    for (int64_t j = 0; j < count; ++j, p += L, index += 1) {
-      const Vec<T> z = fma(load(p), splat<T>(scale), splat<T>(bias ? bias[j] : T(0)));
-      store(p, z);
+    const Vec<T> c = load(shift + lane), zt = load(target + lane), old_max = load(max + lane);
+    Vec<T> top = splat<T>(-inf), sum{}, square{};
+    IntVec<T> above{};
+    for (int64_t j = 0; j < count; ++j) {
+      const Vec<T> z = load(tile + j * L), d = z - c;
+      top = max_of(z, top);
+      above -= z > zt;
+      sum += d;
+      square = fma(d, d, square);
+    }
+    store_int<T>(rank + lane, load_int<T>(rank + lane) + above);
+    if (any<T>(sum - sum != 0)) look_for_infinities(tile, lane, count);
+    // Most tiles hold no new candidate: the index bookkeeping (a third of all work) is left to those that may.
+    if (any<T>(~(IntVec<T>)(top <= load(second + lane)))) top_two(tile, lane, count, offset);
+    const Vec<T> new_max = load(max + lane);
+    raise_max(lane, old_max, new_max);
+    add_exponentials(tile, lane, count, top, new_max);
+    join_moments(lane, count, sum, square);
+  }
+
+  void look_for_infinities(const T* tile, int lane, int64_t count) {
+    IntVec<T> bad = load_int<T>(poisoned + lane), low = load_int<T>(masked + lane);
+    for (int64_t j = 0; j < count; ++j) {
+      const Vec<T> z = load(tile + j * L);
+      bad |= ~(IntVec<T>)(z < inf);
+      low |= (IntVec<T>)(z == -inf);
+    }
+    store_int<T>(poisoned + lane, bad);
+    store_int<T>(masked + lane, low);
+  }
+
+  void top_two(const T* tile, int lane, int64_t count, LaneInt<T> offset) {
+    Vec<T> m1 = load(max + lane), m2 = load(second + lane);
+    IntVec<T> i1 = load_int<T>(argmax + lane), i2 = load_int<T>(second_index + lane), index = IntVec<T>{} + offset;
+    for (int64_t j = 0; j < count; ++j, index += 1) {
+      const Vec<T> z = load(tile + j * L);
       const IntVec<T> first = z > m1, next = z > m2;
       i2 = first ? i1 : (next ? index : i2);
       m2 = first ? m1 : (next ? z : m2);
       i1 = first ? index : i1;
       m1 = first ? z : m1;
-      above -= (IntVec<T>)(z > zt);
-      bad |= ~(IntVec<T>)(z < inf);
-      sum += z - c;
-    }
-    const Vec<T> top = m1 == -inf ? Vec<T>{} : m1, centre = sum / T(count);
-    Vec<T> below{}, equal{}, weighted{}, square{};
-    p = tile;
-    for (int64_t j = 0; j < count; ++j, p += L) {
-      const Vec<T> z = load(p), d = z - top, e = exp_nonpositive<T>(d), dev = (z - c) - centre;
-      const Vec<T> finite = d < ExpConstants<T>::lowest ? Vec<T>{} : d;  // e is 0 there, and 0 * -inf must be 0
-      below += d < 0 ? e : Vec<T>{};
-      equal += d < 0 ? Vec<T>{} : splat<T>(1);
-      weighted = fma(finite, e, weighted);
-      square = fma(dev, dev, square);
     }
     store(max + lane, m1);
     store(second + lane, m2);
     store_int<T>(argmax + lane, i1);
     store_int<T>(second_index + lane, i2);
-    store_int<T>(rank + lane, above);
-    store_int<T>(poisoned + lane, bad);
-    join(lane, count, old_max, m1, below, equal, weighted, sum, centre, square);
   }
 
-  void join(int lane, int64_t count, Vec<T> old_max, Vec<T> new_max, Vec<T> below, Vec<T> equal, Vec<T> weighted, Vec<T> sum,
-            Vec<T> centre, Vec<T> square) {
-    const double n = double(seen), added = double(count), share = added / (n + added), cross = n * share;
+  void raise_max(int lane, Vec<T> old_max, Vec<T> new_max) {
+    if (!any<T>(old_max < new_max)) return;
+    for (int i = lane; i < lane + kWidth<T>; ++i) {
+      if (!(old_max[i - lane] < new_max[i - lane])) continue;
+      ExpSums s{below[i], equal[i], weighted[i]};
+      s.lower(double(new_max[i - lane]) - double(old_max[i - lane]));
+      below[i] = s.below, equal[i] = s.equal, weighted[i] = s.weighted;
+    }
+  }
+
+  void add_exponentials(const T* tile, int lane, int64_t count, Vec<T> tile_max, Vec<T> new_max) {
+    const Vec<T> peak = new_max == -inf ? Vec<T>{} : new_max, low = splat<T>(ExpConstants<T>::lowest);
+    Vec<T> sum{}, at_peak{}, product{};
+    // e is 0 below `lowest`, also at -inf, and so is its product with the clamped difference.
+    if (any<T>(~(IntVec<T>)(tile_max < peak))) {
+      for (int64_t j = 0; j < count; ++j) {
+        const Vec<T> d = load(tile + j * L) - peak, x = max_of(d, low), e = d < low ? Vec<T>{} : exp_clamped<T>(x);
+        sum += d < 0 ? e : Vec<T>{};
+        at_peak += d < 0 ? Vec<T>{} : splat<T>(1);
+        product = fma(x, e, product);
+      }
+    } else {
+      for (int64_t j = 0; j < count; ++j) {
+        const Vec<T> d = load(tile + j * L) - peak, x = max_of(d, low), e = d < low ? Vec<T>{} : exp_clamped<T>(x);
+        sum += e;
+        product = fma(x, e, product);
+      }
+    }
     for (int i = 0; i < kWidth<T>; ++i) {
-      ExpSums& s = sums[lane + i];
-      if (old_max[i] < new_max[i]) s.lower(double(new_max[i]) - double(old_max[i]));
-      s.below += double(below[i]);
-      s.equal += double(equal[i]);
-      s.weighted += double(weighted[i]);
-      masked[lane + i] |= sum[i] == -std::numeric_limits<T>::infinity();
-      const double delta = double(shift[lane + i]) + double(centre[i]) - mean[lane + i];
+      below[lane + i] += double(sum[i]);
+      equal[lane + i] += double(at_peak[i]);
+      weighted[lane + i] += double(product[i]);
+    }
+  }
+
+  // Chan's rule; the next tile's shift is the mean so far.
+  void join_moments(int lane, int64_t count, Vec<T> sum, Vec<T> square) {
+    const double n = double(seen), added = double(count), share = added / (n + added), cross = n * share;
+    T sums[kWidth<T>], sq[kWidth<T>];
+    store(sums, sum);
+    store(sq, square);
+    for (int i = 0; i < kWidth<T>; ++i) {
+      const double offset = double(sums[i]) / added;
+      const double delta = double(shift[lane + i]) + offset - mean[lane + i];
       mean[lane + i] += delta * share;
-      squares[lane + i] += double(square[i]) + delta * delta * cross;
+      squares[lane + i] += std::max(0.0, double(sq[i]) - double(sums[i]) * offset) + delta * delta * cross;
+      const T next = T(mean[lane + i]);
+      shift[lane + i] = next - next == 0 ? next : shift[lane + i];
     }
   }
 };

@@ -11,7 +11,8 @@ void run(const LogitStatsArgs& args) {
   constexpr int L = kWidth<T>;
   const int64_t n = args.logits.rows, v = args.logits.dim, panels = (n + L - 1) / L;
   for_tasks(panels, [&](int64_t task, int) {
-    alignas(64) T tile[kLoadBlock * L];
+    constexpr int64_t columns = 4 * kLoadBlock;
+    alignas(64) T tile[columns * L];
     const int64_t row0 = task * L, count = std::min<int64_t>(L, n - row0);
     T targets[L];
     for (int lane = 0; lane < L; ++lane) {
@@ -25,9 +26,10 @@ void run(const LogitStatsArgs& args) {
     }
     LogitState<T, L> state;
     state.begin(targets);
-    for (int64_t first = 0; first < v; first += kLoadBlock) {
-      const int64_t width = std::min<int64_t>(kLoadBlock, v - first);
-      pack_columns<Plain<T>, L>(args.logits, row0, count, first, width, tile);
+    for (int64_t first = 0; first < v; first += columns) {
+      const int64_t width = std::min<int64_t>(columns, v - first);
+      for (int64_t k = 0; k < width; k += kLoadBlock)
+        pack_columns<Plain<T>, L>(args.logits, row0, count, first + k, std::min(kLoadBlock, width - k), tile + k * L);
       state.add(tile, first, width, T(args.scale), nullptr);
     }
     for (int64_t lane = 0; lane < count; ++lane)

@@ -9,6 +9,7 @@ from ._blocks import compute_dtype, row_blocks
 
 INF = float("inf")
 NAN = float("nan")
+UNDERFLOW = -1000.0  # exp of it is 0 in every dtype, and no gradient takes it to infinity: 0 * inf is NaN
 
 
 def logit_stats(logits: Tensor, target: Tensor | None, scale: float, ignore_index: int) -> tuple[Tensor, ...]:
@@ -27,17 +28,16 @@ def row_columns(z: Tensor, target: Tensor | None, ignore_index: int) -> tuple[Te
     argmax = z.argmax(1, keepdim=True)  # the lowest index among equals; a NaN counts as the largest
     peak = z.gather(1, argmax)
     below = z - peak
-    terms = below.scatter(1, argmax, -INF)
-    second_index = terms.argmax(1, keepdim=True)
-    second = z.gather(1, second_index)
+    others = z.scatter(1, argmax, -INF)
+    second_index = others.argmax(1, keepdim=True)
+    second = others.gather(1, second_index)
     if num_classes == 1:
-        second, second_index = torch.full_like(second, -INF), torch.full_like(second_index, -1)
+        second_index = torch.full_like(second_index, -1)
     else:  # when all others are -inf, the removed argmax must not be found again
         second_index = torch.where(second == -INF, (argmax == 0).long(), second_index)
-        second = z.gather(1, second_index)
 
     # The argmax term is 1 and stays out of the sums, so that in the collapsed regime nothing is added to 1 and lost.
-    terms = terms.exp_()
+    terms = others.sub_(peak).exp_()
     rest = terms.sum(1, dtype=torch.float64)
     gap = rest.log1p()
     spread = (terms * below.clamp(min=torch.finfo(z.dtype).min)).sum(1, dtype=torch.float64)  # 0 * -inf is 0
@@ -117,7 +117,7 @@ def row_gradient(z: Tensor, rows: slice, folded: tuple[Tensor, ...], saved: tupl
     poisoned = argmax < 0
     at = argmax.clamp(min=0)[:, None]
     hit = target == argmax
-    below = (z - peak[:, None]).clamp_(min=torch.finfo(z.dtype).min)
+    below = (z - peak[:, None]).clamp_(min=UNDERFLOW)
     share = (-gap).exp()
 
     # Whole-block passes that nobody's gradient needs are left out: they cost more than the products.

@@ -1,0 +1,66 @@
+// What this machine can do at best: multiply-adds that stay in registers, and reading memory. The benchmark's yardsticks.
+#include "kernels.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace ncops::NCOPS_ISA {
+namespace {
+
+constexpr int kChains = NCOPS_ISA_ID == 1 ? 24 : 12;  // independent sums: more than latency times units, all in registers
+
+template <class T, class MultiplyAdd>
+NCOPS_INLINE T chains(int64_t steps, MultiplyAdd multiply_add) {
+  Vec<T> acc[kChains], a = splat<T>(T(0.999)), b = splat<T>(T(0.001));
+  // Opaque to the compiler, which would otherwise compute the sums beforehand.
+  asm volatile("" : "+m"(a), "+m"(b));
+#pragma GCC unroll 32
+  for (int i = 0; i < kChains; ++i) acc[i] = splat<T>(T(i));
+  for (int64_t s = 0; s < steps; ++s)
+#pragma GCC unroll 32
+    for (int i = 0; i < kChains; ++i) acc[i] = multiply_add(a, b, acc[i]);
+  Vec<T> sum{};
+#pragma GCC unroll 32
+  for (int i = 0; i < kChains; ++i) sum += acc[i];
+  return reduce_add<T>(sum);
+}
+
+}  // namespace
+
+void register_products(const RegisterProductsArgs& args) {
+  const int team = workers();
+  std::atomic<int> sink{0};
+  const int64_t steps = args.steps;
+  for_tasks(team, [&](int64_t, int) {
+    double out = 0;
+    if (args.dtype == DType::f64) out = chains<double>(steps, [](auto a, auto b, auto c) { return fma(a, b, c); });
+#if NCOPS_ISA_ID == 1
+    else if (args.dtype == DType::bf16 && bf16_products())
+      out = chains<float>(steps, [](auto a, auto b, auto c) {
+        return (Vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)(__m512)a, (__m512bh)(__m512)b);
+      });
+#endif
+    else out = chains<float>(steps, [](auto a, auto b, auto c) { return fma(a, b, c); });
+    if (out == 12345.0) sink.fetch_add(1);
+  });
+  const bool pairs = NCOPS_ISA_ID == 1 && args.dtype == DType::bf16 && bf16_products();
+  const int lanes = args.dtype == DType::f64 ? kWidth<double> : kWidth<float>;
+  *args.flops = 2.0 * (pairs ? 2 : 1) * lanes * kChains * double(steps) * team;
+}
+
+void read_memory(const ReadMemoryArgs& args) {
+  constexpr int64_t block = int64_t(1) << 16;
+  const int64_t blocks = args.rows.dim / block;
+  std::atomic<int> sink{0};
+  for_tasks(blocks, [&](int64_t task, int) {
+    const float* p = static_cast<const float*>(args.rows.data) + task * block;
+    Vec<float> acc[8] = {};
+    for (int64_t i = 0; i < block; i += 8 * kWidth<float>)
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) acc[j] += load(p + i + j * kWidth<float>);
+    Vec<float> sum{};
+    for (int j = 0; j < 8; ++j) sum += acc[j];
+    if (reduce_add<float>(sum) == 12345.0f) sink.fetch_add(1);
+  });
+}
+
+}  // namespace ncops::NCOPS_ISA
