@@ -1,7 +1,8 @@
 // linear_stats_backward: recomputes tiles of logits, turns them into gradients, and feeds two more products from them.
 //
-// Tasks own ranges of classes, so each adds to its own rows of g_weight, chunk after chunk of rows, in order. Their shares of
-// g_x are kept apart, for at most 64 MB of rows at a time, and merged in order. N x V never exists.
+// With many classes, tasks own ranges of them: each adds to its own rows of g_weight, chunk after chunk of rows, in order, and
+// their shares of g_x are kept apart, for at most 64 MB of rows at a time, and merged in order. With few classes, tasks own
+// groups of rows instead, and their shares of g_weight are merged in order. N x V never exists.
 #include "logit_gradient.h"
 #include "product.h"
 
@@ -41,6 +42,7 @@ __attribute__((noinline)) void add_weight_gradient(const T* dz, int64_t panel, i
 #pragma GCC unroll 16
   for (int m = 0; m < kMR; ++m) acc[m][0] = acc[m][1] = Vec<T>{};
   for (int64_t p = 0; p < panels; ++p, dz += panel)
+#pragma GCC unroll 1  // unrolled, AVX2 runs out of registers for doubles
     for (int64_t r = 0; r < L; ++r, x += L) {
       const Vec<T> x0 = load(x), x1 = load(x + W);
 #pragma GCC unroll 16
@@ -82,43 +84,65 @@ class Backward {
       : args_(args), dim_(args.x.dim), padded_(round_up(args.x.dim, std::max<int>(kLine<T>, L))),
         group_(group_size<Plain<T>>(args.x.dim)), bias_(args.bias.data ? args.w.rows * sizeof(T) : 0) {
     if (args.bias.data) load_raw<T>(args.bias, 0, 0, args.w.rows, bias_.template at<T>());
-    const Plan plan = plan_product<T>(args.x.rows, args.w.rows, dim_, L);
-    w_per_tile_ = plan.w_per_tile;
-    const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(16, args.w.rows / 256));
-    w_per_split_ = round_up((args.w.rows + splits - 1) / splits, w_per_tile_);
+    w_per_tile_ = plan_product<T>(args.x.rows, args.w.rows, dim_, L).w_per_tile;
+    const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(kTasks, args.w.rows / 256));
+    const int64_t affordable = kShareBytes / std::max<int64_t>(1, args.w.rows * dim_ * int64_t(sizeof(T)));
+    groups_ = std::max<int64_t>(1, std::min({int64_t(kTasks), affordable, (args.x.rows + 127) / 128}));
+    if (splits >= groups_) groups_ = 1;
+    w_per_split_ = groups_ > 1 ? args.w.rows : int64_t(round_up((args.w.rows + splits - 1) / splits, w_per_tile_));
     splits_ = (args.w.rows + w_per_split_ - 1) / w_per_split_;
-    const int64_t share_bytes = args.g_x ? splits_ * padded_ * int64_t(sizeof(T)) : 1;
-    const int64_t most = std::max<int64_t>(L, (int64_t(64) << 20) / share_bytes / L * L);
-    rows_per_pass_ = std::min<int64_t>(std::min(most, int64_t(4096)), round_up(args.x.rows, L));
-    rows_per_chunk_ = std::min<int64_t>(rows_per_pass_, 512);
+    const int64_t share = args.g_x ? kShareBytes / (splits_ * padded_ * int64_t(sizeof(T))) : args.x.rows;
+    const int64_t unit = L * groups_;
+    rows_per_pass_ = std::min<int64_t>(std::max<int64_t>(unit, share / unit * unit), round_up(args.x.rows, unit));
+    rows_per_group_ = rows_per_pass_ / groups_;
+    rows_per_chunk_ = std::min<int64_t>(rows_per_group_, 512);
   }
 
   void run() {
     T* g_weight = static_cast<T*>(args_.g_weight);
     T* g_bias = static_cast<T*>(args_.g_bias);
-    if (g_weight) std::memset(g_weight, 0, args_.w.rows * dim_ * sizeof(T));
-    if (g_bias) std::memset(g_bias, 0, args_.w.rows * sizeof(T));
+    const int64_t weights = args_.w.rows * dim_, classes = args_.w.rows;
+    if (g_weight) std::memset(g_weight, 0, weights * sizeof(T));
+    if (g_bias) std::memset(g_bias, 0, classes * sizeof(T));
     if (args_.x.rows == 0) return;
     Scratch shares(args_.g_x ? splits_ * rows_per_pass_ * padded_ * sizeof(T) : 0);
-    Scratch scratch(worker_bytes() * std::min<int64_t>(splits_, workers()));
+    Scratch group_weights(g_weight && groups_ > 1 ? groups_ * weights * sizeof(T) : 0);
+    Scratch group_biases(g_bias && groups_ > 1 ? groups_ * classes * sizeof(T) : 0);
+    if (g_weight && groups_ > 1) std::memset(group_weights.template at<T>(), 0, groups_ * weights * sizeof(T));
+    if (g_bias && groups_ > 1) std::memset(group_biases.template at<T>(), 0, groups_ * classes * sizeof(T));
+    const int64_t tasks = splits_ * groups_;
+    Scratch scratch(worker_bytes() * std::min<int64_t>(tasks, workers()));
     for (int64_t row = 0; row < args_.x.rows; row += rows_per_pass_) {
       const int64_t end = std::min(args_.x.rows, row + rows_per_pass_);
-      for_tasks(splits_, [&](int64_t split, int worker) {
-        T* share = shares.template at<T>() + split * rows_per_pass_ * padded_;
-        if (args_.g_x) std::memset(share, 0, rows_per_pass_ * padded_ * sizeof(T));
-        for (int64_t r = row; r < end; r += rows_per_chunk_)
-          chunk(r, std::min(end, r + rows_per_chunk_), split, share + (r - row) * padded_,
+      for_tasks(tasks, [&](int64_t task, int worker) {
+        const int64_t split = task % splits_, group = task / splits_;
+        const int64_t first = row + group * rows_per_group_, last = std::min(end, first + rows_per_group_);
+        T* share = args_.g_x ? shares.template at<T>() + (split * rows_per_pass_ + first - row) * padded_ : nullptr;
+        if (share) std::memset(share, 0, rows_per_group_ * padded_ * sizeof(T));
+        Outputs out{g_weight, g_bias};
+        if (groups_ > 1) {
+          out.weight = g_weight ? group_weights.template at<T>() + group * weights : nullptr;
+          out.bias = g_bias ? group_biases.template at<T>() + group * classes : nullptr;
+        }
+        for (int64_t r = first; r < last; r += rows_per_chunk_)
+          chunk(r, std::min(last, r + rows_per_chunk_), split, share ? share + (r - first) * padded_ : nullptr, out,
                 scratch.at<char>(worker * worker_bytes()));
       });
       if (args_.g_x) merge(row, end, shares.template at<T>());
     }
+    if (groups_ > 1 && g_weight) add_groups(group_weights.template at<T>(), weights, g_weight);
+    if (groups_ > 1 && g_bias) add_groups(group_biases.template at<T>(), classes, g_bias);
   }
 
  private:
   static constexpr int L = 2 * kWidth<T>;
+  static constexpr int64_t kTasks = 16, kShareBytes = int64_t(64) << 20;
   using Panel = PanelGradient<T, L>;
+  struct Outputs {
+    T *weight, *bias;  // (V, D), (V): added to; null where not wanted
+  };
   const LinearStatsBackwardArgs& args_;
-  int64_t dim_, padded_, group_, w_per_tile_, w_per_split_, splits_, rows_per_pass_, rows_per_chunk_;
+  int64_t dim_, padded_, group_, w_per_tile_, w_per_split_, splits_, groups_, rows_per_pass_, rows_per_group_, rows_per_chunk_;
   Scratch bias_;
 
   size_t x_bytes() const { return size_t(rows_per_chunk_) * padded_ * sizeof(T); }
@@ -128,7 +152,7 @@ class Backward {
   size_t worker_bytes() const { return 2 * x_bytes() + w_bytes() + dz_bytes() + panel_bytes(); }
 
   // Rows [begin, end) against the classes of a split. `share` is this split's part of g_x, panel by panel, [column][lane].
-  void chunk(int64_t begin, int64_t end, int64_t split, T* share, char* memory) {
+  void chunk(int64_t begin, int64_t end, int64_t split, T* share, Outputs sums, char* memory) {
     T* panels = reinterpret_cast<T*>(memory);
     T* columns = reinterpret_cast<T*>(memory + x_bytes());
     T* w = reinterpret_cast<T*>(memory + 2 * x_bytes());
@@ -140,7 +164,7 @@ class Backward {
       pack_panel<Plain<T>, L>(args_.x, row, count, panels + p * L * dim_);
       gradients[p].begin(args_, row, count);
     }
-    if (args_.g_weight) pack_columns_first<T>(args_.x, begin, end - begin, number * L, args_, columns);
+    if (sums.weight) pack_columns_first<T>(args_.x, begin, end - begin, number * L, args_, columns);
     const T* bias = args_.bias.data ? bias_.template at<T>() : nullptr;
     const int64_t last = std::min(args_.w.rows, (split + 1) * w_per_split_);
     for (int64_t first = split * w_per_split_; first < last; first += w_per_tile_) {
@@ -152,27 +176,25 @@ class Backward {
           multiply_group<Plain<T>, 2>(panels + p * L * dim_, w + g * group_, dim_, out + g * kMR * L);
         gradients[p].apply(out, first, classes, T(args_.scale), bias ? bias + first : nullptr);
         std::memset(out + classes * L, 0, (whole - classes) * L * sizeof(T));
-        if (args_.g_bias) add_bias_gradient(out, first, classes);
+        if (sums.bias) add_bias_gradient(out, sums.bias + first, classes);
         scale(out, classes);
-        if (args_.g_x)
+        if (share)
           for (int64_t k = 0; k < dim_; k += kStep)
             add_input_gradient<T>(w + k / kLine<T> * kMR * kLine<T> + k % kLine<T>, group_, classes, out,
                                   share + (p * padded_ + k) * L);
       }
-      if (args_.g_weight) weight_gradient(dz, tile, number, columns, first, classes);
+      if (sums.weight) weight_gradient(dz, tile, number, columns, sums.weight + first * dim_, classes);
     }
   }
 
-  void weight_gradient(const T* dz, int64_t tile, int64_t panels, const T* columns, int64_t first, int64_t classes) {
-    T* out = static_cast<T*>(args_.g_weight) + first * dim_;
+  void weight_gradient(const T* dz, int64_t tile, int64_t panels, const T* columns, T* out, int64_t classes) {
     for (int64_t k = 0; k < dim_; k += L)
       for (int64_t m = 0; m < classes; m += kMR)
         add_weight_gradient<T>(dz + m * L, tile, panels, columns + k * panels * L, out + m * dim_ + k, dim_,
                                std::min<int64_t>(kMR, classes - m), std::min<int64_t>(L, dim_ - k));
   }
 
-  void add_bias_gradient(const T* dz, int64_t first, int64_t classes) {
-    T* out = static_cast<T*>(args_.g_bias) + first;
+  void add_bias_gradient(const T* dz, T* out, int64_t classes) {
     for (int64_t c = 0; c < classes; ++c) out[c] += reduce_add<T>(load(dz + c * L) + load(dz + c * L + L / 2));
   }
 
@@ -181,16 +203,26 @@ class Backward {
     for (int64_t i = 0; i < classes * L; ++i) dz[i] *= T(args_.scale);
   }
 
+  void add_groups(const T* shares, int64_t size, T* out) {
+    constexpr int64_t block = 4096;
+    for_tasks((size + block - 1) / block, [&](int64_t task, int) {
+      for (int64_t group = 0; group < groups_; ++group)
+        for (int64_t i = task * block; i < std::min(size, (task + 1) * block); ++i) out[i] += shares[group * size + i];
+    });
+  }
+
   void merge(int64_t begin, int64_t end, const T* shares) {
     T* g_x = static_cast<T*>(args_.g_x);
     for_tasks((end - begin + L - 1) / L, [&](int64_t p, int) {
-      for (int64_t row = begin + p * L, lane = 0; lane < L && row < end; ++row, ++lane)
-        for (int64_t k = 0; k < dim_; ++k) {
-          T total = 0;
-          for (int64_t split = 0; split < splits_; ++split)
-            total += shares[split * rows_per_pass_ * padded_ + (p * padded_ + k) * L + lane];
-          g_x[row * dim_ + k] = total;
+      const int64_t row = begin + p * L, rows = std::min<int64_t>(L, end - row);
+      for (int64_t k = 0; k < dim_; ++k) {
+        alignas(64) T total[L] = {};
+        for (int64_t split = 0; split < splits_; ++split) {
+          const T* share = shares + split * rows_per_pass_ * padded_ + (p * padded_ + k) * L;
+          for (int lane = 0; lane < L; ++lane) total[lane] += share[lane];
         }
+        for (int64_t lane = 0; lane < rows; ++lane) g_x[(row + lane) * dim_ + k] = total[lane];
+      }
     });
   }
 };

@@ -122,6 +122,12 @@ struct Plain {
   using T = Compute;
   static int64_t depth(int64_t dim) { return dim; }
   static void load(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) { load_row<T>(src, r, k, n, out); }
+  // Where n steps of row r from step k lie in memory as they are wanted; null where they have to be loaded.
+  static const T* in_place(const Rows& src, int64_t r, int64_t k, int64_t) {
+    if (src.dtype != (sizeof(T) == 8 ? DType::f64 : DType::f32) || src.col_stride != 1 || src.center || src.offset)
+      return nullptr;
+    return static_cast<const T*>(src.data) + (src.index ? src.index[r] : r) * src.row_stride + k;
+  }
   static NCOPS_INLINE Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) { return fma(a, b, c); }
 };
 
@@ -140,6 +146,11 @@ struct Bf16Pairs {
     else
       for (int64_t i = 0; i < last; ++i) pairs[i] = p[i * src.col_stride];
     std::memcpy(out, pairs, n * sizeof(T));
+  }
+  static const T* in_place(const Rows& src, int64_t r, int64_t k, int64_t n) {
+    if (src.col_stride != 1 || 2 * (k + n) > src.dim) return nullptr;
+    const uint16_t* p = static_cast<const uint16_t*>(src.data) + (src.index ? src.index[r] : r) * src.row_stride + 2 * k;
+    return reinterpret_cast<const T*>(p);  // only ever copied by memcpy, which asks for no alignment
   }
   static NCOPS_INLINE Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
     return (Vec<T>)_mm512_dpbf16_ps((__m512)c, (__m512bh)(__m512)a, (__m512bh)(__m512)b);
@@ -179,20 +190,26 @@ inline void pack_columns(const Rows& src, int64_t row, int64_t count, int64_t fi
   using T = typename Mode::T;
   constexpr int W = kWidth<T>;
   alignas(64) T block[L][kLoadBlock];
-  for (int64_t lane = 0; lane < count; ++lane) Mode::load(src, row + lane, first, n, block[lane]);
-  for (int64_t lane = count; lane < L; ++lane) std::memset(block[lane], 0, sizeof block[lane]);
+  const T* lanes[L];
+  for (int64_t lane = 0; lane < L; ++lane) {
+    lanes[lane] = lane < count ? Mode::in_place(src, row + lane, first, n) : nullptr;
+    if (lanes[lane]) continue;
+    lanes[lane] = block[lane];
+    if (lane < count) Mode::load(src, row + lane, first, n, block[lane]);
+    else std::memset(block[lane], 0, sizeof block[lane]);
+  }
   for (int lane = 0; lane < L; lane += W) {
     int64_t i = 0;
     for (; i + W <= n; i += W) {
       Vec<T> v[W];
 #pragma GCC unroll 16
-      for (int r = 0; r < W; ++r) v[r] = ncops::NCOPS_ISA::load(&block[lane + r][i]);
+      for (int r = 0; r < W; ++r) v[r] = ncops::NCOPS_ISA::load(lanes[lane + r] + i);
       transpose<T>(v);
 #pragma GCC unroll 16
       for (int r = 0; r < W; ++r) store(out + (i + r) * L + lane, v[r]);
     }
     for (; i < n; ++i)
-      for (int r = 0; r < W; ++r) std::memcpy(out + i * L + lane + r, &block[lane + r][i], sizeof(T));
+      for (int r = 0; r < W; ++r) std::memcpy(out + i * L + lane + r, lanes[lane + r] + i, sizeof(T));
   }
 }
 
@@ -222,10 +239,16 @@ inline void pack_rows(const Rows& src, int64_t row, int64_t count, typename Mode
   for (int64_t first = 0; first < count; first += MR, out += group_size<Mode>(src.dim))
     for (int64_t m = 0; m < MR; ++m)
       for (int64_t k = 0; k < depth; k += kLoadBlock) {
-        T block[kLoadBlock] = {};
         const int64_t n = std::min(kLoadBlock, depth - k);
-        if (first + m < count) Mode::load(src, row + first + m, k, n, block);
-        for (int64_t i = 0; i < n; i += line) std::memcpy(out + ((k + i) / line * MR + m) * line, block + i, 64);
+        const bool real = first + m < count;
+        const T* steps = real && n % line == 0 ? Mode::in_place(src, row + first + m, k, n) : nullptr;
+        T block[kLoadBlock];
+        if (!steps) {
+          std::memset(block, 0, sizeof block);
+          if (real) Mode::load(src, row + first + m, k, n, block);
+          steps = block;
+        }
+        for (int64_t i = 0; i < n; i += line) std::memcpy(out + ((k + i) / line * MR + m) * line, steps + i, 64);
       }
 }
 

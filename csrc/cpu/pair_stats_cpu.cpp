@@ -82,10 +82,7 @@ struct PairStats {
     const Vec<T> size = load(s.norm + lane) + norms[j];
     Vec<T> d2 = size - 2 * product;
     const IntVec<T> close = (d2 < size * T(0.01)) & wanted;  // the difference has lost digits: form it directly
-    LaneInt<T> any = 0;
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) any |= close[i];
-    if (any)
+    if (any<T>(close))
       for (int i = 0; i < W; ++i)
         if (close[i]) d2[i] = direct(s.row + lane + i, j);
     const T power = T(args.power);
@@ -114,70 +111,71 @@ struct PairStats {
   }
 
   void tile(State& s, T* tile, int64_t first, int64_t count) {
-    const int64_t block = s.row / plan.rows_per_block;
-    BlockResult& result = results[block];
-    Best* columns = column_best + block * args.rows.rows;
-    for (int lane = 0; lane < L; lane += W) {
-      if (lane >= s.count) break;
-      // Lane i holds x row s.row + lane + i; it pairs with w row j when that row is later and the lane is real.
-      IntVec<T> lanes;
-      for (int i = 0; i < W; ++i) lanes[i] = LaneInt<T>(lane + i);
-      const IntVec<T> real = lanes < LaneInt<T>(s.count);
-      Vec<T> best = load(s.best + lane), sum{}, low = splat<T>(inf), high = splat<T>(-inf);
-      IntVec<T> best_index = load_int<T>(s.best_index + lane), pairs{}, bad{};
-      for (int64_t j = 0; j < count; ++j) {
-        const int64_t w = first + j, distance = w - s.row;  // lanes below `distance` come before w
-        const LaneInt<T> limit = LaneInt<T>(std::min<int64_t>(std::max<int64_t>(distance, 0), L));
-        const IntVec<T> wanted = (lanes < limit) & real;
-        const Vec<T> v = value(s, lane, w, load(tile + j * L + lane), wanted);
-        store(tile + j * L + lane, v);
-        sum += wanted ? v : Vec<T>{};
-        pairs -= wanted;
-        low = wanted & (v < low) ? v : low;
-        high = wanted & (v > high) ? v : high;
-        bad |= wanted & (v != v);
-        const IntVec<T> better = wanted & ((v > best) | ((v != v) & (best == best)) | (best_index < 0));
-        best = better ? v : best;
-        best_index = better ? IntVec<T>{} + LaneInt<T>(distance) : best_index;
-        offer_column(columns[w], s.row + lane, v, wanted);
-      }
-      store(s.best + lane, best);
-      store_int<T>(s.best_index + lane, best_index);
-      add_moments(result, tile + lane, lanes, real, first - s.row, count, sum, pairs);
-      for (int i = 0; i < W; ++i) {
-        result.min = std::min(result.min, double(low[i]));
-        result.max = std::max(result.max, double(high[i]));
-        result.poisoned |= bad[i] != 0;
-      }
+    for (int lane = 0; lane < L && lane < s.count; lane += W) {
+      // Past the diagonal every lane of a whole panel counts, and nothing need be masked.
+      if (first >= s.row + L && s.count == L) reduce<false>(s, tile + lane, lane, first, count);
+      else reduce<true>(s, tile + lane, lane, first, count);
     }
   }
 
-  void offer_column(Best& column, int64_t row, Vec<T> v, IntVec<T> wanted) const {
-    const Vec<T> candidates = wanted ? (v != v ? splat<T>(inf) : v) : splat<T>(-inf);
-    T lane[W];
-    store(lane, candidates);
-    T top = lane[0];
-    for (int i = 1; i < W; ++i) top = lane[i] > top ? lane[i] : top;
-    if (column.index >= 0 && double(top) <= column.value) return;
-    for (int i = 0; i < W; ++i)
-      if (wanted[i]) column.offer(double(v[i]), row + i);
-  }
-
-  void add_moments(BlockResult& result, const T* tile, IntVec<T> lanes, IntVec<T> real, int64_t distance, int64_t count,
-                   Vec<T> sum, IntVec<T> pairs) {
+  // One vector of x rows against w rows first, first + 1, ...: lane i holds x row s.row + lane + i, which pairs with w row j
+  // when j is later and the lane is real.
+  template <bool Masked>
+  void reduce(State& s, T* tile, int lane, int64_t first, int64_t count) {
+    const int64_t block = s.row / plan.rows_per_block;
+    BlockResult& result = results[block];
+    Best* columns = column_best + block * args.rows.rows;
+    IntVec<T> lanes;
+    for (int i = 0; i < W; ++i) lanes[i] = LaneInt<T>(lane + i);
+    const auto wanted_at = [&](int64_t j) -> IntVec<T> {
+      if constexpr (!Masked) return ~IntVec<T>{};
+      const LaneInt<T> limit = LaneInt<T>(std::min<int64_t>(std::max<int64_t>(first + j - s.row, 0), s.count));
+      return lanes < limit;
+    };
+    Vec<T> best = load(s.best + lane), sum{}, low = splat<T>(inf), high = splat<T>(-inf);
+    IntVec<T> best_index = load_int<T>(s.best_index + lane), pairs{}, bad{};
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t w = first + j;
+      const IntVec<T> wanted = wanted_at(j);
+      const Vec<T> v = value(s, lane, w, load(tile + j * L), wanted);
+      store(tile + j * L, v);
+      sum += wanted ? v : Vec<T>{};
+      pairs -= wanted;
+      low = wanted & (v < low) ? v : low;
+      high = wanted & (v > high) ? v : high;
+      bad |= wanted & (v != v);
+      const IntVec<T> better = wanted & ((v > best) | ((v != v) & (best == best)) | (best_index < 0));
+      best = better ? v : best;
+      best_index = better ? IntVec<T>{} + LaneInt<T>(w - s.row) : best_index;
+      offer_column(columns[w], s.row + lane, v, wanted);
+    }
+    store(s.best + lane, best);
+    store_int<T>(s.best_index + lane, best_index);
     double total = 0, number = 0;
-    for (int i = 0; i < W; ++i) total += double(sum[i]), number += double(pairs[i]);
+    for (int i = 0; i < W; ++i) {
+      total += double(sum[i]);
+      number += double(pairs[i]);
+      result.min = std::min(result.min, double(low[i]));
+      result.max = std::max(result.max, double(high[i]));
+      result.poisoned |= bad[i] != 0;
+    }
     if (number == 0) return;
     const double mean = total / number;
     Vec<T> squares{};
     for (int64_t j = 0; j < count; ++j) {
-      const LaneInt<T> limit = LaneInt<T>(std::min<int64_t>(std::max<int64_t>(distance + j, 0), L));
       const Vec<T> dev = load(tile + j * L) - T(mean);
-      squares += (lanes < limit) & real ? dev * dev : Vec<T>{};
+      squares += wanted_at(j) ? dev * dev : Vec<T>{};
     }
     double square = 0;
     for (int i = 0; i < W; ++i) square += double(squares[i]);
     result.moments.add(number, mean, square);
+  }
+
+  // The best x row of this vector for w row j. Nearly always an earlier one stays, which one comparison tells.
+  void offer_column(Best& column, int64_t row, Vec<T> v, IntVec<T> wanted) const {
+    if (column.index >= 0 && !any<T>(wanted & ~(IntVec<T>)(v <= T(column.value)))) return;
+    for (int i = 0; i < W; ++i)
+      if (wanted[i]) column.offer(double(v[i]), row + i);
   }
 
   void end(State& s, int64_t row, int64_t count, int64_t) {

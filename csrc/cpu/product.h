@@ -14,14 +14,15 @@ constexpr int kMR = NCOPS_MR;
 
 // tile[m * NV * W + lane] = sum over steps k of w(m, k) * x[k * NV * W + lane], one fused chain per element, k ascending.
 // `w` is a group packed by pack_rows. Loops over accumulators must unroll, or GCC puts them on the stack.
-template <class Mode, int NV, class T = typename Mode::T>
+// With Continue the chains go on from what the tile holds, so cutting the depth changes no bit.
+template <class Mode, int NV, bool Continue = false, class T = typename Mode::T>
 __attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t depth, T* tile) {
   constexpr int W = kWidth<T>, line = kLine<T>;
   Vec<T> acc[kMR][NV];
 #pragma GCC unroll 16
   for (int m = 0; m < kMR; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[m][v] = Vec<T>{};
+    for (int v = 0; v < NV; ++v) acc[m][v] = Continue ? load(tile + (m * NV + v) * W) : Vec<T>{};
   for (int64_t k = 0; k < depth; k += line, w += kMR * line) {
     const int64_t n = std::min<int64_t>(line, depth - k);
     for (int64_t i = 0; i < n; ++i, x += NV * W) {
@@ -60,6 +61,7 @@ struct Plan {
   int64_t rows_per_block, blocks;  // rows of x packed together; each block visits all of its split's w
   int64_t w_per_split, splits;     // w is also split, so that few rows still keep every thread busy
   int64_t w_per_tile;
+  int64_t steps;                   // depth multiplied at a time: a tile of w of that depth stays in the second-level cache
   bool upper = false;              // x and w are the same rows and only pairs (x row < w row) are wanted; one split
   int64_t tasks() const { return blocks * splits; }
 };
@@ -68,9 +70,9 @@ template <class T>
 inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
   Plan p;
   const int64_t row_bytes = std::max<int64_t>(1, dim) * int64_t(sizeof(T));
-  // About 98 rows of w, and at most 512 KB of them: they stay in the second-level cache while all panels pass by.
-  int64_t groups = std::max<int64_t>(2, std::min<int64_t>((96 + kMR - 1) / kMR, (int64_t(512) << 10) / (row_bytes * kMR)));
-  p.w_per_tile = groups * kMR;
+  p.w_per_tile = (96 + kMR - 1) / kMR * kMR;
+  const int64_t cuts = (row_bytes + 6143) / 6144;  // at most 6 KB of a row: 600 KB of w
+  p.steps = std::max<int64_t>(1, round_up((dim + cuts - 1) / std::max<int64_t>(1, cuts), kLine<T>));
   // Packing w costs as much as about 8 rows of products per element, so a block holds at least 256 rows of x where it can.
   int64_t rows = std::min<int64_t>(1024, std::max<int64_t>(256, (int64_t(2) << 20) / row_bytes));
   if (v <= p.w_per_tile) rows = 4 * lanes;  // one tile of w: nothing to amortise, keep x in the first cache
@@ -97,7 +99,8 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
   const int64_t depth = Mode::depth(x.dim), panels = plan.rows_per_block / L, group = group_size<Mode>(x.dim);
   const size_t x_bytes = round_up(size_t(plan.rows_per_block) * depth * sizeof(T), 64);
   const size_t w_bytes = round_up(size_t(plan.w_per_tile / kMR) * group * sizeof(T), 64);
-  const size_t tile_bytes = size_t(plan.w_per_tile) * L * sizeof(T);
+  const int64_t tile_size = plan.w_per_tile * L;
+  const size_t tile_bytes = size_t(depth > plan.steps ? panels : 1) * tile_size * sizeof(T);
   const size_t state_bytes = round_up(panels * sizeof(State), 64);
   const size_t worker_bytes = x_bytes + w_bytes + tile_bytes + state_bytes;
   Scratch scratch(worker_bytes * std::min<int64_t>(plan.tasks(), workers()));
@@ -118,11 +121,19 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
     for (int64_t first = w0; first < w1; first += plan.w_per_tile) {
       const int64_t count = std::min(plan.w_per_tile, w1 - first);
       pack_rows<Mode>(w, first, count, w_packed);
-      for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
-        if (plan.upper && first + count <= row + 1) break;
-        for (int64_t g = 0; g * kMR < count; ++g)
-          multiply_group<Mode, NV>(x_packed + p * L * depth, w_packed + g * group, depth, tile + g * kMR * L);
-        epilogue.tile(states[p], tile, first, count);
+      for (int64_t k = 0; k == 0 || k < depth; k += plan.steps) {
+        const int64_t steps = std::min(plan.steps, depth - k);
+        for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
+          if (plan.upper && first + count <= row + 1) break;
+          T* out = tile + (depth > plan.steps ? p * tile_size : 0);
+          const T* panel = x_packed + p * L * depth + k * L;
+          for (int64_t g = 0; g * kMR < count; ++g) {
+            const T* rows = w_packed + g * group + k * kMR;
+            if (k == 0) multiply_group<Mode, NV>(panel, rows, steps, out + g * kMR * L);
+            else multiply_group<Mode, NV, true>(panel, rows, steps, out + g * kMR * L);
+          }
+          if (k + steps >= depth) epilogue.tile(states[p], out, first, count);
+        }
       }
     }
     for (int64_t row = row0, p = 0; row < row1; row += L, ++p)

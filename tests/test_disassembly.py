@@ -1,0 +1,44 @@
+"""The micro-kernels keep their sums in registers: no multiply-add of theirs touches the stack."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from ncops import _native
+
+KERNELS = ("multiply_group", "multiply_features", "add_input_gradient", "add_weight_gradient")
+
+
+@pytest.fixture(scope="module")
+def functions() -> dict[str, list[str]]:
+    """Instructions by demangled function name."""
+    library = _native._find()
+    if library is None or shutil.which("objdump") is None:
+        pytest.skip("needs the native extension and objdump")
+    text = subprocess.run(["objdump", "-dC", "--no-show-raw-insn", library], capture_output=True, text=True).stdout
+    found: dict[str, list[str]] = {}
+    body: list[str] = []
+    for line in text.splitlines():
+        start = re.match(r"[0-9a-f]+ <(.*)>:$", line)
+        if start:
+            body = found.setdefault(start[1], [])
+        elif "\t" in line:
+            body.append(line.split("\t", 1)[1])
+    if not any("ncops::avx512" in name for name in found):
+        pytest.skip("the extension has no symbols or no x86-64 kernels")
+    return found
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_multiply_add_on_the_stack(functions, isa, kernel):
+    bodies = {name: body for name, body in functions.items() if f"ncops::{isa}::" in name and f"{kernel}<" in name}
+    assert bodies, f"no {kernel} for {isa} in the library"
+    for name, body in bodies.items():
+        products = [line for line in body if re.match(r"vfmadd|vdpbf16", line)]
+        assert len(products) >= 6, name
+        assert not [line for line in products if "%rsp" in line or "%rbp" in line], name
