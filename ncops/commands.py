@@ -242,3 +242,48 @@ def demo(
     with _clean_stdout(as_json):
         measured, title = run(model.value, tokens=tokens, steps=steps, seed=seed, quiet=as_json)
     deliver(measured, title=title, folder=output, as_json=as_json)
+
+
+@app.command(short_help="Measure speed, memory and accuracy on this machine.")
+def bench(
+    full: Annotated[
+        bool, typer.Option("--full/--quick", help="Sweeps over sizes, dtypes, labels and threads; or the goals only.")
+    ] = False,
+    ops: Annotated[str | None, typer.Option(help="Only these: linear_stats,class_moments,... [default: all]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch [default: as torch has it]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the CSV file and the plots.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure every op against the machine's limits and against what a user would pick instead, in one run.
+
+    Speed by ratio with alternating contestants, peak memory in fresh processes, errors against float64. The quick run
+    takes about two minutes on two cores, the full one about an hour.
+    """
+    need("cli", "tqdm", *(["matplotlib"] if output is not None else []))
+    from .bench import OPS, records, runner
+    from .bench.plan import full as full_cases
+    from .bench.plan import quick as quick_cases
+    from .report.console import say
+    from .report.output import check_folder
+
+    check_folder(output)
+    chosen = list(OPS) if ops is None else [name.strip() for name in ops.split(",") if name.strip()]
+    unknown = [name for name in chosen if name not in OPS]
+    if unknown or not chosen:
+        raise CommandError(f"--ops: expected some of {', '.join(OPS)}, got {', '.join(unknown) or 'none'}")
+    with _clean_stdout(as_json):
+        cases = (full_cases if full else quick_cases)(chosen)
+        machine, results = runner.run(cases, everything=full, threads=threads, say=say)
+    if as_json:
+        print(json.dumps(records.document(machine, results), indent=1))
+    else:
+        from .bench.table import show
+
+        show(machine, results)
+    if output is not None:
+        from .bench.plots import save_plots
+
+        records.write_csv(output / records.NAME, list(records.rows(machine, results)))
+        say("wrote " + ", ".join(str(path) for path in [output / records.NAME, *save_plots(results, output)]))

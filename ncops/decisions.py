@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._streaming import StreamingState
+from ._streaming import StreamingState, stateful
 from .conventions import Convention, resolve
 from .geometry import ClassGeometry
 from .ops import linear_stats, nearest_class_mean
@@ -53,6 +53,7 @@ class DecisionStatistics(StreamingState):
         "confidence_correct", "confidence_sum", "kept", "skipped", "ignored", "excluded",
     )  # fmt: skip
 
+    @stateful
     def __init__(
         self,
         geometry: ClassGeometry,
@@ -123,7 +124,7 @@ class DecisionStatistics(StreamingState):
 
     # -- the pass -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @stateful
     def update(self, x: Tensor, labels: Tensor) -> None:
         """Adds a batch: ``x (..., D)`` features in the classifier's dtype, ``labels (...)`` integer classes.
 
@@ -261,6 +262,7 @@ class DecisionStatistics(StreamingState):
         for name, tensor in tensors.items():
             setattr(self, name, tensor)
 
+    @stateful
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over, as copies on this device, the content of a :meth:`state_dict`; means and classifier stay.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._anchored import Undo, drifted, move, shifted
-from ._streaming import StreamingState, blocks
+from ._streaming import StreamingState, blocks, stateful
 from .decisions import DecisionStatistics
 from .geometry import ClassGeometry
 from .ops import accumulate_class_moments_, class_scatter
@@ -51,6 +51,7 @@ class ClassStatistics(StreamingState):
 
     _TENSORS = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
 
+    @stateful
     def __init__(
         self,
         num_classes: int,
@@ -87,7 +88,7 @@ class ClassStatistics(StreamingState):
 
     # -- one pass -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @stateful
     def update(self, x: Tensor, labels: Tensor) -> None:
         """Adds a batch. Whatever it raises, the state is then as it was before the call.
 
@@ -167,7 +168,7 @@ class ClassStatistics(StreamingState):
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @stateful
     def merge(self, other: ClassStatistics) -> ClassStatistics:
         """Adds what ``other`` has seen, as if self had seen it too; ``other`` is not changed. Returns self.
 
@@ -242,6 +243,7 @@ class ClassStatistics(StreamingState):
             setattr(stats, name, tensor.contiguous())
         return stats
 
+    @stateful
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over, as copies on this device, the content of a :meth:`state_dict` of the same shape.
 
@@ -260,7 +262,7 @@ class ClassStatistics(StreamingState):
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @stateful
     def compute(self, min_count: int = 1) -> ClassGeometry:
         """The geometry of the classes with at least ``min_count`` rows. The state can be updated further afterwards.
 

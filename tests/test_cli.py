@@ -202,6 +202,18 @@ def test_other_bad_usage(tmp_path, capsys):
     assert "cannot be made" in error(capsys, "demo", "--model", "digits", "-o", tmp_path / "t.txt")
 
 
+@pytest.mark.parametrize("command", ("info", "measure"))
+def test_a_wrong_switch_is_one_line(tmp_path, capsys, monkeypatch, command):
+    x, y, _, _ = data()
+    np.savez(tmp_path / "f.npz", features=x, labels=y)
+    arguments = (command, tmp_path / "f.npz") if command == "measure" else (command,)
+    monkeypatch.setenv("NCOPS_BACKEND", "gpu")
+    assert "NCOPS_BACKEND: expected one of" in error(capsys, *arguments)
+    monkeypatch.setenv("NCOPS_BACKEND", "cuda")
+    if command == "measure":
+        assert "backend 'cuda' cannot run" in error(capsys, *arguments)
+
+
 def test_text_takes_many_files():
     assert cli.spread_text(["lm", "M", "--text", "a", "b", "--json"]) == [
         "lm",

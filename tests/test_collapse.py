@@ -167,6 +167,23 @@ def test_fewer_than_two_kept_classes(kept, convention):
     assert str(report)
 
 
+def test_a_row_that_is_not_finite_is_said_and_crashes_nothing():
+    x = torch.randn(60, 4)
+    x[7, 2] = math.nan
+    y = torch.arange(60) % 3
+    weight = torch.randn(3, 4)
+    for min_count in (1, 20):
+        stats = ncops.ClassStatistics(num_classes=3, dim=4, scatter=True)
+        stats.update(x, y)
+        geometry = stats.compute(min_count)
+        decisions = ncops.DecisionStatistics(geometry, weight)
+        decisions.update(x, y)
+        report = ncops.collapse(geometry, weight, decisions=decisions)
+        assert math.isnan(report["vci"]) and math.isnan(report["nc1_pinv"]) and report["accuracy"] >= 0
+        assert report.coverage["decision_skipped_rows"] == 1
+        assert all("nonfinite" in report.notes[name] for name in ("nc1_pinv", "vci", "nc1_quotient"))
+
+
 def test_decisions_must_fit():
     x, y, held, z, weight, bias = problem(12, 20)
     stats = ncops.ClassStatistics(12, 20)

@@ -157,3 +157,13 @@ def test_autocast_casts_and_the_gradient_returns_to_float32(backend):
     with torch.autocast("cpu", torch.bfloat16):
         loss.backward()
     assert all(t.grad.dtype == torch.float32 and t.grad.isfinite().all() for t in inputs)
+
+
+def test_autocast_leaves_float64_alone(backend):
+    x, weight, bias, target = problem(5, 4, 7, torch.float64)
+    plain = ncops.linear_stats(x, weight, bias, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = ncops.linear_stats(x, weight, bias, target)
+        with pytest.raises(ValueError, match="weight: expected the dtype of x"):
+            ncops.linear_stats(x, weight.float())
+    assert inside.nll.dtype == torch.float64 and torch.equal(inside.nll, plain.nll)

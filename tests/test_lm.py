@@ -338,6 +338,25 @@ def test_not_a_language_model(tmp_path, capsys):
     assert "did not load as a causal language model" in capsys.readouterr().err
 
 
+def test_a_checkpoint_without_its_head_is_refused(tmp_path, capsys):
+    classifier = transformers.LlamaForSequenceClassification(llama().config)
+    folder = save(tmp_path / "m", classifier)
+    (tmp_path / "t.txt").write_text(sentence(0, 200))
+    capsys.readouterr()
+    assert cli.main(["lm", folder, "--text", str(tmp_path / "t.txt")]) == 2
+    error = capsys.readouterr().err
+    assert "lacks 1 weight(s) of LlamaForCausalLM, lm_head.weight" in error and error.count("\n") == 1
+
+
+def test_a_folder_without_tokenizer_says_so(tmp_path, capsys):
+    llama().save_pretrained(tmp_path / "m")
+    (tmp_path / "t.txt").write_text(sentence(0, 200))
+    capsys.readouterr()
+    assert cli.main(["lm", str(tmp_path / "m"), "--text", str(tmp_path / "t.txt")]) == 2
+    error = capsys.readouterr().err
+    assert "did not load as a causal language model: its tokenizer: " in error and error.count("\n") == 1
+
+
 def test_missing_extra_is_named(tiny, capsys, monkeypatch):
     import sys
 

@@ -127,6 +127,29 @@ def test_second_derivative_is_refused(backend):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("only", [0, 1, 2])
+def test_all_classes_but_one_masked(backend, only):
+    logits = torch.full((1, 3), -math.inf)
+    logits[0, only] = 5.0
+    stats = ncops.logit_stats(logits, torch.tensor([only]))
+    assert stats.max == 5 and stats.argmax == only and stats.gap == stats.nll == stats.entropy == 0
+    assert stats.second == -math.inf and stats.second_index == (1 if only == 0 else 0) and stats.margin == math.inf
+
+
+@pytest.mark.parametrize("classes", [1, 2, 40])
+def test_every_class_masked(backend, classes):
+    stats = ncops.logit_stats(torch.full((1, classes), -math.inf), torch.tensor([0]))
+    assert stats.max == stats.lse == stats.mean == -math.inf and stats.argmax == 0
+    assert all(column.isnan() for column in (stats.gap, stats.nll, stats.entropy, stats.var))
+
+
+def test_masked_classes_under_a_large_entropy_gradient(backend):
+    logits = torch.tensor([[1.0, -math.inf, 2.0]]).requires_grad_()
+    (ones,) = torch.autograd.grad(ncops.logit_stats(logits).entropy.sum(), logits)
+    (many,) = torch.autograd.grad(ncops.logit_stats(logits).entropy.sum() * 64, logits)
+    assert ones[0, 1] == 0 and torch.equal(many, 64 * ones)
+
+
 @dtypes
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("column", [0, 5, 66])

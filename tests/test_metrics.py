@@ -182,12 +182,15 @@ def test_poisoned_and_coincident_means():
     within = torch.eye(3, dtype=torch.float64)
     for value in (
         metrics.nc1_pinv(within, m),
+        metrics.vci(within, m),
         metrics.nc1_cdnv(torch.ones(5), m),
         metrics.etf_error(m),
         metrics.norm_variation(m),
     ):
         assert value.isnan()
     assert metrics.rounding_rtol(m, torch.float32) is None
+    with pytest.raises(ValueError, match="means: expected finite rows"):
+        metrics.nc1_basis(m)
     same = torch.ones(4, 3, dtype=torch.float64)
     assert metrics.vci(within, same).isnan()
     assert metrics.nc1_cdnv(torch.ones(4), same).isinf()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy_metrics import class_geometry
 
-from ncops import ClassStatistics, statistics
+from ncops import ClassStatistics, DecisionStatistics, statistics
 from ncops._anchored import drifted, move
 
 STATE = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
@@ -405,3 +405,22 @@ def test_update_keeps_no_graph():
     x, y = data()
     stats = stream(x.requires_grad_(), y, 12)
     assert not stats.sums.requires_grad and not stats.compute().means.requires_grad
+
+
+@pytest.mark.parametrize("born", (False, True), ids=("born outside", "born inside"))
+def test_inference_mode_makes_ordinary_state(born):
+    x, y = data()
+    with torch.inference_mode(born):
+        stats = ClassStatistics(12, x.shape[1], scatter=True)
+    with torch.inference_mode():
+        stats.update(x[:40], y[:40])
+        geometry = stats.compute()
+        decisions = DecisionStatistics(geometry, torch.ones(12, x.shape[1], dtype=x.dtype))
+        decisions.update(x, y)
+    assert not any(t.is_inference() for t in (*stats._tensors().values(), *decisions._tensors().values()))
+    assert not geometry.means.is_inference()
+    other = stream(x[40:], y[40:], 12)
+    stats.merge(other)
+    torch.testing.assert_close(stats.compute().means, stream(x, y, 12).compute().means)
+    decisions.update(x, y)
+    decisions.reset()

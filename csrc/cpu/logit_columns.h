@@ -22,7 +22,7 @@ struct ExpSums {
   }
 };
 
-// One row of logits, or a row's share of consecutive classes.
+// One row of logits, or a row's share of some classes.
 struct RowStats {
   double max, second;
   ExpSums sums;
@@ -30,17 +30,19 @@ struct RowStats {
   int64_t argmax, second_index, rank;
   bool poisoned, masked;        // a NaN or +inf logit; a -inf logit
 
-  void merge(const RowStats& later) {
-    RowStats b = later;
-    if (b.max > max) {
-      const bool ours = max >= b.second;  // ties: the lower class index, which is ours
+  // Joins the share of other classes. Ties go to the lower class index.
+  void merge(const RowStats& other) {
+    RowStats b = other;
+    const auto before = [](double u, int64_t i, double v, int64_t j) { return u > v || (u == v && i < j); };
+    if (before(b.max, b.argmax, max, argmax)) {
+      const bool ours = before(max, argmax, b.second, b.second_index);
       second = ours ? max : b.second;
       second_index = ours ? argmax : b.second_index;
-      sums.lower(b.max - max);
+      if (b.max > max) sums.lower(b.max - max);
       max = b.max;
       argmax = b.argmax;
     } else {
-      if (b.max > second) second = b.max, second_index = b.argmax;
+      if (before(b.max, b.argmax, second, second_index)) second = b.max, second_index = b.argmax;
       if (b.max < max) b.sums.lower(max - b.max);
     }
     sums.below += b.sums.below;
@@ -77,7 +79,7 @@ struct LogitState {
   }
 
   // tile[count][L] are raw products of classes first, first + 1, ...; logit = product * scale + bias[class].
-  // May overwrite the tile with the logits.
+  // Overwrites the tile with the logits, unless scale is 1 and there is no bias.
   void add(T* tile, int64_t first, int64_t count, T scale, const T* bias) {
     if (first_class < 0) first_class = first;
     const LaneInt<T> offset = LaneInt<T>(first - first_class);

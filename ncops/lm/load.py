@@ -102,17 +102,25 @@ def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> Load
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if source.gguf:
         options["gguf_file"] = source.gguf
+    part = "its tokenizer: "
     try:
         with _quiet_pipe():
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.folder), **options)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source.folder), dtype=DTYPES[dtype], **options
+            part = ""
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                str(source.folder), dtype=DTYPES[dtype], output_loading_info=True, **options
             )
         model = model.to(torch.device(device)).eval()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
         raise CommandError(
-            f"MODEL: {source.folder} did not load as a causal language model: {_first_line(error)}"
+            f"MODEL: {source.folder} did not load as a causal language model: {part}{_first_line(error)}"
         ) from error
+    missing = sorted(loading["missing_keys"])  # transformers fills them with random numbers
+    if missing:
+        raise CommandError(
+            f"MODEL: {source.folder}: the checkpoint lacks {len(missing)} weight(s) of {type(model).__name__}, "
+            f"{missing[0]} for one: it is not a causal language model, or not a whole one"
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return LoadedModel(model, tokenizer, source)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..ops import pair_stats
 from ..ops._checks import check_shape
 from ..ops.pinv_trace import between_svd, pinv_trace, solve_trace
-from ._common import between_trace, centred, check_rows, global_mean_of, nan_like
+from ._common import between_trace, centred, check_rows, nan_like
 
 
 def rounding_rtol(means: Tensor, input_dtype: torch.dtype, *, global_mean: Tensor | None = None) -> float | None:
@@ -118,10 +118,12 @@ def vci(
     :func:`ncops.pinv_trace`), so that means in a proper subspace do not read as spread.
 
     Returns:
-        float64 scalar between 0 (collapse) and 1 (no class structure); NaN for K < 2 or when all means coincide.
+        float64 scalar between 0 (collapse) and 1 (no class structure); NaN for K < 2, when all means coincide, or when
+        they hold a NaN or an infinity.
     """
     check_rows(means, "means")
-    global_mean_of(means, global_mean)  # checks its shape
+    if not torch.isfinite(centred(means, global_mean)).all():
+        return nan_like(means)
     singular, basis = between_svd(means, global_mean=global_mean, weights=weights, rtol=rtol)
     rank = singular.shape[0]
     if means.shape[0] < 2 or rank == 0:

@@ -30,7 +30,8 @@ def linear_stats(
         ignore_index: the target to skip: such a row's target columns are 0 (rank -1) and carry no gradient.
 
     Returns:
-        :class:`LinearStats`. Under autocast x, weight and bias are cast to its dtype; products and sums are float32.
+        :class:`LinearStats`. Under autocast x, weight and bias are cast to its dtype, except from float64; products
+        and sums are float32.
 
     Raises:
         ValueError: shape, dtype or device mismatch; mixed dtypes outside autocast; no class; on CPU also a target
@@ -51,11 +52,11 @@ def linear_stats(
         check_shape(bias, "bias", (weight.shape[0],), "(V,)")
         check_device(bias, "bias", x, "x")
     if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        dtype = torch.get_autocast_dtype(x.device.type)  # which leaves float64 alone, in torch's own ops too
+        x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
     for t, name in ((weight, "weight"), (bias, "bias")):
         if t is not None and t.dtype != x.dtype:
-            raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (autocast is off)")
+            raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
     y = None if target is None else flatten_labels(target, "target", x, "x")
     flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     outputs = torch.ops.ncops.linear_stats(flat, weight, bias, y, float(scale), ignore_index, allow_tf32(x))

@@ -81,10 +81,12 @@ def between_svd(
     """``(s (r,), V^T (r, D))`` in float64, with ``Sigma_B = V diag(s^2) V^T`` and r its rank by the rule of pinv_trace.
 
     ``projected_sqnorms(x, V^T / s[:, None], labels, means)`` summed over the samples is ``N tr(Sigma_W Sigma_B^+)``
-    without a D x D matrix. Not differentiable.
+    without a D x D matrix. Not differentiable. ValueError for means that are not finite: they have no rank.
     """
     with torch.no_grad():
         scaled, rank, eps = _scaled_means(means, global_mean, weights, ())
+        if not scaled.isfinite().all():
+            raise ValueError("means: expected finite rows (and global_mean and weights), got a NaN or an infinity")
         s, basis = _thin_svd(scaled)
         keep = _keep(s, _floor(means, weights, rtol, eps), rtol, rank)
         return s[keep], basis[keep]

@@ -172,6 +172,9 @@ def collapse(
     if geometry.num_kept < 2:
         between = [name for name in NAMES if name.startswith(("nc1", "vci", "nc2", "gnc2", "nc3"))]
         notes.update(dict.fromkeys(between, f"NaN: needs two kept classes, there are {geometry.num_kept}"))
+    if not bool(torch.isfinite(geometry.means).all() & torch.isfinite(geometry.within_trace)):
+        reason = 'NaN: some features are NaN or infinite; ClassStatistics(nonfinite="skip") leaves such rows out'
+        notes.update({name: reason for name in NAMES if math.isnan(values[name]) and name not in notes})
     coverage = {**geometry.coverage, **({} if decisions is None else decisions.coverage)}
     return CollapseReport({name: float(values[name]) for name in NAMES}, coverage, settings, notes)
 

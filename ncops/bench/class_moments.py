@@ -1,0 +1,92 @@
+"""class_moments against index_add_, scatter_add_, NumPy and the accumulators of neural_collapse."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+import ncops
+
+from .case import Bench, Case, Goal, compiled, labels, numpy, randn
+
+
+def make(sizes, dtype, data, generator):
+    n, d, c = sizes["N"], sizes["D"], sizes["C"]
+    center = randn(generator, c, d, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    y = labels(generator, n, c, data)
+    return (center[y] + 0.5 * randn(generator, n, d)).to(dtype), y, center
+
+
+def ours(x, y, center):
+    moments = ncops.class_moments(x, y, center.shape[0], center=center)
+    return moments.sums, moments.sqnorms, moments.counts
+
+
+def eager(x, y, center):
+    deviation = x - center[y]
+    sums = torch.zeros_like(center).index_add_(0, y, deviation)
+    sqnorms = center.new_zeros(center.shape[0]).index_add_(0, y, deviation.square().sum(1))
+    return sums, sqnorms, torch.bincount(y, minlength=center.shape[0])
+
+
+def index_add(x, y, center):
+    return torch.zeros_like(center, dtype=x.dtype).index_add_(0, y, x)
+
+
+def scatter_add(x, y, center):
+    return torch.zeros_like(center, dtype=x.dtype).scatter_add_(0, y[:, None].expand_as(x), x)
+
+
+def with_numpy(x, y, center):
+    order = np.argsort(y, kind="stable")
+    deviation = (x - center[y])[order]
+    counts = np.bincount(y, minlength=len(center))
+    seen = np.flatnonzero(counts)
+    starts = np.concatenate([[0], counts.cumsum()[:-1]])[seen]
+    sums, sqnorms = np.zeros_like(center), np.zeros(len(center))
+    sums[seen] = np.add.reduceat(deviation, starts)
+    sqnorms[seen] = np.add.reduceat(np.square(deviation).sum(1, dtype=np.float64), starts)
+    return sums, sqnorms, counts
+
+
+def neural_collapse(x, y, center):
+    from neural_collapse.accumulate import MeanAccumulator, VarNormAccumulator
+
+    means, variances = (kind(center.shape[0], x.shape[1]) for kind in (MeanAccumulator, VarNormAccumulator))
+    return means.accumulate(x, y)[1], variances.accumulate(x, y, center)[1]
+
+
+FORWARD = Bench(
+    op="class_moments", mode="forward", make=make, other="index_add_",
+    contestants={
+        "ncops": ours,
+        "eager": eager,
+        "compile": compiled(eager),
+        "index_add_": index_add,
+        "scatter_add_": scatter_add,
+        "numpy": numpy(with_numpy),
+        "neural_collapse": neural_collapse,
+    },
+    flops=lambda s: 4 * s["N"] * s["D"],
+    bytes=lambda s, item: item * s["N"] * s["D"],  # the goal is a pure read of x
+    base={"N": 50000, "D": 512, "C": 1000},
+    axes={
+        "N": (1000, 10000, 50000, 200000),
+        "D": (64, 256, 512, 1024, 2048),
+        "C": (10, 100, 1000, 10000, 50257),
+    },
+    accuracy={"N": 20000}, data=("uniform", "zipf"),
+)  # fmt: skip
+BENCHES = (FORWARD,)
+
+_GOAL = Goal(1 / 2, 12, 12, 2)
+CASES = (
+    Case(
+        FORWARD, "1000 classes", {"N": 100000, "D": 512, "C": 1000}, goal=_GOAL,
+        measures=("speed", "memory", "accuracy"),
+    ),
+    Case(
+        FORWARD, "50257 classes, Zipf", {"N": 100000, "D": 512, "C": 50257}, data="zipf",
+        goal=_GOAL._replace(limit=1 / 3.3),
+    ),
+)  # fmt: skip

@@ -1,0 +1,74 @@
+"""Peak memory of a contestant in a process of its own, beyond inputs and results."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+
+import torch
+from torch import Tensor
+
+from .. import _memory
+from .case import COMPILE, Case
+
+SMALL = 64  # sizes of the call that loads code before the measured one
+
+
+def measure(case: Case, name: str) -> float | None:
+    """Megabytes (10^6 bytes) that contestant ``name`` needs at its peak beyond inputs and results; None if unknown.
+
+    The process is fresh: a copy of one that has imported torch and ncops and done nothing yet. None where the system
+    does not tell (only Linux does) or the contestant fails, for example for want of memory.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload([__name__])
+    key = (case.bench.op, case.bench.mode, dict(case.sizes), case.dtype, case.data, torch.get_num_threads())
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, key, name))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        process.join()
+        receiver.close()
+
+
+def _child(sender, key: tuple, name: str) -> None:
+    from .plan import bench
+
+    op, mode, sizes, dtype, data, threads = key
+    torch.set_num_threads(threads)
+    chosen = bench(op, mode)
+    case = Case(chosen, "memory", sizes, dtype, data)
+    sender.send(_growth(case, chosen.contestants[name], warm=case if name == COMPILE else _small(case)))
+    sender.close()
+
+
+def _small(case: Case) -> Case:
+    return case.at_most(dict.fromkeys(case.sizes, SMALL))
+
+
+def _growth(case: Case, run, warm: Case) -> float | None:
+    run(*warm.inputs())
+    inputs = case.inputs()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed: the call would grow into that
+        ctypes.CDLL(None).malloc_trim(0)
+    before = _memory.resident()
+    if before is None or not _memory.reset_peak():
+        return None
+    results = run(*inputs)
+    peak = _memory.peak()
+    kept = {t.data_ptr(): t.nbytes for t in (results if isinstance(results, tuple) else (results,)) if _is_tensor(t)}
+    return max(0.0, (peak - before - sum(kept.values())) / 1e6)
+
+
+def _is_tensor(value) -> bool:
+    return isinstance(value, Tensor)

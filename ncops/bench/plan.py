@@ -1,0 +1,61 @@
+"""Which cases a run measures: the goals' (quick), and around them the sweeps (full)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+
+from . import OPS
+from .case import COMPILE, EAGER, OURS, Bench, Case
+
+# Small enough for the quick run; four points on each axis, far enough apart to be told from noise.
+GROWTH = {"N": (256, 512, 1024, 2048), "V": (4096, 8192, 16384, 32768)}
+GROWTH_BASE = {"N": 512, "D": 256, "V": 8192}
+
+
+def benches(op: str) -> tuple[Bench, ...]:
+    """The benches of one op."""
+    return importlib.import_module(f".{op}", __package__).BENCHES
+
+
+def bench(op: str, mode: str) -> Bench:
+    """One of them."""
+    return next(b for b in benches(op) if b.mode == mode)
+
+
+def quick(ops: Sequence[str] = OPS) -> list[Case]:
+    """Every case with a goal, and growth in N and V."""
+    cases = [case for op in ops for case in importlib.import_module(f".{op}", __package__).CASES]
+    if "linear_stats" in ops:
+        base = Case(bench("linear_stats", "forward"), "growth", GROWTH_BASE)
+        cases += _points(base, GROWTH, (OURS, EAGER))
+    return cases
+
+
+def full(ops: Sequence[str] = OPS) -> list[Case]:
+    """The goals, then sweeps over every size, dtype, label distribution and number of threads."""
+    cases = [case for op in ops for case in importlib.import_module(f".{op}", __package__).CASES]
+    for op in ops:
+        for chosen in benches(op):
+            base = Case(chosen, chosen.mode, chosen.base, contestants=(OURS, EAGER, COMPILE, chosen.other))
+            cases += _points(base, chosen.axes, base.contestants)
+            cases += [_variant(base, str(d).removeprefix("torch."), dtype=d) for d in chosen.dtypes]
+            cases += [_variant(base, data, data=data) for data in chosen.data[1:]]
+            cases.append(_variant(base, "one thread", threads=1, measures=("speed",)))
+    return cases
+
+
+def _points(base: Case, axes, contestants) -> list[Case]:
+    return [
+        dataclasses.replace(
+            base.with_sizes(**{axis: value}), name=f"{base.name} {axis} {value}", axis=axis, contestants=contestants,
+            measures=("speed", "memory"),
+        )
+        for axis, values in axes.items()
+        for value in values
+    ]  # fmt: skip
+
+
+def _variant(base: Case, name: str, **changes) -> Case:
+    return dataclasses.replace(base, name=f"{base.name} {name}", **changes)

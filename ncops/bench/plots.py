@@ -1,0 +1,127 @@
+"""Plots of a run: where each op stands under the roofline, speed-ups, and how time and memory grow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..report.plots import LIGHT, style
+from .case import COMPILE, EAGER, OURS
+from .records import LABELS
+from .runner import Result
+from .table import dtype_name
+
+COLOURS = (LIGHT.accent, LIGHT.second, "#2f9e77", "#8a5cc2", LIGHT.muted)
+
+
+def save_plots(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Writes the PNG files that the results allow; returns their paths."""
+    from matplotlib.figure import Figure
+
+    cases = [r for r in results if r.case.axis is None and r.milliseconds]
+    drawn = {}
+    if any(r.share for r in cases):
+        drawn["roofline"] = (roofline, cases, (7.2, 4.6))
+    if any(r.speedup for r in cases):
+        drawn["speedup"] = (speedup, cases, (7.2, 1.2 + 0.55 * len(cases)))
+    for op, mode in dict.fromkeys((r.case.bench.op, r.case.bench.mode) for r in results if r.case.axis):
+        points = [r for r in results if r.case.axis and (r.case.bench.op, r.case.bench.mode) == (op, mode)]
+        axes = len(dict.fromkeys(r.case.axis for r in points))
+        drawn[f"growth_{op}_{mode}"] = (growth, points, (3.6 * axes, 6.0))
+    paths = []
+    for name, (draw, chosen, size) in drawn.items():
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure, chosen)
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=150)
+    return paths
+
+
+def roofline(figure, results: Sequence[Result]) -> None:
+    """Work per second against work per byte read, under the limits measured in the same run."""
+    ax = figure.subplots()
+    style(ax)
+    shown = [r for r in results if r.share]
+    intensity = [r.case.flops / r.case.bytes for r in shown]
+    ends = min(intensity) / 2, max(intensity) * 2
+    read = max(r.limits["read"].p50 for r in shown)
+    for i, dtype in enumerate(dict.fromkeys(dtype_name(r) for r in shown)):
+        peak = max(r.limits["register"].p50 for r in shown if dtype_name(r) == dtype)
+        corner = min(max(peak / read, ends[0]), ends[1])
+        line = [min(peak, read * x) / 1e9 for x in (ends[0], corner, ends[1])]
+        ax.plot([ends[0], corner, ends[1]], line, color=COLOURS[i], lw=1.2, label=f"limit, {dtype}")
+    for name, marker, colour in ((OURS, "o", LIGHT.ink), (EAGER, "x", LIGHT.muted)):
+        points = [(x, r) for x, r in zip(intensity, shown, strict=True) if name in r.milliseconds]
+        speeds = [r.case.flops / r.milliseconds[name].p50 / 1e6 for _, r in points]
+        ax.plot([x for x, _ in points], speeds, marker, color=colour, ms=5, label=name)
+        if name == OURS:
+            for (x, r), speed in zip(points, speeds, strict=True):
+                ax.annotate(
+                    r.case.title, (x, speed), xytext=(5, -3), textcoords="offset points", fontsize=6,
+                    color=LIGHT.muted,
+                )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("floating-point operations per byte of input")
+    ax.set_ylabel("GFLOP/s")
+    ax.legend(frameon=False, fontsize=7)
+
+
+def speedup(figure, results: Sequence[Result]) -> None:
+    """Times faster than each contestant; a tick marks the goal."""
+    ax = figure.subplots()
+    style(ax)
+    shown = list(reversed([r for r in results if r.speedup]))
+    slots = ("eager", "compile", "other")
+    height = 0.8 / len(slots)
+    for row, r in enumerate(shown):
+        for slot, (name, goal) in enumerate(
+            ((EAGER, r.case.goal.eager), (COMPILE, r.case.goal.compile), (r.case.versus, r.case.goal.other))
+        ):
+            if name not in r.speedup:
+                continue
+            y = row + (1 - slot) * height
+            label = slots[slot] if row == 0 else None
+            ax.barh(y, r.speedup[name], height=height * 0.9, color=COLOURS[slot], label=label)
+            if slot == 2:
+                ax.annotate(f" {name}", (r.speedup[name], y), va="center", fontsize=6, color=LIGHT.muted)
+            if goal:
+                ax.plot([goal, goal], [y - height / 2, y + height / 2], color=LIGHT.ink, lw=1.5)
+    ax.axvline(1, color=LIGHT.line, lw=1)
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= t <= high]
+    ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_yticks(range(len(shown)), [r.case.title for r in shown], fontsize=7)
+    ax.set_xlabel("times faster than the contestant (line: goal)")
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=7)
+
+
+def growth(figure, results: Sequence[Result]) -> None:
+    """Time (above) and memory (below) against each swept size; dotted: proportional to the size."""
+    axes = list(dict.fromkeys(r.case.axis for r in results))
+    grid = figure.subplots(2, len(axes), squeeze=False)
+    names = list(dict.fromkeys(name for r in results for name in r.milliseconds))
+    for column, axis in enumerate(axes):
+        points = sorted((r for r in results if r.case.axis == axis), key=lambda r: r.case.sizes[axis])
+        for ax, unit, values in (
+            (grid[0][column], "milliseconds", lambda r, name: r.milliseconds[name].p50 if r.milliseconds else None),
+            (grid[1][column], "MB beyond inputs and results", lambda r, name: r.megabytes.get(name)),
+        ):
+            style(ax)
+            for i, name in enumerate(names):
+                found = [(r.case.sizes[axis], values(r, name)) for r in points if name in r.milliseconds]
+                found = [(x, y) for x, y in found if y is not None]
+                if found:
+                    ax.plot(*zip(*found, strict=True), "-o", ms=3.5, color=COLOURS[i % len(COLOURS)], label=name)
+                if found and name == OURS and unit == "milliseconds":
+                    x, y = found[-1]
+                    ax.plot([p[0] for p in found], [y * p[0] / x for p in found], ":", color=LIGHT.muted, lw=1)
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log" if unit == "milliseconds" else "symlog")
+            if unit != "milliseconds":
+                ax.set_ylim(0, 2 * max(1, ax.get_ylim()[1]))
+            ax.set_xlabel(f"{axis}: {LABELS[axis]}")
+            ax.set_ylabel(unit)
+    grid[0][0].legend(frameon=False, fontsize=7)

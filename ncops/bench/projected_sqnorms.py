@@ -1,0 +1,40 @@
+"""projected_sqnorms against centring, product and squared norm one after the other."""
+
+from __future__ import annotations
+
+import ncops
+
+from . import class_moments
+from .case import Bench, Case, compiled, numpy, randn
+
+
+def make(sizes, dtype, data, generator):
+    x, y, center = class_moments.make(sizes, dtype, data, generator)
+    return x, randn(generator, sizes["R"], sizes["D"], dtype=center.dtype) * sizes["D"] ** -0.5, y, center
+
+
+def ours(x, basis, y, center):
+    return (ncops.projected_sqnorms(x, basis, y, center),)
+
+
+def eager(x, basis, y, center):
+    return (((x - center[y]) @ basis.T).square().sum(1),)
+
+
+FORWARD = Bench(
+    op="projected_sqnorms", mode="forward", make=make, other="matmul",
+    contestants={
+        "ncops": ours,
+        "eager": eager,
+        "compile": compiled(eager),
+        "matmul": lambda x, basis, y, center: x.to(basis.dtype) @ basis.T,
+        "numpy": numpy(lambda x, basis, y, center: (((x - center[y]) @ basis.T) ** 2).sum(1)),
+    },
+    flops=lambda s: 2 * s["N"] * s["D"] * s["R"],
+    bytes=lambda s, item: item * s["N"] * s["D"] + 4 * s["R"] * s["D"],
+    base={"N": 20000, "D": 512, "R": 512, "C": 1000},
+    axes={"N": (64, 1024, 20000, 100000), "D": (128, 512, 1024), "R": (10, 100, 512)},
+    accuracy={"N": 2048},
+)  # fmt: skip
+BENCHES = (FORWARD,)
+CASES = (Case(FORWARD, "full rank", {"N": 50000, "D": 512, "R": 512, "C": 1000}),)

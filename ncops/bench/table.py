@@ -1,0 +1,94 @@
+"""The results in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..report.console import show_table
+from . import verdict
+from .case import COMPILE, EAGER, OURS
+from .runner import Result
+
+SPEED = ("case", "ours", "limit share", "vs eager", "vs compile", "vs other", "goal", "verdict")
+QUALITY = ("case", "memory", "eager", "goal", "error", "eager", "goal", "verdict")
+
+
+def show(machine: Mapping[str, object], results: Sequence[Result]) -> None:
+    """Prints the machine, its limits and the tables: speed, then memory and accuracy. Sweeps are left to the plots."""
+    print("{device} · {threads} threads · ncops {ncops} ({isa}) · torch {torch}".format(**machine))
+    limits = limit_rows(results)
+    if limits:
+        print("limits: " + ", ".join(f"{what} {value}" for what, value in limits))
+    cases = [r for r in results if r.case.axis is None]
+    if any(r.milliseconds for r in cases):
+        print()
+        show_table("Speed (times faster than each contestant)", SPEED, speed_rows(cases), left=(0, 6, 7))
+    if any(r.megabytes or r.errors for r in cases):
+        print()
+        title = "Memory beyond inputs and results, and largest error against float64"
+        show_table(title, QUALITY, quality_rows(cases), left=(0, 3, 6, 7))
+
+
+def limit_rows(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """The best median of each limit: (what, value), on the run's own number of threads."""
+    best: dict[str, float] = {}
+    threads = max((r.threads for r in results), default=0)
+    for r in results:
+        for name, value in r.limits.items() if r.threads == threads else ():
+            what = f"{dtype_name(r)} multiply-adds" if name == "register" else "read"
+            best[what] = max(best.get(what, 0.0), value.p50)
+    units = {True: "GB/s", False: "GFLOP/s"}
+    return [(what, f"{value / 1e9:.0f} {units[what == 'read']}") for what, value in sorted(best.items())]
+
+
+def dtype_name(result: Result) -> str:
+    return str(result.case.dtype).removeprefix("torch.")
+
+
+def speed_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    rows = []
+    for r in results:
+        if not r.milliseconds:
+            continue
+        found = verdict.speed_checks(r)
+        share = "" if r.share is None else f"{r.share:.0%} {verdict.BOUNDS[r.bound]}"
+        other = _times(r, r.case.versus)
+        rows.append((
+            f"{r.case.title}, {sizes(r)}", _milliseconds(r.milliseconds[OURS].p50), share, _times(r, EAGER),
+            _times(r, COMPILE), other and f"{other} {r.case.versus}", verdict.goals(found), verdict.words(found),
+        ))  # fmt: skip
+    return rows
+
+
+def quality_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    rows = []
+    for r in results:
+        memory, accuracy = verdict.memory_checks(r), verdict.accuracy_checks(r)
+        if r.megabytes or r.errors:
+            rows.append((
+                f"{r.case.title}, {sizes(r)}", _megabytes(r, OURS), _megabytes(r, EAGER), verdict.goals(memory),
+                _error(r, OURS), _error(r, EAGER), verdict.goals(accuracy), verdict.words(memory + accuracy),
+            ))  # fmt: skip
+    return rows
+
+
+def sizes(result: Result) -> str:
+    """``N=1024 D=768 V=32768``."""
+    return " ".join(f"{name}={value}" for name, value in result.case.sizes.items())
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def _times(result: Result, name: str) -> str:
+    value = result.speedup.get(name)
+    return "" if value is None else f"{value:.2f}x" if value < 10 else f"{value:.1f}x"
+
+
+def _megabytes(result: Result, name: str) -> str:
+    return f"{result.megabytes[name]:.0f} MB" if name in result.megabytes else ""
+
+
+def _error(result: Result, name: str) -> str:
+    return f"{result.errors[name]:.1e}" if name in result.errors else ""

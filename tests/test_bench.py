@@ -1,0 +1,206 @@
+"""The benchmark: contestants compute the same thing, contestants alternate, verdicts, memory, CSV, JSON, command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+
+import pytest
+import torch
+
+from ncops import cli
+from ncops.bench import OPS, accuracy, limits, memory, plan, records, runner, table, timing, verdict
+from ncops.bench.case import COMPILE, EAGER, OURS, Case, Goal, labels
+
+TINY = {"N": 40, "D": 8, "V": 13, "C": 5, "K": 9, "R": 4}
+BENCHES = [bench for op in OPS for bench in plan.benches(op)]
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation(monkeypatch):
+    """torch.compile costs seconds per contestant and is not what is tested here."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    limits._register.cache_clear()
+    monkeypatch.setattr(limits, "REGISTER_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "READ_ELEMENTS", 1 << 17)
+    limits._read.cache_clear()
+    yield
+    limits._register.cache_clear()
+    limits._read.cache_clear()
+
+
+def tiny(bench, **changes) -> Case:
+    return Case(bench, "tiny", {k: TINY[k] for k in bench.base}, **changes)
+
+
+def tensors(outputs):
+    return [torch.as_tensor(t).detach() for t in outputs]
+
+
+@pytest.mark.parametrize("bench", BENCHES, ids=lambda b: f"{b.op}-{b.mode}")
+def test_every_contestant_runs_and_the_full_ones_agree(bench):
+    case = tiny(bench)
+    inputs = case.inputs()
+    names = case.names(everything=True)
+    assert names[:3] == [OURS, EAGER, COMPILE] and case.versus in names
+    wanted = tensors(bench.contestants[EAGER](*inputs))
+    for name in names:
+        found = bench.contestants[name](*inputs)
+        if name in (OURS, COMPILE, "one thread") or "linear_cross_entropy" in name:
+            for mine, theirs in zip(tensors(found), wanted, strict=True):
+                torch.testing.assert_close(mine.double(), theirs.double(), rtol=2e-4, atol=2e-4)
+    assert case.flops > 0 and case.bytes > 0
+
+
+@pytest.mark.parametrize("op", ["linear_stats", "logit_stats", "class_moments", "pair_stats"])
+def test_numpy_peers_agree(op):
+    (bench, *_) = plan.benches(op)
+    inputs = tiny(bench, data=bench.data[-1]).inputs()
+    for mine, theirs in zip(bench.contestants["numpy"](*inputs), bench.contestants[EAGER](*inputs), strict=True):
+        if theirs.is_floating_point():
+            torch.testing.assert_close(torch.as_tensor(mine).double(), theirs.double(), rtol=2e-4, atol=2e-4)
+
+
+def test_goals_of_every_promised_row_are_in_the_quick_run():
+    goals = {case.title: case.goal for case in plan.quick() if case.goal != Goal()}
+    assert goals["linear_stats float32"] == Goal(0.85, 4, 2.2, 1.8)
+    assert goals["linear_stats bfloat16"] == Goal(0.80, 3, 1.8, 1)
+    assert goals["linear_stats forward + backward"] == Goal(0.75, 2, 1.5)
+    assert goals["linear_stats forward + backward, large V"].megabytes == 100
+    assert goals["class_scatter 1000 classes"] == Goal(0.75, 4, 4)
+    assert goals["pair_stats cosine"] == Goal(0.70, 12, 8, 3)
+    assert goals["logit_stats float32"] == Goal(0.7, 8, 1.5)
+    assert {t.split()[0] for t in goals} == {
+        "linear_stats", "logit_stats", "class_moments", "class_scatter", "pair_stats"
+    }  # fmt: skip
+    titles = [(c.title, c.bench.mode) for c in plan.full()]
+    assert len(titles) == len(set(titles)) and len(titles) > 100
+
+
+def test_inputs_are_the_same_every_time_and_labels_follow_zipf():
+    case = tiny(plan.bench("class_moments", "forward"), data="zipf")
+    for a, b in zip(case.inputs(), case.inputs(), strict=True):
+        assert torch.equal(a, b)
+    counts = torch.bincount(labels(torch.Generator().manual_seed(0), 60000, 50, "zipf"), minlength=50)
+    assert counts[0] / counts[9] == pytest.approx(10, rel=0.2) and counts.min() > 0
+
+
+def test_contestants_alternate_and_ratios_are_paired():
+    order = []
+
+    def contestant(name, seconds):
+        return lambda: (order.append(name), time.sleep(seconds))
+
+    samples = timing.race({"a": contestant("a", 0.003), "b": contestant("b", 0.009)}, budget=0, least=4)
+    assert order == ["a", "b"] + ["a", "b", "b", "a"] * 2
+    assert [len(s) for s in samples.values()] == [4, 4]
+    assert 1.5 < timing.ratio(samples["b"], samples["a"]).p50 < 3.5
+    assert timing.ratio([2, 20, 6], [1, 10, 2]) == timing.Quantiles(2, 2, pytest.approx(2.6))
+
+
+def test_a_peer_that_fails_is_left_out():
+    def broken():
+        raise MemoryError("too large")
+
+    told = []
+    samples = timing.race({"x": lambda: None, "y": broken}, 0, failed=lambda name, e: told.append((name, str(e))))
+    assert list(samples) == ["x"] and told == [("y", "too large")]
+    with pytest.raises(MemoryError):
+        timing.race({"y": broken}, 0)
+
+
+def result(**changes) -> runner.Result:
+    case = tiny(plan.bench("linear_stats", "forward"), goal=Goal(0.5, 4, 2, 1, 10))
+    found = runner.Result(case, threads=2, share=0.6, bound="register")
+    found.milliseconds = {OURS: timing.Quantiles(2.0, 1.9, 2.4)}
+    found.speedup = {EAGER: 5.0, COMPILE: 2.0, "matmul": 1.25}
+    for name, value in changes.items():
+        setattr(found, name, value)
+    return found
+
+
+def test_verdicts():
+    met = result(megabytes={OURS: 9.0}, errors={OURS: 2e-7, EAGER: 1e-7})
+    assert verdict.words(verdict.checks(met)) == "met"
+    assert verdict.goals(verdict.speed_checks(met)) == "50% limit, 4x eager, 2x compile, 1x matmul"
+    missed = result(speedup={EAGER: 2.0, COMPILE: 3.0}, megabytes={OURS: 15.0}, errors={OURS: 1e-2, EAGER: 1e-3})
+    words = verdict.words(verdict.checks(missed))
+    assert words.startswith("missed by 2.00x (eager), 1.50x (memory), 5.00x (error)")
+    assert verdict.words([]) == ""
+    assert verdict.words(verdict.accuracy_checks(result(errors={OURS: float("nan"), EAGER: 1e-7}))) != "met"
+
+
+def test_collapsed_logits_show_what_the_eager_expression_loses():
+    case = next(c for c in plan.quick(["linear_stats"]) if c.data == "collapsed")
+    errors = accuracy.errors(case)
+    assert errors[OURS] < 1e-3 and errors[EAGER] > 0.5
+
+
+def test_memory_is_what_the_contestant_allocates():
+    case = Case(plan.bench("linear_stats", "forward"), "memory", {"N": 512, "D": 16, "V": 20000})
+    ours, eager = memory.measure(case, OURS), memory.measure(case, EAGER)
+    if ours is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    logits = 4 * 512 * 20000 / 1e6
+    assert 2 * logits * 0.9 < eager < 4 * logits and ours < logits / 2
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    monkeypatch.setattr(memory, "measure", lambda case, name: 1.5)
+    monkeypatch.setattr(runner, "QUICK_SECONDS", 0.0)
+    cases = [tiny(b, goal=Goal(0.5, 1, 1), measures=("speed", "memory", "accuracy")) for b in BENCHES]
+    cases += [
+        Case(BENCHES[0], f"growth {n}", {**tiny(BENCHES[0]).sizes, "N": n}, axis="N", contestants=(OURS, EAGER))
+        for n in (20, 40)
+    ]
+    return runner.run(cases, progress=False)
+
+
+def test_csv_has_the_fields_columns_and_newer_rows_win(measured, tmp_path):
+    machine, results = measured
+    path = tmp_path / records.NAME
+    rows = list(records.rows(machine, results))
+    for _ in range(2):
+        records.write_csv(path, rows)
+    with open(path, newline="") as file:
+        found = list(csv.DictReader(file))
+    assert tuple(found[0]) == records.COLUMNS and len(found) == len(rows)
+    row = next(r for r in found if r["kernel_provider"] == OURS and r["metric_name"] == "speed")
+    assert row["kernel_name"] == "linear_stats" and row["kernel_operation_mode"] == "forward"
+    assert row["metric_unit"] == "ms" and (row["x_name"], row["x_value"]) == ("N", "40")
+    assert float(row["y_value_20"]) <= float(row["y_value_50"]) <= float(row["y_value_80"])
+    assert json.loads(row["extra_benchmark_config_str"])["V"] == TINY["V"] and row["gpu_name"] == machine["device"]
+
+
+def test_document_is_json_and_tables_and_plots_come_out(measured, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from ncops.bench.plots import save_plots
+
+    machine, results = measured
+    text = json.dumps(records.document(machine, results))
+    entry = json.loads(text)["results"][0]
+    assert entry["op"] == "linear_stats" and entry["speedup"][EAGER] > 0 and entry["verdict"]
+    table.show(machine, results)
+    out = capsys.readouterr().out
+    for word in ("limit share", "vs compile", "verdict", "linear_stats tiny", "matmul"):
+        assert word in out
+    assert "growth" not in out
+    paths = save_plots(results, tmp_path)
+    assert {"speedup.png", "growth_linear_stats_forward.png"} <= {p.name for p in paths}
+    assert all(p.stat().st_size > 1000 for p in paths)
+
+
+def test_command(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(runner, "QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(plan, "quick", lambda ops: [tiny(b) for op in ops for b in plan.benches(op)])
+    threads = torch.get_num_threads()
+    arguments = ["bench", "--ops", "class_scatter, pair_stats", "--threads", "1", "--json", "--output", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [r["op"] for r in found["results"]] == ["class_scatter", "pair_stats"]
+    assert found["machine"]["threads"] == 1 and torch.get_num_threads() == threads
+    assert (tmp_path / records.NAME).exists() and (tmp_path / "speedup.png").exists()
+    assert cli.main(["bench", "--ops", "nope"]) == 2
+    assert "--ops: expected some of linear_stats" in capsys.readouterr().err
