@@ -27,10 +27,10 @@ NCOPS_INLINE T chains(int64_t steps, MultiplyAdd multiply_add) {
 }  // namespace
 
 void register_products(const RegisterProductsArgs& args) {
-  const int team = workers();
+  const int64_t tasks = int64_t(16) * workers();  // handed out one by one, like the kernels' own, to share a disturbance
   std::atomic<int> sink{0};
-  const int64_t steps = args.steps;
-  for_tasks(team, [&](int64_t, int) {
+  const int64_t steps = (args.steps + 15) / 16;
+  for_tasks(tasks, [&](int64_t, int) {
     double out = 0;
     if (args.dtype == DType::f64) out = chains<double>(steps, [](auto a, auto b, auto c) { return fma(a, b, c); });
 #if NCOPS_ISA_ID == 1
@@ -44,7 +44,7 @@ void register_products(const RegisterProductsArgs& args) {
   });
   const bool pairs = NCOPS_ISA_ID == 1 && args.dtype == DType::bf16 && bf16_products();
   const int lanes = args.dtype == DType::f64 ? kWidth<double> : kWidth<float>;
-  *args.flops = 2.0 * (pairs ? 2 : 1) * lanes * kChains * double(steps) * team;
+  *args.flops = 2.0 * (pairs ? 2 : 1) * lanes * kChains * double(steps) * double(tasks);
 }
 
 void read_memory(const ReadMemoryArgs& args) {
