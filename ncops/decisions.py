@@ -11,7 +11,7 @@ from torch import Tensor
 from ._streaming import StreamingState, stateful
 from .conventions import Convention, resolve
 from .geometry import ClassGeometry
-from .ops import linear_stats, nearest_class_mean
+from .ops import LinearStats, linear_stats, nearest_class_mean
 from .ops._checks import check_device, check_floating, check_shape
 
 ENTROPY_BINS = 64
@@ -135,7 +135,7 @@ class DecisionStatistics(StreamingState):
         """
         if self._geometry is None:
             raise RuntimeError("these statistics came from a file: call bind(geometry, weight, bias) before update")
-        stats = linear_stats(x, self._weight, self._bias, labels, scale=self.scale, ignore_index=self.ignore_index)
+        stats = self._logits(x, self._weight, self._bias, labels)
         flat = x.reshape(-1, x.shape[-1])
         y = labels.reshape(-1).long()
         chosen, nearest = stats.argmax.reshape(-1), self._nearest(flat)
@@ -181,6 +181,10 @@ class DecisionStatistics(StreamingState):
         index = nearest_class_mean(x, self._geometry.means, valid=self._finite).index
         return torch.where(index < 0, -1, self._geometry.classes[index.clamp_min(0)])
 
+    def _logits(self, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor | None = None) -> LinearStats:
+        with torch.autocast(x.device.type, enabled=False):  # the model's own must not round what is measured
+            return linear_stats(x, weight, bias, labels, scale=self.scale, ignore_index=self.ignore_index)
+
     def _choice_for_agreement(self, x: Tensor, chosen: Tensor) -> Tensor:
         """What the convention lets the classifier choose; a second product only where that is not ``chosen``."""
         bias = self._bias if self.convention.decision_bias else None
@@ -190,11 +194,11 @@ class DecisionStatistics(StreamingState):
                 return torch.full_like(chosen, -2)
             weight = self._weight[classes]
             bias = None if bias is None else bias[classes]
-            index = linear_stats(x, weight, bias, scale=self.scale).argmax
+            index = self._logits(x, weight, bias).argmax
             return torch.where(index < 0, -2, classes[index.clamp_min(0)])
         if bias is self._bias:
             return torch.where(chosen < 0, -2, chosen)  # a poisoned row agrees with nothing
-        return linear_stats(x, self._weight, None, scale=self.scale).argmax
+        return self._logits(x, self._weight, None).argmax
 
     def _entropy_bins(self, entropy: Tensor) -> Tensor:
         span = math.log(self.num_classes) or 1.0

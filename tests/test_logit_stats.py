@@ -232,3 +232,27 @@ def test_opcheck(backend, dtype):
 def test_compile(backend):
     target = random_labels(9, 7)
     assert_compiles(lambda z: ncops.logit_stats(z, target).loss("nll"), randn(9, 7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [8192, 8193, 8207, 20001])
+def test_long_rows(classes, dtype):
+    """Long rows are read as they lie: ties, masks, NaN, and the classes past the last whole vector."""
+    torch.manual_seed(classes)
+    logits = torch.randn(7, classes, dtype=dtype)
+    logits[1, [100, 5000]] = 9.0
+    logits[2:4] = -math.inf
+    logits[2, 8000] = 1.0
+    logits[4, 7] = math.nan
+    logits[5, -1] = 30.0
+    logits[6] = 3.0
+    target = torch.tensor([5, 100, 8000, 0, 1, classes - 1, 17])
+    stats = ncops.logit_stats(logits, target)
+    with ncops.use_backend("reference"):
+        expected = ncops.logit_stats(logits, target)
+    for name, value, truth in zip(stats._fields, stats, expected, strict=True):
+        torch.testing.assert_close(
+            value, truth, equal_nan=True, rtol=2e-6 if dtype == torch.float32 else 1e-12, atol=2e-6, msg=name
+        )
+    assert stats.argmax.tolist() == [int(logits[0].argmax()), 100, 8000, 0, -1, classes - 1, 0]
+    assert stats.second_index[1] == 5000 and stats.second_index[6] == 1 and stats.target_rank[6] == 0

@@ -11,7 +11,7 @@ namespace ncops::NCOPS_ISA {
 namespace {
 
 constexpr int kTile = NCOPS_ISA_ID == 1 ? 8 : 4;  // broadcast features per tile; 16 accumulators (8 without AVX-512)
-constexpr int64_t kRows = 256;                    // rows packed at a time
+constexpr int64_t kRows = 256;                    // rows packed at a time, and summed in one chain
 
 // out[m][lane] += sum over rows of a[row * L + m] * b[row * L + lane], for kTile features m and all L lanes.
 template <class T>
@@ -19,7 +19,7 @@ __attribute__((noinline)) void multiply_features(const T* a, const T* b, int64_t
   constexpr int W = kWidth<T>, L = 2 * W;
   Vec<T> acc[kTile][2];
 #pragma GCC unroll 8
-  for (int m = 0; m < kTile; ++m) acc[m][0] = load(out + m * stride), acc[m][1] = load(out + m * stride + W);
+  for (int m = 0; m < kTile; ++m) acc[m][0] = acc[m][1] = Vec<T>{};
   for (int64_t r = 0; r < rows; ++r, a += L, b += L) {
     const Vec<T> b0 = load(b), b1 = load(b + W);
 #pragma GCC unroll 8
@@ -30,7 +30,11 @@ __attribute__((noinline)) void multiply_features(const T* a, const T* b, int64_t
     }
   }
 #pragma GCC unroll 8
-  for (int m = 0; m < kTile; ++m) store(out + m * stride, acc[m][0]), store(out + m * stride + W, acc[m][1]);
+  for (int m = 0; m < kTile; ++m) {
+    T* p = out + m * stride;
+    store(p, load(p) + acc[m][0]);
+    store(p + W, load(p + W) + acc[m][1]);
+  }
 }
 
 template <class T>

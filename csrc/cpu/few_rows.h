@@ -9,28 +9,34 @@ namespace ncops::NCOPS_ISA {
 
 constexpr int64_t kFewRows = 8;
 
-// out[r] = x[r] . w for R rows of x, each padded with zeros to `padded`, a multiple of the vector width.
+// out[r] = x[r] . w for R rows of x, each padded with zeros to `padded`, a multiple of the vector width. Chains of 256 vectors.
 template <class T, int R, class Stored>
 NCOPS_INLINE void multiply_row(const T* x, int64_t padded, const Stored* w, int64_t dim, T* out) {
   constexpr int W = kWidth<T>;
-  Vec<T> acc[R];
+  constexpr int64_t chain = 256 * W;
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) acc[r] = Vec<T>{};
-  int64_t k = 0;
-  for (; k + W <= dim; k += W) {
-    const Vec<T> wv = load_as<T>(w + k);
+  for (int r = 0; r < R; ++r) out[r] = 0;
+  for (int64_t start = 0; start < dim; start += chain) {
+    const int64_t end = std::min(dim, start + chain);
+    Vec<T> acc[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
+    for (int r = 0; r < R; ++r) acc[r] = Vec<T>{};
+    int64_t k = start;
+    for (; k + W <= end; k += W) {
+      const Vec<T> wv = load_as<T>(w + k);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
+    }
+    if (k < end) {
+      Stored rest[W] = {};
+      std::memcpy(rest, w + k, (end - k) * sizeof(Stored));
+      const Vec<T> wv = load_as<T>(rest);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[r] += reduce_add<T>(acc[r]);
   }
-  if (k < dim) {
-    Stored rest[W] = {};
-    std::memcpy(rest, w + k, (dim - k) * sizeof(Stored));
-    const Vec<T> wv = load_as<T>(rest);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) out[r] = reduce_add<T>(acc[r]);
 }
 
 // The rows of x in T, padded, for multiply_row.

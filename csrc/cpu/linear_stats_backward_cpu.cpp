@@ -17,7 +17,7 @@ __attribute__((noinline)) void add_input_gradient(const T* w, int64_t group, int
   constexpr int W = kWidth<T>, L = 2 * W, line = kLine<T>;
   Vec<T> acc[kStep][2];
 #pragma GCC unroll 8
-  for (int j = 0; j < kStep; ++j) acc[j][0] = load(out + j * L), acc[j][1] = load(out + j * L + W);
+  for (int j = 0; j < kStep; ++j) acc[j][0] = acc[j][1] = Vec<T>{};
   for (int64_t c = 0; c < classes; c += kMR, w += group)
     for (int64_t m = 0; m < kMR; ++m, dz += L) {
       const Vec<T> d0 = load(dz), d1 = load(dz + W);
@@ -29,7 +29,10 @@ __attribute__((noinline)) void add_input_gradient(const T* w, int64_t group, int
       }
     }
 #pragma GCC unroll 8
-  for (int j = 0; j < kStep; ++j) store(out + j * L, acc[j][0]), store(out + j * L + W, acc[j][1]);
+  for (int j = 0; j < kStep; ++j) {
+    store(out + j * L, load(out + j * L) + acc[j][0]);
+    store(out + j * L + W, load(out + j * L + W) + acc[j][1]);
+  }
 }
 
 // out[m][lane] += sum over rows of dz(m, row) * x[row][lane], for kMR classes and 2 * W columns; dz holds panels of L rows,
@@ -38,23 +41,29 @@ template <class T>
 __attribute__((noinline)) void add_weight_gradient(const T* dz, int64_t panel, int64_t panels, const T* x, T* out,
                                                    int64_t stride, int64_t classes, int64_t columns) {
   constexpr int W = kWidth<T>, L = 2 * W;
-  Vec<T> acc[kMR][2];
+  constexpr int64_t chain = kChain / L;  // panels
+  alignas(64) T sums[kMR][L] = {};
+  for (int64_t start = 0; start < panels; start += chain) {
+    Vec<T> acc[kMR][2];
 #pragma GCC unroll 16
-  for (int m = 0; m < kMR; ++m) acc[m][0] = acc[m][1] = Vec<T>{};
-  for (int64_t p = 0; p < panels; ++p, dz += panel)
+    for (int m = 0; m < kMR; ++m) acc[m][0] = acc[m][1] = Vec<T>{};
+    for (int64_t p = start; p < std::min(panels, start + chain); ++p, dz += panel)
 #pragma GCC unroll 1  // unrolled, AVX2 runs out of registers for doubles
-    for (int64_t r = 0; r < L; ++r, x += L) {
-      const Vec<T> x0 = load(x), x1 = load(x + W);
+      for (int64_t r = 0; r < L; ++r, x += L) {
+        const Vec<T> x0 = load(x), x1 = load(x + W);
 #pragma GCC unroll 16
-      for (int m = 0; m < kMR; ++m) {
-        const Vec<T> dv = splat<T>(dz[m * L + r]);
-        acc[m][0] = fma(dv, x0, acc[m][0]);
-        acc[m][1] = fma(dv, x1, acc[m][1]);
+        for (int m = 0; m < kMR; ++m) {
+          const Vec<T> dv = splat<T>(dz[m * L + r]);
+          acc[m][0] = fma(dv, x0, acc[m][0]);
+          acc[m][1] = fma(dv, x1, acc[m][1]);
+        }
       }
-    }
-  alignas(64) T sums[kMR][L];
 #pragma GCC unroll 16
-  for (int m = 0; m < kMR; ++m) store(sums[m], acc[m][0]), store(sums[m] + W, acc[m][1]);
+    for (int m = 0; m < kMR; ++m) {
+      store(sums[m], load(sums[m]) + acc[m][0]);
+      store(sums[m] + W, load(sums[m] + W) + acc[m][1]);
+    }
+  }
   for (int64_t m = 0; m < classes; ++m)
     for (int64_t k = 0; k < columns; ++k) out[m * stride + k] += sums[m][k];
 }

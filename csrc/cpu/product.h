@@ -12,35 +12,47 @@ namespace ncops::NCOPS_ISA {
 
 constexpr int kMR = NCOPS_MR;
 
-// tile[m * NV * W + lane] = sum over steps k of w(m, k) * x[k * NV * W + lane], one fused chain per element, k ascending.
-// `w` is a group packed by pack_rows. Loops over accumulators must unroll, or GCC puts them on the stack.
-// With Continue the chains go on from what the tile holds, so cutting the depth changes no bit.
+// Steps summed in one chain. Chains are added up afterwards: one chain over 4096 steps has 12 times torch's error. Every way to
+// form a product cuts at multiples of this, so that ways agree to the bit.
+constexpr int64_t kChain = 256;
+
+// tile[m * NV * W + lane] (+)= sum over steps k of w(m, k) * x[k * NV * W + lane], chain by chain, k ascending; added to what
+// the tile holds with Continue. `w` is a group packed by pack_rows. Loops over accumulators must unroll, or GCC puts them on
+// the stack.
 template <class Mode, int NV, bool Continue = false, class T = typename Mode::T>
 __attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t depth, T* tile) {
   constexpr int W = kWidth<T>, line = kLine<T>;
-  Vec<T> acc[kMR][NV];
+  static_assert(kChain % line == 0);
+  for (int64_t start = 0; start == 0 || start < depth; start += kChain) {
+    const int64_t end = std::min(depth, start + kChain);
+    Vec<T> acc[kMR][NV];
 #pragma GCC unroll 16
-  for (int m = 0; m < kMR; ++m)
+    for (int m = 0; m < kMR; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[m][v] = Continue ? load(tile + (m * NV + v) * W) : Vec<T>{};
-  for (int64_t k = 0; k < depth; k += line, w += kMR * line) {
-    const int64_t n = std::min<int64_t>(line, depth - k);
-    for (int64_t i = 0; i < n; ++i, x += NV * W) {
-      Vec<T> xv[NV];
+      for (int v = 0; v < NV; ++v) acc[m][v] = Vec<T>{};
+    for (int64_t k = start; k < end; k += line, w += kMR * line) {
+      const int64_t n = std::min<int64_t>(line, end - k);
+      for (int64_t i = 0; i < n; ++i, x += NV * W) {
+        Vec<T> xv[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) xv[v] = load(x + v * W);
+        for (int v = 0; v < NV; ++v) xv[v] = load(x + v * W);
 #pragma GCC unroll 16
-      for (int m = 0; m < kMR; ++m) {
-        const Vec<T> wv = broadcast(w + m * line + i);
+        for (int m = 0; m < kMR; ++m) {
+          const Vec<T> wv = broadcast(w + m * line + i);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[m][v] = Mode::multiply_add(wv, xv[v], acc[m][v]);
+          for (int v = 0; v < NV; ++v) acc[m][v] = Mode::multiply_add(wv, xv[v], acc[m][v]);
+        }
       }
     }
-  }
+    const bool add = Continue || start > 0;
 #pragma GCC unroll 16
-  for (int m = 0; m < kMR; ++m)
+    for (int m = 0; m < kMR; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(tile + (m * NV + v) * W, acc[m][v]);
+      for (int v = 0; v < NV; ++v) {
+        T* out = tile + (m * NV + v) * W;
+        store(out, add ? load(out) + acc[m][v] : acc[m][v]);
+      }
+  }
 }
 
 // The diagonal of such a tile: out[lane] = sum over k of w[k][lane] * x[k][lane], in the same order and arithmetic, so a
@@ -48,12 +60,16 @@ __attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t de
 template <class Mode, int NV, class T = typename Mode::T>
 inline void multiply_diagonal(const T* x, const T* w, int64_t depth, T* out) {
   constexpr int W = kWidth<T>;
-  Vec<T> acc[NV];
-  for (int v = 0; v < NV; ++v) acc[v] = Vec<T>{};
-  for (int64_t k = 0; k < depth; ++k)
-    for (int v = 0; v < NV; ++v)
-      acc[v] = Mode::multiply_add(load(w + (k * NV + v) * W), load(x + (k * NV + v) * W), acc[v]);
-  for (int v = 0; v < NV; ++v) store(out + v * W, acc[v]);
+  for (int v = 0; v < NV; ++v) {
+    Vec<T> total{};
+    for (int64_t start = 0; start == 0 || start < depth; start += kChain) {
+      Vec<T> acc{};
+      for (int64_t k = start; k < std::min(depth, start + kChain); ++k)
+        acc = Mode::multiply_add(load(w + (k * NV + v) * W), load(x + (k * NV + v) * W), acc);
+      total = start > 0 ? total + acc : acc;
+    }
+    store(out + v * W, total);
+  }
 }
 
 // How a product is cut up: a function of the shape alone, never of the number of threads, so results keep their bits.
@@ -71,8 +87,8 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
   Plan p;
   const int64_t row_bytes = std::max<int64_t>(1, dim) * int64_t(sizeof(T));
   p.w_per_tile = (96 + kMR - 1) / kMR * kMR;
-  const int64_t cuts = (row_bytes + 6143) / 6144;  // at most 6 KB of a row: 600 KB of w
-  p.steps = std::max<int64_t>(1, round_up((dim + cuts - 1) / std::max<int64_t>(1, cuts), kLine<T>));
+  const int64_t cuts = std::max<int64_t>(1, (row_bytes + 6143) / 6144);  // at most 6 KB of a row: 600 KB of w
+  p.steps = std::max<int64_t>(kChain, round_up((dim + cuts - 1) / cuts, kChain));
   // Packing w costs as much as about 8 rows of products per element, so a block holds at least 256 rows of x where it can.
   int64_t rows = std::min<int64_t>(1024, std::max<int64_t>(256, (int64_t(2) << 20) / row_bytes));
   if (v <= p.w_per_tile) rows = 4 * lanes;  // one tile of w: nothing to amortise, keep x in the first cache
