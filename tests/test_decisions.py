@@ -212,10 +212,10 @@ def test_scale_and_leading_dimensions():
 def test_autocast_does_not_touch_the_measurement():
     torch.manual_seed(0)
     x, y = torch.randn(64, 8), torch.arange(64) % 4
-    stats = ncops.ClassStatistics(4, 8)
+    stats = ClassStatistics(4, 8)
     stats.update(x, y)
     geometry, weight = stats.compute(), torch.randn(4, 8)
-    plain, under = (ncops.DecisionStatistics(geometry, weight) for _ in range(2))
+    plain, under = (DecisionStatistics(geometry, weight) for _ in range(2))
     plain.update(x, y)
     with torch.autocast("cpu", torch.bfloat16):
         under.update(x, y)
