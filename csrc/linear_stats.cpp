@@ -2,28 +2,38 @@
 
 namespace ncops {
 
+// What forward and backward take alike, checked. Holds the dense copies that the arguments point into.
+struct Inputs {
+  OptionalTensor bias, target;
+
+  template <class Args>
+  Inputs(Args& args, const Tensor& x, const Tensor& weight, const OptionalTensor& given_bias,
+         const OptionalTensor& given_target, double scale, int64_t ignore_index) {
+    args.x = rows_of(x, "x");
+    args.w = rows_of(weight, "weight");
+    STD_TORCH_CHECK(args.w.dtype == args.x.dtype, "weight: expected the dtype of x");
+    STD_TORCH_CHECK(args.w.rows > 0, "weight: expected at least one row");
+    check_size(weight, "weight", 1, args.x.dim);
+    if (given_bias) {
+      bias = dense(*given_bias, "bias", x.scalar_type());
+      check_size(*bias, "bias", 0, args.w.rows);
+      args.bias.data = bias->const_data_ptr();
+      args.bias.dtype = args.x.dtype;
+    }
+    if (given_target) {
+      target = dense_labels(*given_target, "target", args.x.rows);
+      args.target = pointer<int64_t>(target);
+    }
+    args.scale = scale;
+    args.ignore_index = ignore_index;
+  }
+};
+
 static LogitOutputs::Tuple linear_stats_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                             const OptionalTensor& target, double scale, int64_t ignore_index,
                                             bool /*allow_tf32: always exact here*/) {
   LinearStatsArgs args;
-  args.x = rows_of(x, "x");
-  args.w = rows_of(weight, "weight");
-  STD_TORCH_CHECK(args.w.dtype == args.x.dtype, "weight: expected the dtype of x");
-  STD_TORCH_CHECK(args.w.rows > 0, "weight: expected at least one row");
-  check_size(weight, "weight", 1, args.x.dim);
-  OptionalTensor dense_bias, dense_target;
-  if (bias) {
-    dense_bias = dense(*bias, "bias", x.scalar_type());
-    check_size(*dense_bias, "bias", 0, args.w.rows);
-    args.bias.data = dense_bias->const_data_ptr();
-    args.bias.dtype = args.x.dtype;
-  }
-  if (target) {
-    dense_target = dense_labels(*target, "target", args.x.rows);
-    args.target = pointer<int64_t>(dense_target);
-  }
-  args.scale = scale;
-  args.ignore_index = ignore_index;
+  const Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
   LogitOutputs out(x, args.x.rows, target.has_value());
   args.out = out.columns();
   linear_stats(args);
@@ -37,23 +47,7 @@ static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
     const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& target, double scale,
     int64_t ignore_index, bool /*allow_tf32: always exact here*/, bool need_x, bool need_weight, bool need_bias) {
   LinearStatsBackwardArgs args;
-  args.x = rows_of(x, "x");
-  args.w = rows_of(weight, "weight");
-  STD_TORCH_CHECK(args.w.dtype == args.x.dtype, "weight: expected the dtype of x");
-  check_size(weight, "weight", 1, args.x.dim);
-  OptionalTensor dense_bias, dense_target;
-  if (bias) {
-    dense_bias = dense(*bias, "bias", x.scalar_type());
-    check_size(*dense_bias, "bias", 0, args.w.rows);
-    args.bias.data = dense_bias->const_data_ptr();
-    args.bias.dtype = args.x.dtype;
-  }
-  if (target) {
-    dense_target = dense_labels(*target, "target", args.x.rows);
-    args.target = pointer<int64_t>(dense_target);
-  }
-  args.scale = scale;
-  args.ignore_index = ignore_index;
+  const Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
   const ScalarType type = compute_type(x);
   std::vector<Tensor> held;  // dense copies of expanded gradients live until the kernel has run
   const auto column = [&](const Tensor& t, const char* name, ScalarType expected) {

@@ -46,6 +46,14 @@ class Dtype(str, Enum):
     auto = "auto"
 
 
+class Nonfinite(str, Enum):
+    """What a row of features with a NaN or an infinity does."""
+
+    propagate = "propagate"
+    skip = "skip"
+    refuse = "raise"
+
+
 class Preset(str, Enum):
     """Definitions of the metrics."""
 
@@ -119,6 +127,9 @@ def measure(
     convention: Annotated[Preset, typer.Option(help="Which published definitions the metrics follow.")] = Preset.ncops,
     batch: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 65536,
     scatter: Annotated[bool, typer.Option(help="Keep the D x D scatter that nc1_pinv and vci need.")] = True,
+    nonfinite: Annotated[
+        Nonfinite, typer.Option(help="A row with a NaN or an infinity spoils its class, is skipped, or is an error.")
+    ] = Nonfinite.propagate,
     features_key: Annotated[str | None, typer.Option(help="Name of the features [default: features, x or H].")] = None,
     labels_key: Annotated[str | None, typer.Option(help="Name of the labels [default: labels or y].")] = None,
     weight_key: Annotated[
@@ -146,6 +157,7 @@ def measure(
         measured = work.measure(
             work.Part(arrays, x, y), decide, head,
             num_classes=num_classes, min_count=min_count, batch=batch, convention=convention.value, scatter=scatter,
+            nonfinite=nonfinite.value,
         )  # fmt: skip
     deliver(measured, title=f"Neural collapse of {features.name}", folder=output, html=html, as_json=as_json)
 
@@ -259,7 +271,7 @@ def bench(
     """Measure every op against the machine's limits and against what a user would pick instead, in one run.
 
     Speed by ratio with alternating contestants, peak memory in fresh processes, errors against float64. The quick run
-    takes about two minutes on two cores, the full one about an hour.
+    takes about two minutes on two cores, the full one many times that.
     """
     need("cli", "tqdm", *(["matplotlib"] if output is not None else []))
     from .bench import OPS, records, runner

@@ -177,11 +177,13 @@ def measure(
     batch: int = 65536,
     convention: str = "ncops",
     scatter: bool = True,
+    nonfinite: str = "propagate",
 ) -> Measured:
     """One pass over ``train``; with a classifier a second one over ``decide``, which is ``train`` where it is None."""
     started = time.perf_counter()
     classes = num_classes or (classifier.weight.shape[0] if classifier else _count_classes(train, batch))
-    statistics = ClassStatistics(num_classes=classes, dim=train.arrays.shape(train.features)[1], scatter=scatter)
+    dim = train.arrays.shape(train.features)[1]
+    statistics = ClassStatistics(num_classes=classes, dim=dim, scatter=scatter, nonfinite=nonfinite)
     dtype = None
     for x, y in train.batches(batch):
         statistics.update(x, y)

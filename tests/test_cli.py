@@ -231,3 +231,13 @@ def test_missing_cli_extra_is_one_line(capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "ncops.commands", raising=False)
     monkeypatch.setitem(sys.modules, "typer", None)
     assert "pip install 'ncops[cli]'" in error(capsys, "info")
+
+
+def test_measure_skips_or_refuses_rows_that_are_not_finite(tmp_path, capsys):
+    x, y = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32), np.arange(60) % 3
+    x[7, 2] = np.nan
+    np.savez(tmp_path / "f.npz", features=x, labels=y)
+    skipped = json.loads(run(capsys, "measure", tmp_path / "f.npz", "--nonfinite", "skip", "--json").out)
+    assert skipped["coverage"]["skipped_rows"] == 1 and skipped["metrics"]["nc1_pinv"] > 0
+    refused = run(capsys, "measure", tmp_path / "f.npz", "--nonfinite", "raise", status=2)
+    assert "first row 7" in refused.err

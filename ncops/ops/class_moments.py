@@ -17,7 +17,7 @@ from ._checks import (
     flatten_labels,
     raise_bad_label,
 )
-from ._library import define, differentiate
+from ._library import define, differentiate, differentiate_once
 
 
 class ClassMoments(NamedTuple):
@@ -169,14 +169,6 @@ def _backward_fake(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_ind
     return x.new_empty(x.shape)
 
 
-def _double_setup(ctx, inputs, output):
-    pass
-
-
-def _double_backward(ctx, g):
-    raise NotImplementedError("class_moments: second derivatives are not supported")
-
-
 define(
     "class_moments(Tensor x, Tensor labels, SymInt num_classes, Tensor? center, int ignore_index)"
     " -> (Tensor sums, Tensor sqnorms, Tensor counts, Tensor invalid)",
@@ -196,4 +188,4 @@ define(
     lambda *_: None,
 )
 differentiate("class_moments", _backward, _setup)
-differentiate("class_moments_backward", _double_backward, _double_setup)
+differentiate_once("class_moments")
