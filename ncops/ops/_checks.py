@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -27,6 +28,15 @@ def check_floating(t: Tensor, name: str, ndim: int | None = None) -> None:
         raise ValueError(f"{name}: expected float32, float64, bfloat16 or float16, got {t.dtype}")
     if ndim is not None and t.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {shape(t)}")
+
+
+def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
+    """Ops have reverse-mode gradients only; torch would take a missing forward-mode rule for a derivative of zero."""
+    if torch.compiler.is_compiling():
+        return
+    for t in tensors:
+        if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+            raise NotImplementedError(f"{op}: forward-mode derivatives are not supported, reverse-mode ones are")
 
 
 def check_shape(t: Tensor, name: str, expected: tuple[int, ...], meaning: str) -> None:

@@ -16,6 +16,7 @@ from ._checks import (
     compute_dtype,
     flatten_labels,
     raise_bad_label,
+    refuse_forward_mode,
 )
 from ._library import define, differentiate, differentiate_once
 
@@ -61,6 +62,7 @@ def class_moments(
         raise ValueError(f"num_classes: expected a non-negative integer, got {num_classes}")
     if center is not None:
         check_center(center, flat, num_classes)
+    refuse_forward_mode("class_moments", x, center)
     sums, sqnorms, counts, invalid = torch.ops.ncops.class_moments(flat, y, num_classes, center, ignore_index)
     return ClassMoments(counts, sums, sqnorms, invalid)
 

@@ -14,6 +14,7 @@ from ._checks import (
     check_shape,
     compute_dtype,
     flatten_labels,
+    refuse_forward_mode,
 )
 from ._library import define, differentiate, differentiate_once
 from ._precision import allow_tf32
@@ -44,6 +45,7 @@ def class_scatter(
     Gradients flow to ``x`` and ``center``. The workspace is one block of rows.
     """
     flat, y = check_rows(x, labels, center)
+    refuse_forward_mode("class_scatter", x, center)
     return torch.ops.ncops.class_scatter(flat, y, center, ignore_index, allow_tf32(x))
 
 

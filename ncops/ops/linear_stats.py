@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._checks import check_device, check_floating, check_label_values, check_shape, flatten_labels, shape
+from ._checks import (
+    check_device,
+    check_floating,
+    check_label_values,
+    check_shape,
+    flatten_labels,
+    refuse_forward_mode,
+    shape,
+)
 from ._library import define, differentiate, differentiate_once
 from ._precision import allow_tf32
 from ._row_stats import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
@@ -59,6 +67,7 @@ def linear_stats(
             raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
     y = None if target is None else flatten_labels(target, "target", x, "x")
     flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    refuse_forward_mode("linear_stats", x, weight, bias)
     outputs = torch.ops.ncops.linear_stats(flat, weight, bias, y, float(scale), ignore_index, allow_tf32(x))
     return unflatten(outputs, tuple(x.shape[:-1]), y, weight.shape[0])
 

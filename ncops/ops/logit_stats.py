@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._checks import check_floating, check_label_values, flatten_labels, shape
+from ._checks import check_floating, check_label_values, flatten_labels, refuse_forward_mode, shape
 from ._library import define, differentiate, differentiate_once
 from ._row_stats import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
 
@@ -36,6 +36,7 @@ def logit_stats(
         raise ValueError(f"logits: expected shape (..., V) with at least one class, got {shape(logits)}")
     y = None if target is None else flatten_labels(target, "target", logits, "logits")
     flat = logits.reshape(-1, logits.shape[-1]) if logits.ndim != 2 else logits
+    refuse_forward_mode("logit_stats", logits)
     outputs = torch.ops.ncops.logit_stats(flat, y, float(scale), ignore_index)
     return unflatten(outputs, tuple(logits.shape[:-1]), y, logits.shape[-1])
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._checks import check_device, check_floating, check_shape, compute_dtype, shape
+from ._checks import check_device, check_floating, check_shape, compute_dtype, refuse_forward_mode, shape
 from ._library import define, differentiate, differentiate_once
 from ._precision import allow_tf32
 
@@ -78,6 +78,7 @@ def pair_stats(
         check_device(variances, "variances", rows, "rows")
         variances = variances.to(compute_dtype(rows.dtype))
     check_valid(valid, k, rows, "rows", "(K,)")
+    refuse_forward_mode("pair_stats", rows, variances)
     mean, var, low, high, row_max, count, row_argmax = torch.ops.ncops.pair_stats(
         rows, kernel, variances, float(power), valid, allow_tf32(rows)
     )

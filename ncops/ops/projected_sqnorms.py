@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._checks import check_device, check_floating, check_label_values, check_shape, compute_dtype
+from ._checks import check_device, check_floating, check_label_values, check_shape, compute_dtype, refuse_forward_mode
 from ._library import define, differentiate, differentiate_once
 from ._precision import allow_tf32
 from .class_scatter import check_rows
@@ -41,6 +41,7 @@ def projected_sqnorms(
     dtype = compute_dtype(x.dtype)
     if basis.dtype not in (dtype, x.dtype):
         raise ValueError(f"basis: expected {dtype} or the dtype of x, {x.dtype}, got {basis.dtype}")
+    refuse_forward_mode("projected_sqnorms", x, basis, center)
     out = torch.ops.ncops.projected_sqnorms(flat, basis.to(dtype), y, center, ignore_index, allow_tf32(x))
     return out.reshape(x.shape[:-1])
 

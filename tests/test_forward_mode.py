@@ -1,0 +1,29 @@
+"""Forward-mode differentiation is refused: torch takes a missing rule for a derivative of zero, without a word."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import ncops
+
+X = torch.randn(6, 3)
+LABELS = torch.tensor([0, 1, 0, 1, 0, 1])
+CALLS = {
+    "class_moments": lambda x: ncops.class_moments(x, LABELS, 2).sums,
+    "class_scatter": ncops.class_scatter,
+    "projected_sqnorms": lambda x: ncops.projected_sqnorms(x, torch.eye(3)),
+    "linear_stats": lambda x: ncops.linear_stats(x, torch.eye(3)).lse,
+    "logit_stats": lambda x: ncops.logit_stats(x).lse,
+    "pair_stats": lambda x: ncops.pair_stats(x, "dot").mean,
+}
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_forward_mode_is_refused(op):
+    with pytest.raises(NotImplementedError, match=op):
+        torch.func.jvp(CALLS[op], (X,), (torch.ones_like(X),))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=op):
+        CALLS[op](forward_ad.make_dual(X, torch.ones_like(X)))
+    CALLS[op](X)  # and only there
