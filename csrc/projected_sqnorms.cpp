@@ -21,7 +21,7 @@ static Tensor projected_sqnorms_cpu(const Tensor& x, const Tensor& basis, const 
     bool* inside = static_cast<bool*>(keep->mutable_data_ptr());
     bool any = false;
     for (int64_t i = 0; i < args.x.rows; ++i) {
-      inside[i] = label[i] >= 0 && label[i] < classes && label[i] != ignore_index;
+      inside[i] = is_class(label[i], classes, ignore_index);
       out[i] = inside[i] ? label[i] : 0;
       any |= inside[i];
     }

@@ -80,7 +80,7 @@ struct KeptRows {
   KeptRows(const int64_t* labels, int64_t rows, int64_t num_classes, int64_t ignore_index) {
     index.reserve(rows);
     for (int64_t i = 0; i < rows; ++i)
-      if (labels[i] >= 0 && labels[i] < num_classes && labels[i] != ignore_index) index.push_back(i);
+      if (is_class(labels[i], num_classes, ignore_index)) index.push_back(i);
   }
   KeptRows(const bool* mask, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i)

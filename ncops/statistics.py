@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ._anchored import Undo, drifted, move, shifted
+from ._dtypes import compute_dtype
 from ._streaming import StreamingState, blocks, stateful
 from .decisions import DecisionStatistics
 from .geometry import ClassGeometry
 from .ops import accumulate_class_moments_, class_scatter
-from .ops._checks import check_floating, check_label_values, compute_dtype, flatten_labels, shape
+from .ops._checks import check_floating, check_label_values, flatten_labels, shape
 
 __all__ = ["ClassStatistics", "DecisionStatistics"]
 

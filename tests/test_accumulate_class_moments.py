@@ -9,7 +9,7 @@ import torch
 from testing import IGNORE, LAYOUTS, assert_deterministic, bits, dtypes, layouts, randn, random_labels, threads
 
 import ncops
-from ncops.ops._checks import compute_dtype
+from ncops._dtypes import compute_dtype
 
 OP = "accumulate_class_moments_"
 

@@ -22,7 +22,7 @@ from testing import (
 )
 
 import ncops
-from ncops.ops._checks import compute_dtype
+from ncops._dtypes import compute_dtype
 
 OP = "class_moments"
 # (N, D, C): one of each; more classes than rows; tiles and vectors from below and above; nothing.

@@ -22,7 +22,7 @@ from testing import (
 )
 
 import ncops
-from ncops.ops._checks import compute_dtype
+from ncops._dtypes import compute_dtype
 
 OP = "class_scatter"
 SHAPES = [(1, 1, 1), (1, 17, 2), (2, 1, 3), (65, 33, 4), (130, 65, 7), (33, 130, 40), (300, 16, 5), (0, 5, 2)]

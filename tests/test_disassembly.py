@@ -42,3 +42,12 @@ def test_no_multiply_add_on_the_stack(functions, isa, kernel):
         products = [line for line in body if re.match(r"vfmadd|vdpbf16", line)]
         assert len(products) >= 6, name
         assert not [line for line in products if "%rsp" in line or "%rbp" in line], name
+
+
+def test_wide_vectors_stay_in_their_own_kernels(functions):
+    """A function that the linker shares between instruction sets must run on the oldest machine."""
+    for name, body in functions.items():
+        if "avx512" not in name:
+            assert not [line for line in body if "%zmm" in line], name
+            if "avx2" not in name:
+                assert not [line for line in body if "%ymm" in line], name

@@ -20,7 +20,7 @@ from testing import (
 )
 
 import ncops
-from ncops.ops._checks import compute_dtype
+from ncops._dtypes import compute_dtype
 from ncops.ops.pair_stats import KERNELS
 
 OP = "pair_stats"

@@ -22,7 +22,7 @@ from testing import (
 )
 
 import ncops
-from ncops.ops._checks import compute_dtype
+from ncops._dtypes import compute_dtype
 
 OP = "projected_sqnorms"
 # (N, D, r, C)

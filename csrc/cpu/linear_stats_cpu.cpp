@@ -58,7 +58,7 @@ struct LinearStats {
     write_row<T>(args.out, row, r, args.target, args.ignore_index, target_logits ? target_logits[row] : T(0));
   }
   bool inside(int64_t row) const {
-    return args.target[row] >= 0 && args.target[row] < args.w.rows && args.target[row] != args.ignore_index;
+    return is_class(args.target[row], args.w.rows, args.ignore_index);
   }
 };
 

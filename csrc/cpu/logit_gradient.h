@@ -28,13 +28,10 @@ struct RowGradient {
     const double g_mean = get(args.grad.mean), g_var = get(args.grad.var);
     target = -1;
     double g_target = 0, g_nll = 0;
-    if (args.target) {
-      const int64_t t = args.target[row];
-      if (t != args.ignore_index && t >= 0 && t < classes) {
-        target = t;
-        g_target = get(args.grad.target_logit);
-        g_nll = get(args.grad.nll);
-      }
+    if (args.target && is_class(args.target[row], classes, args.ignore_index)) {
+      target = args.target[row];
+      g_target = get(args.grad.target_logit);
+      g_nll = get(args.grad.nll);
     }
     argmax = args.argmax[row];
     second = args.second_index[row];

@@ -8,15 +8,10 @@ namespace {
 
 template <class T>
 T target_logit(const LogitStatsArgs& args, int64_t row) {
-  if (args.target) {
-    const int64_t t = args.target[row];
-    if (t >= 0 && t < args.logits.dim && t != args.ignore_index) {
-      T logit;
-      load_raw<T>(args.logits, row, t, 1, &logit);
-      return fma(splat<T>(logit), splat<T>(T(args.scale)), Vec<T>{})[0];
-    }
-  }
-  return std::numeric_limits<T>::infinity();
+  if (!args.target || !is_class(args.target[row], args.logits.dim, args.ignore_index)) return std::numeric_limits<T>::infinity();
+  T logit;
+  load_raw<T>(args.logits, row, args.target[row], 1, &logit);
+  return fma(splat<T>(logit), splat<T>(T(args.scale)), Vec<T>{})[0];
 }
 
 // Lanes are rows: blocks of rows are transposed into tiles [class][row].

@@ -12,8 +12,8 @@ namespace ncops::NCOPS_ISA {
 
 constexpr int kMR = NCOPS_MR;
 
-// Steps summed in one chain. Chains are added up afterwards: one chain over 4096 steps has 12 times torch's error. Every way to
-// form a product cuts at multiples of this, so that ways agree to the bit.
+// Steps summed in one chain. Chains are added up afterwards: one chain over 4096 steps has 12 times torch's error. A tile and its
+// diagonal are cut alike, so that they agree to the bit.
 constexpr int64_t kChain = 256;
 
 // tile[m * NV * W + lane] (+)= sum over steps k of w(m, k) * x[k * NV * W + lane], chain by chain, k ascending; added to what
@@ -87,7 +87,7 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
   Plan p;
   const int64_t row_bytes = std::max<int64_t>(1, dim) * int64_t(sizeof(T));
   p.w_per_tile = (96 + kMR - 1) / kMR * kMR;
-  const int64_t cuts = std::max<int64_t>(1, (row_bytes + 6143) / 6144);  // at most 6 KB of a row: 600 KB of w
+  const int64_t cuts = (row_bytes + 6143) / 6144;  // at most 6 KB of a row: 600 KB of w
   p.steps = std::max<int64_t>(kChain, round_up((dim + cuts - 1) / cuts, kChain));
   // Packing w costs as much as about 8 rows of products per element, so a block holds at least 256 rows of x where it can.
   int64_t rows = std::min<int64_t>(1024, std::max<int64_t>(256, (int64_t(2) << 20) / row_bytes));

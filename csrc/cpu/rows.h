@@ -7,6 +7,11 @@ namespace ncops {
 
 enum class DType : int { f32, f64, bf16, f16 };
 
+// Whether a label is a class: any other value but ignore_index is an error, which callers report or count.
+static inline bool is_class(int64_t label, int64_t num_classes, int64_t ignore_index) {
+  return label >= 0 && label < num_classes && label != ignore_index;
+}
+
 struct Rows {
   const void* data = nullptr;
   DType dtype = DType::f32;

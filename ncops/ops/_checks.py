@@ -12,11 +12,6 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that products and sums of ``dtype`` are formed in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def shape(t: Tensor) -> str:
     return str(tuple(int(n) for n in t.shape))
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from .._dtypes import compute_dtype
 from ._checks import (
     check_device,
     check_dtype,
     check_floating,
     check_shape,
-    compute_dtype,
     flatten_labels,
     raise_bad_label,
     refuse_forward_mode,

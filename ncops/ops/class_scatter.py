@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from .._dtypes import compute_dtype
 from ._checks import (
     check_device,
     check_dtype,
     check_floating,
     check_label_values,
     check_shape,
-    compute_dtype,
     flatten_labels,
     refuse_forward_mode,
 )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._checks import check_device, check_floating, check_shape, compute_dtype
+from .._dtypes import compute_dtype
+from ._checks import check_device, check_floating, check_shape
 from ._library import define, differentiate
 from ._precision import allow_tf32
 from .pair_stats import check_valid

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._checks import check_device, check_floating, check_shape, compute_dtype, refuse_forward_mode, shape
+from .._dtypes import compute_dtype
+from ._checks import check_device, check_floating, check_shape, refuse_forward_mode, shape
 from ._library import define, differentiate, differentiate_once
 from ._precision import allow_tf32
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._checks import check_device, check_floating, check_label_values, check_shape, compute_dtype, refuse_forward_mode
+from .._dtypes import compute_dtype
+from ._checks import check_device, check_floating, check_label_values, check_shape, refuse_forward_mode
 from ._library import define, differentiate, differentiate_once
 from ._precision import allow_tf32
 from .class_scatter import check_rows

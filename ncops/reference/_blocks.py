@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 BLOCK_BYTES = 64 << 20
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that products and sums of ``dtype`` are formed in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def row_blocks(rows: int, width: int) -> Iterator[slice]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ._blocks import compute_dtype, row_blocks
+from .._dtypes import compute_dtype
+from ._blocks import row_blocks
 
 
 def deviations(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dtypes import compute_dtype
 from ._blocks import row_blocks
 
 
@@ -12,7 +13,7 @@ def class_moments(
     x: Tensor, labels: Tensor, num_classes: int, center: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``(sums (C, D), sqnorms (C) float64, counts (C) int64, invalid () int64)`` of ``x - center[label]``."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x.dtype)
     inside = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
     invalid = (~inside & (labels != ignore_index)).sum()
     sums = x.new_zeros((num_classes, x.shape[1]), dtype=torch.float64)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._blocks import compute_dtype, row_blocks
+from .._dtypes import compute_dtype
+from ._blocks import row_blocks
 
 INF = float("inf")
 NAN = float("nan")
