@@ -1,15 +1,21 @@
 """Builds ncops: a pure-Python wheel where torch or a compiler is missing, else with the native extension ``ncops._C``.
 
 NCOPS_REQUIRE_EXT=1 turns a failed or skipped native build into an error; NCOPS_REQUIRE_EXT=0 asks for the pure wheel.
+NCOPS_CUDA=1 demands the CUDA kernels, NCOPS_CUDA=0 leaves them out; else they are built where nvcc is found. No GPU is
+needed or asked for. NCOPS_CUDA_ARCHS ("80;90;100") are the compute capabilities; later GPUs use the last one's PTX.
 """
 
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 WANTED = os.environ.get("NCOPS_REQUIRE_EXT", "")
@@ -38,6 +44,73 @@ def isa_sources() -> list[str]:
                 wrapper.write_text(text)
             sources.append(str(wrapper.relative_to(ROOT)))
     return sources
+
+
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    inside = Path(home) / "bin" / "nvcc" if home else None
+    return str(inside) if inside and inside.exists() else shutil.which("nvcc")
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+
+
+def compile_cuda(compiler: str, archs: list[str]) -> list[str]:
+    """One object per launcher file, compiled side by side; those newer than everything they include are kept."""
+    folder = ROOT / "build" / "cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-I", str(ROOT / "csrc"), *codes]
+    stamp = folder / "flags.txt"
+    changed = not stamp.exists() or stamp.read_text() != " ".join(flags)
+    headers = [*(ROOT / "csrc" / "cuda").glob("*.cuh"), *(ROOT / "csrc").rglob("*.h")]
+
+    def build(source: Path) -> str:
+        target = folder / f"{source.stem}.o"
+        newest = max(path.stat().st_mtime for path in (source, *headers))
+        if changed or not target.exists() or target.stat().st_mtime < newest:
+            try:
+                output(compiler, *flags, "-c", str(source), "-o", str(target))
+            except subprocess.CalledProcessError as error:
+                raise RuntimeError(f"nvcc failed on {source.name}:\n{error.output}") from None
+        return str(target.relative_to(ROOT))
+
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        objects = list(pool.map(build, sorted((ROOT / "csrc" / "cuda").glob("*_cuda.cu"))))
+    stamp.write_text(" ".join(flags))
+    return objects
+
+
+def add_cuda(extension) -> None:
+    """Gives the extension its CUDA kernels where nvcc is there and NCOPS_CUDA does not forbid it."""
+    compiler = nvcc()
+    wanted = os.environ.get("NCOPS_CUDA", "")
+    if wanted == "0" or (compiler is None and wanted != "1"):
+        return
+    if compiler is None:
+        raise RuntimeError("NCOPS_CUDA=1, but there is no nvcc on PATH or in CUDA_HOME")
+    try:
+        known = output(compiler, "--list-gpu-code")
+        asked = os.environ.get("NCOPS_CUDA_ARCHS", "80;90;100").replace(",", ";").split(";")
+        archs = [a for a in asked if re.search(rf"\bsm_{a}\b", known)]
+        if not archs:
+            raise RuntimeError(f"{compiler} compiles for none of {asked}")
+        objects = compile_cuda(compiler, archs)
+        libraries = re.findall(r'"?-L([^"\s]+)"?', output(compiler, "--dryrun", "-x", "cu", os.devnull))
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        if wanted == "1":
+            raise
+        print(f"ncops: building without CUDA kernels: {error}", file=sys.stderr)
+        return
+    extension.extra_objects += objects
+    extension.library_dirs += [folder for folder in libraries if not folder.endswith("stubs")]
+    extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
+    release = re.search(r"release ([\d.]+)", output(compiler, "--version"))
+    built = f"{release[1] if release else 0}:" + "+".join(f"sm_{a}" for a in archs)
+    extension.define_macros += [("NCOPS_WITH_CUDA", None), ("NCOPS_CUDA_BUILT", built)]
+    print(f"ncops: with CUDA kernels, {built}", file=sys.stderr)
 
 
 def native() -> dict:
@@ -75,6 +148,8 @@ def native() -> dict:
     class Build(BuildExtension):
         def run(self):
             try:
+                for target in self.extensions:
+                    add_cuda(target)
                 super().run()
             except Exception as error:
                 if WANTED == "1":
@@ -98,4 +173,9 @@ if WANTED != "0":
         if WANTED == "1":
             raise
         print(f"ncops: building without the native extension ({error})", file=sys.stderr)
-setup(version=version(), **extras)
+setup(
+    version=version(),
+    packages=[*find_packages(include=["ncops", "ncops.*"]), "ncops.triton_kernels"],
+    package_dir={"ncops.triton_kernels": "triton_kernels"},
+    **extras,
+)

@@ -10,8 +10,15 @@ namespace ncops {
 #define NCOPS_STRING_(x) #x
 #define NCOPS_STRING(x) NCOPS_STRING_(x)
 
+#ifdef NCOPS_WITH_CUDA
+#define NCOPS_CUDA_INFO NCOPS_STRING(NCOPS_CUDA_BUILT)
+#else
+#define NCOPS_CUDA_INFO "none"
+#endif
+
 static std::string build_info() {
-  return "version=" NCOPS_STRING(NCOPS_VERSION) ";compiler=" __VERSION__ ";built_with_torch=" NCOPS_STRING(NCOPS_BUILT_WITH_TORCH) ";stable_abi=2.10";
+  return "version=" NCOPS_STRING(NCOPS_VERSION) ";compiler=" __VERSION__ ";built_with_torch=" NCOPS_STRING(
+      NCOPS_BUILT_WITH_TORCH) ";stable_abi=2.10;cuda=" NCOPS_CUDA_INFO;
 }
 
 static std::string cpu_isa() { return isa_name(); }

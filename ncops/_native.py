@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 
@@ -43,3 +44,11 @@ def op(name: str):
     if load() is not None:
         return None
     return getattr(getattr(torch.ops, NAMESPACE), name, None)
+
+
+@functools.cache
+def has(name: str, key: str) -> bool:
+    """Whether the loaded extension has a kernel ``name`` for the dispatch key ``"CPU"`` or ``"CUDA"``."""
+    if load() is not None or op(name) is None:
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -50,51 +52,93 @@ def forced() -> str | None:
     return _check_name(name, ENVIRONMENT) if name else None
 
 
-def why_not(backend: str, op: str, device_type: str) -> str | None:
-    """None if ``backend`` can run ``op`` on a device of this type, else the reason in a few words."""
+@functools.cache
+def _no_triton() -> str | None:
+    return None if importlib.util.find_spec("triton") else "Triton is not installed (pip install triton)"
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, on CPU tensors: for tests, far too slow for work."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _too_old(index: int | None) -> str | None:
+    """Why the compiled kernels cannot run on this CUDA device; None also where no device is there to be asked."""
+    if not torch.cuda.is_available():
+        return None
+    capability = torch.cuda.get_device_capability(index)
+    return None if capability >= (8, 0) else f"needs compute capability 8.0 or later, this GPU has {capability}"
+
+
+def why_not(backend: str, op: str, device: str | torch.device) -> str | None:
+    """None if ``backend`` can run ``op`` on tensors of this device, else the reason in a few words."""
+    device = torch.device(device)
     if backend == "reference":
         return None
+    if backend == "triton":
+        if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
+            return f"tensors are on {device.type}"
+        return _no_triton()
+    if device.type != backend:
+        return f"tensors are on {device.type}"
+    reason = _native.load()
+    if reason is not None:
+        return reason
     if backend == "cpu":
-        if device_type != "cpu":
-            return f"tensors are on {device_type}"
-        reason = _native.load()
-        if reason is not None:
-            return reason
-        return None if _native.op(op) is not None else "no native kernel for this op"
-    if device_type == "cpu":
-        return "tensors are on cpu"
-    return "no kernels in this release"
+        return None if _native.has(op, "CPU") else "no native kernel for this op"
+    if torch.version.hip is not None:
+        return "compiled kernels are for NVIDIA GPUs"
+    if not _native.has("class_moments", "CUDA"):
+        return "the extension was built without nvcc"
+    return _too_old(device.index) if _native.has(op, "CUDA") else "no CUDA kernel for this op"
+
+
+def _file(op: str) -> str:
+    """The file of an op, by the same name in every folder: backward and in-place forms stand beside the op."""
+    return "class_moments" if op == "accumulate_class_moments_" else op.removesuffix("_backward")
 
 
 def reference(op: str) -> Callable:
     """The plain-PyTorch implementation of ``op``: ``ncops.reference.<file>.<op>``."""
-    module = op.removesuffix("_backward")
-    module = "class_moments" if module == "accumulate_class_moments_" else module
-    return getattr(importlib.import_module(f"ncops.reference.{module}"), op)
+    return getattr(importlib.import_module(f"{__package__}.reference.{_file(op)}"), op)
 
 
-def choose(op: str, device_type: str) -> str:
-    """The backend that runs ``op`` on a device of this type."""
+def _order(op: str, device: torch.device, dtype: torch.dtype | None) -> tuple[str, ...]:
+    """The backends to try, best first."""
+    if device.type == "cpu":
+        return ("cpu",)
+    # Triton's products of half precision compile to Hopper's wgmma, which the portable mma.sync kernel does not use.
+    if op == "linear_stats" and dtype in (torch.bfloat16, torch.float16):
+        return ("triton", "cuda")
+    return ("cuda", "triton")
+
+
+def choose(op: str, device: str | torch.device, dtype: torch.dtype | None = None) -> str:
+    """The backend that runs ``op`` on tensors of this device and dtype."""
+    device = torch.device(device)
     wanted = forced()
+    order = _order(op, device, dtype)
     if wanted is not None:
-        reason = why_not(wanted, op, device_type)
+        reason = why_not(wanted, op, device)
         if reason is None:
             return wanted
-        if op.endswith("_backward"):  # a forced forward kernel may lean on the reference for its gradient
-            return "reference"
-        raise RuntimeError(f"backend {wanted!r} cannot run {op}: {reason}")
-    for backend in ("cuda", "triton", "cpu"):
-        if why_not(backend, op, device_type) is None:
-            return backend
-    return "reference"
+        if not op.endswith("_backward"):
+            raise RuntimeError(f"backend {wanted!r} cannot run {op}: {reason}")
+        # A forced forward kernel may lean on another backend for its gradient; the interpreter is no such backend.
+        order = order if wanted != "reference" else ()
+    return next((backend for backend in order if why_not(backend, op, device) is None), "reference")
 
 
-def kernel(op: str, device: torch.device) -> Callable:
-    """The implementation of ``op`` for tensors on ``device``; arguments and results are those of the op's schema."""
+def kernel(op: str, x: torch.Tensor) -> Callable:
+    """The implementation of ``op`` for tensors like ``x``; arguments and results are those of the op's schema."""
     global _warned
-    if choose(op, device.type) == "cpu":
+    backend = choose(op, x.device, x.dtype)
+    if backend in ("cpu", "cuda"):
         return _native.op(op)
-    if device.type == "cpu" and not _warned and forced() is None and _native.load() is not None:
+    if backend == "triton":
+        return getattr(importlib.import_module(f"{__package__}.triton_kernels.{_file(op)}"), op)
+    if x.device.type == "cpu" and not _warned and forced() is None and _native.load() is not None:
         _warned = True
         warnings.warn(f"ncops runs on its plain PyTorch reference: {_native.load()}", RuntimeWarning, stacklevel=3)
     return reference(op)

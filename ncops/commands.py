@@ -227,8 +227,8 @@ def _device(name: str) -> str:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise CommandError(f"--device: {name!r} is not a device of this torch") from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CommandError(f"--device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return str(device)
 
 
@@ -263,6 +263,7 @@ def bench(
     ] = False,
     ops: Annotated[str | None, typer.Option(help="Only these: linear_stats,class_moments,... [default: all]")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch [default: as torch has it]")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda (cuda:1, ...) for the cases of a GPU.")] = "cpu",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the CSV file and the plots.")
     ] = None,
@@ -275,6 +276,7 @@ def bench(
     """
     need("cli", "tqdm", *(["matplotlib"] if output is not None else []))
     from .bench import OPS, records, runner
+    from .bench.plan import cuda as cuda_cases
     from .bench.plan import full as full_cases
     from .bench.plan import quick as quick_cases
     from .report.console import say
@@ -285,8 +287,14 @@ def bench(
     unknown = [name for name in chosen if name not in OPS]
     if unknown or not chosen:
         raise CommandError(f"--ops: expected some of {', '.join(OPS)}, got {', '.join(unknown) or 'none'}")
+    device = _device(device)
+    if not device.startswith(("cpu", "cuda")):
+        raise CommandError(f"--device: expected cpu or cuda, got {device!r}")
     with _clean_stdout(as_json):
-        cases = (full_cases if full else quick_cases)(chosen)
+        if device == "cpu":
+            cases = (full_cases if full else quick_cases)(chosen)
+        else:
+            cases = cuda_cases(chosen, full, device)
         machine, results = runner.run(cases, everything=full, threads=threads, say=say)
     if as_json:
         print(json.dumps(records.document(machine, results), indent=1))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-import ncops
-from ncops import backends
+if not torch.cuda.is_available():  # before anything imports Triton, which reads it when a kernel is defined
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import ncops  # noqa: E402
+from ncops import backends  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +19,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=("reference", "cpu"))
+@pytest.fixture(params=("reference", "cpu", pytest.param("triton", marks=pytest.mark.triton)))
 def backend(request):
     """Forces each backend in turn; the module names its op in ``OP``."""
     reason = backends.why_not(request.param, request.module.OP, "cpu")

@@ -60,5 +60,5 @@ COEFFICIENTS = dict(zip(FLOATS, (0.7, -1.1, 0.5, 0.3, 0.9, 1.3, -0.6, 0.8, 0.4),
 
 def objective(columns, rows):
     """All float columns at once, weighted differently per column and row."""
-    weights = torch.linspace(0.5, 1.5, rows, dtype=torch.float64)
+    weights = torch.linspace(0.5, 1.5, rows, dtype=torch.float64, device=columns["lse"].device)
     return sum(c * (columns[name].double() * weights).sum() for name, c in COEFFICIENTS.items())

@@ -204,3 +204,35 @@ def test_command(monkeypatch, capsys, tmp_path):
     assert (tmp_path / records.NAME).exists() and (tmp_path / "speedup.png").exists()
     assert cli.main(["bench", "--ops", "nope"]) == 2
     assert "--ops: expected some of linear_stats" in capsys.readouterr().err
+
+
+def test_cases_of_a_gpu(monkeypatch):
+    """Where there is no GPU: what is asked for, what it is held against, and the code around it on the CPU."""
+    cases = plan.cuda()
+    assert {case.bench.op for case in cases} == set(OPS) and all(case.device == "cuda" for case in cases)
+    assert all(case.goal == Goal() for case in cases), "nothing is promised that nobody measured"
+    for case in cases:
+        assert not {"numpy", "one thread", "neural_collapse"} & set(case.names(everything=True))
+    full = plan.cuda(["linear_stats"], everything=True, device="cuda:1")
+    assert {case.bench.op for case in full} == {"linear_stats"} and full[0].device == "cuda:1"
+    monkeypatch.setattr(limits, "MATRIX", 64)
+    found = {"matmul": limits.matmul(torch.float32, "cpu"), "copy": limits.copy("cpu")}
+    assert found["matmul"].work == 2 * 64**3 and found["copy"].work == 2 * 4 * limits.READ_ELEMENTS
+    for limit in found.values():
+        limit.run()
+    limits.matmul.cache_clear()
+    limits.copy.cache_clear()
+
+
+def test_waits_for_the_device_around_each_group_of_calls():
+    told = []
+    slow = {"a": lambda: (told.append("run"), time.sleep(0.003))}
+    timing.race(slow, budget=0, least=2, wait=lambda: told.append("wait"))
+    assert told == ["run", "wait"] + ["wait", "run", "wait"] * 2
+
+
+def test_device_is_checked(capsys):
+    if not torch.cuda.is_available():
+        assert cli.main(["bench", "--device", "cuda"]) == 2
+        assert "--device: 'cuda' cannot be used: Torch not compiled with CUDA" in capsys.readouterr().err
+    assert cli.main(["bench", "--device", "nonsense"]) == 2

@@ -13,6 +13,9 @@ from torch import Tensor
 
 Sizes = Mapping[str, int]
 OURS, EAGER, COMPILE = "ncops", "eager", "compile"
+# Contestants that need a package, or one kind of device.
+PACKAGES = {"neural_collapse": "neural_collapse", "liger": "liger_kernel", "cut_cross_entropy": "cut_cross_entropy"}
+ON_CPU, ON_CUDA = ("numpy", "one thread", "neural_collapse"), ("liger", "cut_cross_entropy")
 
 
 class Goal(NamedTuple):
@@ -58,6 +61,7 @@ class Case:
     measures: Sequence[str] = ("speed", "accuracy")  # also "memory"
     contestants: Sequence[str] | None = None  # default: what the run asks for
     threads: int | None = None  # default: those of the run
+    device: str = "cpu"
     axis: str | None = None  # a point of this sweep
 
     @property
@@ -83,8 +87,14 @@ class Case:
         return self.with_sizes(**{k: min(v, limits[k]) for k, v in self.sizes.items() if k in limits})
 
     def inputs(self, seed: int = 0) -> tuple:
-        """The same values in every process."""
-        return self.bench.make(self.sizes, self.dtype, self.data, torch.Generator().manual_seed(seed))
+        """The same values in every process and on every device."""
+        made = self.bench.make(self.sizes, self.dtype, self.data, torch.Generator().manual_seed(seed))
+        return tuple(self._moved(value) for value in made)
+
+    def _moved(self, value):
+        if not isinstance(value, Tensor) or self.device == "cpu":
+            return value
+        return value.detach().to(self.device).requires_grad_(value.requires_grad)
 
     def names(self, everything: bool) -> list[str]:
         """Its contestants: those that the goals name, or all that can run here."""
@@ -94,7 +104,10 @@ class Case:
         return [n for n in dict.fromkeys(wanted) if self._runs_here(n)]
 
     def _runs_here(self, name: str) -> bool:
-        if name == "neural_collapse" and importlib.util.find_spec(name) is None:
+        if name in ON_CPU and self.device != "cpu" or name in ON_CUDA and self.device == "cpu":
+            return False
+        package = PACKAGES.get(name)
+        if package is not None and importlib.util.find_spec(package) is None:
             return False
         return self.bench.contestants.get(name) is not None
 

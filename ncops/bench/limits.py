@@ -1,4 +1,8 @@
-"""The machine's limits: multiply-adds that stay in registers, and reading memory. Without the native part: none."""
+"""The machine's limits beside which every figure stands: multiply-adds and memory. Without the native part: none.
+
+On a CPU: multiply-adds that stay in registers, and reading memory, by kernels of our own. On a GPU: the rate of torch's
+own large matrix product, and of copying within its memory.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from .. import _native
 
 READ_ELEMENTS = 1 << 26  # 268 MB of float32: more than any cache
 REGISTER_SECONDS = 0.03  # shorter, and a thread that wakes late counts
+MATRIX = 8192  # 1.1 TFLOP: milliseconds on any GPU
 
 
 class Limit(NamedTuple):
@@ -22,11 +27,30 @@ class Limit(NamedTuple):
     run: Callable[[], object]
 
 
-def limits(dtype: torch.dtype) -> dict[str, Limit]:
-    """``"register"`` for products of this dtype and ``"read"``, on the threads of the moment."""
+def limits(dtype: torch.dtype, device: str = "cpu") -> dict[str, Limit]:
+    """By name: ``"register"`` or ``"matmul"`` for products of this dtype, ``"read"`` or ``"copy"`` for memory."""
+    if device != "cpu":
+        return {"matmul": matmul(dtype, device), "copy": copy(device)}
     if _native.op("register_products") is None or _native.op("read_memory") is None:
         return {}
     return {"register": _register(dtype, torch.get_num_threads()), "read": _read()}
+
+
+@functools.cache
+def matmul(dtype: torch.dtype, device: str) -> Limit:
+    """A square product as torch computes it: what a GPU reaches, close to its peak."""
+    size = MATRIX // 2 if dtype == torch.float64 else MATRIX
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return Limit(2.0 * size**3, lambda: torch.mm(a, b, out=out))
+
+
+@functools.cache
+def copy(device: str) -> Limit:
+    """Bytes read and written."""
+    source = torch.ones(READ_ELEMENTS, device=device)
+    target = torch.empty_like(source)
+    return Limit(2.0 * source.nbytes, lambda: target.copy_(source))
 
 
 @functools.cache

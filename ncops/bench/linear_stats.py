@@ -46,6 +46,18 @@ def chunked_loss(x, weight, target):
     return F.linear_cross_entropy(x, weight, target, options=torch.nn.LinearCrossEntropyOptions())
 
 
+def liger(x, weight, target):
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    return LigerFusedLinearCrossEntropyFunction.apply(x, weight, target)[0]
+
+
+def cut_cross_entropy(x, weight, target):
+    from cut_cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy(x, weight, target)
+
+
 FORWARD = Bench(
     op="linear_stats", mode="forward", make=make, other="matmul",
     contestants={
@@ -75,6 +87,8 @@ FULL = Bench(
         # None where this torch has no such function
         "linear_cross_entropy": gradients(F.linear_cross_entropy) if _HAS_FUSED_LOSS else None,
         "linear_cross_entropy chunked": gradients(chunked_loss) if _HAS_FUSED_LOSS else None,
+        "liger": gradients(liger),
+        "cut_cross_entropy": gradients(cut_cross_entropy),
     },
     flops=lambda s: 8 * s["N"] * s["D"] * s["V"],  # four products, one of them recomputed
     bytes=lambda s, item: 2 * item * s["D"] * (s["N"] + s["V"]),

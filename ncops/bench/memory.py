@@ -23,10 +23,11 @@ def measure(case: Case, name: str) -> float | None:
     does not tell (only Linux does) or the contestant fails, for example for want of memory.
     """
     methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
+    forkserver = "forkserver" in methods and case.device == "cpu"
+    context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
+    if forkserver:
         context.set_forkserver_preload([__name__])
-    key = (case.bench.op, case.bench.mode, dict(case.sizes), case.dtype, case.data, torch.get_num_threads())
+    key = (case.bench.op, case.bench.mode, dict(case.sizes), case.dtype, case.data, torch.get_num_threads(), case.device)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, key, name))
     process.start()
@@ -43,10 +44,10 @@ def measure(case: Case, name: str) -> float | None:
 def _child(sender, key: tuple, name: str) -> None:
     from .plan import bench
 
-    op, mode, sizes, dtype, data, threads = key
+    op, mode, sizes, dtype, data, threads, device = key
     torch.set_num_threads(threads)
     chosen = bench(op, mode)
-    case = Case(chosen, "memory", sizes, dtype, data)
+    case = Case(chosen, "memory", sizes, dtype, data, device=device)
     sender.send(_growth(case, chosen.contestants[name], warm=case if name == COMPILE else _small(case)))
     sender.close()
 
@@ -59,15 +60,30 @@ def _growth(case: Case, run, warm: Case) -> float | None:
     run(*warm.inputs())
     inputs = case.inputs()
     gc.collect()
+    if case.device != "cpu":
+        return _growth_on_gpu(run, inputs)
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed: the call would grow into that
         ctypes.CDLL(None).malloc_trim(0)
     before = _memory.resident()
     if before is None or not _memory.reset_peak():
         return None
     results = run(*inputs)
-    peak = _memory.peak()
+    return _beyond(_memory.peak() - before, results)
+
+
+def _growth_on_gpu(run, inputs: tuple) -> float:
+    """By torch's allocator."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    results = run(*inputs)
+    torch.cuda.synchronize()
+    return _beyond(torch.cuda.max_memory_allocated() - before, results)
+
+
+def _beyond(grown: int, results) -> float:
     kept = {t.data_ptr(): t.nbytes for t in (results if isinstance(results, tuple) else (results,)) if _is_tensor(t)}
-    return max(0.0, (peak - before - sum(kept.values())) / 1e6)
+    return max(0.0, (grown - sum(kept.values())) / 1e6)
 
 
 def _is_tensor(value) -> bool:

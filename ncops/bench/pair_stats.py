@@ -30,9 +30,9 @@ def eager(rows, kernel):
     else:
         rows = rows if rows.dtype == torch.float64 else rows.float()  # cdist has no half precision
         grid = torch.cdist(rows, rows).log()
-    i, j = torch.triu_indices(*grid.shape, offset=1)
+    i, j = torch.triu_indices(*grid.shape, offset=1, device=grid.device)
     pairs = grid[i, j]
-    every = torch.arange(len(grid))
+    every = torch.arange(len(grid), device=grid.device)
     grid[every, every] = -torch.inf  # fill_diagonal_ does not compile here
     row_max, row_argmax = grid.max(1)
     return pairs.mean(), pairs.var(correction=0), pairs.min(), pairs.max(), row_max, row_argmax

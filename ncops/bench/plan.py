@@ -33,6 +33,17 @@ def quick(ops: Sequence[str] = OPS) -> list[Case]:
     return cases
 
 
+def cuda(ops: Sequence[str] = OPS, everything: bool = False, device: str = "cuda") -> list[Case]:
+    """The cases of a GPU: sizes that fill one. Nothing is promised there yet: the figures have to be measured first."""
+    from .gpu import CASES
+
+    return [
+        dataclasses.replace(case, device=device, contestants=tuple(case.bench.contestants) if everything else None)
+        for case in CASES
+        if case.bench.op in ops
+    ]
+
+
 def full(ops: Sequence[str] = OPS) -> list[Case]:
     """The goals, then sweeps over every size, dtype, label distribution and number of threads."""
     cases = [case for op in ops for case in importlib.import_module(f".{op}", __package__).CASES]

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import verdict
 from .runner import Result
-from .table import dtype_name, limit_rows
+from .table import FLOP_LIMITS, dtype_name, limit_rows
 from .timing import Quantiles
 
 COLUMNS = (
@@ -27,7 +27,7 @@ NAME = "all_benchmark_data.csv"
 
 
 def rows(machine: Mapping[str, object], results: Sequence[Result]) -> Iterator[dict[str, Any]]:
-    """One row per contestant and metric; ``gpu_name`` holds the device's name, here the processor's."""
+    """One row per contestant and metric; ``gpu_name`` holds the device's name, the processor's on a CPU."""
     stamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     for r in results:
         x_name = r.case.axis or next(iter(r.case.sizes))
@@ -51,7 +51,7 @@ def _values(r: Result) -> Iterator[tuple[str, str, str, Quantiles]]:
     for name, error in r.errors.items():
         yield name, "error", "relative", Quantiles(error, error, error)
     for name, limit in r.limits.items():
-        unit = "FLOP/s" if name == "register" else "B/s"
+        unit = "FLOP/s" if name in FLOP_LIMITS else "B/s"
         yield f"limit: {name}", "throughput", unit, limit
 
 

@@ -61,7 +61,7 @@ def run(
 
     results = []
     with _threads(threads):
-        facts = machine()
+        facts = machine(cases[0].device if cases else "cpu")
         bar = tqdm(cases, disable=None if progress else True, unit="case", leave=False)
         for case in bar:
             bar.set_description(case.title)
@@ -88,7 +88,7 @@ def _measure(case: Case, threads: int, everything: bool, say: Callable[[str], No
 
 def _speed(case: Case, names: list[str], budget: float, result: Result, say: Callable[[str], None]) -> None:
     inputs = case.inputs()
-    yardsticks = limits(case.dtype)
+    yardsticks = limits(case.dtype, case.device)
     runs = {name: _bind(case.bench.contestants[name], inputs) for name in names}
     runs.update({name: limit.run for name, limit in yardsticks.items()})
 
@@ -97,7 +97,8 @@ def _speed(case: Case, names: list[str], budget: float, result: Result, say: Cal
             raise error
         say(f"{case.title}: {name} could not run: {type(error).__name__}: {str(error).splitlines()[0]}")
 
-    samples = timing.race(runs, budget, failed=failed)
+    wait = torch.cuda.synchronize if case.device != "cpu" else None
+    samples = timing.race(runs, budget, failed=failed, wait=wait)
     for name in names:
         if name in samples:
             result.milliseconds[name] = timing.quantiles([1e3 * s for s in samples[name]])
@@ -110,7 +111,7 @@ def _speed(case: Case, names: list[str], budget: float, result: Result, say: Cal
 
 
 def _share(case: Case, yardsticks: dict[str, Limit], samples: dict[str, list[float]], result: Result) -> None:
-    needed = {"register": case.flops, "read": case.bytes}
+    needed = {"register": case.flops, "matmul": case.flops, "read": case.bytes, "copy": case.bytes}
     times = {name: [needed[name] / limit.work * s for s in samples[name]] for name, limit in yardsticks.items()}
     result.limits = {
         name: timing.quantiles([limit.work / s for s in samples[name]]) for name, limit in yardsticks.items()
@@ -123,17 +124,17 @@ def _bind(function: Callable, inputs: tuple) -> Callable[[], object]:
     return lambda: function(*inputs)
 
 
-def machine() -> dict[str, object]:
+def machine(device: str = "cpu") -> dict[str, object]:
     """What the figures were measured on."""
     from .._version import __version__
 
     return {
-        "device": device_name(),
+        "device": device_name() if device == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
         "ncops": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "isa": str(_native.op("cpu_isa")()) if _native.op("cpu_isa") is not None else None,
+        "isa": str(_native.op("cpu_isa")()) if device == "cpu" and _native.op("cpu_isa") is not None else None,
     }
 
 

@@ -9,20 +9,28 @@ from . import verdict
 from .case import COMPILE, EAGER, OURS
 from .runner import Result
 
-SPEED = ("case", "ours", "limit share", "vs eager", "vs compile", "vs other", "goal", "verdict")
+FLOP_LIMITS = {"register": "multiply-adds", "matmul": "matmul"}
+SPEED = ("case", "ours", "rate", "limit share", "vs eager", "vs compile", "vs other", "goal", "verdict")
 QUALITY = ("case", "memory", "eager", "goal", "error", "eager", "goal", "verdict")
 
 
 def show(machine: Mapping[str, object], results: Sequence[Result]) -> None:
     """Prints the machine, its limits and the tables: speed, then memory and accuracy. Sweeps are left to the plots."""
-    print("{device} · {threads} threads · ncops {ncops} ({isa}) · torch {torch}".format(**machine))
+    how = f"{machine['threads']} threads · ncops {machine['ncops']} ({machine['isa']})"
+    if machine["isa"] is None:
+        how = f"ncops {machine['ncops']}"
+    print(f"{machine['device']} · {how} · torch {machine['torch']}")
     limits = limit_rows(results)
     if limits:
         print("limits: " + ", ".join(f"{what} {value}" for what, value in limits))
     cases = [r for r in results if r.case.axis is None]
     if any(r.milliseconds for r in cases):
         print()
-        show_table("Speed (times faster than each contestant)", SPEED, speed_rows(cases), left=(0, 6, 7))
+        columns, lines = SPEED, speed_rows(cases)
+        if machine.get("isa") or not any(line[2] for line in lines):  # on a CPU the share of the limit says it all
+            columns, lines = columns[:2] + columns[3:], [line[:2] + line[3:] for line in lines]
+        title = "Speed (times faster than each contestant)"
+        show_table(title, columns, lines, left=(0, len(columns) - 2, len(columns) - 1))
     if any(r.megabytes or r.errors for r in cases):
         print()
         title = "Memory beyond inputs and results, and largest error against float64"
@@ -35,10 +43,12 @@ def limit_rows(results: Sequence[Result]) -> list[tuple[str, str]]:
     threads = max((r.threads for r in results), default=0)
     for r in results:
         for name, value in r.limits.items() if r.threads == threads else ():
-            what = f"{dtype_name(r)} multiply-adds" if name == "register" else "read"
+            what = f"{dtype_name(r)} {FLOP_LIMITS[name]}" if name in FLOP_LIMITS else name
             best[what] = max(best.get(what, 0.0), value.p50)
-    units = {True: "GB/s", False: "GFLOP/s"}
-    return [(what, f"{value / 1e9:.0f} {units[what == 'read']}") for what, value in sorted(best.items())]
+    return [
+        (what, f"{value / 1e9:.0f} {'GB/s' if what in ('read', 'copy') else 'GFLOP/s'}")
+        for what, value in sorted(best.items())
+    ]
 
 
 def dtype_name(result: Result) -> str:
@@ -54,7 +64,7 @@ def speed_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
         share = "" if r.share is None else f"{r.share:.0%} {verdict.BOUNDS[r.bound]}"
         other = _times(r, r.case.versus)
         rows.append((
-            f"{r.case.title}, {sizes(r)}", _milliseconds(r.milliseconds[OURS].p50), share, _times(r, EAGER),
+            f"{r.case.title}, {sizes(r)}", _milliseconds(r.milliseconds[OURS].p50), _rate(r), share, _times(r, EAGER),
             _times(r, COMPILE), other and f"{other} {r.case.versus}", verdict.goals(found), verdict.words(found),
         ))  # fmt: skip
     return rows
@@ -79,6 +89,16 @@ def sizes(result: Result) -> str:
 
 def _milliseconds(value: float) -> str:
     return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def _rate(r: Result) -> str:
+    """What we reach of what decides: useful operations or bytes over our time."""
+    if r.bound is None:
+        return ""
+    seconds = r.milliseconds[OURS].p50 / 1e3
+    if r.bound in FLOP_LIMITS:
+        return f"{r.case.flops / seconds / 1e9:.0f} GFLOP/s"
+    return f"{r.case.bytes / seconds / 1e9:.0f} GB/s"
 
 
 def _times(result: Result, name: str) -> str:

@@ -38,17 +38,20 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Quantiles
 
 def race(
     runs: Mapping[str, Callable[[], object]], budget: float, least: int = 3, most: int = 21,
-    failed: Callable[[str, Exception], None] | None = None,
+    failed: Callable[[str, Exception], None] | None = None, wait: Callable[[], object] | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """Seconds per call and repetition of every contestant, warm.
 
     Repetitions fill ``budget`` seconds, at least ``least`` and at most ``most`` of them. A contestant that raises on
-    its first call is reported to ``failed`` and left out (without ``failed`` the error is raised).
+    its first call is reported to ``failed`` and left out (without ``failed`` the error is raised). ``wait`` returns when
+    everything that was started has run: a GPU is waited for before and after each group of calls.
     """
+    wait = wait or (lambda: None)
     samples: dict[str, list[float]] = {}
     for name, run in runs.items():
         try:
             run()  # compiles, and brings pages and caches in
+            wait()
         except Exception as error:
             if failed is None:
                 raise
@@ -62,15 +65,17 @@ def race(
         if repetition >= least and time.perf_counter() - begin > budget:
             break
         for name in order:
-            seconds = _seconds(runs[name], group[name])
+            seconds = _seconds(runs[name], group[name], wait)
             samples[name].append(seconds)
             group[name] = max(1, math.ceil(SHORTEST / seconds))
         order.reverse()
     return samples
 
 
-def _seconds(run: Callable[[], object], calls: int) -> float:
+def _seconds(run: Callable[[], object], calls: int, wait: Callable[[], object]) -> float:
+    wait()
     begin = time.perf_counter()
     for _ in range(calls):
         run()
+    wait()
     return max(time.perf_counter() - begin, 1e-9) / calls

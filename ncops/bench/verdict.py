@@ -8,7 +8,7 @@ from .accuracy import allowed
 from .case import COMPILE, EAGER, OURS
 from .runner import Result
 
-BOUNDS = {"register": "FMA", "read": "read"}
+BOUNDS = {"register": "FMA", "matmul": "matmul", "read": "read", "copy": "copy"}
 
 
 class Check(NamedTuple):

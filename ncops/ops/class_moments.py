@@ -120,7 +120,7 @@ def accumulate_class_moments_(
 
 
 def _forward(x, labels, num_classes, center, ignore_index):
-    out = backends.kernel("class_moments", x.device)(x, labels, num_classes, center, ignore_index)
+    out = backends.kernel("class_moments", x)(x, labels, num_classes, center, ignore_index)
     if x.device.type == "cpu" and int(out[3]):
         raise_bad_label(labels, num_classes, ignore_index, "labels")
     return out
@@ -136,7 +136,7 @@ def _fake(x, labels, num_classes, center, ignore_index):
 
 
 def _accumulate(counts, center, sums, sqnorms, invalid, x, labels, ignore_index):
-    run = backends.kernel("accumulate_class_moments_", x.device)
+    run = backends.kernel("accumulate_class_moments_", x)
     bad = run(counts, center, sums, sqnorms, invalid, x, labels, ignore_index)
     if x.device.type == "cpu" and int(bad):
         raise_bad_label(labels, counts.shape[0], ignore_index, "labels")
@@ -163,7 +163,7 @@ def _backward(ctx, g_sums, g_sqnorms, g_counts, g_invalid):
 
 
 def _backward_kernel(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index):
-    run = backends.kernel("class_moments_backward", x.device)
+    run = backends.kernel("class_moments_backward", x)
     return run(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index)
 
 

@@ -72,7 +72,7 @@ def check_rows(x: Tensor, labels: Tensor | None, center: Tensor | None) -> tuple
 def _forward(x, labels, center, ignore_index, allow_tf32):
     if labels is not None:
         check_label_values(labels, center.shape[0], ignore_index, "labels")
-    return backends.kernel("class_scatter", x.device)(x, labels, center, ignore_index, allow_tf32)
+    return backends.kernel("class_scatter", x)(x, labels, center, ignore_index, allow_tf32)
 
 
 def _fake(x, labels, center, ignore_index, allow_tf32):
@@ -91,7 +91,7 @@ def _backward(ctx, g):
 
 
 def _backward_kernel(*args):
-    return backends.kernel("class_scatter_backward", args[0].device)(*args)
+    return backends.kernel("class_scatter_backward", args[0])(*args)
 
 
 def _backward_fake(g, x, labels, center, ignore_index, allow_tf32, need_x, need_center):

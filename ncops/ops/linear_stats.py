@@ -75,7 +75,7 @@ def linear_stats(
 def _forward(x, weight, bias, target, scale, ignore_index, allow_tf32):
     if target is not None:
         check_label_values(target, weight.shape[0], ignore_index, "target")
-    run = backends.kernel("linear_stats", x.device)
+    run = backends.kernel("linear_stats", x)
     return run(x, weight, bias, target, scale, ignore_index, allow_tf32)
 
 
@@ -95,7 +95,7 @@ def _backward(ctx, *grads):
 
 
 def _backward_kernel(*args):
-    return backends.kernel("linear_stats_backward", args[0].device)(*args)
+    return backends.kernel("linear_stats_backward", args[0])(*args)
 
 
 def _backward_fake(*args):

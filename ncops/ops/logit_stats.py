@@ -44,7 +44,7 @@ def logit_stats(
 def _forward(logits, target, scale, ignore_index):
     if target is not None:
         check_label_values(target, logits.shape[1], ignore_index, "target")
-    return backends.kernel("logit_stats", logits.device)(logits, target, scale, ignore_index)
+    return backends.kernel("logit_stats", logits)(logits, target, scale, ignore_index)
 
 
 def _fake(logits, target, scale, ignore_index):
@@ -62,7 +62,7 @@ def _backward(ctx, *grads):
 
 
 def _backward_kernel(*args):
-    return backends.kernel("logit_stats_backward", args[0].device)(*args)
+    return backends.kernel("logit_stats_backward", args[0])(*args)
 
 
 def _backward_fake(*args):

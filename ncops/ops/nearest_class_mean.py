@@ -57,7 +57,7 @@ def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None)
 
 
 def _forward(x, means, valid, allow_tf32):
-    return backends.kernel("nearest_class_mean", x.device)(x, means, valid, allow_tf32)
+    return backends.kernel("nearest_class_mean", x)(x, means, valid, allow_tf32)
 
 
 def _fake(x, means, valid, allow_tf32):

@@ -99,7 +99,7 @@ def check_valid(valid: Tensor | None, size: int, like: Tensor, like_name: str, m
 
 
 def _forward(rows, kernel, variances, power, valid, allow_tf32):
-    return backends.kernel("pair_stats", rows.device)(rows, kernel, variances, power, valid, allow_tf32)
+    return backends.kernel("pair_stats", rows)(rows, kernel, variances, power, valid, allow_tf32)
 
 
 def _fake(rows, kernel, variances, power, valid, allow_tf32):
@@ -130,7 +130,7 @@ def _backward(ctx, g_mean, g_var, g_min, g_max, g_row_max, g_count, g_row_argmax
 
 
 def _backward_kernel(*args):
-    return backends.kernel("pair_stats_backward", args[0].device)(*args)
+    return backends.kernel("pair_stats_backward", args[0])(*args)
 
 
 def _backward_fake(g_mean, g_row_max, count, row_argmax, rows, kernel, variances, power, valid, allow_tf32):

@@ -50,7 +50,7 @@ def projected_sqnorms(
 def _forward(x, basis, labels, center, ignore_index, allow_tf32):
     if labels is not None:
         check_label_values(labels, center.shape[0], ignore_index, "labels")
-    run = backends.kernel("projected_sqnorms", x.device)
+    run = backends.kernel("projected_sqnorms", x)
     return run(x, basis, labels, center, ignore_index, allow_tf32)
 
 
@@ -71,7 +71,7 @@ def _backward(ctx, g):
 
 
 def _backward_kernel(*args):
-    return backends.kernel("projected_sqnorms_backward", args[0].device)(*args)
+    return backends.kernel("projected_sqnorms_backward", args[0])(*args)
 
 
 def _backward_fake(g, x, basis, labels, center, ignore_index, allow_tf32, need_x, need_basis, need_center):

@@ -1,0 +1,82 @@
+"""What a GPU would need at least, on paper: bytes and operations of every case over the data sheet's rates.
+
+A model, not a measurement: ``ncops bench --device cuda`` measures. ``python -m ncops.bench.roofline`` prints the table of
+docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .case import Case
+from .gpu import CASES
+
+
+class Rates(NamedTuple):
+    """Of one GPU: products per dtype in flop/s, other arithmetic in instructions/s, memory in byte/s."""
+
+    name: str
+    products: dict[torch.dtype, float]
+    instructions: float
+    memory: float
+
+
+# Data sheet of the H100 SXM5: dense rates; float32 products on the ordinary units, because ours are exact.
+H100 = Rates(
+    "H100 SXM", {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12, torch.float64: 67e12},
+    instructions=33.5e12, memory=3.35e12,
+)  # fmt: skip
+# What there is of logits, distances, elements or pairs, and the instructions that each costs beside its product.
+EPILOGUE = {
+    "linear_stats": (lambda s: s["N"] * s["V"], 20),
+    "logit_stats": (lambda s: s["N"] * s["V"], 20),
+    "class_moments": (lambda s: s["N"] * s["D"], 4),
+    "pair_stats": (lambda s: s["K"] * (s["K"] - 1) / 2, 16),
+    "nearest_class_mean": (lambda s: s["N"] * s["C"], 4),
+}
+STREAMING = ("logit_stats", "class_moments")  # no products there: what they add up is in the epilogue
+
+
+class Estimate(NamedTuple):
+    """Seconds by term; the largest binds."""
+
+    products: float
+    epilogue: float
+    memory: float
+
+    @property
+    def bound(self) -> str:
+        return self._fields[self.index(max(self))]
+
+
+def estimate(case: Case, rates: Rates = H100) -> Estimate:
+    """The least time of a case on a GPU of these rates."""
+    op = case.bench.op
+    count, instructions = EPILOGUE.get(op, (lambda sizes: 0, 0))
+    return Estimate(
+        0.0 if op in STREAMING else case.flops / rates.products[case.dtype],
+        count(case.sizes) * instructions / rates.instructions,
+        case.bytes / rates.memory,
+    )
+
+
+def table(rates: Rates = H100) -> str:
+    """Markdown."""
+    lines = [
+        f"| case | products | epilogue | memory | at least, {rates.name} | bound by |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for case in CASES:
+        e = estimate(case, rates)
+        sizes = " ".join(f"{name}={value}" for name, value in case.sizes.items())
+        dtype = str(case.dtype).removeprefix("torch.")
+        terms = " | ".join("" if t == 0 else f"{t * 1e3:.3g} ms" for t in e)
+        what = f"{case.title}, {sizes}" if dtype in case.name else f"{case.title}, {sizes}, {dtype}"
+        lines.append(f"| {what} | {terms} | {max(e) * 1e3:.3g} ms | {e.bound} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,20 @@
+"""What runs only on a GPU. Elsewhere every test here is skipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items):
+    here = [item for item in items if "/gpu/" in item.nodeid or item.nodeid.startswith("gpu/")]
+    for item in here:
+        item.add_marker(pytest.mark.gpu)
+        if not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(params=("cuda", "triton"))
+def gpu_backend(request):
+    """The name of a backend that runs on CUDA tensors; not forced yet."""
+    return request.param

@@ -1,0 +1,281 @@
+"""One problem per op and mode, run by any backend on any device and held against float64: what every backend shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from logit_columns import FLOATS, dense, objective
+from testing import IGNORE, assert_accurate, randn, random_labels
+from torch import Tensor
+
+import ncops
+from ncops._dtypes import compute_dtype
+
+Inputs = dict[str, Any]
+Outputs = dict[str, Tensor]
+
+
+class OpCase(NamedTuple):
+    """``run`` gives named results; float ones are compared in size, indices by the score that they pick."""
+
+    op: str
+    name: str
+    make: Callable[[torch.dtype], Inputs]
+    run: Callable[..., Outputs]
+    scale: Callable[[str, Inputs], float] = lambda name, inputs: 0.0  # the least size that a result's error is held to
+    score: Callable[[Inputs], Tensor] | None = None  # (rows, candidates) in float64, for results that are indices
+    gradient: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.op}-{self.name}"
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return compute_dtype(dtype)
+
+
+# ---- logits
+def _logits_case(n: int, d: int, v: int):
+    def make(dtype):
+        x, weight = randn(n, d, dtype=dtype), randn(v, d, dtype=dtype, scale=d**-0.5)
+        return {"x": x, "weight": weight, "bias": randn(v, dtype=dtype), "target": random_labels(n, v)}
+
+    return make
+
+
+def _stored(n: int, v: int):
+    return lambda dtype: {"logits": randn(n, v, dtype=dtype, scale=3), "target": random_labels(n, v)}
+
+
+def _columns(stats) -> Outputs:
+    names = (*FLOATS, "argmax", "second_index", "target_rank", "valid")
+    return {name: getattr(stats, name) for name in names}
+
+
+def _linear_stats(x, weight, bias, target):
+    return _columns(ncops.linear_stats(x, weight, bias, target, scale=0.7))
+
+
+def _linear_stats_gradients(x, weight, bias, target):
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    stats = ncops.linear_stats(*inputs, target, scale=0.7)
+    loss = objective({name: getattr(stats, name) for name in FLOATS}, x.shape[0])
+    return dict(zip(("g_x", "g_weight", "g_bias"), torch.autograd.grad(loss, inputs), strict=True))
+
+
+def _logit_stats(logits, target):
+    return _columns(ncops.logit_stats(logits, target, scale=0.7))
+
+
+def _logit_stats_gradients(logits, target):
+    stats = ncops.logit_stats(logits.requires_grad_(), target, scale=0.7)
+    loss = objective({name: getattr(stats, name) for name in FLOATS}, logits.shape[0])
+    return {"g_logits": torch.autograd.grad(loss, logits)[0]}
+
+
+def _z(inputs: Inputs) -> Tensor:
+    if "logits" in inputs:
+        return 0.7 * inputs["logits"]
+    return dense(inputs["x"], inputs["weight"], inputs["bias"], 0.7)
+
+
+def _logit_scale(name: str, inputs: Inputs) -> float:
+    size = max(1.0, _z(inputs).abs().max().item())
+    return size**2 if name == "var" else size
+
+
+# ---- classes
+def _features(n: int, d: int, c: int, hot: bool = False):
+    def make(dtype):
+        labels = random_labels(n, c)
+        if hot:  # half of the rows in one class
+            labels[::2] = c // 2
+        center = randn(c, d, dtype=_wide(dtype))
+        return {"x": randn(n, d, dtype=dtype, shift=0.5), "labels": labels, "center": center}
+
+    return make
+
+
+def _class_moments(x, labels, center):
+    moments = ncops.class_moments(x, labels, center.shape[0], center=center)
+    return {name: getattr(moments, name) for name in ("sums", "sqnorms", "counts", "invalid")}
+
+
+def _class_moments_gradients(x, labels, center):
+    moments = ncops.class_moments(x.requires_grad_(), labels, center.shape[0], center=center.requires_grad_())
+    loss = (moments.sums * 0.7).sum() + (moments.sqnorms * 0.3).sum()
+    return dict(zip(("g_x", "g_center"), torch.autograd.grad(loss, (x, center)), strict=True))
+
+
+def _accumulate(x, labels, center):
+    c, d = center.shape
+    counts = torch.zeros(c, dtype=torch.int64, device=x.device)
+    sums, sqnorms = x.new_zeros((c, d), dtype=torch.float64), x.new_zeros(c, dtype=torch.float64)
+    anchors, invalid = torch.zeros_like(center), counts.new_zeros(())
+    half = x.shape[0] // 2
+    for part in (slice(0, half), slice(half, None)):  # the second call meets classes that have anchors and new ones
+        ncops.accumulate_class_moments_(counts, anchors, sums, sqnorms, invalid, x[part], labels[part])
+    # Anchors are rounded: what they leave over is in the sums.
+    return {"first": anchors.double() * counts[:, None] + sums, "counts": counts, "invalid": invalid}
+
+
+def _class_scatter(x, labels, center):
+    return {
+        "within": ncops.class_scatter(x, labels, center),
+        "total": ncops.class_scatter(x, None, center[0]),
+        "raw": ncops.class_scatter(x),
+    }
+
+
+def _class_scatter_gradients(x, labels, center):
+    weight = torch.linspace(-1, 1, x.shape[1] ** 2, dtype=torch.float64, device=x.device).view(x.shape[1], -1)
+    loss = (ncops.class_scatter(x.requires_grad_(), labels, center.requires_grad_()) * weight).sum()
+    return dict(zip(("g_x", "g_center"), torch.autograd.grad(loss, (x, center)), strict=True))
+
+
+def _projection(n: int, d: int, r: int):
+    make = _features(n, d, 5)
+    return lambda dtype: make(dtype) | {"basis": randn(r, d, dtype=dtype)}
+
+
+def _projected_sqnorms(x, labels, center, basis):
+    return {
+        "centred": ncops.projected_sqnorms(x, basis, labels, center),
+        "raw": ncops.projected_sqnorms(x, basis),
+    }
+
+
+def _projected_sqnorms_gradients(x, labels, center, basis):
+    out = ncops.projected_sqnorms(x.requires_grad_(), basis.requires_grad_(), labels, center)
+    weight = torch.linspace(-1, 1, x.shape[0], dtype=torch.float64, device=x.device)
+    return dict(zip(("g_x", "g_basis"), torch.autograd.grad((out * weight).sum(), (x, basis)), strict=True))
+
+
+def _means(n: int, d: int, c: int):
+    return lambda dtype: {
+        "x": randn(n, d, dtype=dtype), "means": randn(c, d, dtype=_wide(dtype)), "valid": torch.arange(c) % 4 != 1
+    }  # fmt: skip
+
+
+def _nearest_class_mean(x, means, valid):
+    nearest = ncops.nearest_class_mean(x, means, valid=valid)
+    return {"index": nearest.index, "sqdist": nearest.sqdist}
+
+
+def _negative_distances(inputs: Inputs) -> Tensor:
+    distances = (inputs["x"].double()[:, None] - inputs["means"].double()).square().sum(2)
+    return -distances.masked_fill(~inputs["valid"], math.inf)
+
+
+# ---- pairs
+def _pairs(k: int, d: int, kernel: str):
+    def make(dtype):
+        rows = randn(k, d, dtype=dtype, shift=0.3)
+        if kernel != "riesz":
+            rows[1] = rows[0] * (1 + 2**-7)  # a close pair
+        variances = torch.rand(k).to(_wide(dtype)) + 0.1 if kernel == "cdnv" else None
+        return {"rows": rows, "kernel": kernel, "variances": variances, "valid": torch.arange(k) % 5 != 2}
+
+    return make
+
+
+def _pair_stats(rows, kernel, variances, valid):
+    stats = ncops.pair_stats(rows, kernel, variances=variances, valid=valid)
+    return {name: getattr(stats, name) for name in ("mean", "var", "min", "max", "row_max", "count")}
+
+
+def _pair_stats_gradients(rows, kernel, variances, valid):
+    inputs = [rows.requires_grad_()] + ([] if variances is None else [variances.requires_grad_()])
+    stats = ncops.pair_stats(rows, kernel, variances=variances, valid=valid)
+    loss = stats.mean + (stats.row_max.where(valid, 0) * 0.1).sum()
+    return {f"g_{i}": g for i, g in enumerate(torch.autograd.grad(loss, inputs))}
+
+
+CASES = (
+    OpCase("linear_stats", "forward", _logits_case(37, 40, 90), _linear_stats, _logit_scale, _z),
+    OpCase("linear_stats", "few rows", _logits_case(2, 24, 300), _linear_stats, _logit_scale, _z),
+    OpCase("linear_stats", "backward", _logits_case(37, 40, 90), _linear_stats_gradients, gradient=True),
+    OpCase("logit_stats", "forward", _stored(37, 90), _logit_stats, _logit_scale, _z),
+    OpCase("logit_stats", "backward", _stored(37, 90), _logit_stats_gradients, gradient=True),
+    OpCase("class_moments", "forward", _features(130, 33, 7), _class_moments),
+    OpCase("class_moments", "hot class", _features(130, 33, 40, hot=True), _class_moments),
+    OpCase("class_moments", "backward", _features(65, 33, 7), _class_moments_gradients, gradient=True),
+    OpCase("accumulate_class_moments_", "two calls", _features(130, 33, 12, hot=True), _accumulate),
+    OpCase("class_scatter", "forward", _features(130, 33, 7), _class_scatter),
+    OpCase("class_scatter", "backward", _features(65, 33, 7), _class_scatter_gradients, gradient=True),
+    OpCase("projected_sqnorms", "forward", _projection(65, 33, 20), _projected_sqnorms),
+    OpCase("projected_sqnorms", "backward", _projection(65, 33, 20), _projected_sqnorms_gradients, gradient=True),
+    OpCase("nearest_class_mean", "forward", _means(65, 33, 40), _nearest_class_mean, score=_negative_distances),
+    *(
+        OpCase("pair_stats", kernel, _pairs(40, 17, kernel), _pair_stats)
+        for kernel in ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
+    ),
+    *(
+        OpCase("pair_stats", f"{kernel} backward", _pairs(40, 17, kernel), _pair_stats_gradients, gradient=True)
+        for kernel in ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
+    ),
+)
+
+
+def fresh(inputs: Mapping[str, Any], device: str = "cpu", wide: torch.dtype | None = None) -> Inputs:
+    """A copy of the inputs on a device, floats in ``wide`` where given."""
+
+    def copy(value):
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach().clone().to(device)
+        return value.to(wide) if wide is not None and value.is_floating_point() else value
+
+    return {name: copy(value) for name, value in inputs.items()}
+
+
+def check(case: OpCase, backend: str, dtype: torch.dtype, device: str = "cpu") -> None:
+    """``backend`` on ``device`` against float64: at most twice the error of the plain PyTorch in the compute dtype."""
+    inputs = case.make(dtype)
+    with ncops.use_backend(backend):
+        ours = {name: value.detach().cpu() for name, value in case.run(**fresh(inputs, device)).items()}
+    with ncops.use_backend("reference"):
+        truth = case.run(**fresh(inputs, wide=torch.float64))
+        torchs = case.run(**fresh(inputs, wide=_wide(dtype)))
+    exact = fresh(inputs, wide=torch.float64)
+    for name, value in ours.items():
+        what = f"{case.title} {name} on {backend}"
+        if value.is_floating_point():
+            size = max(case.scale(name, exact), truth[name].nan_to_num(0, 0, 0).abs().max().item())
+            # Batch sums are float32 also where a float64 state receives them.
+            value = value.to(_wide(dtype)) if value.dtype == torch.float64 else value
+            rounded = torchs[name].to(value.dtype)
+            eps = 8 if value.dtype.itemsize > 2 else 1  # a gradient in half precision is rounded once
+            assert_accurate(value, rounded, truth[name], what=what, scale=size, eps=eps)
+        elif name in ("argmax", "second_index", "index"):
+            _check_indices(case, exact, value, truth[name], what)
+        elif name == "target_rank":
+            _check_ranks(case, exact, value, what)
+        else:
+            assert torch.equal(value, truth[name]), what
+
+
+def _near(score: Tensor, exact: Inputs) -> float:
+    size = score[score.isfinite()].abs().max().item()
+    features = next(iter(exact.values())).shape[1]
+    return 16 * torch.finfo(torch.float32).eps * max(1.0, size) * features**0.5
+
+
+def _check_indices(case: OpCase, exact: Inputs, mine: Tensor, truth: Tensor, what: str) -> None:
+    """An index may differ from float64's only where the two candidates are closer than the scores' own error."""
+    score = case.score(exact)
+    picked, best = (score.gather(1, index[:, None]).squeeze(1) for index in (mine, truth))
+    assert (picked >= best - _near(score, exact)).all(), what
+    assert (mine == truth).sum() >= 0.9 * mine.numel(), what
+
+
+def _check_ranks(case: OpCase, exact: Inputs, mine: Tensor, what: str) -> None:
+    score, target = case.score(exact), exact["target"]
+    valid = target != IGNORE
+    own, near = score.gather(1, target.clamp(min=0)[:, None]), _near(score, exact)
+    low, high = (score > own + near).sum(1), (score > own - near).sum(1)
+    assert torch.where(valid, (low <= mine) & (mine <= high), mine == -1).all(), what
