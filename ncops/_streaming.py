@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ class StreamingState:
     """Subclasses name their tensors in ``_TENSORS`` (one may be None) and describe themselves in ``_config``."""
 
     _TENSORS: tuple[str, ...] = ()
+    _reduced = False  # holds the sum over ranks: what is added now would be added again by the next reduction
 
     def _config(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -54,6 +56,45 @@ class StreamingState:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the state to a safetensors file, whole or not at all; :func:`ncops.load` reads it."""
         save_state(path, type(self).__name__, self._config(), self._tensors())
+
+    def _check_not_reduced(self, what: str) -> None:
+        if self._reduced:
+            raise RuntimeError(
+                f"{what}: these statistics hold the sum over all ranks (all_reduce, inplace=True); reset() them first"
+            )
+
+    @stateful
+    def all_reduce(self, group=None, *, inplace: bool = False):
+        """The statistics of all ranks of ``torch.distributed`` together, on every rank; every rank must call it.
+
+        Args:
+            group: the process group; None is the default one. gloo needs the state on a CPU, nccl on a GPU.
+            inplace: put the result into self and return self, saving a copy of the state. Updates then raise until
+                :meth:`reset`, so that nothing is counted twice. By default self is left alone.
+
+        Raises:
+            RuntimeError: torch.distributed is not initialised, or the state has been reduced in place before.
+            ValueError: the ranks' statistics differ in what must be the same (sizes, dtype, convention); on every rank
+                alike, and nothing has changed.
+        """
+        from .distributed import check_alike, dist
+
+        self._check_not_reduced("all_reduce")
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError("all_reduce: torch.distributed is not initialised: call init_process_group first")
+        check_alike(self._alike(), group)
+        result = self if inplace else copy.deepcopy(self)
+        result._reduce(group)
+        result._reduced = inplace
+        return result
+
+    def _alike(self) -> dict[str, Any]:
+        """What must agree between ranks that are added up; None fits everything."""
+        raise NotImplementedError
+
+    def _reduce(self, group) -> None:
+        """Replaces the state by the sum over the ranks."""
+        raise NotImplementedError
 
     @stateful
     def to(self, device: torch.device | str):

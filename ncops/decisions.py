@@ -133,6 +133,7 @@ class DecisionStatistics(StreamingState):
                 changed.
             RuntimeError: statistics read from a file, before :meth:`bind`.
         """
+        self._check_not_reduced("update")
         if self._geometry is None:
             raise RuntimeError("these statistics came from a file: call bind(geometry, weight, bias) before update")
         stats = self._logits(x, self._weight, self._bias, labels)
@@ -212,6 +213,20 @@ class DecisionStatistics(StreamingState):
         for name, tensor in self._tensors().items():
             if name != "kept":
                 tensor.zero_()
+        self._reduced = False
+
+    def _alike(self) -> dict[str, Any]:
+        from .distributed import fingerprint
+
+        return {
+            "num_classes": self.num_classes, "convention": self.convention.as_dict(), "scale": self.scale,
+            "kept classes": fingerprint(self.kept),
+        }  # fmt: skip
+
+    def _reduce(self, group) -> None:
+        from .distributed import sum_over_ranks
+
+        sum_over_ranks([tensor for name, tensor in self._tensors().items() if name != "kept"], group)
 
     def merge(self, other: DecisionStatistics) -> DecisionStatistics:
         """Adds what ``other`` has seen; ``other`` is not changed. Returns self.

@@ -101,6 +101,7 @@ class ClassStatistics(StreamingState):
             ValueError: shape, dtype or device mismatch; a label outside ``[0, C)`` on the CPU (elsewhere such rows are
                 skipped and :meth:`compute` raises); a row that is not finite under ``nonfinite="raise"``.
         """
+        self._check_not_reduced("update")
         flat, y = self._check(x, labels)
         y, skipped, ignored = self._leave_out(flat, y)
         center = self.center
@@ -165,7 +166,7 @@ class ClassStatistics(StreamingState):
             getattr(self, name).zero_()
         if self.scatter is not None:
             self.scatter.zero_()
-        self.center, self.input_dtype = None, None
+        self.center, self.input_dtype, self._reduced = None, None, False
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
@@ -215,6 +216,22 @@ class ClassStatistics(StreamingState):
                 move(*far, *state, change)
         for mine, their in zip(state, theirs, strict=True):
             mine[take + rows.start] = their[take]
+
+    def _alike(self) -> dict[str, Any]:
+        return {**self._identity(), "input_dtype": None if self.input_dtype is None else str(self.input_dtype)}
+
+    def _reduce(self, group) -> None:
+        from .distributed import dist, reduce_class_state, sum_over_ranks
+
+        dtypes: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(dtypes, self.input_dtype, group=group)
+        self.input_dtype = next((dtype for dtype in dtypes if dtype is not None), None)
+        sum_over_ranks([self.invalid, self.skipped, self.ignored], group)
+        if self.input_dtype is None:  # no rank has seen a row
+            return
+        if self.center is None:
+            self.center = torch.zeros(self.sums.shape, dtype=compute_dtype(self.input_dtype), device=self.device)
+        reduce_class_state(self.counts, self.center, self.sums, self.sqnorms, self.scatter, group)
 
     def _identity(self) -> dict[str, Any]:
         return {"num_classes": self.num_classes, "dim": self.dim, "scatter": self.scatter is not None}

@@ -27,7 +27,8 @@ def measure(case: Case, name: str) -> float | None:
     context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
     if forkserver:
         context.set_forkserver_preload([__name__])
-    key = (case.bench.op, case.bench.mode, dict(case.sizes), case.dtype, case.data, torch.get_num_threads(), case.device)
+    bench, threads = case.bench, torch.get_num_threads()
+    key = (bench.op, bench.mode, dict(case.sizes), case.dtype, case.data, threads, case.device)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, key, name))
     process.start()

@@ -1,7 +1,7 @@
-"""What a GPU would need at least, on paper: bytes and operations of every case over the data sheet's rates.
+"""What a GPU would need at least, on paper: bytes and operations of every case over a data sheet's rates.
 
-A model, not a measurement: ``ncops bench --device cuda`` measures. ``python -m ncops.bench.roofline`` prints the table of
-docs/gpu.md.
+A model, not a measurement: ``ncops bench --device cuda`` measures. ``python -m ncops.bench.roofline`` prints the table
+of docs/gpu.md.
 """
 
 from __future__ import annotations

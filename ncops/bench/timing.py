@@ -43,8 +43,8 @@ def race(
     """Seconds per call and repetition of every contestant, warm.
 
     Repetitions fill ``budget`` seconds, at least ``least`` and at most ``most`` of them. A contestant that raises on
-    its first call is reported to ``failed`` and left out (without ``failed`` the error is raised). ``wait`` returns when
-    everything that was started has run: a GPU is waited for before and after each group of calls.
+    its first call is reported to ``failed`` and left out (without ``failed`` the error is raised). ``wait`` returns
+    when everything that was started has run: a GPU is waited for before and after each group of calls.
     """
     wait = wait or (lambda: None)
     samples: dict[str, list[float]] = {}

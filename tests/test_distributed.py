@@ -1,0 +1,116 @@
+"""Statistics summed over real processes, against one process that saw everything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from processes import on_ranks
+
+import ncops
+
+C, D, RANKS = 12, 6, 3
+
+
+def data(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tight classes far from the origin; rank 1 has other classes and fewer rows, rank 2 none at all."""
+    g = torch.Generator().manual_seed(7 + rank)
+    n, classes = ((90, C - 2), (35, C // 2), (0, 1))[rank]
+    labels = torch.randint(0, classes, (n,), generator=g) + (C - classes if rank == 1 else 0)
+    means = 100 * torch.nn.functional.normalize(torch.randn(C, D, generator=torch.Generator().manual_seed(1)), dim=1)
+    x = means[labels] + 1e-3 * torch.randn(n, D, generator=g)
+    labels[::17] = -100
+    return x, labels
+
+
+def seen(rank: int, scatter: bool) -> ncops.ClassStatistics:
+    stats = ncops.ClassStatistics(C, D, scatter=scatter)
+    x, y = data(rank)
+    for start in range(0, len(x), 40):
+        stats.update(x[start : start + 40], y[start : start + 40])
+    return stats
+
+
+def as_numbers(geometry) -> dict:
+    names = ("classes", "counts", "class_var", "means", "within_cov", "global_mean", "sample_mean")
+    return {n: None if getattr(geometry, n) is None else getattr(geometry, n).tolist() for n in names}
+
+
+def reduce_classes(rank: int, scatter: bool, inplace: bool) -> dict:
+    stats = seen(rank, scatter)
+    before = {k: v.clone() for k, v in stats.state_dict().items() if k != "config"}
+    total = stats.all_reduce(inplace=inplace)
+    assert (total is stats) == inplace
+    if inplace:
+        with pytest.raises(RuntimeError, match="hold the sum over all ranks"):
+            stats.update(*data(0))
+        with pytest.raises(RuntimeError, match="hold the sum over all ranks"):
+            stats.all_reduce()
+    else:
+        for name, value in before.items():
+            assert torch.equal(stats.state_dict()[name], value), name
+        stats.update(*data(0))  # goes on
+    result = as_numbers(total.compute()) | {"coverage": total.compute().coverage}
+    if inplace:
+        stats.reset()
+        stats.update(*data(0))
+        assert stats.counts.sum() > 0
+    return result
+
+
+@pytest.mark.parametrize(("scatter", "inplace"), [(True, False), (False, True)])
+def test_class_statistics_equal_one_process(scatter, inplace):
+    ranks = on_ranks(RANKS, reduce_classes, scatter, inplace)
+    assert ranks[0] == ranks[1] == ranks[2], "every rank is left with the same bits"
+    one = ncops.ClassStatistics(C, D, scatter=scatter)
+    for rank in range(RANKS):
+        one.update(*data(rank))
+    expected = as_numbers(one.compute()) | {"coverage": one.compute().coverage}
+    assert ranks[0]["coverage"] == expected.pop("coverage")
+    for name, value in expected.items():
+        if value is None:
+            assert ranks[0][name] is None
+            continue
+        got, want = torch.tensor(ranks[0][name]), torch.tensor(value)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-12 if name == "within_cov" else 1e-9)
+
+
+def reduce_decisions(rank: int) -> dict:
+    geometry = seen(0, False).compute()
+    weight = torch.randn(C, D, generator=torch.Generator().manual_seed(5))
+    mine = ncops.DecisionStatistics(geometry, weight)
+    mine.update(*data(rank))
+    total = mine.all_reduce()
+    return {name: value.tolist() for name, value in total.state_dict().items() if name != "config"}
+
+
+def test_decision_statistics_equal_one_process():
+    ranks = on_ranks(RANKS, reduce_decisions)
+    geometry = seen(0, False).compute()
+    one = ncops.DecisionStatistics(geometry, torch.randn(C, D, generator=torch.Generator().manual_seed(5)))
+    for rank in range(RANKS):
+        one.update(*data(rank))
+    for name, value in one.state_dict().items():
+        if name != "config":
+            for rank in range(RANKS):
+                torch.testing.assert_close(torch.tensor(ranks[rank][name]), value, check_dtype=False)
+
+
+def reduce_unlike(rank: int) -> str:
+    stats = ncops.ClassStatistics(C + rank, D)
+    stats.update(*data(0))
+    counts = stats.counts.clone()
+    with pytest.raises(ValueError, match=r"num_classes differs between ranks: 12 on rank 0, 13 on rank 1") as error:
+        stats.all_reduce(inplace=True)
+    assert torch.equal(stats.counts, counts)
+    stats.update(*data(0))
+    return str(error.value)
+
+
+def test_unlike_statistics_are_refused_on_every_rank():
+    first, second = on_ranks(2, reduce_unlike)
+    assert first == second
+
+
+def test_without_a_process_group():
+    with pytest.raises(RuntimeError, match="all_reduce: torch.distributed is not initialised"):
+        ncops.ClassStatistics(2, 3).all_reduce()
