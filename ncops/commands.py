@@ -188,35 +188,97 @@ def lm(
     ignore_softcap: Annotated[
         bool, typer.Option("--ignore-softcap", help="Measure logits before the model's soft cap.")
     ] = False,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="Class statistics of an earlier run or of `ncops merge`; then all text is held out."),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Folder for class_statistics.safetensors and decision_statistics.safetensors.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the place; the same command goes on from there.")
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Batches between two checkpoints.")] = 100,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Measure the token collapse of a causal language model on disk: every token of the vocabulary is a class.
 
-    Only the base model runs. The last 20 % of the windows are held out for the decisions.
+    Only the base model runs. The last 20 % of the windows are held out for the decisions. Several processes share the
+    windows and write one report: torchrun --nproc_per_node=N -m ncops lm ...
     """
     need("cli", "tqdm")
     from .report.output import check_folder, deliver
 
-    check_folder(output)
+    for option, folder in (("--output", output), ("--save", save), ("--checkpoint", checkpoint)):
+        check_folder(folder, option)
     for path in text:
         if not path.is_file():
             raise CommandError(f"--text: no file {str(path)!r}")
     with _clean_stdout(as_json):
         from . import lm as work
+        from .lm.ranks import join
 
+        given = None if statistics is None else read_statistics(statistics, "--statistics", "ClassStatistics")
         source = work.find_source(model, gguf)
-        loaded = work.load(source, dtype=dtype.value, device=_device(device))
         name = Path(model).name or source.folder.name
-        measured = work.measure(
-            loaded, [work.read_chunks(path) for path in text], tokens=tokens, window=window, batch_size=batch_size,
-            layers=layers, min_count=min_count, ignore_softcap=ignore_softcap,
-            facts={
-                "model_name": name, "data": ", ".join(p.name for p in text),
-                "model_path": str(source.folder), "gguf": source.gguf,
-            },
-        )  # fmt: skip
-    deliver(measured, title=f"Token collapse of {name}", folder=output, as_json=as_json)
+        with join(_device(device)) as (ranks, here):
+            loaded = work.load(source, dtype=dtype.value, device=here)
+            measured = work.measure(
+                loaded, [work.read_chunks(path) for path in text], tokens=tokens, window=window, batch_size=batch_size,
+                layers=layers, min_count=min_count, ignore_softcap=ignore_softcap, given=given, save=save,
+                checkpoint=checkpoint, every=every, ranks=ranks,
+                facts={
+                    "model_name": name, "data": ", ".join(p.name for p in text),
+                    "model_path": str(source.folder), "gguf": source.gguf,
+                },
+            )  # fmt: skip
+    if measured is not None:
+        deliver(measured, title=f"Token collapse of {name}", folder=output, as_json=as_json)
+
+
+@app.command(short_help="Add up statistics that several jobs have saved.")
+def merge(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files written by save, of one kind.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the statistics of all of them.")],
+) -> None:
+    """Add up statistics that jobs sharing nothing have saved: class statistics, or decision statistics.
+
+    The files are read one after the other, so that memory holds two at a time; the output is written whole or not at
+    all.
+    """
+    from .report.console import say
+
+    total = read_statistics(files[0], "FILE")
+    with _plain_errors():
+        for path in files[1:]:
+            other = read_statistics(path, "FILE", type(total).__name__)
+            try:
+                total.merge(other)
+            except ValueError as error:
+                raise CommandError(f"{path} does not fit {files[0]}: {error}") from None
+    try:
+        total.save(output)
+    except OSError as error:
+        raise CommandError(f"--output: {output} cannot be written: {error.strerror or error}") from None
+    say(f"wrote {output}: {total!r}")
+
+
+def read_statistics(path: Path, option: str, kind: str | None = None):
+    """The statistics in a file.
+
+    Raises:
+        CommandError: no such file, not one of ours, or not of this kind.
+    """
+    from .storage import load
+
+    try:
+        statistics = load(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise CommandError(f"{option}: {str(error).removeprefix('path: ')}") from None
+    if kind is not None and type(statistics).__name__ != kind:
+        raise CommandError(f"{option}: {path} holds {type(statistics).__name__}, expected {kind}")
+    return statistics
 
 
 def _device(name: str) -> str:
@@ -228,7 +290,7 @@ def _device(name: str) -> str:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CommandError(f"--device: {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise CommandError(f"--device: {name!r} is not a device here: {str(error).splitlines()[0]}") from None
     return str(device)
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from .. import _memory
 from .._errors import CommandError
 from ..decisions import DecisionStatistics
 from ..report.collapse import collapse
-from ..report.details import Measured, class_rows, decision_details, geometry_details, trajectory
+from ..report.details import Measured, class_rows, decision_details, geometry_details
 from ..statistics import ClassStatistics
+from .collect import Corpus, LayerStatistics, collect_classes, collect_decisions
 from .load import LoadedModel, body, find_head
-from .windows import IGNORE, Windows, leading_bos, tokenize
+from .progress import Progress, signature
+from .ranks import Ranks
+from .windows import Windows, leading_bos, tokenize
 
 PROBE_TOKENS = 8
 WINDOW = 256
@@ -65,35 +68,6 @@ def read_windows(
     return Windows(tokenize(texts, encode, tokens), window, bos)
 
 
-class LayerStatistics:
-    """Class statistics of chosen hidden layers over the classes that the train part holds.
-
-    States of all C classes would cost 12 bytes * C * D for each layer (340 MB for a vocabulary of 49,152 and D = 576);
-    the classes that occur are known from the text beforehand, and only they get a row.
-    """
-
-    def __init__(self, layers: Sequence[int], labels: Sequence[int], vocabulary: int, device: torch.device) -> None:
-        self.layers = list(layers)
-        self.classes = len(labels)
-        self._row = torch.full((vocabulary,), IGNORE, dtype=torch.int64, device=device)
-        self._row[torch.tensor(labels, dtype=torch.int64, device=device)] = torch.arange(len(labels), device=device)
-        self._statistics: list[ClassStatistics] = []
-
-    def update(self, hidden: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
-        rows = torch.where(labels == IGNORE, labels, self._row[labels.clamp_min(0)])
-        if not self._statistics:
-            self._statistics = [
-                ClassStatistics(num_classes=self.classes, dim=hidden[i].shape[-1], scatter=False, device=labels.device)
-                for i in self.layers
-            ]
-        for layer, statistics in zip(self.layers, self._statistics, strict=True):
-            statistics.update(hidden[layer], rows)
-
-    def compute(self, min_count: int) -> dict[str, Any]:
-        reports = [collapse(statistics.compute(min_count=min_count)) for statistics in self._statistics]
-        return trajectory("layer", self.layers, reports, LAYER_METRICS)
-
-
 def token_text(tokenizer) -> Callable[[int], str]:
     """Class id -> the token's text as a reader sees it, or its raw name where it is no whole character."""
 
@@ -122,7 +96,12 @@ def measure(
     ignore_softcap: bool = False,
     progress: bool | None = None,
     facts: dict[str, Any] | None = None,
-) -> Measured:
+    given: ClassStatistics | None = None,
+    save: Path | None = None,
+    checkpoint: Path | None = None,
+    every: int = 100,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> Measured | None:
     """One pass over the train part for the class statistics, one over the held-out part for the decisions.
 
     Args:
@@ -133,8 +112,15 @@ def measure(
         layers: hidden layers to measure too, see `parse_layers`.
         min_count: samples in the train part that a class needs to be kept.
         progress: False hides the progress bars; None shows them on a terminal.
+        given: class statistics of an earlier pass; then there is no train part, all of the text is held out.
+        save: folder for the statistics of both parts, as files that ``ncops merge`` and ``ncops.load`` read.
+        checkpoint: folder that keeps the place every ``every`` batches; a run that finds its own place there goes on.
+        ranks: the processes of this run; windows are dealt out to them, statistics are summed.
 
     Memory above the model: a batch, 12 bytes * V * D of class states, 8 * D * D of scatter, the kernels' workspace.
+
+    Returns:
+        The report, on rank 0; None on the others.
     """
     started = time.perf_counter()
     model, device = loaded.model, next(loaded.model.parameters()).device
@@ -143,41 +129,38 @@ def measure(
     depth = loaded.model.config.get_text_config().num_hidden_layers
     chosen = parse_layers(layers, depth)
     windows = read_windows(loaded, texts, tokens=tokens, window=window)
-    train, held_out = windows.split()
+    train, held_out = windows.split() if given is None else (range(0), range(len(windows)))
     probe = ([windows.bos] if windows.bos is not None else []) + windows[0][:PROBE_TOKENS]
     head = find_head(model, torch.tensor([probe], device=device), ignore_softcap=ignore_softcap)
     run = body(model, head)
     vocabulary, dim = head.weight.shape
-    pad = getattr(loaded.tokenizer, "pad_token_id", None) or 0
-
-    def passes(indices: range, what: str) -> Iterable:
-        bar = tqdm(total=len(indices), desc=what, unit="window", disable=None if progress is None else not progress)
-        with bar:
-            for batch in windows.batches(indices, batch_size, pad, device):
-                yield batch
-                bar.update(batch.input_ids.shape[0])
-
-    statistics = ClassStatistics(num_classes=vocabulary, dim=dim, scatter=True, device=device)
-    hidden_statistics = LayerStatistics(chosen, windows.labels_seen(train), vocabulary, device) if chosen else None
-    for batch in passes(train, "train part"):
-        features, hidden = run(batch.input_ids, batch.attention_mask, bool(chosen))
-        statistics.update(features, batch.labels)
-        if hidden_statistics is not None:
-            hidden_statistics.update(hidden, batch.labels)
-        del features, hidden
-    geometry = statistics.compute(min_count=min_count)
-    del statistics  # 340 MB for SmolLM2, not needed while the held-out part runs
+    corpus = Corpus(loaded, windows, batch_size, ranks, progress)
+    same = {
+        "text": windows.fingerprint_bytes(), "model": head.weight, "batch size": batch_size, "layers": chosen,
+        "min count": min_count, "number of processes": ranks.size,
+        "statistics": None if given is None else given.sqnorms,
+    }  # fmt: skip
+    place = Progress(checkpoint, every, signature(same), ranks)
+    hidden = None
+    if given is None:
+        hidden = LayerStatistics(chosen, windows.labels_seen(train), vocabulary, device) if chosen else None
+        given = collect_classes(corpus, run, train, place, vocabulary, dim, hidden)
+        if save is not None and ranks.speaks:
+            given.save(save / "class_statistics.safetensors")
+    geometry = given.to(device).compute(min_count=min_count)
+    del given  # 340 MB for SmolLM2, not needed while the held-out part runs
     decisions = DecisionStatistics(geometry, head.weight, head.bias, scale=head.scale)
-    for batch in passes(held_out, "held-out part"):
-        features, _ = run(batch.input_ids, batch.attention_mask)
-        decisions.update(features, batch.labels)
-        del features
+    collect_decisions(corpus, run, held_out, place, decisions)
+    if not ranks.speaks:
+        return None
+    if save is not None:
+        decisions.save(save / "decision_statistics.safetensors")
     report = collapse(geometry, head.weight, head.bias, decisions=decisions)
     details = geometry_details(geometry, head.weight)
     details["histograms"].update(decision_details(decisions))
     details["classes"] = class_rows(geometry, head.weight, decisions, token_text(loaded.tokenizer), noun="token")
-    if hidden_statistics is not None:
-        details["layers"] = hidden_statistics.compute(min_count)
+    if hidden is not None:
+        details["layers"] = hidden.compute(min_count, LAYER_METRICS)
     top, now = _memory.peak(), time.perf_counter()
     details["run"] = {
         **(facts or {}),
@@ -190,6 +173,7 @@ def measure(
         "window": windows.size,
         "train_windows": len(train),
         "held_out_windows": len(held_out),
+        "processes": ranks.size,
         "min_count": min_count,
         "logit_scale": head.scale,
         "soft_cap_ignored": head.softcap,

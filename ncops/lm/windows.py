@@ -52,6 +52,10 @@ class Windows:
         start, end = self._spans[index]
         return self._ids[start:end].tolist()
 
+    def fingerprint_bytes(self) -> bytes:
+        """The same bytes for the same windows."""
+        return self._ids.tobytes() + repr((self._spans, self.bos)).encode()
+
     @property
     def tokens(self) -> int:
         """Tokens in all windows, an added BOS not counted."""

@@ -32,7 +32,7 @@ def _umask() -> int:
     return mask
 
 
-def check_folder(folder: Path | None) -> None:
+def check_folder(folder: Path | None, option: str = "--output") -> None:
     """Fails before the work starts, not after it, when the output folder cannot be had.
 
     Raises:
@@ -43,9 +43,9 @@ def check_folder(folder: Path | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CommandError(f"--output: {folder} cannot be made: {error.strerror}") from None
+        raise CommandError(f"{option}: {folder} cannot be made: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
-        raise CommandError(f"--output: {folder} is not writable")
+        raise CommandError(f"{option}: {folder} is not writable")
 
 
 def deliver(

@@ -1,0 +1,162 @@
+"""`ncops lm` in several processes, in jobs that share nothing, and killed and resumed: one result."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_lm import llama, save, sentence
+
+import ncops
+from ncops import cli
+from ncops.lm import collect
+
+pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+LENGTHS = (700, 430, 260)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny-jobs")
+    torch.manual_seed(3)
+    save(folder / "model", llama())
+    texts = []
+    for i, length in enumerate(LENGTHS):
+        texts.append(folder / f"{i}.txt")
+        texts[-1].write_text("".join(sentence(10 * i + j, 20) for j in range(length // 20)))
+    return folder / "model", texts
+
+
+def command(tiny, *extra) -> list[str]:
+    model, texts = tiny
+    return [
+        "lm", str(model), "--text", *map(str, texts), "--window", "32", "--batch-size", "3", "--min-count", "2",
+        "--dtype", "float64", "--json", *map(str, extra),
+    ]  # fmt: skip
+
+
+def run(capsys, *arguments) -> dict:
+    assert cli.main(list(map(str, arguments))) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def without_times(document: dict) -> dict:
+    text = {k: v for k, v in document.items() if k != "run"}
+    return json.loads(json.dumps(text))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_torchrun_equals_one_process(tiny, capsys, size, tmp_path):
+    one = run(capsys, *command(tiny, "--layers", "1,3"))
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={size}", "--master_port=0"]
+    launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*launch, "-m", "ncops", *command(tiny, "--layers", "1,3", "--output", tmp_path)],
+        capture_output=True, text=True, env=environment, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    many = json.loads(done.stdout)  # one document: one rank speaks
+    assert many["run"]["processes"] == size and json.loads((tmp_path / "report.json").read_text())["run"] == many["run"]
+    for name, value in one["metrics"].items():
+        assert many["metrics"][name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+    assert many["coverage"] == one["coverage"]
+    for name, values in one["layers"]["metrics"].items():
+        assert many["layers"]["metrics"][name] == pytest.approx(values, rel=1e-9), name
+
+
+def test_jobs_that_share_nothing_are_merged(tiny, capsys, tmp_path):
+    """Each job reads its own files; merged, they give what one job over all of them gives."""
+    model, texts = tiny
+    files = []
+    for i, text in enumerate(texts):
+        options = ["--window", "32", "--dtype", "float64", "--json", "--save", tmp_path / str(i)]
+        run(capsys, "lm", model, "--text", text, *options)
+        files.append(tmp_path / str(i) / "class_statistics.safetensors")
+    merged = tmp_path / "all.safetensors"
+    assert cli.main(["merge", *map(str, files), "-o", str(merged)]) == 0
+    assert "ClassStatistics(num_classes=150" in capsys.readouterr().err
+    parts = [ncops.load(path) for path in files]
+    total = ncops.load(merged)
+    assert torch.equal(total.counts, sum(p.counts for p in parts))
+    held = run(
+        capsys, "lm", model, "--text", texts[0], "--window", "32", "--dtype", "float64", "--json", "--min-count", "2",
+        "--statistics", merged, "--save", tmp_path / "held",
+    )  # fmt: skip
+    geometry = total.compute(min_count=2)
+    assert held["coverage"]["samples"] == int(total.counts.sum()) == geometry.num_samples
+    assert held["run"]["train_windows"] == 0 and held["run"]["held_out_windows"] == -(-LENGTHS[0] // 32)
+    assert not (tmp_path / "held" / "class_statistics.safetensors").exists()
+    decisions = tmp_path / "held" / "decision_statistics.safetensors"
+    assert cli.main(["merge", str(decisions), str(decisions), "-o", str(tmp_path / "twice.safetensors")]) == 0
+    assert torch.equal(ncops.load(tmp_path / "twice.safetensors").count, 2 * ncops.load(decisions).count)
+
+
+def test_merge_refuses_what_does_not_fit(tmp_path, capsys):
+    def save_statistics(name, classes=3, dtype=torch.float32):
+        stats = ncops.ClassStatistics(classes, 4)
+        stats.update(torch.randn(6, 4, dtype=dtype), torch.arange(6) % 3)
+        stats.save(tmp_path / name)
+        return str(tmp_path / name)
+
+    first, wide = save_statistics("a"), save_statistics("b", classes=5)
+    out = str(tmp_path / "out")
+    for files, message in (
+        ([first, wide], "does not fit .*num_classes: expected 3, got 5"),
+        ([first, save_statistics("c", dtype=torch.float64)], "input_dtype"),
+        ([first, str(tmp_path / "none")], "no file"),
+    ):
+        assert cli.main(["merge", *files, "-o", out]) == 2
+        assert re.search(message, capsys.readouterr().err)
+        assert not os.path.exists(out)
+
+
+KILLS = [("train", 1), ("train", 5), ("train", 9), ("held-out", 1), ("held-out", 2)]
+
+
+@pytest.mark.parametrize(("part", "after"), KILLS)
+def test_killed_and_resumed_gives_the_same_bits(tiny, capsys, tmp_path, monkeypatch, part, after):
+    arguments = command(tiny, "--layers", "2", "--checkpoint", tmp_path, "--every", "2", "--save", tmp_path)
+    whole = run(capsys, *command(tiny, "--layers", "2", "--save", tmp_path / "whole"))
+
+    class Killed(BaseException):
+        pass
+
+    batches = collect.Corpus.batches
+
+    def killed(self, indices, what, done=0):
+        for i, item in enumerate(batches(self, indices, what, done)):
+            if what == part and i == after:
+                raise Killed
+            yield item
+
+    monkeypatch.setattr(collect.Corpus, "batches", killed)
+    with pytest.raises(Killed):
+        cli.main(arguments)
+    monkeypatch.setattr(collect.Corpus, "batches", batches)
+    capsys.readouterr()
+    resumed = run(capsys, *arguments)
+    assert without_times(resumed) == without_times(whole)
+    for name in ("class_statistics", "decision_statistics"):
+        a, b = (ncops.load(folder / f"{name}.safetensors").state_dict() for folder in (tmp_path, tmp_path / "whole"))
+        for key in a:
+            assert key == "config" or torch.equal(a[key], b[key]), key
+    # Once more finds everything done.
+    assert without_times(run(capsys, *arguments)) == without_times(whole)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny, capsys, tmp_path):
+    run(capsys, *command(tiny, "--checkpoint", tmp_path))
+    assert cli.main(command(tiny, "--checkpoint", tmp_path, "--window", "16")) == 2
+    assert "belongs to a run with another text" in capsys.readouterr().err
+    assert cli.main(command(tiny, "--checkpoint", tmp_path, "--batch-size", "4")) == 2
+    assert "belongs to a run with another batch size" in capsys.readouterr().err
+    (tmp_path / "train.safetensors").write_bytes(b"x" * 100)
+    assert cli.main(command(tiny, "--checkpoint", tmp_path)) == 2
+    assert "--checkpoint" in capsys.readouterr().err
