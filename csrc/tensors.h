@@ -34,12 +34,19 @@ inline ScalarType compute_type(const Tensor& t) {
 
 inline void check_cpu(const Tensor& t, const char* name) { STD_TORCH_CHECK(t.is_cpu(), name, ": expected a CPU tensor"); }
 
+// like: a tensor on the device of this call; null on the CPU.
+inline void check_device(const Tensor& t, const char* name, const Tensor* like) {
+  if (like == nullptr || like->is_cpu()) return check_cpu(t, name);
+  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like->get_device_index(), name, ": expected a tensor on CUDA device ",
+                  like->get_device_index());
+}
+
 inline void check_size(const Tensor& t, const char* name, int64_t dim, int64_t expected) {
   STD_TORCH_CHECK(t.dim() > dim && t.size(dim) == expected, name, ": expected size ", expected, " in dimension ", dim);
 }
 
-inline Rows rows_of(const Tensor& t, const char* name) {
-  check_cpu(t, name);
+inline Rows rows_of(const Tensor& t, const char* name, const Tensor* like = nullptr) {
+  check_device(t, name, like);
   STD_TORCH_CHECK(t.dim() == 2, name, ": expected 2 dimensions, got ", t.dim());
   Rows r;
   r.data = t.const_data_ptr();
@@ -52,14 +59,14 @@ inline Rows rows_of(const Tensor& t, const char* name) {
 }
 
 // A dense vector or matrix of the given dtype, contiguous whatever came in.
-inline Tensor dense(const Tensor& t, const char* name, ScalarType type) {
-  check_cpu(t, name);
+inline Tensor dense(const Tensor& t, const char* name, ScalarType type, const Tensor* like = nullptr) {
+  check_device(t, name, like);
   STD_TORCH_CHECK(t.scalar_type() == type, name, ": unexpected dtype");
   return torch::stable::contiguous(t);
 }
 
-inline Tensor dense_labels(const Tensor& labels, const char* name, int64_t rows) {
-  Tensor out = dense(labels, name, ScalarType::Long);
+inline Tensor dense_labels(const Tensor& labels, const char* name, int64_t rows, const Tensor* like = nullptr) {
+  Tensor out = dense(labels, name, ScalarType::Long, like);
   check_size(out, name, 0, rows);
   return out;
 }
@@ -94,7 +101,7 @@ struct KeptRows {
 
 // A centre per label (C, D), or one (D), in the compute dtype of x; the tensor must outlive the rows.
 inline Tensor attach_center(Rows& rows, const Tensor& x, const Tensor& center, bool per_class, const int64_t* labels) {
-  Tensor out = dense(center, "center", compute_type(x));
+  Tensor out = dense(center, "center", compute_type(x), &x);
   STD_TORCH_CHECK(out.dim() == (per_class ? 2 : 1), "center: expected (C, D) with labels, (D,) without");
   check_size(out, "center", per_class ? 1 : 0, rows.dim);
   rows.center = out.const_data_ptr();

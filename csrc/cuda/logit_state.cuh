@@ -1,0 +1,223 @@
+// Row statistics of logits on the device: what is known of a share of one row's classes, how two shares join, and the
+// thirteen columns of a row. linear_stats and logit_stats end here both; csrc/cpu/logit_columns.h is the same on the CPU.
+//
+// The largest term is counted apart (gap = log1p of the others): near collapse it is 1 and the rest is 1e-9.
+// Shares are few (a warp's, a block's), so they are double throughout; the loops over logits are not.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "kernels.h"
+#include "launch_error.h"
+#include "load.cuh"
+#include "ptx.cuh"
+
+namespace ncops::cuda {
+
+constexpr unsigned kWarpMask = 0xffffffffu;
+constexpr int kNoIndex = std::numeric_limits<int>::max();
+constexpr int64_t kNoClass = std::numeric_limits<int64_t>::max();
+
+template <class T>
+struct Limits {
+  static constexpr T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  // e^lowest is exactly 0, so a masked class (-inf) takes part as `lowest` and 0 * -inf never appears.
+  static constexpr T lowest = sizeof(T) == 8 ? T(-746) : T(-104);
+};
+
+// e^x for x in [lowest, 0]: 1e-6 relative in float, and 0 where the result would be subnormal.
+__device__ __forceinline__ float exp_nonpositive(float x) { return ex2_approx(x * 1.4426950408889634f); }
+__device__ __forceinline__ double exp_nonpositive(double x) { return exp(x); }
+
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }  // of a number and a NaN: the number
+__device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+__device__ __forceinline__ bool names_class(int64_t label, int64_t classes, int64_t ignore_index) {
+  return label >= 0 && label < classes && label != ignore_index;
+}
+
+enum : int { kPoisoned = 1, kMasked = 2 };  // a share holds a NaN or +inf; a -inf
+
+template <class T>
+__device__ __forceinline__ int flags_of(T z) {
+  return (z < Limits<T>::inf ? 0 : kPoisoned) | (z == -Limits<T>::inf ? kMasked : 0);
+}
+
+// The two largest logits of a set and where they are, relative to some first class. Ties go to the lower index.
+template <class T>
+struct TopTwo {
+  T max = -Limits<T>::inf, second = -Limits<T>::inf;
+  int argmax = kNoIndex, second_index = kNoIndex;
+
+  static __device__ __forceinline__ bool before(T u, int i, T v, int j) { return u > v || (u == v && i < j); }
+
+  // A logit at a higher index than any so far, so that equals lose. -inf enters nowhere: it needs no index.
+  __device__ __forceinline__ void append(T z, int index) {
+    const bool first = z > max, next = z > second;
+    second_index = first ? argmax : (next ? index : second_index);
+    second = first ? max : (next ? z : second);
+    argmax = first ? index : argmax;
+    max = first ? z : max;
+  }
+
+  __device__ __forceinline__ void merge(T m, int i, T m2, int i2) {
+    if (before(m, i, max, argmax)) {
+      const bool ours = before(max, argmax, m2, i2);
+      second = ours ? max : m2, second_index = ours ? argmax : i2;
+      max = m, argmax = i;
+    } else if (before(m, i, second, second_index)) {
+      second = m, second_index = i;
+    }
+  }
+
+  // Over `lanes` neighbouring lanes; all of them get the result.
+  __device__ __forceinline__ void merge_lanes(int lanes) {
+    for (int bit = lanes / 2; bit > 0; bit /= 2) {
+      const T m = __shfl_xor_sync(kWarpMask, max, bit), m2 = __shfl_xor_sync(kWarpMask, second, bit);
+      const int i = __shfl_xor_sync(kWarpMask, argmax, bit), i2 = __shfl_xor_sync(kWarpMask, second_index, bit);
+      merge(m, i, m2, i2);
+    }
+  }
+};
+
+// Sums over e^{z - max}: terms below the maximum, how many are at it, and (z - max)-weighted.
+struct ExpSums {
+  double below = 0, equal = 0, weighted = 0;
+
+  // Refers the sums to a maximum that is larger by `rise`.
+  __device__ __forceinline__ void lower(double rise) {
+    const double total = below + equal, factor = exp(-rise);
+    weighted = factor == 0 ? 0 : (weighted - total * rise) * factor;
+    below = total * factor;
+    equal = 0;
+  }
+};
+
+// One row of logits, or a row's share of some classes.
+struct LogitShare {
+  double max, second;
+  ExpSums sums;
+  double mean, squares;  // squared deviations from the mean
+  int64_t argmax, second_index, count, rank;
+  int64_t flags;
+
+  // Joins the share of other classes.
+  __device__ void merge(const LogitShare& other) {
+    LogitShare b = other;
+    if (before(b.max, b.argmax, max, argmax)) {
+      const bool ours = before(max, argmax, b.second, b.second_index);
+      second = ours ? max : b.second;
+      second_index = ours ? argmax : b.second_index;
+      if (b.max > max) sums.lower(b.max - max);
+      max = b.max;
+      argmax = b.argmax;
+    } else {
+      if (before(b.max, b.argmax, second, second_index)) second = b.max, second_index = b.argmax;
+      if (b.max < max) b.sums.lower(max - b.max);
+    }
+    sums.below += b.sums.below;
+    sums.equal += b.sums.equal;
+    sums.weighted += b.sums.weighted;
+    if (b.count > 0) {  // Chan's rule
+      const double added = double(b.count), n = double(count) + added, delta = b.mean - mean, share = added / n;
+      mean += delta * share;
+      squares += b.squares + delta * delta * (double(count) * share);
+    }
+    count += b.count;
+    rank += b.rank;
+    flags |= b.flags;
+  }
+
+ private:
+  static __device__ bool before(double u, int64_t i, double v, int64_t j) { return u > v || (u == v && i < j); }
+};
+
+// Moments of a share from sums of deviations about a shift.
+__device__ __forceinline__ void set_moments(LogitShare& s, int64_t count, double shift, double sum, double squares) {
+  s.count = count;
+  s.mean = count > 0 ? shift + sum / double(count) : 0;
+  s.squares = count > 0 ? fmax(0.0, squares - sum * (sum / double(count))) : 0;
+}
+
+// Writes every column of one row. `target_logit` counts only where there is a valid target.
+template <class T>
+__device__ void write_row(const LogitColumns& out, int64_t row, const LogitShare& s, const int64_t* target,
+                          int64_t ignore_index, T target_logit) {
+  constexpr double nan = Limits<double>::nan, inf = Limits<double>::inf;
+  const auto put = [row](void* column, double value) { static_cast<T*>(column)[row] = T(value); };
+  const bool none = s.max == -inf;  // every class is masked
+  double gap = none ? nan : log1p(s.sums.below + (s.sums.equal - 1));
+  double entropy = none ? nan : gap - s.sums.weighted / (s.sums.below + s.sums.equal);
+  double second = s.count > 1 ? s.second : -inf;
+  int64_t argmax = none ? 0 : s.argmax;
+  int64_t second_index = s.count < 2 ? -1 : second == -inf ? (argmax == 0 ? 1 : 0) : s.second_index;
+  double max = s.max, lse = none ? -inf : s.max + gap;
+  const bool masked = (s.flags & kMasked) != 0, poisoned = (s.flags & kPoisoned) != 0;
+  double mean = masked ? -inf : s.mean, var = masked ? nan : s.squares / double(s.count);
+  if (poisoned) {
+    max = lse = gap = entropy = second = mean = var = nan;
+    argmax = second_index = -1;
+  }
+  put(out.lse, lse), put(out.gap, gap), put(out.max, max), put(out.second, second), put(out.entropy, entropy);
+  put(out.mean, mean), put(out.var, var);
+  out.argmax[row] = argmax;
+  out.second_index[row] = second_index;
+  if (target == nullptr) return;
+  const int64_t label = target[row];
+  const bool valid = label != ignore_index;
+  double logit = 0, nll = 0;
+  int64_t rank = -1;
+  if (valid && (!names_class(label, s.count, ignore_index) || poisoned)) {
+    logit = nll = nan;
+  } else if (valid) {
+    logit = double(target_logit), nll = (s.max - logit) + gap, rank = s.rank;
+  }
+  put(out.target_logit, logit), put(out.nll, nll);
+  out.target_rank[row] = rank;
+  out.valid[row] = valid;
+}
+
+// Joins shares[0 .. count) of a shared array into shares[0], in a fixed order; by one whole warp, count <= 32.
+__device__ __forceinline__ void merge_in_warp(LogitShare* shares, int count, int lane) {
+  for (int step = 1; step < count; step *= 2) {
+    if (lane % (2 * step) == 0 && lane + step < count) shares[lane].merge(shares[lane + step]);
+    __syncwarp();
+  }
+}
+
+constexpr int kMergeRows = 4;  // warps of a block, one row each
+
+// Rows from their shares [row][split]. A lane joins a run of splits, then the runs join: the order is the classes' own.
+template <class T, class TargetLogit>
+__global__ void __launch_bounds__(32 * kMergeRows)
+    merge_shares_kernel(const LogitShare* shares, int64_t rows, int splits, LogitColumns out, const int64_t* target,
+                        int64_t ignore_index, TargetLogit target_logit) {
+  NCOPS_SHARED(LogitShare, runs, [kMergeRows][32]);
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const int64_t row = int64_t(blockIdx.x) * kMergeRows + warp;
+  if (row >= rows) return;
+  const int length = (splits + 31) / 32, count = (splits + length - 1) / length, first = lane * length;
+  if (lane < count) {
+    LogitShare run = shares[row * splits + first];
+    for (int i = first + 1; i < first + length && i < splits; ++i) run.merge(shares[row * splits + i]);
+    runs[warp][lane] = run;
+  }
+  __syncwarp();
+  merge_in_warp(runs[warp], count, lane);
+  if (lane == 0) write_row<T>(out, row, runs[warp][0], target, ignore_index, target_logit(row));
+}
+
+template <class T, class Args, class TargetLogit>
+void launch_merge(const char* op, const LogitShare* shares, int64_t rows, int splits, const Args& args,
+                  TargetLogit target_logit) {
+  const cudaError_t error =
+      NCOPS_LAUNCH((merge_shares_kernel<T, TargetLogit>), dim3(unsigned((rows + kMergeRows - 1) / kMergeRows)),
+                   dim3(32 * kMergeRows), 0, static_cast<cudaStream_t>(args.stream), shares, rows, splits, args.out, args.target,
+                   args.ignore_index, target_logit);
+  throw_on_error(error, op);
+}
+
+}  // namespace ncops::cuda
