@@ -112,6 +112,25 @@ struct ClassScatterArgs {
 };
 NCOPS_KERNEL(class_scatter, ClassScatterArgs)
 
+// Sums of weight * (x - center) per class, or over all rows where x has no labels. Rows of weight 0 are not looked at.
+struct ClassSumsArgs {
+  Rows x;
+  int64_t num_classes, ignore_index;
+  const void* weights = nullptr;  // (N) in the compute dtype; null: ones
+  void* out;                      // (C, D), or (D) without labels, in the compute dtype
+};
+NCOPS_KERNEL(class_sums, ClassSumsArgs)
+
+struct ClassScatterBackwardArgs {
+  Rows x;                    // only the rows that count
+  Rows g;                    // (D, D) in the compute dtype
+  int64_t total = 0;         // rows of g_x: those that x leaves out get zero
+  void* g_x = nullptr;       // (total, D) in the dtype of x; null: not wanted
+  int64_t centers = 0;
+  void* g_center = nullptr;  // (centers, D) in the compute dtype, in place: class_sums in, gradient out; null: not wanted
+};
+NCOPS_KERNEL(class_scatter_backward, ClassScatterBackwardArgs)
+
 struct ClassMomentsArgs {
   Rows x;
   const int64_t* labels;
@@ -124,6 +143,17 @@ struct ClassMomentsArgs {
   int64_t* invalid;
 };
 NCOPS_KERNEL(class_moments, ClassMomentsArgs)
+
+struct ClassMomentsBackwardArgs {
+  Rows x;
+  const int64_t* labels;
+  int64_t num_classes, ignore_index;
+  const void* center;       // (C, D) in the compute dtype, or null
+  Rows g_sums;              // (C, D) in the compute dtype
+  const double* g_sqnorms;  // (C)
+  void* g_x;                // (N, D) in the dtype of x
+};
+NCOPS_KERNEL(class_moments_backward, ClassMomentsBackwardArgs)
 
 struct AccumulateClassMomentsArgs {
   Rows x;
