@@ -57,7 +57,7 @@ static std::tuple<Tensor, Tensor> class_scatter_backward_cpu(const Tensor& g, co
     args.centers = labels ? center->size(0) : 1;
     g_center = labels ? fresh(x, {args.centers, args.x.dim}, type) : fresh(x, {args.x.dim}, type);
     args.g_center = g_center.mutable_data_ptr();
-    class_sums({deviations.rows, args.centers, ignore_index, nullptr, args.g_center});
+    class_sums({deviations.rows, args.centers, ignore_index, nullptr, -1, args.g_center});
   }
   class_scatter_backward(args);
   return {g_x, g_center};

@@ -1,7 +1,7 @@
 // class_scatter_backward: g_x = (x - center) (G + G^T), centred while x is packed, each tile written out as it is formed.
 //
-// The product is linear in the rows, so a class's centre needs no rows: its gradient is minus the same product of the sum of
-// its deviations. Workspace: one D x D.
+// The product is linear in the rows, so a class's centre needs no rows: its gradient is the same product of minus the sum
+// of its deviations. Workspace: one D x D.
 #include "kernels.h"
 #include "product.h"
 #include "store.h"
@@ -40,9 +40,9 @@ void by_rows(const Rows& x, const Rows& matrix, void* out) {
   else multiply<T, 2>(x, matrix, out);
 }
 
-// sign * (g + g^T), row-major.
+// g + g^T, row-major.
 template <class T>
-void symmetrise(const Rows& g, T sign, T* out) {
+void symmetrise(const Rows& g, T* out) {
   Rows turned = g;
   std::swap(turned.row_stride, turned.col_stride);
   for_tasks(g.dim, [&](int64_t i, int) {
@@ -51,7 +51,7 @@ void symmetrise(const Rows& g, T sign, T* out) {
       alignas(64) T a[kLoadBlock], b[kLoadBlock];
       load_raw<T>(g, i, k, n, a);
       load_raw<T>(turned, i, k, n, b);
-      for (int64_t j = 0; j < n; ++j) out[i * g.dim + k + j] = sign * (a[j] + b[j]);
+      for (int64_t j = 0; j < n; ++j) out[i * g.dim + k + j] = a[j] + b[j];
     }
   });
 }
@@ -64,13 +64,12 @@ void run(const ClassScatterBackwardArgs& args) {
   matrix.data = square.at<T>();
   matrix.row_stride = dim;
   matrix.col_stride = 1;
+  symmetrise<T>(args.g, square.at<T>());
   if (args.g_x) {
-    symmetrise<T>(args.g, T(1), square.at<T>());
     by_rows<T>(args.x, matrix, args.g_x);
     clear_other_rows<T>(args.x, args.total, args.g_x);
   }
   if (args.g_center) {
-    symmetrise<T>(args.g, T(-1), square.at<T>());
     Rows sums = matrix;
     sums.data = args.g_center;
     sums.rows = args.centers;

@@ -31,7 +31,7 @@ void run(const ClassSumsArgs& args) {
         load_row<T>(x, row, k, n, block);
         for (int64_t j = 0; j < n; ++j) total[j] += weight * double(block[j]);
       }
-      for (int64_t j = 0; j < n; ++j) out[c * dim + k + j] = T(total[j]);
+      for (int64_t j = 0; j < n; ++j) out[c * dim + k + j] = T(args.factor * total[j]);
     }
   });
 }

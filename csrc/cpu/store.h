@@ -86,7 +86,7 @@ inline void store_lanes(const T* tile, int64_t columns, const Rows& x, int64_t r
 // Zeros in the rows of such a gradient (`total` rows) that x does not gather; its index ascends.
 template <class T>
 inline void clear_other_rows(const Rows& x, int64_t total, void* out) {
-  if (!x.index) return;
+  if (x.rows == total) return;
   constexpr int64_t block = 512;
   const int64_t bytes = x.dim * (x.dtype == DType::f32 || x.dtype == DType::f64 ? int64_t(sizeof(T)) : 2);
   const int64_t tasks = x.rows / block + 1;
