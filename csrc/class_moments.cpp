@@ -7,6 +7,15 @@
 
 namespace ncops {
 
+// Anchors (C, D) in the compute dtype of x.
+static OptionalTensor dense_anchors(const OptionalTensor& center, const Tensor& x, int64_t num_classes, int64_t dim) {
+  if (!center) return std::nullopt;
+  OptionalTensor anchors = dense(*center, "center", compute_type(x), &x);
+  check_size(*anchors, "center", 0, num_classes);
+  check_size(*anchors, "center", 1, dim);
+  return anchors;
+}
+
 using Moments = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // On any device: run(args) starts the kernels.
@@ -19,12 +28,7 @@ static Moments fresh_moments(const Tensor& x, const Tensor& labels, int64_t num_
   args.labels = static_cast<const int64_t*>(y.const_data_ptr());
   args.num_classes = num_classes;
   args.ignore_index = ignore_index;
-  OptionalTensor anchors;
-  if (center) {
-    anchors = dense(*center, "center", compute_type(x), &x);
-    check_size(*anchors, "center", 0, num_classes);
-    check_size(*anchors, "center", 1, args.x.dim);
-  }
+  const OptionalTensor anchors = dense_anchors(center, x, num_classes, args.x.dim);
   args.center = anchors ? anchors->const_data_ptr() : nullptr;
   const Tensor sums = fresh(x, {num_classes, args.x.dim}, compute_type(x)), sqnorms = fresh(x, {num_classes}, ScalarType::Double);
   const Tensor counts = fresh(x, {num_classes}, ScalarType::Long), invalid = fresh(x, {}, ScalarType::Long);
@@ -84,16 +88,43 @@ static Tensor accumulate_class_moments_cpu(Tensor counts, Tensor center, Tensor 
       [](const AccumulateClassMomentsArgs& args) { accumulate_class_moments(args); });
 }
 
+static Tensor class_moments_backward_cpu(const Tensor& g_sums, const Tensor& g_sqnorms, const Tensor& x, const Tensor& labels,
+                                         int64_t num_classes, const OptionalTensor& center, int64_t ignore_index) {
+  ClassMomentsBackwardArgs args;
+  args.x = rows_of(x, "x");
+  const Tensor y = dense_labels(labels, "labels", args.x.rows);
+  args.labels = static_cast<const int64_t*>(y.const_data_ptr());
+  args.num_classes = num_classes;
+  args.ignore_index = ignore_index;
+  args.g_sums = rows_of(g_sums, "g_sums");
+  STD_TORCH_CHECK(g_sums.scalar_type() == compute_type(x), "g_sums: unexpected dtype");
+  check_size(g_sums, "g_sums", 0, num_classes);
+  check_size(g_sums, "g_sums", 1, args.x.dim);
+  const Tensor squares = dense(g_sqnorms, "g_sqnorms", ScalarType::Double);
+  check_size(squares, "g_sqnorms", 0, num_classes);
+  args.g_sqnorms = static_cast<const double*>(squares.const_data_ptr());
+  const OptionalTensor anchors = dense_anchors(center, x, num_classes, args.x.dim);
+  args.center = anchors ? anchors->const_data_ptr() : nullptr;
+  const Tensor g_x = fresh(x, {args.x.rows, args.x.dim}, x.scalar_type());
+  args.g_x = g_x.mutable_data_ptr();
+  class_moments_backward(args);
+  return g_x;
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
   m.def(
       "class_moments(Tensor x, Tensor labels, int num_classes, Tensor? center, int ignore_index)"
       " -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "class_moments_backward(Tensor g_sums, Tensor g_sqnorms, Tensor x, Tensor labels, int num_classes, Tensor? center,"
+      " int ignore_index) -> Tensor");
   m.def(
       "accumulate_class_moments_(Tensor(a!) counts, Tensor(b!) center, Tensor(c!) sums, Tensor(d!) sqnorms,"
       " Tensor(e!) invalid, Tensor x, Tensor labels, int ignore_index) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("class_moments", TORCH_BOX(&class_moments_cpu));
+  m.impl("class_moments_backward", TORCH_BOX(&class_moments_backward_cpu));
   m.impl("accumulate_class_moments_", TORCH_BOX(&accumulate_class_moments_cpu));
 }
 

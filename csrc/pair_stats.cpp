@@ -11,35 +11,56 @@ static PairKernel pair_kernel(const std::string& name) {
   STD_TORCH_CHECK(false, "kernel: unknown name ", name);
 }
 
+// What forward and backward take alike: the valid rows, and what the arguments point into.
+struct PairInputs {
+  OptionalTensor mask, spread;
+  std::optional<KeptRows> kept;
+  std::vector<double> variances, origin;
+  int64_t total;
+
+  template <class Args>
+  PairInputs(Args& args, const Tensor& rows, const std::string& kernel, const OptionalTensor& given_variances, double power,
+             const OptionalTensor& valid)
+      : total(rows.size(0)) {
+    args.rows = rows_of(rows, "rows");
+    args.kernel = pair_kernel(kernel);
+    args.power = power;
+    if (valid) {
+      mask = dense(*valid, "valid", ScalarType::Bool);
+      check_size(*mask, "valid", 0, total);
+      kept.emplace(pointer<bool>(mask), total);
+      kept->select(args.rows);
+    }
+    variances.resize(args.rows.rows);
+    origin.resize(args.rows.dim);
+    if (given_variances) {
+      spread = dense(torch::stable::to(*given_variances, ScalarType::Double), "variances", ScalarType::Double);
+      check_size(*spread, "variances", 0, total);
+      for (int64_t i = 0; i < args.rows.rows; ++i) variances[i] = pointer<double>(spread)[original(i)];
+      args.variances = variances.data();
+    }
+    if (args.kernel >= PairKernel::distance) {
+      row_mean({args.rows, origin.data()});
+      args.rows.offset = origin.data();
+    }
+  }
+
+  int64_t original(int64_t gathered) const { return kept ? kept->index[gathered] : gathered; }
+};
+
+static void put(const Tensor& t, int64_t i, double value) {
+  if (t.scalar_type() == ScalarType::Double) static_cast<double*>(t.mutable_data_ptr())[i] = value;
+  else static_cast<float*>(t.mutable_data_ptr())[i] = static_cast<float>(value);
+}
+
 static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_stats_cpu(
     const Tensor& rows, std::string kernel, const OptionalTensor& variances, double power, const OptionalTensor& valid,
     bool /*allow_tf32: always exact*/) {
   PairStatsArgs args;
-  args.rows = rows_of(rows, "rows");
-  args.kernel = pair_kernel(kernel);
-  args.power = power;
-  const int64_t total = args.rows.rows;
-  OptionalTensor mask, spread;
-  std::optional<KeptRows> kept;
-  if (valid) {
-    mask = dense(*valid, "valid", ScalarType::Bool);
-    check_size(*mask, "valid", 0, total);
-    kept.emplace(pointer<bool>(mask), total);
-    kept->select(args.rows);
-  }
-  const int64_t count = args.rows.rows;
-  std::vector<double> class_variances(count), origin(args.rows.dim), best(count);
+  const PairInputs inputs(args, rows, kernel, variances, power, valid);
+  const int64_t total = inputs.total, count = args.rows.rows;
+  std::vector<double> best(count);
   std::vector<int64_t> best_index(count);
-  if (variances) {
-    spread = dense(torch::stable::to(*variances, ScalarType::Double), "variances", ScalarType::Double);
-    check_size(*spread, "variances", 0, total);
-    for (int64_t i = 0; i < count; ++i) class_variances[i] = pointer<double>(spread)[kept ? kept->index[i] : i];
-    args.variances = class_variances.data();
-  }
-  if (args.kernel >= PairKernel::distance) {
-    row_mean({args.rows, origin.data()});
-    args.rows.offset = origin.data();
-  }
   double stats[4];
   int64_t pairs = 0;
   args.mean = stats, args.var = stats + 1, args.min = stats + 2, args.max = stats + 3;
@@ -49,10 +70,6 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_s
   pair_stats(args);
 
   const ScalarType type = compute_type(rows);
-  const auto put = [type](const Tensor& t, int64_t i, double value) {
-    if (type == ScalarType::Double) static_cast<double*>(t.mutable_data_ptr())[i] = value;
-    else static_cast<float*>(t.mutable_data_ptr())[i] = static_cast<float>(value);
-  };
   const Tensor mean = fresh(rows, {}, type), var = fresh(rows, {}, type), min = fresh(rows, {}, type), max = fresh(rows, {}, type);
   const Tensor row_max = fresh(rows, {total}, type), number = fresh(rows, {}, ScalarType::Long);
   const Tensor row_argmax = fresh(rows, {total}, ScalarType::Long);
@@ -62,18 +79,59 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_s
   int64_t* argmax = static_cast<int64_t*>(row_argmax.mutable_data_ptr());
   for (int64_t i = 0; i < total; ++i) put(row_max, i, std::numeric_limits<double>::quiet_NaN()), argmax[i] = -1;
   for (int64_t i = 0; i < count; ++i) {
-    const auto original = [&](int64_t r) { return kept ? kept->index[r] : r; };
-    put(row_max, original(i), best[i]);
-    argmax[original(i)] = best_index[i] < 0 ? -1 : original(best_index[i]);
+    put(row_max, inputs.original(i), best[i]);
+    argmax[inputs.original(i)] = best_index[i] < 0 ? -1 : inputs.original(best_index[i]);
   }
   return {mean, var, min, max, row_max, number, row_argmax};
+}
+
+static std::tuple<Tensor, Tensor> pair_stats_backward_cpu(const Tensor& g_mean, const Tensor& g_row_max, const Tensor& count,
+                                                          const Tensor& row_argmax, const Tensor& rows, std::string kernel,
+                                                          const OptionalTensor& variances, double power,
+                                                          const OptionalTensor& valid, bool /*allow_tf32: always exact*/) {
+  PairStatsBackwardArgs args;
+  const PairInputs inputs(args, rows, kernel, variances, power, valid);
+  const auto doubles = [](const Tensor& t, const char* name) {
+    return dense(torch::stable::to(t, ScalarType::Double), name, ScalarType::Double);
+  };
+  const Tensor mean = doubles(g_mean, "g_mean"), best = doubles(g_row_max, "g_row_max");
+  const Tensor pairs = dense(count, "count", ScalarType::Long), index = dense(row_argmax, "row_argmax", ScalarType::Long);
+  check_size(best, "g_row_max", 0, inputs.total);
+  check_size(index, "row_argmax", 0, inputs.total);
+  const int64_t number = *static_cast<const int64_t*>(pairs.const_data_ptr());
+  args.share = number > 0 ? *static_cast<const double*>(mean.const_data_ptr()) / double(number) : 0;
+  const int64_t k = args.rows.rows;
+  std::vector<int64_t> place(inputs.total, -1), partner(k, -1);
+  std::vector<double> g_best(k), g_spread(k);
+  for (int64_t i = 0; i < k; ++i) place[inputs.original(i)] = i;
+  for (int64_t i = 0; i < k; ++i) {
+    const int64_t row = inputs.original(i), other = static_cast<const int64_t*>(index.const_data_ptr())[row];
+    if (other >= 0 && other < inputs.total) partner[i] = place[other];
+    if (partner[i] >= 0) g_best[i] = static_cast<const double*>(best.const_data_ptr())[row];
+  }
+  args.partner = partner.data();
+  args.g_row_max = g_best.data();
+  args.total = inputs.total;
+  const Tensor g_rows = fresh(rows, {inputs.total, args.rows.dim}, rows.scalar_type());
+  args.g_rows = g_rows.mutable_data_ptr();
+  if (variances) args.g_variances = g_spread.data();
+  pair_stats_backward(args);
+  const Tensor g_variances = fresh(rows, {variances ? inputs.total : 0}, compute_type(rows));
+  for (int64_t i = 0; variances && i < inputs.total; ++i) put(g_variances, i, place[i] < 0 ? 0.0 : g_spread[place[i]]);
+  return {g_rows, g_variances};
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
   m.def(
       "pair_stats(Tensor rows, str kernel, Tensor? variances, float power, Tensor? valid, bool allow_tf32)"
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "pair_stats_backward(Tensor g_mean, Tensor g_row_max, Tensor count, Tensor row_argmax, Tensor rows, str kernel,"
+      " Tensor? variances, float power, Tensor? valid, bool allow_tf32) -> (Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) { m.impl("pair_stats", TORCH_BOX(&pair_stats_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
+  m.impl("pair_stats", TORCH_BOX(&pair_stats_cpu));
+  m.impl("pair_stats_backward", TORCH_BOX(&pair_stats_backward_cpu));
+}
 
 }  // namespace ncops

@@ -36,10 +36,86 @@ static Tensor projected_sqnorms_cpu(const Tensor& x, const Tensor& basis, const 
   return out;
 }
 
+// The rows with a gradient, and twice that gradient as the factor of each (0 for the others).
+template <class T>
+static std::vector<int64_t> rows_with_gradient(const T* g, const int64_t* labels, int64_t rows, int64_t classes,
+                                               int64_t ignore_index, T* factor) {
+  std::vector<int64_t> index;
+  for (int64_t i = 0; i < rows; ++i) {
+    factor[i] = labels && !is_class(labels[i], classes, ignore_index) ? T(0) : 2 * g[i];
+    if (factor[i] != 0) index.push_back(i);
+  }
+  return index;
+}
+
+static std::tuple<Tensor, Tensor, Tensor> projected_sqnorms_backward_cpu(
+    const Tensor& g, const Tensor& x, const Tensor& basis, const OptionalTensor& labels, const OptionalTensor& center,
+    int64_t ignore_index, bool /*allow_tf32: always exact*/, bool need_x, bool need_basis, bool need_center) {
+  const ScalarType type = compute_type(x);
+  Rows rows = rows_of(x, "x");
+  const int64_t n = rows.rows, dim = rows.dim;
+  ProjectedSqnormsBackwardArgs args;
+  args.basis = rows_of(basis, "basis");
+  STD_TORCH_CHECK(basis.scalar_type() == type, "basis: unexpected dtype");
+  check_size(basis, "basis", 1, dim);
+  const Tensor given = dense(g, "g", type);
+  check_size(given, "g", 0, n);
+  OptionalTensor y, anchors;
+  if (labels) {
+    y = dense_labels(*labels, "labels", n);
+    STD_TORCH_CHECK(center.has_value(), "center: expected (C, D) with labels");
+  }
+  const int64_t classes = labels ? center->size(0) : 1;
+  if (center) anchors = attach_center(rows, x, *center, labels.has_value(), pointer<int64_t>(y));
+  const Tensor factor = fresh(x, {n}, type);
+  const auto select = [&](auto zero) {
+    using T = decltype(zero);
+    return rows_with_gradient(static_cast<const T*>(given.const_data_ptr()), pointer<int64_t>(y), n, classes, ignore_index,
+                              static_cast<T*>(factor.mutable_data_ptr()));
+  };
+  const std::vector<int64_t> index = type == ScalarType::Double ? select(0.0) : select(0.0f);
+  const auto empty = [&] { return fresh(x, {0}, type); };
+  const Tensor g_x = need_x ? fresh(x, {n, dim}, x.scalar_type()) : fresh(x, {0}, x.scalar_type());
+  const Tensor g_basis = need_basis ? fresh(x, {args.basis.rows, dim}, type) : empty();
+  Tensor g_center = empty();
+  if (need_x || need_basis) {
+    args.x = rows;
+    args.x.index = index.data();
+    args.x.rows = int64_t(index.size());
+    args.factor = factor.const_data_ptr();
+    args.total = n;
+    if (need_x) args.g_x = g_x.mutable_data_ptr();
+    if (need_basis) args.g_basis = g_basis.mutable_data_ptr();
+    projected_sqnorms_backward(args);
+  }
+  if (need_center) {
+    // The gradient is linear in the rows: a centre's is minus that of the weighted sum of its rows.
+    STD_TORCH_CHECK(center.has_value(), "center: its gradient is asked for, got None");
+    g_center = labels ? fresh(x, {classes, dim}, type) : fresh(x, {dim}, type);
+    void* const sums = g_center.mutable_data_ptr();
+    class_sums({rows, classes, ignore_index, factor.const_data_ptr(), -1, sums});
+    ProjectedSqnormsBackwardArgs centers;
+    centers.x.data = sums;
+    centers.x.dtype = args.basis.dtype;
+    centers.x.rows = centers.total = classes;
+    centers.x.dim = centers.x.row_stride = dim;
+    centers.basis = args.basis;
+    centers.g_x = sums;
+    projected_sqnorms_backward(centers);
+  }
+  return {g_x, g_basis, g_center};
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
   m.def(
       "projected_sqnorms(Tensor x, Tensor basis, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32) -> Tensor");
+  m.def(
+      "projected_sqnorms_backward(Tensor g, Tensor x, Tensor basis, Tensor? labels, Tensor? center, int ignore_index,"
+      " bool allow_tf32, bool need_x, bool need_basis, bool need_center) -> (Tensor, Tensor, Tensor)");
 }
-STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) { m.impl("projected_sqnorms", TORCH_BOX(&projected_sqnorms_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
+  m.impl("projected_sqnorms", TORCH_BOX(&projected_sqnorms_cpu));
+  m.impl("projected_sqnorms_backward", TORCH_BOX(&projected_sqnorms_backward_cpu));
+}
 
 }  // namespace ncops

@@ -106,11 +106,41 @@ struct ProjectedSqnormsArgs {
 };
 NCOPS_KERNEL(projected_sqnorms, ProjectedSqnormsArgs)
 
+struct ProjectedSqnormsBackwardArgs {
+  Rows x;                        // only the rows that count and have a gradient
+  Rows basis;                    // (r, D) in the compute dtype
+  const void* factor = nullptr;  // by stored row, in the compute dtype: twice the gradient; null: ones
+  int64_t total = 0;             // rows of g_x: those that x leaves out get zero
+  void* g_x = nullptr;           // (total, D) in the dtype of x, may be x's own memory; null: not wanted
+  void* g_basis = nullptr;       // (r, D) in the compute dtype; null: not wanted
+};
+NCOPS_KERNEL(projected_sqnorms_backward, ProjectedSqnormsBackwardArgs)
+
 struct ClassScatterArgs {
   Rows x;  // only the rows that count
   void* out;
 };
 NCOPS_KERNEL(class_scatter, ClassScatterArgs)
+
+// Sums of factor * weight * (x - center) per class, or over all rows where x has no labels. Rows of weight 0 are not looked at.
+struct ClassSumsArgs {
+  Rows x;
+  int64_t num_classes, ignore_index;
+  const void* weights = nullptr;  // (N) in the compute dtype; null: ones
+  double factor = 1;
+  void* out;                      // (C, D), or (D) without labels, in the compute dtype
+};
+NCOPS_KERNEL(class_sums, ClassSumsArgs)
+
+struct ClassScatterBackwardArgs {
+  Rows x;                    // only the rows that count
+  Rows g;                    // (D, D) in the compute dtype
+  int64_t total = 0;         // rows of g_x: those that x leaves out get zero
+  void* g_x = nullptr;       // (total, D) in the dtype of x; null: not wanted
+  int64_t centers = 0;
+  void* g_center = nullptr;  // (centers, D) in the compute dtype, in place: minus class_sums in, gradient out; null: not wanted
+};
+NCOPS_KERNEL(class_scatter_backward, ClassScatterBackwardArgs)
 
 struct ClassMomentsArgs {
   Rows x;
@@ -124,6 +154,17 @@ struct ClassMomentsArgs {
   int64_t* invalid;
 };
 NCOPS_KERNEL(class_moments, ClassMomentsArgs)
+
+struct ClassMomentsBackwardArgs {
+  Rows x;
+  const int64_t* labels;
+  int64_t num_classes, ignore_index;
+  const void* center;       // (C, D) in the compute dtype, or null
+  Rows g_sums;              // (C, D) in the compute dtype
+  const double* g_sqnorms;  // (C)
+  void* g_x;                // (N, D) in the dtype of x
+};
+NCOPS_KERNEL(class_moments_backward, ClassMomentsBackwardArgs)
 
 struct AccumulateClassMomentsArgs {
   Rows x;
@@ -147,5 +188,19 @@ struct PairStatsArgs {
   int64_t *count, *row_argmax;  // row_argmax indexes the gathered rows
 };
 NCOPS_KERNEL(pair_stats, PairStatsArgs)
+
+struct PairStatsBackwardArgs {
+  Rows rows;  // as in the forward
+  PairKernel kernel;
+  const double* variances = nullptr;
+  double power = 1;
+  double share = 0;                // gradient by the value of each ordered pair, through the mean
+  const double* g_row_max;         // (K), gathered; 0 where there is no partner
+  const int64_t* partner;          // (K) the row that gives row_max, among the gathered ones; -1: none
+  int64_t total = 0;               // rows of g_rows: those that are not gathered get zero
+  void* g_rows;                    // (total, D) in the dtype of rows
+  double* g_variances = nullptr;   // (K), gathered, for cdnv
+};
+NCOPS_KERNEL(pair_stats_backward, PairStatsBackwardArgs)
 
 }  // namespace ncops

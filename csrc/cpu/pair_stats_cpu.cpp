@@ -1,5 +1,5 @@
 // pair_stats: upper-triangle tiles of a row product, turned into the pair kernel's values and reduced on the spot.
-#include "kernels.h"
+#include "pair_rows.h"
 #include "product.h"
 
 namespace ncops::NCOPS_ISA {
@@ -63,51 +63,23 @@ struct PairStats {
     }
   }
 
-  // |u - v|^2 from direct differences, in double.
-  T direct(int64_t a, int64_t b) const {
-    double total = 0, u[kLoadBlock], v[kLoadBlock];
-    const int64_t ra = args.rows.index ? args.rows.index[a] : a, rb = args.rows.index ? args.rows.index[b] : b;
-    for (int64_t k = 0; k < args.rows.dim; k += kLoadBlock) {
-      const int64_t n = std::min(kLoadBlock, args.rows.dim - k);
-      load_raw<double>(args.rows, ra, k, n, u);
-      load_raw<double>(args.rows, rb, k, n, v);
-      for (int64_t i = 0; i < n; ++i) total += (u[i] - v[i]) * (u[i] - v[i]);
-    }
-    return T(total);
-  }
-
   Vec<T> value(const State& s, int lane, int64_t j, Vec<T> product, IntVec<T> wanted) const {
     if (args.kernel == PairKernel::dot) return product;
     if (args.kernel == PairKernel::cosine) return product * load(s.scale + lane) * scales[j];
     const Vec<T> size = load(s.norm + lane) + norms[j];
     Vec<T> d2 = size - 2 * product;
-    const IntVec<T> close = (d2 < size * T(0.01)) & wanted;  // the difference has lost digits: form it directly
+    const IntVec<T> close = (d2 < size * T(kClose)) & wanted;  // the difference has lost digits: form it directly
     if (any<T>(close))
       for (int i = 0; i < W; ++i)
-        if (close[i]) d2[i] = direct(s.row + lane + i, j);
+        if (close[i]) d2[i] = T(direct_sqdist(args.rows, s.row + lane + i, j));
     const T power = T(args.power);
     switch (args.kernel) {
       case PairKernel::distance: return sqrt_of<T>(d2);
       case PairKernel::log_distance: return log_of<T>(d2) * T(0.5);
-      case PairKernel::riesz: return power_of(d2, -power / 2);
-      case PairKernel::gaussian: return exp_of(d2 * -power);
-      default: return (load(s.variance + lane) + variances[j]) * T(0.5) * power_of(d2, -power);
+      case PairKernel::riesz: return power_of<T>(d2, -power / 2);
+      case PairKernel::gaussian: return exp_of<T>(d2 * -power);
+      default: return (load(s.variance + lane) + variances[j]) * T(0.5) * power_of<T>(d2, -power);
     }
-  }
-
-  // Far pairs have subnormal values, whose order still decides row_argmax.
-  static Vec<T> exp_of(Vec<T> x) {
-    Vec<T> r = exp_nonpositive<T>(x);
-    for (int i = 0; i < W; ++i)
-      if (!(x[i] >= ExpConstants<T>::lowest && x[i] <= 0)) r[i] = std::exp(x[i]);
-    return r;
-  }
-
-  static Vec<T> power_of(Vec<T> d2, T exponent) {
-    if (exponent == T(-1)) return T(1) / d2;
-    Vec<T> r;
-    for (int i = 0; i < W; ++i) r[i] = std::pow(d2[i], exponent);
-    return r;
   }
 
   void tile(State& s, T* tile, int64_t first, int64_t count) {
@@ -195,20 +167,9 @@ void run(const PairStatsArgs& args) {
   if (k < 2) return;
 
   Scratch norms(k * sizeof(T)), scales(k * sizeof(T)), variances(k * sizeof(T));
-  for_tasks((k + 63) / 64, [&](int64_t task, int) {
-    for (int64_t r = task * 64; r < std::min(k, task * 64 + 64); ++r) {
-      double total = 0;
-      T block[kLoadBlock];
-      for (int64_t c = 0; c < args.rows.dim; c += kLoadBlock) {
-        const int64_t n = std::min(kLoadBlock, args.rows.dim - c);
-        load_row<T>(args.rows, r, c, n, block);
-        for (int64_t i = 0; i < n; ++i) total += double(block[i]) * double(block[i]);
-      }
-      norms.at<T>()[r] = T(total);
-      scales.at<T>()[r] = total > 0 ? T(1 / std::sqrt(total)) : T(nan);
-      variances.at<T>()[r] = args.variances ? T(args.variances[r]) : T(0);
-    }
-  });
+  const bool cosine = args.kernel == PairKernel::cosine;
+  squared_norms<T>(args.rows, norms.at<T>(), cosine ? scales.at<T>() : nullptr);
+  for (int64_t r = 0; args.variances && r < k; ++r) variances.at<T>()[r] = T(args.variances[r]);
 
   Plan plan = plan_product<T>(k, k, args.rows.dim, L);
   plan.upper = true;
@@ -219,8 +180,9 @@ void run(const PairStatsArgs& args) {
   Scratch results(plan.blocks * sizeof(BlockResult)), columns(plan.blocks * k * sizeof(Best)), rows(k * sizeof(Best));
   for (int64_t b = 0; b < plan.blocks; ++b) results.at<BlockResult>()[b] = BlockResult{};
   for (int64_t i = 0; i < plan.blocks * k; ++i) columns.at<Best>()[i] = {0, -1};
-  PairStats<T> epilogue{args, plan, norms.at<T>(), scales.at<T>(), variances.at<T>(), results.at<BlockResult>(),
-                        columns.at<Best>(), rows.at<Best>()};
+  PairStats<T> epilogue{args, plan, norms.at<T>(), cosine ? scales.at<T>() : nullptr,
+                        args.variances ? variances.at<T>() : nullptr, results.at<BlockResult>(), columns.at<Best>(),
+                        rows.at<Best>()};
   run_product<Plain<T>, 2>(args.rows, args.rows, plan, epilogue);
 
   BlockResult total;

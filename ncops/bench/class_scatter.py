@@ -5,7 +5,7 @@ from __future__ import annotations
 import ncops
 
 from . import class_moments
-from .case import Bench, Case, Goal, compiled, numpy
+from .case import Bench, Case, Goal, compiled, gradients, numpy
 
 
 def ours(x, y, center):
@@ -39,7 +39,32 @@ FORWARD = Bench(
     axes={"N": (1000, 5000, 20000, 100000), "D": (64, 256, 512, 1024, 2048), "C": (10, 1000, 50257)},
     accuracy={"N": 20000}, data=("uniform", "zipf"),
 )  # fmt: skip
-BENCHES = (FORWARD,)
+
+
+def make_full(sizes, dtype, data, generator):
+    x, y, center = class_moments.make(sizes, dtype, data, generator)
+    return x.requires_grad_(), y, center
+
+
+def loss(function):
+    """One number that every entry of the scatter enters."""
+    return lambda x, y, center: function(x, y, center)[0].square().mean()
+
+
+FULL = Bench(
+    op="class_scatter", mode="full", make=make_full, other="eager",
+    contestants={
+        "ncops": gradients(loss(ours)),
+        "eager": gradients(loss(eager)),
+        "compile": gradients(compiled(loss(eager))),
+    },
+    flops=lambda s: s["N"] * s["D"] * (3 * s["D"] + 1),  # one triangle, and a product
+    bytes=lambda s, item: 3 * item * s["N"] * s["D"],
+    base={"N": 20000, "D": 512, "C": 1000},
+    axes={"N": (1000, 5000, 20000), "D": (64, 256, 1024)},
+    accuracy={"N": 20000},
+)  # fmt: skip
+BENCHES = (FORWARD, FULL)
 CASES = (
     Case(
         FORWARD, "1000 classes", {"N": 50000, "D": 512, "C": 1000}, goal=Goal(0.75, 4, 4),

@@ -1,0 +1,62 @@
+// What pair_stats and its gradient share: norms of rows, distances of close rows, powers.
+#pragma once
+
+#include "kernels.h"
+#include "pack.h"
+#include "scratch.h"
+
+namespace ncops::NCOPS_ISA {
+
+// Below this share of |u|^2 + |v|^2 a squared distance has lost digits in |u|^2 + |v|^2 - 2 u.v and is formed directly.
+constexpr double kClose = 0.01;
+
+// |u - v|^2 from direct differences, in double.
+inline double direct_sqdist(const Rows& rows, int64_t a, int64_t b) {
+  double total = 0, u[kLoadBlock], v[kLoadBlock];
+  const int64_t ra = rows.index ? rows.index[a] : a, rb = rows.index ? rows.index[b] : b;
+  for (int64_t k = 0; k < rows.dim; k += kLoadBlock) {
+    const int64_t n = std::min(kLoadBlock, rows.dim - k);
+    load_raw<double>(rows, ra, k, n, u);
+    load_raw<double>(rows, rb, k, n, v);
+    for (int64_t i = 0; i < n; ++i) total += (u[i] - v[i]) * (u[i] - v[i]);
+  }
+  return total;
+}
+
+// Squared norms of all rows, and their reciprocal norms (NaN for a zero row) unless null.
+template <class T>
+inline void squared_norms(const Rows& rows, T* norms, T* scales) {
+  for_tasks((rows.rows + 63) / 64, [&](int64_t task, int) {
+    for (int64_t r = task * 64; r < std::min(rows.rows, task * 64 + 64); ++r) {
+      double total = 0;
+      T block[kLoadBlock];
+      for (int64_t c = 0; c < rows.dim; c += kLoadBlock) {
+        const int64_t n = std::min(kLoadBlock, rows.dim - c);
+        load_row<T>(rows, r, c, n, block);
+        for (int64_t i = 0; i < n; ++i) total += double(block[i]) * double(block[i]);
+      }
+      norms[r] = T(total);
+      if (scales) scales[r] = total > 0 ? T(1 / std::sqrt(total)) : std::numeric_limits<T>::quiet_NaN();
+    }
+  });
+}
+
+// Far pairs have subnormal values, whose order still decides row_argmax.
+template <class T>
+inline Vec<T> exp_of(Vec<T> x) {
+  Vec<T> r = exp_nonpositive<T>(x);
+  for (int i = 0; i < kWidth<T>; ++i)
+    if (!(x[i] >= ExpConstants<T>::lowest && x[i] <= 0)) r[i] = std::exp(x[i]);
+  return r;
+}
+
+template <class T>
+inline Vec<T> power_of(Vec<T> d2, T exponent) {
+  if (exponent == T(-1)) return T(1) / d2;
+  if (exponent == T(-0.5)) return T(1) / sqrt_of<T>(d2);
+  Vec<T> r;
+  for (int i = 0; i < kWidth<T>; ++i) r[i] = std::pow(d2[i], exponent);
+  return r;
+}
+
+}  // namespace ncops::NCOPS_ISA
