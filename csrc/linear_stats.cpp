@@ -1,5 +1,10 @@
 #include "tensors.h"
 
+#ifdef NCOPS_WITH_CUDA
+#include "cuda/kernels.h"
+#include "cuda_stream.h"
+#endif
+
 namespace ncops {
 
 // What forward and backward take alike, checked. Holds the dense copies that the arguments point into.
@@ -9,19 +14,19 @@ struct Inputs {
   template <class Args>
   Inputs(Args& args, const Tensor& x, const Tensor& weight, const OptionalTensor& given_bias,
          const OptionalTensor& given_target, double scale, int64_t ignore_index) {
-    args.x = rows_of(x, "x");
-    args.w = rows_of(weight, "weight");
+    args.x = rows_of(x, "x", &x);
+    args.w = rows_of(weight, "weight", &x);
     STD_TORCH_CHECK(args.w.dtype == args.x.dtype, "weight: expected the dtype of x");
     STD_TORCH_CHECK(args.w.rows > 0, "weight: expected at least one row");
     check_size(weight, "weight", 1, args.x.dim);
     if (given_bias) {
-      bias = dense(*given_bias, "bias", x.scalar_type());
+      bias = dense(*given_bias, "bias", x.scalar_type(), &x);
       check_size(*bias, "bias", 0, args.w.rows);
       args.bias.data = bias->const_data_ptr();
       args.bias.dtype = args.x.dtype;
     }
     if (given_target) {
-      target = dense_labels(*given_target, "target", args.x.rows);
+      target = dense_labels(*given_target, "target", args.x.rows, &x);
       args.target = pointer<int64_t>(target);
     }
     args.scale = scale;
@@ -29,15 +34,23 @@ struct Inputs {
   }
 };
 
-static LogitOutputs::Tuple linear_stats_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                            const OptionalTensor& target, double scale, int64_t ignore_index,
-                                            bool /*allow_tf32: always exact here*/) {
-  LinearStatsArgs args;
+// On any device: run(args) starts the kernels.
+template <class Args, class Run>
+static LogitOutputs::Tuple linear_columns(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                          const OptionalTensor& target, double scale, int64_t ignore_index, Run run) {
+  Args args{};
   const Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
   LogitOutputs out(x, args.x.rows, target.has_value());
   args.out = out.columns();
-  linear_stats(args);
+  run(args);
   return out.tuple();
+}
+
+static LogitOutputs::Tuple linear_stats_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                            const OptionalTensor& target, double scale, int64_t ignore_index,
+                                            bool /*allow_tf32: always exact here*/) {
+  return linear_columns<LinearStatsArgs>(x, weight, bias, target, scale, ignore_index,
+                                         [](const LinearStatsArgs& args) { linear_stats(args); });
 }
 
 static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
@@ -91,5 +104,23 @@ STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("linear_stats", TORCH_BOX(&linear_stats_cpu));
   m.impl("linear_stats_backward", TORCH_BOX(&linear_stats_backward_cpu));
 }
+
+#ifdef NCOPS_WITH_CUDA
+
+static LogitOutputs::Tuple linear_stats_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                             const OptionalTensor& target, double scale, int64_t ignore_index,
+                                             bool /*allow_tf32: always exact here*/) {
+  const CudaCall call(x);
+  return linear_columns<cuda::LinearStatsArgs>(x, weight, bias, target, scale, ignore_index, [&](cuda::LinearStatsArgs& args) {
+    const Tensor memory = workspace(x, cuda::linear_stats_workspace(args.x.dtype, args.x.rows, args.w.rows));
+    args.workspace = memory.mutable_data_ptr();
+    args.stream = call.stream();
+    cuda::linear_stats(args);
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ncops_C, CUDA, m) { m.impl("linear_stats", TORCH_BOX(&linear_stats_cuda)); }
+
+#endif
 
 }  // namespace ncops

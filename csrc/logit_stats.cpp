@@ -1,23 +1,36 @@
 #include "tensors.h"
 
+#ifdef NCOPS_WITH_CUDA
+#include "cuda/kernels.h"
+#include "cuda_stream.h"
+#endif
+
 namespace ncops {
 
-static LogitOutputs::Tuple logit_stats_cpu(const Tensor& logits, const OptionalTensor& target, double scale,
-                                           int64_t ignore_index) {
-  LogitStatsArgs args;
-  args.logits = rows_of(logits, "logits");
+// On any device: run(args) starts the kernels.
+template <class Args, class Run>
+static LogitOutputs::Tuple logit_columns(const Tensor& logits, const OptionalTensor& target, double scale, int64_t ignore_index,
+                                         Run run) {
+  Args args{};
+  args.logits = rows_of(logits, "logits", &logits);
   STD_TORCH_CHECK(args.logits.dim > 0, "logits: expected at least one column");
   OptionalTensor dense_target;
   if (target) {
-    dense_target = dense_labels(*target, "target", args.logits.rows);
+    dense_target = dense_labels(*target, "target", args.logits.rows, &logits);
     args.target = pointer<int64_t>(dense_target);
   }
   args.scale = scale;
   args.ignore_index = ignore_index;
   LogitOutputs out(logits, args.logits.rows, target.has_value());
   args.out = out.columns();
-  logit_stats(args);
+  run(args);
   return out.tuple();
+}
+
+static LogitOutputs::Tuple logit_stats_cpu(const Tensor& logits, const OptionalTensor& target, double scale,
+                                           int64_t ignore_index) {
+  return logit_columns<LogitStatsArgs>(logits, target, scale, ignore_index,
+                                       [](const LogitStatsArgs& args) { logit_stats(args); });
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
@@ -26,5 +39,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) { m.impl("logit_stats", TORCH_BOX(&logit_stats_cpu)); }
+
+#ifdef NCOPS_WITH_CUDA
+
+static LogitOutputs::Tuple logit_stats_cuda(const Tensor& logits, const OptionalTensor& target, double scale,
+                                            int64_t ignore_index) {
+  const CudaCall call(logits);
+  return logit_columns<cuda::LogitStatsArgs>(logits, target, scale, ignore_index, [&](cuda::LogitStatsArgs& args) {
+    const Tensor memory = workspace(logits, cuda::logit_stats_workspace(args.logits.rows, args.logits.dim));
+    args.workspace = memory.mutable_data_ptr();
+    args.stream = call.stream();
+    cuda::logit_stats(args);
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ncops_C, CUDA, m) { m.impl("logit_stats", TORCH_BOX(&logit_stats_cuda)); }
+
+#endif
 
 }  // namespace ncops

@@ -15,6 +15,7 @@ from testing import (
     block_rows,
     dtypes,
     exact,
+    interpreter_blocks,
     layouts,
     plain,
     randn,
@@ -25,6 +26,13 @@ import ncops
 from ncops._dtypes import compute_dtype
 
 OP = "class_scatter"
+BLOCKS = {
+    "class_scatter": {"BLOCK_D": 32, "BLOCK_N": 32, "FOLD": 64},
+    "row_products": {"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 32, "FOLD": 64},
+    "class_moments": {"CHUNK": 32, "BLOCK_D": 128},
+    "class_moments.merge": {"BLOCK_D": 128},
+}
+wide_blocks = interpreter_blocks(BLOCKS)
 SHAPES = [(1, 1, 1), (1, 17, 2), (2, 1, 3), (65, 33, 4), (130, 65, 7), (33, 130, 40), (300, 16, 5), (0, 5, 2)]
 
 
@@ -177,11 +185,8 @@ def test_autocast_leaves_float32_products(backend):
 
 
 def test_deterministic(backend):
-    x, labels, center = (
-        randn(3000, 130, dtype=torch.float32),
-        random_labels(3000, 9),
-        randn(9, 130, dtype=torch.float32),
-    )
+    n, d = (3000, 130) if backend != "triton" else (200, 65)
+    x, labels, center = randn(n, d, dtype=torch.float32), random_labels(n, 9), randn(9, d, dtype=torch.float32)
     assert_deterministic(lambda: ncops.class_scatter(x, labels, center), backend)
 
 

@@ -218,7 +218,8 @@ def test_errors(logits, target, error, message):
 
 
 def test_deterministic(backend):
-    logits, target = randn(300, 3001, dtype=torch.float32), random_labels(300, 3001)
+    size = (40, 300) if backend == "triton" else (300, 3001)  # Triton's interpreter is slow
+    logits, target = randn(*size, dtype=torch.float32), random_labels(*size)
     assert_deterministic(lambda: ncops.logit_stats(logits, target)[:13], backend)
 
 

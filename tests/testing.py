@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -121,6 +121,22 @@ def assert_compiles(run: Callable, *args, backend: str = "aot_eager") -> None:
     torch._dynamo.reset()
     compiled = values(torch.compile(run, fullgraph=True, backend=backend))
     torch.testing.assert_close(compiled, values(run), equal_nan=True)
+
+
+def interpreter_blocks(kernels: dict[str, dict[str, int]]):
+    """An autouse fixture: these blocks instead of 16 under Triton's interpreter, where a program costs milliseconds."""
+
+    @pytest.fixture(autouse=True)
+    def blocks(request):
+        with ExitStack() as stack:
+            if "backend" in request.fixturenames and request.getfixturevalue("backend") == "triton":
+                from ncops.triton_kernels import _launch
+
+                for kernel, sizes in kernels.items() if _launch.interpreted() else ():
+                    stack.enter_context(_launch.override(kernel, **sizes))
+            yield
+
+    return blocks
 
 
 def block_rows(monkeypatch: pytest.MonkeyPatch, size: int = 512) -> None:

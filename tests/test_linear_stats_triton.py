@@ -1,0 +1,180 @@
+"""What only the Triton kernels of linear_stats can get wrong: splits, chunks, skipped tiles, the target's own tile."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from logit_columns import FLOATS, objective, problem
+from testing import HALF, IGNORE, assert_deterministic, randn
+
+import ncops
+
+pytest.importorskip("triton")
+from ncops.triton_kernels import linear_stats as forward  # noqa: E402
+from ncops.triton_kernels import linear_stats_backward as backward  # noqa: E402
+
+pytestmark = pytest.mark.triton
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=lambda d: str(d).removeprefix("torch."))
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with ncops.use_backend("triton"):
+        yield
+
+
+def reference(*args, **options):
+    with ncops.use_backend("reference"):
+        return ncops.linear_stats(*args, **options)
+
+
+@DTYPES
+def test_target_and_rivals_have_the_same_bits(dtype):
+    """Every class in turn is the target: ranks counted in the tiles must be those of the logits from the diagonal."""
+    x, weight, bias, _ = problem(3, 37, 40, dtype)
+    weight[7], bias[7] = weight[23], bias[23]  # a tie in every row: strictly greater, or it would count itself
+    stats = ncops.linear_stats(x.repeat_interleave(40, 0), weight, bias, torch.arange(40).repeat(3), scale=0.3)
+    own = stats.target_logit.view(3, 40)
+    assert torch.equal(stats.target_rank.view(3, 40), (own[:, None, :] > own[:, :, None]).sum(2))
+    assert torch.equal(own[:, 7], own[:, 23])
+    assert torch.equal(stats.max.view(3, 40)[:, 0], own.amax(1))
+    assert torch.equal(stats.second.view(3, 40)[:, 0], own.topk(2, 1).values[:, 1])
+
+
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_any_number_of_splits(monkeypatch, splits):
+    x, weight, bias, target = problem(18, 9, 75, torch.float32)
+    bias[:60] = -math.inf  # the first parts hold nothing but masked classes
+    bias[3] = 1.0
+    weight[74] = weight[70]
+    monkeypatch.setattr(forward, "split_count", lambda there, programs, tiles: splits)
+    target[5:9] = 3
+    ours, truth = ncops.linear_stats(x, weight, bias, target), reference(x, weight, bias, target)
+    for name in FLOATS:
+        torch.testing.assert_close(getattr(ours, name), getattr(truth, name), rtol=1e-5, atol=1e-5, equal_nan=True)
+    for name in ("argmax", "second_index", "target_rank", "valid"):
+        assert torch.equal(getattr(ours, name), getattr(truth, name)), name
+
+
+def test_rows_in_several_launches(monkeypatch):
+    x, weight, bias, target = problem(45, 7, 20, torch.float32)
+    whole = ncops.linear_stats(x, weight, bias, target)
+    monkeypatch.setattr(forward, "ROWS_AT_ONCE", 32)  # a multiple of the block of rows, so the tiles are the same
+    parts = ncops.linear_stats(x, weight, bias, target)
+    bare = ncops.linear_stats(x, weight, bias)
+    for a, b in zip(parts[:13], whole[:13], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert torch.equal(bare.argmax, whole.argmax) and bare.nll is None
+
+
+def test_targets_outside_where_nothing_may_be_raised():
+    """On a GPU the kernel alone sees them: NaN, rank -1, and no gradient."""
+    x, weight, bias, target = problem(6, 5, 20, torch.float32)
+    target[:] = torch.tensor([0, -1, 20, 2**40, IGNORE, 19])
+    columns = forward.linear_stats(x, weight, bias, target, 1.0, IGNORE, False)
+    own, nll, rank, valid = columns[4], columns[5], columns[11], columns[12]
+    assert nll.isnan().tolist() == own.isnan().tolist() == [False, True, True, True, False, False]
+    assert rank[1:5].tolist() == [-1] * 4 and valid.tolist() == [True] * 4 + [False, True] and nll[4] == own[4] == 0
+    gradients = [torch.zeros(6) for _ in range(9)]
+    gradients[5] = torch.ones(6)
+    saved = [columns[i] for i in (1, 2, 6, 7, 9, 10)]
+    options = (1.0, IGNORE, False, True, True, True)
+    g_x, _, _ = backward.linear_stats_backward(*gradients, *saved, x, weight, bias, target, *options)
+    assert (g_x[1:5] == 0).all() and (g_x[[0, 5]] != 0).all()
+
+
+@DTYPES
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_over_many_chunks_and_parts(monkeypatch, dtype, bias):
+    x, weight, bias, target = problem(50, 20, 90, dtype, bias)
+    given = [t for t in (x, weight, bias) if t is not None]
+
+    def gradients(run):
+        inputs = [t.detach().requires_grad_() for t in given]
+        return torch.autograd.grad(objective(run(*inputs, target=target, scale=0.7)._asdict(), 50), inputs)
+
+    truth = gradients(reference)
+    monkeypatch.setattr(backward, "WORKSPACE_BYTES", 32 * 32 * (2 if dtype == torch.bfloat16 else 4))
+    monkeypatch.setattr(backward, "LEAST_CLASSES", 32)
+    assert backward.chunk_shape(50, 90, 2 if dtype == torch.bfloat16 else 4) == (32, 32)
+    for least in (1, 8):  # a product cut into parts, and not
+        monkeypatch.setattr(backward, "LEAST_TILES", least)
+        for a, b in zip(gradients(ncops.linear_stats), truth, strict=True):
+            eps = torch.finfo(dtype).eps
+            assert (a.double() - b.double()).abs().max() <= (16 if dtype == torch.float32 else 1) * eps * b.abs().max()
+
+
+def live_tiles_of(run):
+    """The flags that the backward's first kernel left in its calls."""
+    seen = []
+    original = backward.live_tiles
+    backward.live_tiles = lambda live, *sizes: seen.append(live.clone()) or original(live, *sizes)
+    try:
+        return run(), seen[0]
+    finally:
+        backward.live_tiles = original
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_tiles_without_a_gradient_that_counts_are_skipped(dtype):
+    """Classes 16..31 are 9 below, within the resolution; classes 32..47 are 40 below; rows 16..31 are ignored."""
+    x, weight = randn(48, 8, dtype=dtype, scale=0.1), randn(48, 8, dtype=dtype, scale=0.1)
+    bias = torch.zeros(48, dtype=dtype)
+    bias[16:32], bias[32:] = -6, -40
+    target = torch.arange(48) % 16
+    target[16:32] = IGNORE
+    x[20] = math.nan  # in a row without gradient, beside rows with one in none of its tiles
+    x[3, 0], target[3] = math.nan, IGNORE  # and beside rows with one in all of them
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+
+    def run():
+        return torch.autograd.grad(ncops.linear_stats(*inputs, target).loss("nll"), inputs)
+
+    ours, live = live_tiles_of(run)
+    assert live.tolist() == [[1, 1, 0], [0, 0, 0], [1, 1, 0]]
+    truth = torch.autograd.grad(reference(*inputs, target).loss("nll"), inputs)
+    for a, b in zip(ours, truth, strict=True):
+        assert a.isfinite().all()
+        assert (a.double() - b.double()).abs().max() <= torch.finfo(dtype).eps * b.abs().max()
+    assert (ours[0][16:32] == 0).all() and (ours[1][32:] == 0).all() and (ours[1][16:32] != 0).all()
+    assert ((ours[2][32:].double() / truth[2][32:].double() - 1).abs() < 0.02).all()  # the bias's sums skip nothing
+
+
+def test_a_poisoned_row_is_never_skipped():
+    x, weight, bias, target = problem(18, 6, 20, torch.bfloat16)
+    target[:] = 1
+    x[17, 2] = math.nan
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    g_x, g_weight, g_bias = torch.autograd.grad(ncops.linear_stats(*inputs, target).loss("nll"), inputs)
+    assert g_x[17].isnan().all() and g_x[:17].isfinite().all() and g_weight.isnan().all() and g_bias.isnan().all()
+
+
+def test_small_mean_gradients_survive_float16():
+    """p / N below float16's smallest number: the sum over rows is not."""
+    x = torch.ones(64, 4, dtype=torch.float16)
+    weight, bias = torch.zeros(40, 4, dtype=torch.float16), torch.zeros(40, dtype=torch.float16)
+    bias[1:] = -10.5  # p = 2.7e-5, over 64 rows: 4.3e-7 each, 2.7e-5 together
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    stats = ncops.linear_stats(*inputs, torch.zeros(64, dtype=torch.int64))
+    g_weight = torch.autograd.grad(stats.loss("nll"), inputs)[1]
+    assert ((g_weight[1:].double() / math.exp(-10.5) - 1).abs() < 2e-3).all()
+
+
+@DTYPES
+def test_gradients_are_deterministic(dtype):
+    x, weight, bias, target = problem(40, 9, 50, dtype)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    assert_deterministic(
+        lambda: torch.autograd.grad(ncops.linear_stats(*inputs, target).loss("nll"), inputs), "triton"
+    )
+
+
+def test_no_rows_and_no_features():
+    weight, bias = randn(5, 4, dtype=torch.bfloat16).requires_grad_(), randn(5, dtype=torch.bfloat16).requires_grad_()
+    stats = ncops.linear_stats(torch.zeros(0, 4, dtype=torch.bfloat16), weight, bias)
+    grads = torch.autograd.grad(stats.lse.sum(), (weight, bias))
+    assert stats.lse.shape == (0,) and all((g == 0).all() for g in grads)
+    stats = ncops.linear_stats(torch.zeros(3, 0), torch.zeros(5, 0), bias.detach().float(), torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(stats.lse, bias.detach().float().logsumexp(0).expand(3))
