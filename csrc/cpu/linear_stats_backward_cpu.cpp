@@ -171,7 +171,7 @@ class Backward {
     for (int64_t p = 0; p < number; ++p) {
       const int64_t row = begin + p * L, count = std::min<int64_t>(L, end - row);
       pack_panel<Plain<T>, L>(args_.x, row, count, panels + p * L * dim_);
-      gradients[p].begin(args_, row, count);
+      gradients[p].begin(args_, args_.w.rows, row, count);
     }
     if (sums.weight) pack_columns_first<T>(args_.x, begin, end - begin, number * L, args_, columns);
     const T* bias = args_.bias.data ? bias_.template at<T>() : nullptr;

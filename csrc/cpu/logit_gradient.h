@@ -21,7 +21,7 @@ struct RowGradient {
 
   RowGradient() = default;
 
-  RowGradient(const LinearStatsBackwardArgs& args, int64_t row, int64_t classes) {
+  RowGradient(const LogitBackward& args, int64_t row, int64_t classes) {
     const auto get = [row](const void* column) { return column ? double(static_cast<const T*>(column)[row]) : 0.0; };
     const double g_lse = get(args.grad.lse), g_gap = get(args.grad.gap), g_max = get(args.grad.max);
     const double g_second = get(args.grad.second), g_entropy = get(args.grad.entropy);
@@ -67,14 +67,14 @@ struct PanelGradient {
   int64_t count;
   bool any_slope, any_poisoned;
 
-  void begin(const LinearStatsBackwardArgs& args, int64_t row, int64_t n) {
+  void begin(const LogitBackward& args, int64_t classes, int64_t row, int64_t n) {
     count = n;
     any_slope = any_poisoned = false;
     for (int64_t i = 0; i < L; ++i) {
       flat[i] = tilt[i] = constant[i] = slope[i] = max[i] = mean[i] = 0;
       active[i] = 0;
       if (i >= n) continue;
-      const RowGradient<T> r(args, row + i, args.w.rows);
+      const RowGradient<T> r(args, row + i, classes);
       rows[i] = r;
       flat[i] = r.flat, tilt[i] = r.tilt, constant[i] = r.constant, slope[i] = r.slope, max[i] = r.max, mean[i] = r.mean;
       active[i] = r.active ? -1 : 0;
