@@ -62,22 +62,8 @@ static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
   LinearStatsBackwardArgs args;
   const Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
   const ScalarType type = compute_type(x);
-  std::vector<Tensor> held;  // dense copies of expanded gradients live until the kernel has run
-  const auto column = [&](const Tensor& t, const char* name, ScalarType expected) {
-    held.push_back(dense(t, name, expected));
-    check_size(held.back(), name, 0, args.x.rows);
-    return held.back().const_data_ptr();
-  };
-  args.grad = {column(g_lse, "g_lse", type), column(g_gap, "g_gap", type), column(g_max, "g_max", type),
-               column(g_second, "g_second", type), target ? column(g_target_logit, "g_target_logit", type) : nullptr,
-               target ? column(g_nll, "g_nll", type) : nullptr, column(g_entropy, "g_entropy", type),
-               column(g_mean, "g_mean", type), column(g_var, "g_var", type)};
-  args.gap = column(gap, "gap", type);
-  args.max = column(max, "max", type);
-  args.entropy = column(entropy, "entropy", type);
-  args.mean = column(mean, "mean", type);
-  args.argmax = static_cast<const int64_t*>(column(argmax, "argmax", ScalarType::Long));
-  args.second_index = static_cast<const int64_t*>(column(second_index, "second_index", ScalarType::Long));
+  const LogitGradientInputs columns(args, args.x.rows, type, g_lse, g_gap, g_max, g_second, g_target_logit, g_nll, g_entropy,
+                                    g_mean, g_var, gap, max, entropy, mean, argmax, second_index);
   const auto empty = [&] { return fresh(x, {0}, type); };
   Tensor g_x = need_x ? fresh(x, {args.x.rows, args.x.dim}, type) : empty();
   Tensor g_weight = need_weight ? fresh(x, {args.w.rows, args.x.dim}, type) : empty();

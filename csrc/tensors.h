@@ -138,4 +138,32 @@ struct LogitOutputs {
   static Tensor floats(const Tensor& like, int64_t rows) { return fresh(like, {rows}, compute_type(like)); }
 };
 
+// The gradients by those columns and the forward's own, checked and dense, as their kernels take them.
+struct LogitGradientInputs {
+  std::vector<Tensor> held;  // dense copies of expanded gradients live until the kernel has run
+
+  LogitGradientInputs(LogitBackward& args, int64_t rows, ScalarType type, const Tensor& g_lse, const Tensor& g_gap,
+                      const Tensor& g_max, const Tensor& g_second, const Tensor& g_target_logit, const Tensor& g_nll,
+                      const Tensor& g_entropy, const Tensor& g_mean, const Tensor& g_var, const Tensor& gap,
+                      const Tensor& max, const Tensor& entropy, const Tensor& mean, const Tensor& argmax,
+                      const Tensor& second_index) {
+    const auto column = [&](const Tensor& t, const char* name, ScalarType expected) {
+      held.push_back(dense(t, name, expected));
+      check_size(held.back(), name, 0, rows);
+      return held.back().const_data_ptr();
+    };
+    args.grad = {column(g_lse, "g_lse", type), column(g_gap, "g_gap", type), column(g_max, "g_max", type),
+                 column(g_second, "g_second", type),
+                 args.target ? column(g_target_logit, "g_target_logit", type) : nullptr,
+                 args.target ? column(g_nll, "g_nll", type) : nullptr, column(g_entropy, "g_entropy", type),
+                 column(g_mean, "g_mean", type), column(g_var, "g_var", type)};
+    args.gap = column(gap, "gap", type);
+    args.max = column(max, "max", type);
+    args.entropy = column(entropy, "entropy", type);
+    args.mean = column(mean, "mean", type);
+    args.argmax = static_cast<const int64_t*>(column(argmax, "argmax", ScalarType::Long));
+    args.second_index = static_cast<const int64_t*>(column(second_index, "second_index", ScalarType::Long));
+  }
+};
+
 }  // namespace ncops

@@ -15,6 +15,7 @@ from testing import (
     dtypes,
     exact,
     plain,
+    randn,
 )
 
 import ncops
@@ -167,3 +168,82 @@ def test_autocast_leaves_float64_alone(backend):
         with pytest.raises(ValueError, match="weight: expected the dtype of x"):
             ncops.linear_stats(x, weight.float())
     assert inside.nll.dtype == torch.float64 and torch.equal(inside.nll, plain.nll)
+
+
+def _bits(grads):
+    return [g.contiguous().view(torch.int32) for g in grads]
+
+
+def _gradients(inputs, target, loss, scale=1.0):
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    return torch.autograd.grad(loss(ncops.linear_stats(*inputs, target, scale=scale)), inputs)
+
+
+def test_ignored_panels_change_no_bit(backend):
+    """Whole panels of ignored rows between the others: nothing of them reaches the sums."""
+    x, weight, bias, target = problem(200, 37, 300, torch.float32)
+    target[:] = torch.arange(200) % 300
+    ignored = target.clone()
+    ignored[32:160] = IGNORE
+    ours = _gradients((x, weight, bias), ignored, lambda s: s.nll.sum())
+    rest = torch.cat([torch.arange(32), torch.arange(160, 200)])
+    for poison in (0.0, math.nan):  # what ignored rows hold is of no account
+        other = x.clone()
+        other[32:160] = poison
+        again = _gradients((other, weight, bias), ignored, lambda s: s.nll.sum())
+        assert all(torch.equal(a, b) for a, b in zip(_bits(ours), _bits(again), strict=True))
+
+    def dense_gradients(inputs):
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(naive(dense(*inputs, 1.0), target[rest])["nll"].sum(), inputs)
+
+    theirs, truth = dense_gradients((x[rest], weight, bias)), dense_gradients(exact(x[rest], weight, bias))
+    for name, a, b, c in zip(("x", "weight", "bias"), (ours[0][rest], *ours[1:]), theirs, truth, strict=True):
+        assert_accurate(a, b, c, what=f"gradient of {name}")
+    assert (ours[0][32:160] == 0).all() and (ours[0][:32] != 0).any(1).all() and (ours[0][160:] != 0).any(1).all()
+
+
+@dtypes
+def test_only_a_few_logits_have_a_gradient(backend, dtype):
+    """A margin loss: three columns per row, most tiles of classes hold none of them."""
+    x, weight, bias, target = problem(70, 19, 900, dtype)
+    target[:40] = torch.arange(40) % 3  # all in the first tile
+
+    def loss(columns):
+        return (columns["max"] * 0.5 - columns["target_logit"] + columns["second"] * 2).sum()
+
+    mine = _gradients((x, weight, bias), target, lambda s: loss(s._asdict()), 0.7)
+
+    def dense_gradients(inputs):
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(loss(naive(dense(*inputs, 0.7), target)), inputs)
+
+    theirs, truth = dense_gradients(plain(x, weight, bias)), dense_gradients(exact(x, weight, bias))
+    for name, a, b, c in zip(("x", "weight", "bias"), mine, theirs, truth, strict=True):
+        assert_accurate(a, b.to(dtype), c, what=f"gradient of {name}", eps=8 if dtype.itemsize > 2 else 1)
+        zero = c == 0
+        assert (a[zero] == 0).all() and (name == "x" or zero.any())
+
+
+def test_most_tiles_vanish(backend):
+    """Logits so far apart that float32 knows one class per row; the rest is exactly zero, not small."""
+    classes, dim = 700, 16
+    weight = randn(classes, dim, dtype=torch.float32)
+    weight = F.normalize(weight)
+    target = torch.arange(64) * 10
+    x = weight[target] + 0.01 * randn(64, dim, dtype=torch.float32)
+    inputs, scale = (x, weight, torch.zeros(classes)), 900.0
+    mine = _gradients(inputs, target, lambda s: s.loss("z_loss") + s.loss("nll"), scale)
+
+    def dense_gradients(inputs):
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        z = dense(*inputs, scale)
+        loss = z.logsumexp(1).square().mean() + F.cross_entropy(z, target)
+        return torch.autograd.grad(loss, inputs)
+
+    theirs, truth = dense_gradients(inputs), dense_gradients(exact(*inputs))
+    for name, a, b, c in zip(("x", "weight", "bias"), mine, theirs, truth, strict=True):
+        assert_accurate(a, b, c, what=f"gradient of {name}")
+    never = torch.ones(classes, dtype=torch.bool)
+    never[(truth[2].abs() > 1e-38)] = False
+    assert never.sum() > classes // 2 and (mine[1][never] == 0).all() and (mine[2][never] == 0).all()

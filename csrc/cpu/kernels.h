@@ -52,14 +52,17 @@ NCOPS_KERNEL(linear_stats, LinearStatsArgs)
 struct LogitGradients {
   const void *lse, *gap, *max, *second, *target_logit, *nll, *entropy, *mean, *var;  // target ones null without targets
 };
-struct LinearStatsBackwardArgs {
-  Rows x, w, bias;
+// What the gradient by a row's logits needs besides the logits; see logit_gradient.h.
+struct LogitBackward {
   const int64_t* target = nullptr;
   double scale = 1;
   int64_t ignore_index = -100;
   LogitGradients grad;
   const void *gap, *max, *entropy, *mean;
   const int64_t *argmax, *second_index;
+};
+struct LinearStatsBackwardArgs : LogitBackward {
+  Rows x, w, bias;
   void *g_x = nullptr, *g_weight = nullptr, *g_bias = nullptr;  // (N, D), (V, D), (V) in the compute dtype; null: not wanted
 };
 NCOPS_KERNEL(linear_stats_backward, LinearStatsBackwardArgs)
@@ -72,6 +75,12 @@ struct LogitStatsArgs {
   LogitColumns out;
 };
 NCOPS_KERNEL(logit_stats, LogitStatsArgs)
+
+struct LogitStatsBackwardArgs : LogitBackward {
+  Rows logits;
+  void* g_logits;  // (N, V) dense, in the dtype of the logits
+};
+NCOPS_KERNEL(logit_stats_backward, LogitStatsBackwardArgs)
 
 struct RegisterProductsArgs {
   DType dtype;

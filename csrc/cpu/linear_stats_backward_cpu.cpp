@@ -3,6 +3,12 @@
 // With many classes, tasks own ranges of them: each adds to its own rows of g_weight, chunk after chunk of rows, in order, and
 // their shares of g_x are kept apart, for at most 64 MB of rows at a time, and merged in order. With few classes, tasks own
 // groups of rows instead, and their shares of g_weight are merged in order. N x V never exists.
+//
+// A tile whose gradients are all zero is left out of both products, which keeps every bit: it would add w * 0 to sums that
+// start at +0 (and the NaN of 0 * inf, which is 0 here as everywhere in this op). Whole panels vanish where targets are ignored,
+// nearly all tiles where only the maximum, second or target's logit has a gradient (a margin loss: no logit is even formed
+// again), and those more than 87 below their rows' maximum. Tiny is not zero: one step of Adam turns a rare class's 1e-12
+// into as large an update as any, so nothing is left out for being small.
 #include "logit_gradient.h"
 #include "product.h"
 
@@ -36,10 +42,11 @@ __attribute__((noinline)) void add_input_gradient(const T* w, int64_t group, int
 }
 
 // out[m][lane] += sum over rows of dz(m, row) * x[row][lane], for kMR classes and 2 * W columns; dz holds panels of L rows,
-// `panel` elements apart, x is packed [row][2 * W]. Only `classes` rows of out are read and written.
+// `panel` elements apart, x is packed [row][2 * W]; panels that are `zero` are left out, and the chains stay as they are. Only
+// `classes` rows of out are read and written.
 template <class T>
-__attribute__((noinline)) void add_weight_gradient(const T* dz, int64_t panel, int64_t panels, const T* x, T* out,
-                                                   int64_t stride, int64_t classes, int64_t columns) {
+__attribute__((noinline)) void add_weight_gradient(const T* dz, int64_t panel, int64_t panels, const bool* zero, const T* x,
+                                                   T* out, int64_t stride, int64_t classes, int64_t columns) {
   constexpr int W = kWidth<T>, L = 2 * W;
   constexpr int64_t chain = kChain / L;  // panels
   alignas(64) T sums[kMR][L] = {};
@@ -47,7 +54,11 @@ __attribute__((noinline)) void add_weight_gradient(const T* dz, int64_t panel, i
     Vec<T> acc[kMR][2];
 #pragma GCC unroll 16
     for (int m = 0; m < kMR; ++m) acc[m][0] = acc[m][1] = Vec<T>{};
-    for (int64_t p = start; p < std::min(panels, start + chain); ++p, dz += panel)
+    for (int64_t p = start; p < std::min(panels, start + chain); ++p, dz += panel) {
+      if (zero[p]) {
+        x += L * L;
+        continue;
+      }
 #pragma GCC unroll 1  // unrolled, AVX2 runs out of registers for doubles
       for (int64_t r = 0; r < L; ++r, x += L) {
         const Vec<T> x0 = load(x), x1 = load(x + W);
@@ -58,6 +69,7 @@ __attribute__((noinline)) void add_weight_gradient(const T* dz, int64_t panel, i
           acc[m][1] = fma(dv, x1, acc[m][1]);
         }
       }
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < kMR; ++m) {
       store(sums[m], load(sums[m]) + acc[m][0]);
@@ -104,7 +116,7 @@ class Backward {
     const int64_t unit = L * groups_;
     rows_per_pass_ = std::min<int64_t>(std::max<int64_t>(unit, share / unit * unit), round_up(args.x.rows, unit));
     rows_per_group_ = rows_per_pass_ / groups_;
-    rows_per_chunk_ = std::min<int64_t>(rows_per_group_, 512);
+    rows_per_chunk_ = std::min<int64_t>(rows_per_group_, kChunk);
   }
 
   void run() {
@@ -145,7 +157,7 @@ class Backward {
 
  private:
   static constexpr int L = 2 * kWidth<T>;
-  static constexpr int64_t kTasks = 16, kShareBytes = int64_t(64) << 20;
+  static constexpr int64_t kTasks = 16, kChunk = 512, kShareBytes = int64_t(64) << 20;
   using Panel = PanelGradient<T, L>;
   struct Outputs {
     T *weight, *bias;  // (V, D), (V): added to; null where not wanted
@@ -171,19 +183,23 @@ class Backward {
     for (int64_t p = 0; p < number; ++p) {
       const int64_t row = begin + p * L, count = std::min<int64_t>(L, end - row);
       pack_panel<Plain<T>, L>(args_.x, row, count, panels + p * L * dim_);
-      gradients[p].begin(args_, row, count);
+      gradients[p].begin(args_, args_.w.rows, row, count);
     }
     if (sums.weight) pack_columns_first<T>(args_.x, begin, end - begin, number * L, args_, columns);
-    const T* bias = args_.bias.data ? bias_.template at<T>() : nullptr;
+    bool zero[kChunk / L];
     const int64_t last = std::min(args_.w.rows, (split + 1) * w_per_split_);
     for (int64_t first = split * w_per_split_; first < last; first += w_per_tile_) {
       const int64_t classes = std::min(w_per_tile_, last - first), whole = round_up(classes, kMR);
-      pack_rows<Plain<T>>(args_.w, first, classes, w);
+      bool packed = false, some = false;
       for (int64_t p = 0; p < number; ++p) {
         T* out = dz + p * tile;
-        for (int64_t g = 0; g * kMR < classes; ++g)
-          multiply_group<Plain<T>, 2>(panels + p * L * dim_, w + g * group_, dim_, out + g * kMR * L);
-        gradients[p].apply(out, first, classes, T(args_.scale), bias ? bias + first : nullptr);
+        zero[p] = !gradients[p].touches(first, classes);
+        if (zero[p]) continue;
+        if (!packed) pack_rows<Plain<T>>(args_.w, first, classes, w);
+        packed = true;
+        zero[p] = !logit_gradients(gradients[p], panels + p * L * dim_, w, first, classes, out);
+        if (zero[p]) continue;
+        some = true;
         std::memset(out + classes * L, 0, (whole - classes) * L * sizeof(T));
         if (sums.bias) add_bias_gradient(out, sums.bias + first, classes);
         scale(out, classes);
@@ -192,14 +208,28 @@ class Backward {
             add_input_gradient<T>(w + k / kLine<T> * kMR * kLine<T> + k % kLine<T>, group_, classes, out,
                                   share + (p * padded_ + k) * L);
       }
-      if (sums.weight) weight_gradient(dz, tile, number, columns, sums.weight + first * dim_, classes);
+      if (sums.weight && some) weight_gradient(dz, tile, number, zero, columns, sums.weight + first * dim_, classes);
     }
   }
 
-  void weight_gradient(const T* dz, int64_t tile, int64_t panels, const T* columns, T* out, int64_t classes) {
+  // One panel's gradients by the logits of classes first, first + 1, ...; false, and `out` unfinished, if all are zero.
+  bool logit_gradients(const Panel& gradients, const T* panel, const T* w, int64_t first, int64_t classes, T* out) const {
+    if (gradients.soft) {
+      for (int64_t g = 0; g * kMR < classes; ++g)
+        multiply_group<Plain<T>, 2>(panel, w + g * group_, dim_, out + g * kMR * L);
+      gradients.apply(out, first, classes, T(args_.scale), args_.bias.data ? bias_.template at<T>() + first : nullptr);
+    } else {
+      gradients.apply_hard(out, first, classes);
+    }
+    IntVec<T> set{};
+    for (int64_t i = 0; i < classes * L; i += kWidth<T>) set |= (IntVec<T>)(load(out + i) != 0);
+    return any<T>(set);
+  }
+
+  void weight_gradient(const T* dz, int64_t tile, int64_t panels, const bool* zero, const T* columns, T* out, int64_t classes) {
     for (int64_t k = 0; k < dim_; k += L)
       for (int64_t m = 0; m < classes; m += kMR)
-        add_weight_gradient<T>(dz + m * L, tile, panels, columns + k * panels * L, out + m * dim_ + k, dim_,
+        add_weight_gradient<T>(dz + m * L, tile, panels, zero, columns + k * panels * L, out + m * dim_ + k, dim_,
                                std::min<int64_t>(kMR, classes - m), std::min<int64_t>(L, dim_ - k));
   }
 

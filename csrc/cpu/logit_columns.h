@@ -184,14 +184,14 @@ struct LogitState {
     // e is 0 below `lowest`, also at -inf, and so is its product with the clamped difference.
     if (any<T>(~(IntVec<T>)(tile_max < peak))) {
       for (int64_t j = 0; j < count; ++j) {
-        const Vec<T> d = load(tile + j * L) - peak, x = max_of(d, low), e = d < low ? Vec<T>{} : exp_clamped<T>(x);
+        const Vec<T> d = load(tile + j * L) - peak, x = max_of(d, low), e = exp_nonpositive<T>(d);
         sum += d < 0 ? e : Vec<T>{};
         at_peak += d < 0 ? Vec<T>{} : splat<T>(1);
         product = fma(x, e, product);
       }
     } else {
       for (int64_t j = 0; j < count; ++j) {
-        const Vec<T> d = load(tile + j * L) - peak, x = max_of(d, low), e = d < low ? Vec<T>{} : exp_clamped<T>(x);
+        const Vec<T> d = load(tile + j * L) - peak, x = max_of(d, low), e = exp_nonpositive<T>(d);
         sum += e;
         product = fma(x, e, product);
       }

@@ -21,7 +21,7 @@ struct RowGradient {
 
   RowGradient() = default;
 
-  RowGradient(const LinearStatsBackwardArgs& args, int64_t row, int64_t classes) {
+  RowGradient(const LogitBackward& args, int64_t row, int64_t classes) {
     const auto get = [row](const void* column) { return column ? double(static_cast<const T*>(column)[row]) : 0.0; };
     const double g_lse = get(args.grad.lse), g_gap = get(args.grad.gap), g_max = get(args.grad.max);
     const double g_second = get(args.grad.second), g_entropy = get(args.grad.entropy);
@@ -65,21 +65,21 @@ struct PanelGradient {
   alignas(64) LaneInt<T> active[L];
   RowGradient<T> rows[L];
   int64_t count;
-  bool any_slope, any_poisoned;
+  bool any_slope, soft;  // soft: some gradient depends on the logits, so that they have to be formed again
 
-  void begin(const LinearStatsBackwardArgs& args, int64_t row, int64_t n) {
+  void begin(const LogitBackward& args, int64_t classes, int64_t row, int64_t n) {
     count = n;
-    any_slope = any_poisoned = false;
+    any_slope = soft = false;
     for (int64_t i = 0; i < L; ++i) {
       flat[i] = tilt[i] = constant[i] = slope[i] = max[i] = mean[i] = 0;
       active[i] = 0;
       if (i >= n) continue;
-      const RowGradient<T> r(args, row + i, args.w.rows);
+      const RowGradient<T> r(args, row + i, classes);
       rows[i] = r;
       flat[i] = r.flat, tilt[i] = r.tilt, constant[i] = r.constant, slope[i] = r.slope, max[i] = r.max, mean[i] = r.mean;
       active[i] = r.active ? -1 : 0;
       any_slope |= r.slope != 0;
-      any_poisoned |= r.poisoned && r.active;
+      soft |= r.active && (r.poisoned || r.flat != 0 || r.tilt != 0 || r.constant != 0 || r.slope != 0);
     }
   }
 
@@ -99,6 +99,26 @@ struct PanelGradient {
         store(p, on ? g : Vec<T>{});
       }
     }
+    add_columns_apart(tile, first, classes);
+  }
+
+  // Whether any gradient by the logits of these classes can differ from zero.
+  bool touches(int64_t first, int64_t classes) const {
+    bool any = soft;
+    for (int64_t i = 0; i < count && !any; ++i)
+      for (const int64_t c : {rows[i].argmax, rows[i].target, rows[i].second})
+        any |= rows[i].active && c >= first && c < first + classes;
+    return any;
+  }
+
+  // What remains of `apply` where nothing is soft: zeros but for the three columns of each row.
+  void apply_hard(T* tile, int64_t first, int64_t classes) const {
+    std::memset(tile, 0, classes * L * sizeof(T));
+    add_columns_apart(tile, first, classes);
+  }
+
+ private:
+  void add_columns_apart(T* tile, int64_t first, int64_t classes) const {
     for (int64_t i = 0; i < count; ++i) {
       const RowGradient<T>& r = rows[i];
       if (!r.active) continue;

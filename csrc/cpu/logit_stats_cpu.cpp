@@ -1,5 +1,5 @@
-// logit_stats: stored logits, read once.
-#include "logit_columns.h"
+// logit_stats: stored logits, read once; short rows in tiles of many, long rows one by one.
+#include "logit_row.h"
 #include "pack.h"
 #include "scratch.h"
 
@@ -38,53 +38,46 @@ void by_columns(const LogitStatsArgs& args) {
   });
 }
 
-// Lanes are every W-th class of one row, read as it lies: no transpose, but W shares to merge per row, so for long rows.
-constexpr int64_t kLongRow = 8192;
-
-template <class T>
-bool reads_in_place(const LogitStatsArgs& args) {
-  return args.logits.dim >= kLongRow && args.scale == 1 && Plain<T>::in_place(args.logits, 0, 0, 0) != nullptr;
-}
-
-template <class T, int L>
-RowStats share(const LogitState<T, L>& state, int lane) {
-  RowStats r = state.row(lane);
-  r.argmax = r.argmax * L + lane;
-  r.second_index = r.second_index * L + lane;
-  return r;
-}
+// Lanes are neighbouring classes of one row: no transpose, but a row has to be long to repay its reductions. Per 16 logits:
+// 31 ns against 23 by columns at 256 classes, 13 against 14 at 1000, 6.6 against 10.6 at 50257.
+constexpr int64_t kLongRow = 768;
 
 template <class T>
 void by_rows(const LogitStatsArgs& args) {
-  constexpr int L = kWidth<T>;
-  constexpr int64_t rows = 256;  // of the tile [rows][L]: 16 KB, read twice from the first-level cache
-  const int64_t v = args.logits.dim, whole = v / L;
-  for_tasks(args.logits.rows, [&](int64_t row, int) {
-    // With scale 1 and no bias the state only reads.
-    T* z = const_cast<T*>(Plain<T>::in_place(args.logits, row, 0, v));
-    const T target = target_logit<T>(args, row);
-    T targets[L];
-    for (int i = 0; i < L; ++i) targets[i] = target;
-    LogitState<T, L> state;
-    state.begin(targets);
-    for (int64_t j = 0; j < whole; j += rows) state.add(z + j * L, j, std::min(rows, whole - j), T(1), nullptr);
-    RowStats total = share(state, 0);
-    for (int lane = 1; lane < L; ++lane) total.merge(share(state, lane));
-    if (const int64_t rest = v - whole * L; rest > 0) {  // as one lane of a tile
-      alignas(64) T tile[L * L] = {};
-      for (int64_t i = 0; i < rest; ++i) tile[i * L] = z[whole * L + i];
-      state.begin(targets);
-      state.add(tile, whole * L, rest, T(1), nullptr);
-      total.merge(state.row(0));
+  constexpr int64_t block = LogitRow<T>::kBlock;
+  const Rows& logits = args.logits;
+  const int64_t v = logits.dim, bytes = logits.dtype == DType::f64 ? 8 : logits.dtype == DType::f32 ? 4 : 2;
+  const bool in_place = args.scale == 1 && Plain<T>::in_place(logits, 0, 0, 0) != nullptr;
+  const int64_t rows_per_task = std::max<int64_t>(1, 16384 / v), line = logits.col_stride == 1 ? kWidth<T> * bytes : 0;
+  for_tasks((logits.rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
+    alignas(64) T loaded[block];
+    const int64_t begin = task * rows_per_task, end = std::min(logits.rows, begin + rows_per_task);
+    for (int64_t row = begin; row < end; ++row) {
+      const T target = target_logit<T>(args, row);
+      LogitRow<T> state(target);
+      for (int64_t first = 0; first < v; first += block) {
+        const int64_t n = std::min(block, v - first);
+        const bool last = first + n == v;
+        const int64_t next = last ? (row + 1) * logits.row_stride : row * logits.row_stride + (first + n) * logits.col_stride;
+        const T* z = loaded;
+        if (in_place) {
+          z = Plain<T>::in_place(logits, row, first, n);
+        } else {
+          load_raw<T>(logits, row, first, n, loaded);
+          if (args.scale != 1)
+            for (int64_t i = 0; i < n; ++i) loaded[i] *= T(args.scale);
+        }
+        state.add(z, n, static_cast<const char*>(logits.data) + next * bytes, line);
+      }
+      write_row<T>(args.out, row, state.stats(), args.target, args.ignore_index, target);
     }
-    write_row<T>(args.out, row, total, args.target, args.ignore_index, target);
   });
 }
 
 template <class T>
 void run(const LogitStatsArgs& args) {
   if (args.logits.rows == 0) return;
-  if (reads_in_place<T>(args)) by_rows<T>(args);
+  if (args.logits.dim >= kLongRow) by_rows<T>(args);
   else by_columns<T>(args);
 }
 

@@ -86,15 +86,21 @@ NCOPS_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
+// Folds halves, quarters, ... onto each other: a fixed order.
+template <class T, class F>
+NCOPS_INLINE T reduce(Vec<T> v, F fold) {
+#pragma GCC unroll 4
+  for (int half = kWidth<T> / 2; half > 0; half /= 2) {
+    IntVec<T> other;
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth<T>; ++i) other[i] = (i + half) % kWidth<T>;
+    v = fold(v, __builtin_shuffle(v, other));
+  }
+  return v[0];
+}
 template <class T>
-NCOPS_INLINE T reduce_add(Vec<T> v) {  // halves, quarters, ...: a fixed order
-  T lane[kWidth<T>];
-  store(lane, v);
-#pragma GCC unroll 16
-  for (int half = kWidth<T> / 2; half > 0; half /= 2)
-#pragma GCC unroll 16
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
+NCOPS_INLINE T reduce_add(Vec<T> v) {
+  return reduce<T>(v, [](Vec<T> a, Vec<T> b) __attribute__((always_inline)) { return a + b; });
 }
 
 // The larger of two; the second one where either is NaN.
@@ -108,6 +114,10 @@ NCOPS_INLINE Vec<float> max_of(Vec<float> a, Vec<float> b) {
 #endif
 }
 NCOPS_INLINE Vec<double> max_of(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+template <class V>
+NCOPS_INLINE V min_of(V a, V b) {
+  return a < b ? a : b;
+}
 
 // Whether a comparison holds in any lane.
 template <class T>
@@ -168,6 +178,21 @@ NCOPS_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
   const Vec<T> low = splat<T>(ExpConstants<T>::lowest);
   return x < low ? Vec<T>{} : exp_clamped<T>(max_of(x, low));
 }
+#if NCOPS_ISA_ID == 1
+// Two instructions round and scale by 2^n, where the general form takes five: the exponentials are what logit_stats computes.
+template <>
+NCOPS_INLINE Vec<float> exp_nonpositive<float>(Vec<float> x) {
+  using C = ExpConstants<float>;
+  const Vec<float> low = splat<float>(C::lowest), clamped = max_of(x, low);
+  const Vec<float> n = (Vec<float>)_mm512_roundscale_ps((__m512)(clamped * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
+  const Vec<float> r = fma(n, splat<float>(-0.693147180559945f), clamped);  // n (ln 2 - its float) is below 2e-7
+  Vec<float> p = splat<float>(C::coefficient[C::terms - 1]);
+#pragma GCC unroll 16
+  for (int k = C::terms - 2; k >= 0; --k) p = fma(p, r, splat<float>(C::coefficient[k]));
+  p = fma(p, r, splat<float>(1));
+  return (Vec<float>)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_GE_OQ), (__m512)p, (__m512)n);
+}
+#endif
 
 template <class T>
 struct LogConstants;

@@ -1,0 +1,252 @@
+// Row statistics of one row of stored logits, read block by block: lanes are neighbouring classes, all against one maximum.
+//
+// A block is passed over twice while it is in the first-level cache: maximum, moments and rank, then exponentials below the
+// maximum known by then. The second pass computes (about 16 operations per vector), the first reads; both prefetch the next
+// block, or computing would wait for reading and reading for computing. Indices are looked up only in blocks that hold a new
+// maximum or second: with shuffled classes about 2 log(blocks) of them.
+#pragma once
+
+#include "logit_columns.h"
+
+namespace ncops::NCOPS_ISA {
+
+#if defined(__x86_64__)
+NCOPS_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+#else
+NCOPS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+#endif
+
+// counts + (z > bound), lane by lane.
+NCOPS_INLINE IntVec<float> count_above(IntVec<float> counts, Vec<float> z, Vec<float> bound) {
+#if NCOPS_ISA_ID == 1  // the compiler would widen the mask to a vector first
+  const __mmask16 above = _mm512_cmp_ps_mask((__m512)z, (__m512)bound, _CMP_GT_OQ);
+  return (IntVec<float>)_mm512_mask_add_epi32((__m512i)counts, above, (__m512i)counts, _mm512_set1_epi32(1));
+#else
+  return counts - (IntVec<float>)(z > bound);
+#endif
+}
+NCOPS_INLINE IntVec<double> count_above(IntVec<double> counts, Vec<double> z, Vec<double> bound) {
+  return counts - (IntVec<double>)(z > bound);
+}
+
+template <class T>
+class LogitRow {
+ public:
+  static constexpr int W = kWidth<T>;
+  static constexpr int64_t kBlock = 128 * W;  // classes: at most 8 KB, beside the next block; sums in chains of 64 at most
+
+  // `target`: the logit of the row's target, or +inf where there is none (nothing outranks it).
+  explicit LogitRow(T target) : target_(splat<T>(target)), stats_{} {
+    stats_.max = stats_.second = -inf;
+  }
+
+  // The next n <= kBlock classes; `ahead`: what will be read next, at `line` bytes per vector of the pass.
+  void add(const T* z, int64_t n, const char* ahead, int64_t line) {
+    const int64_t vectors = n / W, rest = n % W;
+    Tail tail{z + vectors * W, rest};
+    if (stats_.count == 0) first_shift(z, n);
+    Sweep s(shift_);
+    int64_t j = 0;
+    for (; j + kAtOnce <= vectors; j += kAtOnce, ahead += line) {
+      prefetch(ahead);
+#pragma GCC unroll 4
+      for (int u = 0; u < kAtOnce; ++u) s.add(u, load(z + (j + u) * W), target_);
+    }
+    for (; j < vectors; ++j) s.add(0, load(z + j * W), target_);
+    if (rest) s.add_some(tail.padded, rest, target_);
+    s.collect();
+    if (s.sum - s.sum != 0) look_for_infinities(z, n);
+    if (T(stats_.second) < s.top) top_two(z, n, tail, s.top);
+    const bool peak = !(s.top < T(stats_.max));
+    const T* end = z + vectors * W;
+    if (peak) exponentials<true>(z, end, tail, ahead, line);
+    else exponentials<false>(z, end, tail, ahead, line);
+    stats_.rank += s.rank;
+    join_moments(n, s.sum, s.square);
+  }
+
+  const RowStats& stats() const { return stats_; }
+
+ private:
+  static constexpr T inf = std::numeric_limits<T>::infinity();
+  static constexpr int kAtOnce = NCOPS_ISA_ID == 1 ? 4 : 2;  // vectors in flight: as many chains as registers allow
+
+  // The classes past the last whole vector; -inf in the other lanes is neither counted nor summed.
+  struct Tail {
+    Vec<T> padded;
+    int64_t count;
+    Tail(const T* z, int64_t n) : count(n) {
+      alignas(64) T lanes[W];
+      for (int i = 0; i < W; ++i) lanes[i] = -inf;
+      std::memcpy(lanes, z, n * sizeof(T));
+      padded = load(lanes);
+    }
+  };
+
+  // The first pass.
+  struct Sweep {
+    Vec<T> shift, tops[kAtOnce], sums[kAtOnce], squares[kAtOnce];
+    IntVec<T> above[kAtOnce];
+    T top, sum, square;
+    int64_t rank;
+
+    explicit NCOPS_INLINE Sweep(T c) : shift(splat<T>(c)) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kAtOnce; ++u) tops[u] = splat<T>(-inf), sums[u] = squares[u] = Vec<T>{}, above[u] = IntVec<T>{};
+    }
+    NCOPS_INLINE void add(int u, Vec<T> z, Vec<T> target) {
+      const Vec<T> d = z - shift;
+      tops[u] = max_of(z, tops[u]);
+      above[u] = count_above(above[u], z, target);
+      sums[u] += d;
+      squares[u] = fma(d, d, squares[u]);
+    }
+    NCOPS_INLINE void add_some(Vec<T> z, int64_t count, Vec<T> target) {
+      IntVec<T> lane;
+      for (int i = 0; i < W; ++i) lane[i] = i;
+      const Vec<T> d = lane < IntVec<T>{} + LaneInt<T>(count) ? z - shift : Vec<T>{};
+      tops[0] = max_of(z, tops[0]);
+      above[0] = count_above(above[0], z, target);
+      sums[0] += d;
+      squares[0] = fma(d, d, squares[0]);
+    }
+    static Vec<T> larger(Vec<T> a, Vec<T> b) { return a > b ? a : b; }
+    NCOPS_INLINE void collect() {
+#pragma GCC unroll 4
+      for (int u = 1; u < kAtOnce; ++u) {
+        tops[0] = larger(tops[u], tops[0]);
+        sums[0] += sums[u];
+        squares[0] += squares[u];
+        above[0] += above[u];
+      }
+      top = reduce<T>(tops[0], larger);
+      sum = reduce_add<T>(sums[0]);
+      square = reduce_add<T>(squares[0]);
+      alignas(64) LaneInt<T> counts[W];
+      store_int<T>(counts, above[0]);
+      rank = 0;
+      for (int i = 0; i < W; ++i) rank += counts[i];
+    }
+  };
+
+  // The mean of the first block; from then on the mean so far. (That of the first 64 classes alone costs four digits of the
+  // variance where they are unlike the rest.)
+  void first_shift(const T* z, int64_t n) {
+    Vec<T> sums[kAtOnce];
+#pragma GCC unroll 4
+    for (int u = 0; u < kAtOnce; ++u) sums[u] = Vec<T>{};
+    int64_t i = 0;
+    for (; i + kAtOnce * W <= n; i += kAtOnce * W)
+#pragma GCC unroll 4
+      for (int u = 0; u < kAtOnce; ++u) sums[u] += load(z + i + u * W);
+#pragma GCC unroll 4
+    for (int u = 1; u < kAtOnce; ++u) sums[0] += sums[u];
+    T sum = reduce_add<T>(sums[0]);
+    for (; i < n; ++i) sum += z[i];
+    sum /= T(n);
+    shift_ = sum - sum == 0 ? sum : T(0);
+  }
+
+  void look_for_infinities(const T* z, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      stats_.poisoned |= !(z[i] < inf);
+      stats_.masked |= z[i] == -inf;
+    }
+  }
+
+  // `top` is the block's maximum, and above the second so far.
+  void top_two(const T* z, int64_t n, const Tail& tail, T top) {
+    const int64_t at = find(z, n, top, -1);
+    if (at < 0) return;
+    if (!(T(stats_.max) < top)) {
+      stats_.second = top, stats_.second_index = int64_t(stats_.count) + at;
+      return;
+    }
+    const T old = T(stats_.max);
+    stats_.sums.lower(double(top) - double(old));
+    stats_.second = stats_.max, stats_.second_index = stats_.argmax;
+    stats_.max = top, stats_.argmax = int64_t(stats_.count) + at;
+    // The block's own second: its maximum without one occurrence of `top`.
+    Vec<T> m1 = tail.count ? tail.padded : splat<T>(-inf), m2 = splat<T>(-inf);
+    for (int64_t j = 0; j + W <= n; j += W) {
+      const Vec<T> v = load(z + j);
+      m2 = max_of(min_of(v, m1), m2);
+      m1 = max_of(v, m1);
+    }
+    alignas(64) T first[W], next[W];
+    store(first, m1), store(next, m2);
+    T second = -inf;
+    bool removed = false;
+    for (int i = 0; i < W; ++i) {
+      const bool remove = first[i] == top && !removed;
+      removed |= remove;
+      second = std::max(second, remove ? next[i] : first[i]);
+    }
+    if (!(old < second)) return;
+    stats_.second = second, stats_.second_index = int64_t(stats_.count) + find(z, n, second, at);
+  }
+
+  // The first class that has this logit, other than `except`.
+  static int64_t find(const T* z, int64_t n, T value, int64_t except) {
+    const Vec<T> wanted = splat<T>(value);
+    for (int64_t i = 0; i < n;) {
+      if (i + W <= n && !any<T>(load(z + i) == wanted)) {
+        i += W;
+        continue;
+      }
+      for (const int64_t end = std::min(n, i + W); i < end; ++i)
+        if (z[i] == value && i != except) return i;
+    }
+    return -1;
+  }
+
+  // The second pass. `Peak`: some logit of the block is the row's maximum so far, and counted apart.
+  template <bool Peak>
+  void exponentials(const T* z, const T* end, const Tail& tail, const char* ahead, int64_t line) {
+    const T max = T(stats_.max);
+    const Vec<T> peak = splat<T>(max == -inf ? T(0) : max), low = splat<T>(ExpConstants<T>::lowest);
+    Vec<T> sums[kAtOnce], products[kAtOnce], equals[kAtOnce];
+#pragma GCC unroll 4
+    for (int u = 0; u < kAtOnce; ++u) sums[u] = products[u] = equals[u] = Vec<T>{};
+    const auto add = [&](int u, Vec<T> logit) __attribute__((always_inline)) {
+      const Vec<T> d = logit - peak, x = max_of(d, low), e = exp_nonpositive<T>(d);
+      if constexpr (Peak) {
+        sums[u] += d < 0 ? e : Vec<T>{};
+        equals[u] += d < 0 ? Vec<T>{} : splat<T>(1);
+      } else {
+        sums[u] += e;
+      }
+      products[u] = fma(x, e, products[u]);
+    };
+    for (; z + kAtOnce * W <= end; z += kAtOnce * W) {
+#pragma GCC unroll 4
+      for (int u = 1; u < kAtOnce; ++u, ahead += line) prefetch(ahead);
+#pragma GCC unroll 4
+      for (int u = 0; u < kAtOnce; ++u) add(u, load(z + u * W));
+    }
+    for (; z < end; z += W) add(0, load(z));
+    if (tail.count) add(0, tail.padded);
+#pragma GCC unroll 4
+    for (int u = 1; u < kAtOnce; ++u) sums[0] += sums[u], products[0] += products[u], equals[0] += equals[u];
+    stats_.sums.below += double(reduce_add<T>(sums[0]));
+    stats_.sums.weighted += double(reduce_add<T>(products[0]));
+    if constexpr (Peak) stats_.sums.equal += double(reduce_add<T>(equals[0]));
+  }
+
+  // Chan's rule, as LogitState::join_moments.
+  void join_moments(int64_t count, T sum, T square) {
+    const double added = double(count), share = added / (stats_.count + added), offset = double(sum) / added;
+    const double delta = double(shift_) + offset - stats_.mean;
+    stats_.squares += std::max(0.0, double(square) - double(sum) * offset) + delta * delta * stats_.count * share;
+    stats_.mean += delta * share;
+    stats_.count += added;
+    const T next = T(stats_.mean);
+    shift_ = next - next == 0 ? next : shift_;
+  }
+
+  Vec<T> target_;
+  T shift_ = 0;
+  RowStats stats_;
+};
+
+}  // namespace ncops::NCOPS_ISA
