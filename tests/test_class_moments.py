@@ -103,8 +103,8 @@ def test_by_hand(backend):
 def test_collapsed_regime(backend):
     # Class means of norm 100, spread 1e-3, anchors inside the classes: the variance keeps four digits and more.
     means = torch.nn.functional.normalize(randn(10, 32), dim=1) * 100
-    labels = torch.arange(10).repeat(200)
-    x = (means[labels] + 1e-3 * randn(2000, 32)).float()
+    labels = torch.arange(10).repeat(200 if backend != "triton" else 40)
+    x = (means[labels] + 1e-3 * randn(len(labels), 32)).float()
     counts, sums, sqnorms, _ = ncops.class_moments(x, labels, 10, center=x[:10].clone())
     ours = sqnorms / counts - (sums.double() / counts[:, None]).square().sum(1)
     truth = torch.stack([x.double()[labels == c].var(0, correction=0).sum() for c in range(10)])

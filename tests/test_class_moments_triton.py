@@ -1,4 +1,4 @@
-"""The Triton kernels of class_moments alone: chunks of sorted rows, classes cut by their borders, labels that cannot raise."""
+"""The Triton kernels of class_moments alone: chunks of sorted rows, classes cut by a border, bad labels counted."""
 
 from __future__ import annotations
 

@@ -1,0 +1,115 @@
+"""Deviations times a matrix: the product that gradients of rows, and projections, are made of."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._dtypes import compute_dtype
+from ._deviations import NAMES, POINTERS, compute_type, load_deviations, row_arguments, row_classes, row_signature
+from ._launch import Launch, input_precision, launch, tuned
+
+
+@triton.jit
+def product_tile(
+    x, center, matrix, rows, y, keep, columns, dim, width,
+    stride_xn, stride_xd, stride_cc, stride_cd, stride_md, stride_mj,
+    HAS_CENTER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+):  # fmt: skip
+    """``(rows, columns)`` tile of deviations times ``matrix (dim, width)``, added up in chains of FOLD products."""
+    inside = columns < width
+    wide = columns.to(tl.int64)[None, :] * stride_mj
+    total = tl.zeros((BLOCK_N, BLOCK_J), DTYPE)
+    for fold in range(0, dim, FOLD):
+        part = tl.zeros((BLOCK_N, BLOCK_J), DTYPE)
+        for start in range(fold, tl.minimum(fold + FOLD, dim), BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            a = load_deviations(
+                x, center, rows, y, keep, d, d < dim, stride_xn, stride_xd, stride_cc, stride_cd, HAS_CENTER, DTYPE
+            )
+            mask = (d < dim)[:, None] & inside[None, :]
+            b = tl.load(matrix + d.to(tl.int64)[:, None] * stride_md + wide, mask=mask, other=0)
+            part = tl.dot(a, b, part, input_precision=PRECISION, out_dtype=DTYPE)
+        total += part
+    return total
+
+
+@triton.jit
+def _row_products(
+    x, labels, center, factor, matrix, out, n, dim, width, num_classes, ignore_index,
+    stride_y, stride_xn, stride_xd, stride_cc, stride_cd, stride_f, stride_md, stride_mj,
+    HAS_LABELS: tl.constexpr, HAS_CENTER: tl.constexpr, HAS_FACTOR: tl.constexpr, SCALE: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(width, BLOCK_J)  # one axis: the others end at 65535 blocks
+    columns = tl.program_id(0) % blocks * BLOCK_J + tl.arange(0, BLOCK_J)
+    rows = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    y, keep = row_classes(labels, rows, rows < n, num_classes, ignore_index, stride_y, HAS_LABELS)
+    if HAS_FACTOR:  # a row without a gradient is not read: it may hold a NaN
+        scale = tl.load(factor + rows * stride_f, mask=keep, other=0)
+        keep &= scale != 0
+    product = product_tile(
+        x, center, matrix, rows, y, keep, columns, dim, width,
+        stride_xn, stride_xd, stride_cc, stride_cd, stride_md, stride_mj,
+        HAS_CENTER, DTYPE, PRECISION, BLOCK_N, BLOCK_J, BLOCK_D, FOLD,
+    )  # fmt: skip
+    if HAS_FACTOR:
+        product *= scale[:, None]
+    if SCALE != 1:
+        product *= SCALE
+    product = tl.where(keep[:, None], product, 0)  # 0 times a non-finite matrix
+    mask = (rows < n)[:, None] & (columns < width)[None, :]
+    where = out + rows[:, None] * width + columns[None, :]
+    tl.store(where, product.to(out.dtype.element_ty), mask=mask)
+
+
+def row_products(
+    x: Tensor, labels: Tensor | None, center: Tensor | None, matrix: Tensor, ignore_index: int, tf32: bool,
+    *, dtype: torch.dtype | None = None, factor: Tensor | None = None, scale: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """``scale * factor * (x - center[label]) @ matrix`` ``(N, J)`` in ``dtype``, by default the compute dtype.
+
+    Rows that do not count and rows with ``factor`` 0 give zeros.
+    """
+    n, dim = x.shape
+    width = matrix.shape[1]
+    out = torch.empty((n, width), dtype=dtype or compute_dtype(x.dtype), device=x.device)
+    if out.numel() == 0:
+        return out
+    arguments = row_arguments(x, labels, center)
+
+    def run(config: Launch) -> None:
+        _row_products[(triton.cdiv(width, config["BLOCK_J"]) * triton.cdiv(n, config["BLOCK_N"]),)](
+            x=x, factor=factor, matrix=matrix, out=out, n=n, dim=dim, width=width, ignore_index=ignore_index,
+            stride_f=0 if factor is None else factor.stride(0), stride_md=matrix.stride(0),
+            stride_mj=matrix.stride(1), HAS_FACTOR=factor is not None, SCALE=scale, DTYPE=compute_type(x.dtype),
+            PRECISION=input_precision(tf32), **arguments, **config.options,
+        )  # fmt: skip
+
+    tuned("row_products", x, (n, dim, width), run, tf32)
+    return out
+
+
+def ahead_of_time(capability: int):
+    """The kernels of this file with their launch parameters, for ``tools/budgets.py``."""
+    for dtype, tf32 in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float64, False)):
+        config = launch("row_products", dtype, capability, tf32)
+        compute = POINTERS[compute_dtype(dtype)]
+        yield (
+            f"row_products[{'tf32' if tf32 else NAMES[dtype]}]",
+            _row_products,
+            {
+                **row_signature(dtype), "factor": compute, "matrix": compute, "out": POINTERS[dtype],
+                "width": "i32", "stride_md": "i32",
+            },
+            {
+                "stride_y": 1, "stride_xd": 1, "stride_cd": 1, "stride_f": 1, "stride_mj": 1, "HAS_LABELS": True,
+                "HAS_CENTER": True, "HAS_FACTOR": True, "SCALE": 2.0, "DTYPE": compute_type(dtype),
+                "PRECISION": input_precision(tf32), **config.blocks,
+            },
+            {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim", "width"]},
+        )  # fmt: skip
