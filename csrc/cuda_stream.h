@@ -6,7 +6,8 @@
 #include "tensors.h"
 
 // Lives in libtorch_cuda: weak, so that a library with CUDA kernels also loads where torch has no CUDA.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                                   void** ret_stream);
 
 namespace ncops {
 
@@ -14,7 +15,7 @@ class CudaCall {
  public:
   explicit CudaCall(const Tensor& x) : guard_(device_of(x)) {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                    "ncops: got a CUDA tensor, but this build of torch has no CUDA runtime (libtorch_cuda is not loaded)");
+                    "ncops: got a CUDA tensor, but this torch has no CUDA (libtorch_cuda is not loaded)");
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
   }
   void* stream() const { return stream_; }

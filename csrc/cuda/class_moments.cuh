@@ -1,10 +1,11 @@
-// class_moments and accumulate_class_moments_: a segmented reduction over rows sorted by class, in splits of fixed size.
+// class_moments and accumulate_class_moments_: a segmented reduction over rows sorted by class, in splits of fixed
+// size.
 //
-// A block owns a split of sorted rows, whatever their classes, so a hot class costs no more per row than many small ones. A
-// class inside a split is finished there; the two that a split's borders may cut leave partial sums, merged in order by a
-// second kernel. Bits depend on the rows alone. One read of x decides the time: 4 to 8 independent 16-byte loads a lane keep 2
-// to 4 KB a warp under way, so the 16 to 24 warps that fit a multiprocessor 32 KB or more, where 3.3 TB/s over 132
-// multiprocessors at 600 ns of latency ask for 15 KB.
+// A block owns a split of sorted rows, whatever their classes, so a hot class costs no more per row than many small
+// ones. A class inside a split is finished there; the two that a split's borders may cut leave partial sums, merged in
+// order by a second kernel. Bits depend on the rows alone. One read of x decides the time: 4 to 8 independent 16-byte
+// loads a lane keep 2 to 4 KB a warp under way, so the 16 to 24 warps that fit a multiprocessor 32 KB or more, where
+// 3.3 TB/s over 132 multiprocessors at 600 ns of latency ask for 15 KB.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +17,8 @@ namespace ncops::cuda {
 
 constexpr int kMomentWarps = 8;     // most warps of a block; each takes every 8th slab of 32 vectors of columns
 constexpr int kMostSplitRows = 256;  // also the longest float32 chain of a sum, as in the products of this library
-// Rows loaded before the first is used. Also the squares of one float32 chain (32 at most), beyond which they are float64.
+// Rows loaded before the first is used. Also the squares of one float32 chain (32 at most), beyond which they are
+// float64.
 template <int V> constexpr int kRowsAhead = V == 8 ? 4 : 8;
 constexpr uint32_t kSkip = ~0u;
 
@@ -68,9 +70,9 @@ struct MomentPartials {
 // kind == anchor reads only rows of classes with no rows in the state (seen[c] == 0), about the origin.
 template <class In, int V, Moments kind>
 static __global__ void __launch_bounds__(32 * kMomentWarps, kind == Moments::add || sizeof(In) == 8 ? 2 : 3)
-    reduce_sorted_rows_kernel(RowsView<In> x, SortedLabels sorted, int64_t num_classes, int split_rows, const int64_t* seen,
-                              const Compute<In>* center, MomentTarget<kind, Compute<In>> target,
-                              MomentPartials<Compute<In>> partials) {
+    reduce_sorted_rows_kernel(RowsView<In> x, SortedLabels sorted, int64_t num_classes, int split_rows,
+                              const int64_t* seen, const Compute<In>* center,
+                              MomentTarget<kind, Compute<In>> target, MomentPartials<Compute<In>> partials) {
   using T = Compute<In>;
   NCOPS_SHARED(uint32_t, row_of, [kMostSplitRows]);
   NCOPS_SHARED(uint32_t, class_of, [kMostSplitRows]);
@@ -108,7 +110,8 @@ static __global__ void __launch_bounds__(32 * kMomentWarps, kind == Moments::add
       if (active && kind == Moments::add && !cut) {
         target.add(at, sum);
       } else if (active) {  // one store for both, or nvcc merges two into scalar ones
-        T* const to = cut ? partials.sums + (2 * split + (!entered && !NCOPS_DEFECT(moments_one_slot))) * x.dim + col : target.matrix + at;
+        const int64_t slot = 2 * split + (!entered && !NCOPS_DEFECT(moments_one_slot));
+        T* const to = cut ? partials.sums + slot * x.dim + col : target.matrix + at;
         const double inverse_n = kind == Moments::anchor && !cut ? 1 / double(end - first) : 1;
         T value[V];
 #pragma unroll
@@ -164,8 +167,8 @@ static __global__ void __launch_bounds__(32 * kMomentWarps, kind == Moments::add
   }
 }
 
-// A class that leaves split s behind, and began in it, is added up over its splits in order: by 8 warps, each its share of
-// the splits (a hot class may fill all of them), then warp after warp. 128 columns a block.
+// A class that leaves split s behind, and began in it, is added up over its splits in order: by 8 warps, each its share
+// of the splits (a hot class may fill all of them), then warp after warp. 128 columns a block.
 template <class T, Moments kind>
 static __global__ void __launch_bounds__(32 * kMomentWarps)
     merge_splits_kernel(SortedLabels sorted, int64_t dim, int64_t num_classes, int split_rows, const int64_t* seen,
@@ -215,8 +218,8 @@ static __global__ void __launch_bounds__(32 * kMomentWarps)
   }
 }
 
-// Counts of all classes, and zeros for those that do not occur: one warp a class. sums is written once per class by whoever
-// owns it, never cleared first: with 50k classes of 4096 columns clearing would be half the time.
+// Counts of all classes, and zeros for those that do not occur: one warp a class. sums is written once per class by
+// whoever owns it, never cleared first: with 50k classes of 4096 columns clearing would be half the time.
 template <class T>
 static __global__ void __launch_bounds__(32 * kMomentWarps)
     clear_absent_classes_kernel(const uint32_t* starts, int64_t num_classes, int64_t dim, int64_t* counts, T* sums,
@@ -275,15 +278,18 @@ void launch_reduction(const Rows& rows, const SortedLabels& sorted, int64_t num_
     constexpr int V = decltype(width)::value;
     const int64_t slabs = (x.dim + 32 * V - 1) / (32 * V);
     const unsigned threads = 32 * unsigned(std::min<int64_t>(kMomentWarps, slabs));
-    throw_on_error(NCOPS_LAUNCH((reduce_sorted_rows_kernel<In, V, kind>), dim3(unsigned(splits)), dim3(threads), 0, stream, x, sorted,
-                 num_classes, size, seen, anchors, target, partials), "class_moments");
+    throw_on_error(NCOPS_LAUNCH((reduce_sorted_rows_kernel<In, V, kind>), dim3(unsigned(splits)), dim3(threads), 0,
+                                stream, x, sorted, num_classes, size, seen, anchors, target, partials),
+                   "class_moments");
   };
   const bool vectors = vectors_fit<In>(rows) && aligned16(center) && aligned16(target.matrix) && aligned16(target.sums);
   if (vectors) run(std::integral_constant<int, kVector<In>>());
   else run(std::integral_constant<int, 1>());
   if (splits > 1)
-    throw_on_error(NCOPS_LAUNCH((merge_splits_kernel<T, kind>), dim3(unsigned(splits - 1), unsigned((x.dim + 127) / 128)),
-                 dim3(32 * kMomentWarps), 0, stream, sorted, x.dim, num_classes, size, seen, target, partials), "class_moments");
+    throw_on_error(NCOPS_LAUNCH((merge_splits_kernel<T, kind>),
+                                dim3(unsigned(splits - 1), unsigned((x.dim + 127) / 128)), dim3(32 * kMomentWarps), 0,
+                                stream, sorted, x.dim, num_classes, size, seen, target, partials),
+                   "class_moments");
 }
 
 // Everything after the sort; keys and order are sorted.
@@ -296,8 +302,10 @@ void launch_class_moments(const ClassMomentsArgs& args, const MomentWorkspace& w
   launch_class_starts(keys, args.x.rows, classes, work.starts, work.invalid_parts, args.invalid, nullptr, stream);
   if (classes == 0) return;
   T* sums = static_cast<T*>(args.sums);
-  throw_on_error(NCOPS_LAUNCH(clear_absent_classes_kernel<T>, dim3(unsigned((classes + kMomentWarps - 1) / kMomentWarps)),
-               dim3(32 * kMomentWarps), 0, stream, work.starts, classes, dim, args.counts, sums, args.sqnorms), "class_moments");
+  throw_on_error(NCOPS_LAUNCH(clear_absent_classes_kernel<T>,
+                              dim3(unsigned((classes + kMomentWarps - 1) / kMomentWarps)), dim3(32 * kMomentWarps), 0,
+                              stream, work.starts, classes, dim, args.counts, sums, args.sqnorms),
+                 "class_moments");
   launch_reduction<In, Moments::fresh>(args.x, {keys, order, work.starts}, classes, nullptr, args.center,
                                        {sums, nullptr, args.sqnorms}, work, stream);
 }
@@ -309,14 +317,16 @@ void launch_accumulate(const AccumulateClassMomentsArgs& args, const MomentWorks
   const auto stream = static_cast<cudaStream_t>(args.stream);
   const int64_t classes = args.num_classes;
   const SortedLabels sorted{keys, order, work.starts};
-  launch_class_starts(keys, args.x.rows, classes, work.starts, work.invalid_parts, args.invalid, args.invalid_total, stream);
+  launch_class_starts(keys, args.x.rows, classes, work.starts, work.invalid_parts, args.invalid, args.invalid_total,
+                      stream);
   if (classes == 0) return;
   launch_reduction<In, Moments::anchor>(args.x, sorted, classes, args.counts, nullptr,
                                         {static_cast<T*>(args.center), nullptr, nullptr}, work, stream);
-  launch_reduction<In, Moments::add>(args.x, sorted, classes, nullptr, args.center, {nullptr, args.sums, args.sqnorms}, work,
-                                     stream);
-  throw_on_error(NCOPS_LAUNCH(add_counts_kernel, dim3(unsigned(classes / kLabelThreads + 1)), dim3(kLabelThreads), 0, stream, work.starts,
-               classes, args.counts), "class_moments");
+  launch_reduction<In, Moments::add>(args.x, sorted, classes, nullptr, args.center,
+                                     {nullptr, args.sums, args.sqnorms}, work, stream);
+  throw_on_error(NCOPS_LAUNCH(add_counts_kernel, dim3(unsigned(classes / kLabelThreads + 1)), dim3(kLabelThreads), 0,
+                              stream, work.starts, classes, args.counts),
+                 "class_moments");
 }
 
 }  // namespace ncops::cuda

@@ -9,7 +9,8 @@ namespace {
 // Stable, so rows of a class keep their order and results their bits. Only the bits that tell classes apart are sorted.
 size_t sort_pairs(void* temporary, size_t bytes, cub::DoubleBuffer<uint32_t>& keys, cub::DoubleBuffer<uint32_t>& order,
                   int64_t rows, int64_t num_classes, cudaStream_t stream) {
-  throw_on_error(cub::DeviceRadixSort::SortPairs(temporary, bytes, keys, order, uint32_t(rows), 0, key_bits(num_classes), stream),
+  throw_on_error(cub::DeviceRadixSort::SortPairs(temporary, bytes, keys, order, uint32_t(rows), 0,
+                                                 key_bits(num_classes), stream),
                  "class_moments: sort");
   return bytes;
 }
@@ -26,8 +27,8 @@ void sort_and_launch(const Args& args, Launch launch) {
   const size_t bytes = sort_bytes(rows, args.num_classes);
   const MomentWorkspace work(args.workspace, args.x.dtype, rows, args.x.dim, args.num_classes, bytes);
   cub::DoubleBuffer<uint32_t> keys(work.keys[0], work.keys[1]), order(work.order[0], work.order[1]);
-  launch_class_keys(args.labels, rows, args.num_classes, args.ignore_index, keys.Current(), order.Current(), work.invalid_parts,
-                    stream);
+  launch_class_keys(args.labels, rows, args.num_classes, args.ignore_index, keys.Current(), order.Current(),
+                    work.invalid_parts, stream);
   if (rows > 0) sort_pairs(work.sort, bytes, keys, order, rows, args.num_classes, stream);
   launch(work, keys.Current(), order.Current());
 }

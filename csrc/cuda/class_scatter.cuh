@@ -1,8 +1,8 @@
 // class_scatter: the upper triangle of sum r r^T over rows r = x - centre, in tiles; centring is fused into the loads.
 //
-// Rows are cut into chunks whose number depends on the shape alone; a block owns one tile of one chunk and leaves it in the
-// workspace. Features are contiguous in a row, so both operands of the product r^T r are read as they lie in memory. The chunks
-// are merged in order and mirrored by a second kernel.
+// Rows are cut into chunks whose number depends on the shape alone; a block owns one tile of one chunk and leaves it in
+// the workspace. Features are contiguous in a row, so both operands of the product r^T r are read as they lie in
+// memory. The chunks are merged in order and mirrored by a second kernel.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ constexpr int kChainRows = 256;  // longest float32 chain of plain multiply-adds
 
 struct ScatterPlan {
   int tile;
-  int64_t side, tiles, chunks, chunk_rows;  // tiles per side and in the upper triangle; rows are a multiple of kChainRows
+  int64_t side, tiles, chunks, chunk_rows;  // tiles per side and in the upper triangle; whole chains per chunk
   size_t bytes;                             // of partial tiles
 
   ScatterPlan(DType dtype, int64_t rows, int64_t dim) {
@@ -31,7 +31,7 @@ struct ScatterPlan {
     // 8 D x D float32, or 4 MB where that is more: 64 features in 8 chunks would keep 8 of 132 multiprocessors busy.
     const size_t limit = std::max(size_t(8) * dim * dim * 4, size_t(4) << 20);
     const int64_t most = chunk_bytes == 0 ? 1 : int64_t(limit / chunk_bytes);
-    const int64_t wanted = tiles == 0 ? 1 : (1024 + tiles - 1) / tiles;  // four waves of two blocks on 132 multiprocessors
+    const int64_t wanted = tiles == 0 ? 1 : (1024 + tiles - 1) / tiles;  // several waves on any device
     const int64_t chains = std::max<int64_t>(1, (rows + kChainRows - 1) / kChainRows);
     chunks = std::max<int64_t>(1, std::min({most, wanted, chains}));
     chunks = std::max(chunks, rows >> 30);  // rows of a chunk are counted in 32 bits
@@ -48,8 +48,8 @@ struct Centers {
   int64_t num_classes, ignore_index;
 };
 
-// The block's tile (blockIdx.x runs along the rows of the upper triangle) and its rows (blockIdx.y is the chunk). Numbers inside
-// a block have 32 bits, for want of registers: 64 of 128 hold sums.
+// The block's tile (blockIdx.x runs along the rows of the upper triangle) and its rows (blockIdx.y is the chunk).
+// Numbers inside a block have 32 bits, for want of registers: 64 of 128 hold sums.
 struct ScatterBlock {
   int row, col;   // first features of the tile on either side
   int rows;       // of this chunk
@@ -57,7 +57,8 @@ struct ScatterBlock {
 
   // Moves x and the labels to the chunk's first row.
   template <class In>
-  __device__ __forceinline__ ScatterBlock(int tile, int side, int64_t chunk_rows, RowsView<In>& x, const int64_t** labels) {
+  __device__ __forceinline__ ScatterBlock(int tile, int side, int64_t chunk_rows, RowsView<In>& x,
+                                          const int64_t** labels) {
     int i = 0, rest = int(blockIdx.x);
     while (rest >= side - i) rest -= side - i++;
     row = i * tile, col = (i + rest) * tile, diagonal = rest == 0;
@@ -74,11 +75,11 @@ struct StagedRow {
   In x[V];
   Compute<In> center[V];
 
-  // label: of the row, -1 where it does not count; read half a stage earlier, as the centre's address depends on it. Such rows
-  // give zeros, and so do columns beyond D.
+  // label: of the row, -1 where it does not count; read half a stage earlier, as the centre's address depends on it.
+  // Such rows give zeros, and so do columns beyond D.
   template <bool vectors>
-  __device__ __forceinline__ void fetch(const RowsView<In>& from, const Centers<Compute<In>>& centers, int row, int64_t label,
-                                        int col) {
+  __device__ __forceinline__ void fetch(const RowsView<In>& from, const Centers<Compute<In>>& centers, int row,
+                                        int64_t label, int col) {
 #pragma unroll
     for (int j = 0; j < V; ++j) x[j] = In(0.0f), center[j] = 0;
     if (label < 0) return;
@@ -118,8 +119,8 @@ __device__ __forceinline__ int label_of(const Centers<T>& centers, int row, int 
 
 namespace ncops::cuda {
 
-// Chunks in order, in float64, and the lower triangle from the upper one. A block takes 32 x 32 elements at and above the
-// diagonal, and writes them and their mirror image through shared memory.
+// Chunks in order, in float64, and the lower triangle from the upper one. A block takes 32 x 32 elements at and above
+// the diagonal, and writes them and their mirror image through shared memory.
 template <class T>
 static __global__ void __launch_bounds__(256)
     merge_tiles_kernel(const T* partial, int64_t dim, int tile, int64_t side, int64_t tiles, int64_t chunks, T* out) {
@@ -141,8 +142,8 @@ static __global__ void __launch_bounds__(256)
 #pragma unroll
   for (int u = 0; u < 4; ++u) {
     const int row = warp + 8 * u;
-    const bool above = i0 < j0 || row <= lane;
-    if (i0 + row < dim && j0 + lane < dim) out[(i0 + row) * dim + j0 + lane] = above ? block[row][lane] : block[lane][row];
+    const T own = i0 < j0 || row <= lane ? block[row][lane] : block[lane][row];
+    if (i0 + row < dim && j0 + lane < dim) out[(i0 + row) * dim + j0 + lane] = own;
     if (i0 < j0 && j0 + row < dim && i0 + lane < dim) out[(j0 + row) * dim + i0 + lane] = block[lane][row];
   }
 }
@@ -161,8 +162,9 @@ void launch_class_scatter(const ClassScatterArgs& args) {
   else if (plan.tile == 64) launch_fma<64>(x, centers, plan, vectors, partial, stream);
   else if constexpr (sizeof(In) == 4) launch_fma<128>(x, centers, plan, vectors, partial, stream);
   const unsigned blocks = unsigned((x.dim + 31) / 32);
-  throw_on_error(NCOPS_LAUNCH(merge_tiles_kernel<T>, dim3(blocks, blocks), dim3(256), 0, stream, partial, x.dim, plan.tile, plan.side,
-               plan.tiles, plan.chunks, static_cast<T*>(args.out)), "class_scatter");
+  throw_on_error(NCOPS_LAUNCH(merge_tiles_kernel<T>, dim3(blocks, blocks), dim3(256), 0, stream, partial, x.dim,
+                              plan.tile, plan.side, plan.tiles, plan.chunks, static_cast<T*>(args.out)),
+                 "class_scatter");
 }
 
 }  // namespace ncops::cuda

@@ -1,9 +1,9 @@
 // Tiles of class_scatter for float32 and float64: register tiles of plain multiply-adds, exact as torch's without tf32.
 //
-// Included by class_scatter.cuh. 256 threads, 8 x 8 products each (4 x 4 for the 64-wide tiles), two stages of shared memory.
-// Per row of a stage a thread reads 16 numbers for 64 multiply-adds: the multiply-add pipe is the limit, not shared memory. The
-// chain of a register ends every 256 rows and joins the block's partial tile in global memory, as registers are full: 128 KB of
-// L2 traffic per 4.2 M multiply-adds, 4 bytes a clock per multiprocessor.
+// Included by class_scatter.cuh. 256 threads, 8 x 8 products each (4 x 4 for the 64-wide tiles), two stages of shared
+// memory. Per row of a stage a thread reads 16 numbers for 64 multiply-adds: the multiply-add pipe is the limit, not
+// shared memory. The chain of a register ends every 256 rows and joins the block's partial tile in global memory, as
+// registers are full: 128 KB of L2 traffic per 4.2 M multiply-adds, 4 bytes a clock per multiprocessor.
 #pragma once
 
 namespace ncops::cuda {
@@ -11,13 +11,15 @@ namespace ncops::cuda {
 template <class T, int kTile, bool vectors>
 static __global__ void __launch_bounds__(kScatterThreads, vectors ? 2 : 1)
     scatter_fma_kernel(RowsView<T> x, Centers<T> centers, int side, int64_t chunk_rows, T* partial) {
-  constexpr int V = kVector<T>, kPerRow = kTile / V, kRows = kScatterThreads / kPerRow;  // a thread stages V columns a side
-  constexpr int kOwn = kTile / 16, kGroups = kOwn / V, kStep = kTile / kGroups;  // its products: groups of V, kStep apart
+  // A thread stages V columns a side; its products are groups of V, kStep apart.
+  constexpr int V = kVector<T>, kPerRow = kTile / V, kRows = kScatterThreads / kPerRow;
+  constexpr int kOwn = kTile / 16, kGroups = kOwn / V, kStep = kTile / kGroups;
   NCOPS_SHARED(T, stages, [2][2][kRows][kTile]);  // [buffer][side][row][feature]
   const ScatterBlock block(kTile, side, chunk_rows, x, &centers.labels);
   const int t = int(threadIdx.x), lane = t % 32, warp = t / 32;
   const int k = t / kPerRow, c = t % kPerRow * V;
-  // A warp covers 4 x 8 threads of the 16 x 16, so that its reads of one side are 64 and 128 bytes in a row: no bank conflicts.
+  // A warp covers 4 x 8 threads of the 16 x 16, so that its reads of one side are 64 and 128 bytes in a row: no bank
+  // conflicts.
   const int ty = warp / 2 * 4 + lane / 8, tx = warp % 2 * 8 + lane % 8;
   const int right = block.diagonal ? 0 : 1;
 
@@ -99,12 +101,13 @@ template <int kTile, class T>
 void launch_fma(const RowsView<T>& x, const Centers<T>& centers, const ScatterPlan& plan, bool vectors, T* partial,
                 cudaStream_t stream) {
   const dim3 grid{unsigned(plan.tiles), unsigned(plan.chunks)};
-  if (vectors)
-    throw_on_error(NCOPS_LAUNCH((scatter_fma_kernel<T, kTile, true>), grid, dim3(kScatterThreads), 0, stream, x, centers, int(plan.side),
-                 plan.chunk_rows, partial), "class_scatter");
-  else
-    throw_on_error(NCOPS_LAUNCH((scatter_fma_kernel<T, kTile, false>), grid, dim3(kScatterThreads), 0, stream, x, centers, int(plan.side),
-                 plan.chunk_rows, partial), "class_scatter");
+  const auto run = [&](auto fits) {
+    throw_on_error(NCOPS_LAUNCH((scatter_fma_kernel<T, kTile, decltype(fits)::value>), grid, dim3(kScatterThreads), 0,
+                                stream, x, centers, int(plan.side), plan.chunk_rows, partial),
+                   "class_scatter");
+  };
+  if (vectors) run(std::true_type());
+  else run(std::false_type());
 }
 
 }  // namespace ncops::cuda

@@ -1,20 +1,23 @@
 // Tiles of class_scatter for bfloat16 and float16 on tensor cores, accumulated in float32.
 //
-// Included by class_scatter.cuh. 128 x 128 tiles, 8 warps of 64 x 32. Without centres the input is the operand, exact, and goes
-// to shared memory by cp.async. A deviation x - centre is a float32: rounded to bfloat16 its product would be off by 2^-8, and in
-// two bfloat16 parts one row alone by 2^-16, where the bound is 8 eps = 2^-20. So it is split into three parts, which hold all 24
-// bits, and six products: those left out are below 2^-25. That is 6 tensor operations against 15 times the multiply-add rate.
+// Included by class_scatter.cuh. 128 x 128 tiles, 8 warps of 64 x 32. Without centres the input is the operand, exact,
+// and goes to shared memory by cp.async. A deviation x - centre is a float32: rounded to bfloat16 its product would be
+// off by 2^-8, and in two bfloat16 parts one row alone by 2^-16, where the bound is 8 eps = 2^-20. So it is split into
+// three parts, which hold all 24 bits, and six products: those left out are below 2^-25. That is 6 tensor operations
+// against 15 times the multiply-add rate.
 //
-// Tensor cores truncate where they accumulate (Fasi et al., PeerJ CS 7:e330), which adds up to a bias in sums of squares: a chain
-// is at most 64 rows here, and chains are added by ordinary rounded additions. Both sums stay in registers (128 of them, so one
-// block a multiprocessor): adding them up in L2 as the multiply-add tiles do would ask for 78 bytes a clock.
+// Tensor cores truncate where they accumulate (Fasi et al., PeerJ CS 7:e330), which adds up to a bias in sums of
+// squares: a chain is at most 64 rows here, and chains are added by ordinary rounded additions. Both sums stay in
+// registers (128 of them, so one block a multiprocessor): adding them up in L2 as the multiply-add tiles do would ask
+// for 78 bytes a clock.
 #pragma once
 
 #include "ptx.cuh"
 
 namespace ncops::cuda {
 
-constexpr int kMmaTile = 128, kMmaPitch = kMmaTile + 8;  // 272 bytes a row: the 8 rows of an ldmatrix touch all 32 banks once
+// 272 bytes a row of shared memory: the 8 rows of an ldmatrix touch all 32 banks once.
+constexpr int kMmaTile = 128, kMmaPitch = kMmaTile + 8;
 
 struct MmaTile {
   float sum[4][4][4] = {}, chain[4][4][4] = {};  // [16 rows][8 columns][fragment] of the warp's 64 x 32
@@ -87,7 +90,8 @@ static __global__ void __launch_bounds__(kScatterThreads)
       } else {
 #pragma unroll
         for (int j = 0; j < 8; ++j)
-          to[r * kMmaPitch + c + j] = row + r < block.rows && col + c + j < x.dim ? *x.at(row + r, col + c + j) : Half(0.0f);
+          to[r * kMmaPitch + c + j] =
+              row + r < block.rows && col + c + j < x.dim ? *x.at(row + r, col + c + j) : Half(0.0f);
       }
     }
   };
@@ -108,7 +112,7 @@ static __global__ void __launch_bounds__(kScatterThreads)
   for (int stage = 0; stage < count; ++stage) {
     if (NCOPS_DEFECT(scatter_wait_too_weak)) cp_async_wait<kAsyncStages - 1>();
     else cp_async_wait<kAsyncStages - 2>();
-    __syncthreads();  // this stage has arrived for all, and all are done with the one before, whose place is filled next
+    __syncthreads();  // this stage is there for all, and all are done with the one before: its place is filled next
     fill(stage + kAsyncStages - 1);
     const Half* left = stages + stage % kAsyncStages * 2 * kAsyncSide;
     const Half* right = block.diagonal ? left : left + kAsyncSide;
@@ -197,16 +201,19 @@ static __global__ void __launch_bounds__(kScatterThreads)
 }
 
 template <class In>
-void launch_mma(const RowsView<In>& x, const Centers<float>& centers, const ScatterPlan& plan, bool vectors, float* partial,
-                cudaStream_t stream) {
+void launch_mma(const RowsView<In>& x, const Centers<float>& centers, const ScatterPlan& plan, bool vectors,
+                float* partial, cudaStream_t stream) {
   const dim3 grid{unsigned(plan.tiles), unsigned(plan.chunks)}, block{kScatterThreads};
   const auto run = [&](auto fits) {
     constexpr bool v = decltype(fits)::value;
     if (centers.data == nullptr && centers.labels == nullptr)  // no classes at all: null too, and no row counts
-      throw_on_error(NCOPS_LAUNCH((scatter_mma_kernel<In, v>), grid, block, kAsyncBytes<In>, stream, x, int(plan.side), plan.chunk_rows, partial), "class_scatter");
+      throw_on_error(NCOPS_LAUNCH((scatter_mma_kernel<In, v>), grid, block, kAsyncBytes<In>, stream, x, int(plan.side),
+                                  plan.chunk_rows, partial),
+                     "class_scatter");
     else
-      throw_on_error(NCOPS_LAUNCH((scatter_split_mma_kernel<In, v>), grid, block, kSplitBytes, stream, x, centers, int(plan.side), plan.chunk_rows,
-                   partial), "class_scatter");
+      throw_on_error(NCOPS_LAUNCH((scatter_split_mma_kernel<In, v>), grid, block, kSplitBytes, stream, x, centers,
+                                  int(plan.side), plan.chunk_rows, partial),
+                     "class_scatter");
   };
   if (vectors) run(std::true_type());
   else run(std::false_type());

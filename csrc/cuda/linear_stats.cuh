@@ -244,7 +244,8 @@ static __global__ void __launch_bounds__(kTileThreads, 1)
     if (part_count <= 0) return;  // whole warps
     T bias[Tile::kThreadCols];
 #pragma unroll
-    for (int j = 0; j < Tile::kThreadCols; ++j) bias[j] = Tile::col(j) < count ? problem.bias_of(first_class + Tile::col(j)) : T(0);
+    for (int j = 0; j < Tile::kThreadCols; ++j)
+      bias[j] = Tile::col(j) < count ? problem.bias_of(first_class + Tile::col(j)) : T(0);
     state.add(tile, first_class, count, part_count, problem.scale, bias);
   };
   for_each_tile<Tile, Async>(shared, problem.x, first_row, problem.w, begin, min(begin + split_tiles, tiles), weight_row,
@@ -307,7 +308,8 @@ void launch_linear_stats(const LinearStatsArgs& args, const LinearProblem<E>& pr
   T* const logits = args.target == nullptr ? nullptr : static_cast<T*>(work.target_logits);
   const auto launch = [&](auto kernel, int64_t splits, auto... arguments) {
     const dim3 grid(unsigned(plan.row_blocks), unsigned(splits));
-    throw_on_error(NCOPS_LAUNCH(kernel, grid, dim3(kTileThreads), kTileBytes<Tile>, stream, problem, arguments...), "linear_stats");
+    throw_on_error(NCOPS_LAUNCH(kernel, grid, dim3(kTileThreads), kTileBytes<Tile>, stream, problem, arguments...),
+                   "linear_stats");
   };
   if (logits != nullptr) launch(target_logits_kernel<E, Async>, 1, logits);
   launch(linear_stats_kernel<E, Async>, plan.splits, plan.split_tiles, logits, work.shares);

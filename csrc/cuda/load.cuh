@@ -63,8 +63,14 @@ struct RowsView {
   int64_t rows, dim, row_stride, col_stride;
 
   explicit RowsView(const Rows& r)
-      : data(static_cast<const In*>(r.data)), rows(r.rows), dim(r.dim), row_stride(r.row_stride), col_stride(r.col_stride) {}
-  __device__ __forceinline__ const In* at(int64_t row, int64_t col) const { return data + row * row_stride + col * col_stride; }
+      : data(static_cast<const In*>(r.data)),
+        rows(r.rows),
+        dim(r.dim),
+        row_stride(r.row_stride),
+        col_stride(r.col_stride) {}
+  __device__ __forceinline__ const In* at(int64_t row, int64_t col) const {
+    return data + row * row_stride + col * col_stride;
+  }
 };
 
 inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }

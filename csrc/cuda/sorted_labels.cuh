@@ -60,8 +60,8 @@ static __global__ void __launch_bounds__(kLabelThreads)
   }
 }
 
-// Binary search per class: the same time whatever the labels, where filling the gaps between sorted neighbours would let one
-// thread write them all when a single class of many occurs. Block 0 also adds up the invalid labels.
+// Binary search per class: the same time whatever the labels, where filling the gaps between sorted neighbours would
+// let one thread write them all when a single class of many occurs. Block 0 also adds up the invalid labels.
 static __global__ void __launch_bounds__(kLabelThreads)
     class_starts_kernel(const uint32_t* keys, int64_t rows, int64_t num_classes, uint32_t* starts,
                         const uint32_t* invalid_parts, int invalid_count, int64_t* invalid, int64_t* invalid_total) {
@@ -87,17 +87,21 @@ static __global__ void __launch_bounds__(kLabelThreads)
   }
 }
 
-inline void launch_class_keys(const int64_t* labels, int64_t rows, int64_t num_classes, int64_t ignore_index, uint32_t* keys,
-                              uint32_t* order, uint32_t* invalid_parts, cudaStream_t stream) {
-  throw_on_error(NCOPS_LAUNCH(class_keys_kernel, dim3(unsigned(label_blocks(rows))), dim3(kLabelThreads), 0, stream, labels, rows,
-               num_classes, ignore_index, keys, order, invalid_parts), "class_moments");
+inline void launch_class_keys(const int64_t* labels, int64_t rows, int64_t num_classes, int64_t ignore_index,
+                              uint32_t* keys, uint32_t* order, uint32_t* invalid_parts, cudaStream_t stream) {
+  throw_on_error(NCOPS_LAUNCH(class_keys_kernel, dim3(unsigned(label_blocks(rows))), dim3(kLabelThreads), 0, stream,
+                              labels, rows, num_classes, ignore_index, keys, order, invalid_parts),
+                 "class_moments");
 }
 
 // invalid: invalid labels of this call; invalid_total (or null) grows by them.
 inline void launch_class_starts(const uint32_t* keys, int64_t rows, int64_t num_classes, uint32_t* starts,
-                                const uint32_t* invalid_parts, int64_t* invalid, int64_t* invalid_total, cudaStream_t stream) {
-  throw_on_error(NCOPS_LAUNCH(class_starts_kernel, dim3(unsigned(num_classes / kLabelThreads + 1)), dim3(kLabelThreads), 0, stream, keys, rows,
-               num_classes, starts, invalid_parts, int(label_blocks(rows)), invalid, invalid_total), "class_moments");
+                                const uint32_t* invalid_parts, int64_t* invalid, int64_t* invalid_total,
+                                cudaStream_t stream) {
+  throw_on_error(NCOPS_LAUNCH(class_starts_kernel, dim3(unsigned(num_classes / kLabelThreads + 1)), dim3(kLabelThreads),
+                              0, stream, keys, rows, num_classes, starts, invalid_parts, int(label_blocks(rows)),
+                              invalid, invalid_total),
+                 "class_moments");
 }
 
 }  // namespace ncops::cuda

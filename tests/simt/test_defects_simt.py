@@ -1,0 +1,129 @@
+"""Defects planted in kernels, each found by the builds that should find it: what shows that the harness can fail.
+
+A defect shows as wrong values (reads of NaN included), as an error of the harness, or as a report of a sanitizer. No
+single build finds them all: see the table in docs/cuda-without-a-gpu.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+RACE = "data race"
+ASAN = "use-after-poison"
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A defect of an op: what each build finds, as a pattern ("" for wrong values), and the line that it must name."""
+
+    op: str
+    name: str
+    plain: str | None = None
+    asan: str | None = None
+    tsan: str | None = None
+    line: str | None = None  # the comment "line: ..." at the line
+
+    def expected(self, mode: str) -> str | None:
+        return getattr(self, mode)
+
+
+DEFECTS = [
+    Defect("selftest", "no_barrier_before_read", plain="", asan="", tsan=RACE, line="partial sums"),
+    Defect("selftest", "no_barrier_after_tile", plain="", asan="", tsan=RACE),
+    Defect("selftest", "no_barrier_before_refill", plain="", asan="", tsan=RACE),
+    Defect("selftest", "no_syncwarp", plain="", asan="", tsan=RACE),
+    Defect("selftest", "shared_not_atomic", tsan=RACE, line="shared update"),
+    Defect("selftest", "blocks_race", tsan=RACE, line="global update"),
+    Defect("selftest", "divergent_shuffle", "deadlock", "deadlock", "deadlock", line="divergent shuffle"),
+    Defect("selftest", "shared_overrun", plain="", asan=ASAN, tsan="", line="partial sums"),
+    Defect("selftest", "shared_overrun_write", "written 0 bytes past the end of the dynamic", ASAN, "written 0 bytes"),
+    Defect("selftest", "global_overrun", plain="", asan=ASAN, tsan=""),
+    Defect("selftest", "global_overrun_write", "written 0 bytes past the end of int32 array", ASAN, "written 0 bytes"),
+    Defect("selftest", "weak_async_wait", plain="", asan="", tsan=""),
+    Defect("selftest", "fragment_order", plain="", asan="", tsan=""),
+    Defect("selftest", "accumulator_index", plain="", asan="", tsan=""),
+]
+
+
+def check_selftest(kernels, seed: int) -> None:
+    """One run of every kernel of selftest_kernels.cuh, values compared."""
+    torch.manual_seed(seed)
+    kernels.schedule(seed)
+    x, sums = torch.randn(3, 70), torch.zeros(3)
+    kernels.row_sums(x, sums)
+    labels, counts = torch.randint(5, (300,)), torch.zeros(5, dtype=torch.int32)
+    kernels.histogram(labels, counts)
+    a, b, c = torch.randn(32, 96), torch.randn(16, 96), torch.zeros(32, 16)
+    kernels.tiled_product(a, b, c)
+    half_a, half_b, tensor_c = a.half(), b.half(), torch.zeros(32, 16)
+    kernels.tensor_product(half_a, half_b, tensor_c)
+    values = torch.arange(128, dtype=torch.int32)
+    reversed_values = torch.zeros_like(values)
+    kernels.reverse_warps(values, reversed_values)
+    torch.testing.assert_close(sums, x.sum(1))
+    torch.testing.assert_close(c, a @ b.T, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(tensor_c, half_a.float() @ half_b.float().T, rtol=1e-5, atol=1e-4)
+    assert counts.tolist() == labels.bincount(minlength=5).tolist()
+    assert reversed_values.tolist() == values.view(4, 32).flip(1).flatten().tolist()
+
+
+def check(op: str, kernels, seed: int) -> None:
+    if op == "selftest":
+        check_selftest(kernels, seed)
+    else:
+        importlib.import_module(f"test_{op}_simt").check(kernels, seed)
+
+
+def lines_marked(comment: str) -> list[str]:
+    """Every "file:line" of a kernel that ends with this comment."""
+    sources = [*HERE.glob("*.cuh"), *(HERE.parents[1] / "csrc" / "cuda").glob("*.cuh")]
+    return [
+        f"{source.name}:{number}"
+        for source in sources
+        for number, text in enumerate(source.read_text().splitlines(), 1)
+        if text.endswith(f"// line: {comment}")
+    ]
+
+
+@pytest.mark.parametrize("op", sorted({defect.op for defect in DEFECTS}))
+def test_without_defects_nothing_is_found(load_kernels, op):
+    for seed in range(3):
+        check(op, load_kernels(op), seed)
+
+
+def test_defects_that_exist_are_in_the_table():
+    sources = [*HERE.glob("*.cuh"), *(HERE.parents[1] / "csrc" / "cuda").glob("*.cuh")]
+    planted = {name for source in sources for name in re.findall(r"NCOPS_DEFECT\((\w+)\)", source.read_text())}
+    assert planted - {"name"} == {defect.name for defect in DEFECTS}
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: f"{d.op}-{d.name}")
+def test_defect(load_kernels, sanitizer_log, simt_mode, defect):
+    expected = defect.expected(simt_mode)
+    if expected is None:
+        pytest.skip(f"the {simt_mode} build cannot see it")
+    kernels = load_kernels(defect.op)
+    for seed in range(3):
+        kernels.plant(defect.name)
+        wrong, error = False, ""
+        try:
+            check(defect.op, kernels, seed)
+        except AssertionError:
+            wrong = True
+        except RuntimeError as caught:
+            error = str(caught)
+        finally:
+            kernels.plant("")
+        found = sanitizer_log.take() + error
+        assert wrong or found, f"{defect.name} is not found with seed {seed}"
+        if expected:
+            assert re.search(expected, found), f"seed {seed}: expected {expected!r}, got {found or 'wrong values'}"
+        if expected and defect.line:
+            assert any(place in found for place in lines_marked(defect.line)), found
