@@ -1,0 +1,205 @@
+"""What a tile of pairs is made of: products of rows, squared distances that keep their digits, values and slopes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._launch import interpreted
+
+INTERPRETED = tl.constexpr(interpreted())
+CODES = {"dot": 0, "cosine": 1, "distance": 2, "log_distance": 3, "riesz": 4, "gaussian": 5, "cdnv": 6}
+DOT = tl.constexpr(0)
+COSINE = tl.constexpr(1)
+DISTANCE = tl.constexpr(2)
+LOG_DISTANCE = tl.constexpr(3)
+RIESZ = tl.constexpr(4)
+GAUSSIAN = tl.constexpr(5)
+CDNV = tl.constexpr(6)
+CLOSE = tl.constexpr(0.01)  # below this share of |u|^2 + |v|^2 a squared distance is formed from the difference
+ANY_POWER = tl.constexpr(-1)
+
+
+def exponent_class(kernel: str, power: float) -> int:
+    """Twice the exponent e of (squared distance)^-e where a few multiplications give it, else ``ANY_POWER``."""
+    twice = power if kernel == "riesz" else 2 * power
+    return int(twice) if kernel in ("riesz", "cdnv") and twice in range(7) else -1
+
+
+def split_power(power: float) -> tuple[float, float]:
+    """Launches pass floats in float32: ``power`` as the sum of two of them."""
+    import numpy
+
+    high = float(numpy.float32(power))
+    return high, power - high
+
+
+@triton.jit
+def inverse_power(d2, exponent, TWICE: tl.constexpr):
+    """d2^-exponent, where TWICE is 2 * exponent unless it is ANY_POWER."""
+    if TWICE == 0:
+        result = d2 * 0 + 1
+    elif TWICE == 1:
+        result = tl.rsqrt(d2)
+    elif TWICE == 2:
+        result = 1 / d2
+    elif TWICE == 3:
+        result = tl.rsqrt(d2) / d2
+    elif TWICE == 4:
+        result = (1 / d2) * (1 / d2)
+    elif TWICE > 4:
+        result = inverse_power(d2, exponent, TWICE - 4) * inverse_power(d2, exponent, 4)
+    else:
+        # The logarithm times the exponent needs more digits than float32 has to give float32 its own.
+        result = tl.exp2(-exponent * tl.log2(d2.to(tl.float64))).to(d2.dtype)
+    return result
+
+
+@triton.jit
+def tile_products(
+    rows, stride_row, stride_column, origin, first_a, first_b, count, dim,
+    HAS_ORIGIN: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Products of BLOCK rows from ``first_a`` with BLOCK rows from ``first_b``, about ``origin`` if there is one.
+
+    Rows are multiplied as they are, half types on their own units, unless they are centred.
+    """
+    product = tl.zeros((BLOCK, BLOCK), DTYPE)
+    a, b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, BLOCK)
+    from_a = rows + a.to(tl.int64)[:, None] * stride_row
+    from_b = rows + b.to(tl.int64)[None, :] * stride_row
+    for depth in range(0, dim, BLOCK_D):
+        d = depth + tl.arange(0, BLOCK_D)
+        deep = d < dim
+        column = d.to(tl.int64) * stride_column
+        left = tl.load(from_a + column[None, :], mask=(a < count)[:, None] & deep[None, :], other=0)
+        right = tl.load(from_b + column[:, None], mask=(b < count)[None, :] & deep[:, None], other=0)
+        if HAS_ORIGIN:
+            centre = tl.load(origin + d, mask=deep, other=0)
+            left = left.to(DTYPE) - centre[None, :]
+            right = right.to(DTYPE) - centre[:, None]
+        elif INTERPRETED:  # which multiplies the bits of bfloat16
+            left, right = left.to(DTYPE), right.to(DTYPE)
+        product = tl.dot(left, right, product, input_precision=PRECISION, out_dtype=DTYPE)
+    return product
+
+
+@triton.jit
+def _good_rows(first, valid, count, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr):
+    row = first + tl.arange(0, BLOCK)
+    good = row < count
+    if HAS_VALID:
+        good = tl.load(valid + row, mask=good, other=0) != 0
+    return good
+
+
+@triton.jit
+def wanted_pairs(first_a, first_b, valid, count, UPPER: tl.constexpr, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr):
+    """Which pairs of a tile count: valid rows a < b (UPPER), or a != b."""
+    good_a = _good_rows(first_a, valid, count, HAS_VALID, BLOCK)
+    good_b = _good_rows(first_b, valid, count, HAS_VALID, BLOCK)
+    a, b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, BLOCK)
+    apart = (a[:, None] < b[None, :]) if UPPER else (a[:, None] != b[None, :])
+    return apart & good_a[:, None] & good_b[None, :]
+
+
+@triton.jit
+def pair_number(first_a, first_b, valid, count, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr):
+    """How many pairs of a tile of the upper triangle count."""
+    some_a = tl.sum(_good_rows(first_a, valid, count, HAS_VALID, BLOCK).to(tl.int32))
+    some_b = tl.sum(_good_rows(first_b, valid, count, HAS_VALID, BLOCK).to(tl.int32))
+    return tl.where(first_a == first_b, some_a * (some_a - 1) // 2, some_a * some_b)
+
+
+@triton.jit
+def pair_sums(vector, first_a, first_b, count, BLOCK: tl.constexpr):
+    """vector[a] + vector[b] for the pairs of a tile."""
+    a, b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, BLOCK)
+    of_a, of_b = tl.load(vector + a, mask=a < count, other=0), tl.load(vector + b, mask=b < count, other=0)
+    return of_a[:, None] + of_b[None, :]
+
+
+@triton.jit
+def _distances_from(
+    rows, stride_row, stride_column, one, first_b, count, dim,
+    DTYPE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Squared distances of row ``one`` from BLOCK rows, each from the difference."""
+    total = tl.zeros((BLOCK, BLOCK_D), DTYPE)
+    b = first_b + tl.arange(0, BLOCK)
+    here, there = rows + one.to(tl.int64) * stride_row, rows + b.to(tl.int64)[:, None] * stride_row
+    for depth in range(0, dim, BLOCK_D):
+        d = depth + tl.arange(0, BLOCK_D)
+        column = d.to(tl.int64) * stride_column
+        left = tl.load(here + column, mask=d < dim, other=0).to(DTYPE)
+        right = tl.load(there + column[None, :], mask=(b < count)[:, None] & (d < dim)[None, :], other=0).to(DTYPE)
+        apart = right - left[None, :]
+        total += apart * apart
+    return tl.sum(total, 1)
+
+
+@triton.jit
+def set_bits(flags, PART: tl.constexpr, BLOCK: tl.constexpr):
+    """Flags 64 * PART .. 64 * PART + 63 of a vector as the bits of one integer, to loop over those that are set."""
+    place = tl.arange(0, BLOCK)
+    return tl.sum(tl.where(place // 64 == PART, flags.to(tl.int64) << (place % 64), 0))
+
+
+@triton.jit
+def close_pairs(product, norms, wanted, first_a, first_b, count, BLOCK: tl.constexpr):
+    """``(squared distances, which of them have lost their digits)`` from products of centred rows."""
+    size = pair_sums(norms, first_a, first_b, count, BLOCK)
+    d2 = size - 2 * product
+    return d2, wanted & (d2 < CLOSE * size)
+
+
+@triton.jit
+def refine(
+    d2, close, rows, stride_row, stride_column, first_a, first_b, count, dim, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Close pairs again from their differences. They are few: only the rows ``a`` that have one are gone through."""
+    rows_close = tl.max(close.to(tl.int32), 1)
+    for part in tl.static_range((BLOCK + 63) // 64):
+        bits = set_bits(rows_close, part, BLOCK)
+        if bits != 0:
+            for bit in range(64):
+                if ((bits >> bit) & 1) != 0:
+                    at = 64 * part + bit
+                    direct = _distances_from(
+                        rows, stride_row, stride_column, first_a + at, first_b, count, dim, DTYPE, BLOCK, 16
+                    )
+                    d2 = tl.where((tl.arange(0, BLOCK) == at)[:, None] & close, direct[None, :], d2)
+    return d2
+
+
+@triton.jit
+def pair_values(tile, sums, power, exponent, KERNEL: tl.constexpr, TWICE: tl.constexpr):
+    """The pair kernel of squared distances; ``sums`` are v_i + v_j (cdnv)."""
+    if KERNEL == DISTANCE:
+        value = tl.sqrt(tile)
+    elif KERNEL == LOG_DISTANCE:
+        value = 0.5 * tl.log(tile)
+    elif KERNEL == RIESZ:
+        value = inverse_power(tile, exponent, TWICE)
+    elif KERNEL == GAUSSIAN:
+        value = tl.exp(-power * tile)
+    else:
+        value = sums * 0.5 * inverse_power(tile, exponent, TWICE)
+    return value
+
+
+@triton.jit
+def pair_slopes(d2, sums, power, exponent, KERNEL: tl.constexpr, TWICE: tl.constexpr):
+    """Twice the derivative of :func:`pair_values` by the squared distance; 0 for coincident rows."""
+    STEEPER: tl.constexpr = TWICE + 2 if TWICE >= 0 else TWICE
+    if KERNEL == DISTANCE:
+        slope = tl.rsqrt(d2)
+    elif KERNEL == LOG_DISTANCE:
+        slope = 1 / d2
+    elif KERNEL == RIESZ:
+        slope = -power * inverse_power(d2, exponent + 1, STEEPER)
+    elif KERNEL == GAUSSIAN:
+        slope = -2 * power * tl.exp(-power * d2)
+    else:
+        slope = -power * sums * inverse_power(d2, exponent + 1, STEEPER)
+    return tl.where(d2 == 0, 0, slope)

@@ -1,0 +1,149 @@
+"""Means over rows and norms of rows: what is subtracted or scaled by before rows are multiplied."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import capability, launch, split_count
+
+
+@triton.jit
+def _column_sums(
+    rows, stride_row, stride_column, valid, stride_valid, scale, partial, stride_split, count, dim, tiles_per_split,
+    HAS_VALID: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """partial[split, d] = float64 sum of the split's valid rows (times ``scale``); partial[split, dim] counts them."""
+    columns = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    split = tl.program_id(1).to(tl.int64)
+    inside = columns < dim
+    total = tl.zeros((BLOCK_R, BLOCK_D), tl.float64)
+    found = tl.zeros((BLOCK_R,), tl.float64)
+    first = split * tiles_per_split * BLOCK_R
+    last = tl.minimum(first + tiles_per_split * BLOCK_R, count)
+    for start in range(first, last, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R).to(tl.int64)
+        wanted = row < count
+        if HAS_VALID:
+            wanted = wanted & (tl.load(valid + row * stride_valid, mask=wanted, other=0) != 0)
+        place = rows + row[:, None] * stride_row + columns[None, :].to(tl.int64) * stride_column
+        value = tl.load(place, mask=wanted[:, None] & inside[None, :], other=0).to(tl.float64)
+        if HAS_SCALE:
+            value = value * tl.load(scale + row, mask=wanted, other=0).to(tl.float64)[:, None]
+        total += value
+        found += wanted.to(tl.float64)
+    tl.store(partial + split * stride_split + columns, tl.sum(total, 0), mask=inside)
+    if tl.program_id(0) == 0:
+        tl.store(partial + split * stride_split + dim, tl.sum(found, 0))
+
+
+@triton.jit
+def _centred_rows(
+    rows, stride_row, stride_column, valid, stride_valid, origin, centred, half, count, dim,
+    HAS_VALID: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """centred = rows - origin, formed in float64; half[r] = -|centred[r]|^2 / 2, -inf where not valid."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < count
+    total = tl.zeros((BLOCK_R,), tl.float64)
+    for start in range(0, dim, BLOCK_D):
+        columns = start + tl.arange(0, BLOCK_D).to(tl.int64)
+        mask = inside[:, None] & (columns < dim)[None, :]
+        value = tl.load(rows + row[:, None] * stride_row + columns[None, :] * stride_column, mask=mask, other=0)
+        value = value.to(tl.float64) - tl.load(origin + columns, mask=columns < dim, other=0)[None, :]
+        value = value.to(centred.dtype.element_ty)
+        tl.store(centred + row[:, None] * dim + columns[None, :], value, mask=mask)
+        wide = tl.where(mask, value.to(tl.float64), 0.0)
+        total += tl.sum(wide * wide, 1)
+    total = -0.5 * total
+    if HAS_VALID:
+        good = tl.load(valid + row * stride_valid, mask=inside, other=0) != 0
+        total = tl.where(good, total, float("-inf"))
+    tl.store(half + row, total.to(half.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _row_norms(
+    rows, stride_row, stride_column, origin, norms, count, dim,
+    HAS_ORIGIN: tl.constexpr, RECIPROCAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """norms[r] = |rows[r] - origin|^2, or 1 / |rows[r]| with RECIPROCAL (NaN for a zero row), summed in float64."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < count
+    dtype: tl.constexpr = norms.dtype.element_ty
+    total = tl.zeros((BLOCK_R,), tl.float64)
+    for start in range(0, dim, BLOCK_D):
+        columns = start + tl.arange(0, BLOCK_D).to(tl.int64)
+        mask = inside[:, None] & (columns < dim)[None, :]
+        value = tl.load(rows + row[:, None] * stride_row + columns[None, :] * stride_column, mask=mask, other=0)
+        value = value.to(dtype)
+        if HAS_ORIGIN:
+            value = tl.where(mask, value - tl.load(origin + columns, mask=columns < dim, other=0)[None, :], 0.0)
+        wide = value.to(tl.float64)
+        total += tl.sum(wide * wide, 1)
+    if RECIPROCAL:
+        total = tl.where(total == 0, float("nan"), 1.0 / tl.sqrt(total))
+    tl.store(norms + row, total.to(dtype), mask=inside)
+
+
+def column_mean(rows: Tensor, valid: Tensor | None, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``(mean (D,), count ())`` in float64 of the valid rows, times ``scale (K,)``; NaN and 0 without any."""
+    count, dim = rows.shape
+    there = capability(rows.device)
+    config = launch("row_means", rows.dtype, there)
+    columns = triton.cdiv(dim, config["BLOCK_D"])
+    tiles = triton.cdiv(count, config["BLOCK_R"])
+    splits = split_count(there, columns, tiles, least=4)
+    partial = torch.empty((splits, dim + 1), dtype=torch.float64, device=rows.device)
+    _column_sums[(max(1, columns), splits)](
+        rows, *rows.stride(), valid, 0 if valid is None else valid.stride(0), scale, partial, partial.stride(0),
+        count, dim, triton.cdiv(tiles, splits), HAS_VALID=valid is not None, HAS_SCALE=scale is not None,
+        **config.options,
+    )  # fmt: skip
+    total = partial.sum(0)
+    return total[:dim] / total[dim], total[dim]
+
+
+def centred_rows(rows: Tensor, valid: Tensor | None, origin: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``(rows - origin (K, D), minus half its squared norms (K,))`` in ``dtype``; -inf for rows that are not valid."""
+    count, dim = rows.shape
+    centred = torch.empty((count, dim), dtype=dtype, device=rows.device)
+    half = torch.empty(count, dtype=dtype, device=rows.device)
+    config = launch("row_norms", rows.dtype, capability(rows.device))
+    _centred_rows[(triton.cdiv(count, config["BLOCK_R"]),)](
+        rows, *rows.stride(), valid, 0 if valid is None else valid.stride(0), origin, centred, half, count, dim,
+        HAS_VALID=valid is not None, **config.options,
+    )  # fmt: skip
+    return centred, half
+
+
+def row_norms(rows: Tensor, origin: Tensor | None, dtype: torch.dtype, *, reciprocal: bool = False) -> Tensor:
+    """Squared norms ``(K,)`` of the rows about ``origin (D,)`` in ``dtype``, or one over their norms."""
+    count, dim = rows.shape
+    norms = torch.empty(count, dtype=dtype, device=rows.device)
+    config = launch("row_norms", rows.dtype, capability(rows.device))
+    _row_norms[(triton.cdiv(count, config["BLOCK_R"]),)](
+        rows, *rows.stride(), origin, norms, count, dim,
+        HAS_ORIGIN=origin is not None, RECIPROCAL=reciprocal, **config.options,
+    )  # fmt: skip
+    return norms
+
+
+def ahead_of_time(capability: int):
+    strides = {"rows": "*fp32", "stride_row": "i64", "count": "i32", "dim": "i32"}
+    config = launch("row_means", torch.float32, capability)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    signature = strides | {"valid": "*i1", "stride_valid": "i32", "partial": "*fp64", "stride_split": "i32"}
+    flags = {"stride_column": 1, "scale": None, "HAS_VALID": True, "HAS_SCALE": False}
+    yield "column_sums[fp32]", _column_sums, signature | {"tiles_per_split": "i32"}, flags | config.blocks, options
+    config = launch("row_norms", torch.float32, capability)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    signature = strides | {"rows": "*fp64", "valid": "*i1", "stride_valid": "i32", "origin": "*fp64"}
+    signature |= {"centred": "*fp32", "half": "*fp32"}
+    flags = {"stride_column": 1, "HAS_VALID": True}
+    yield "centred_rows[fp32]", _centred_rows, signature, flags | config.blocks, options
+    signature = strides | {"origin": "*fp32", "norms": "*fp32"}
+    flags = {"stride_column": 1, "HAS_ORIGIN": True, "RECIPROCAL": False}
+    yield "row_norms[fp32]", _row_norms, signature, flags | config.blocks, options

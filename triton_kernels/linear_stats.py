@@ -1,0 +1,216 @@
+"""Logit statistics of a linear classifier: logits live in registers, tile by tile, and never in memory.
+
+One program owns a block of rows and a contiguous part of the vocabulary. It forms a tile of logits (the products run
+on tensor cores for half precision), folds it into the rows' states (``_logit_state.py``) and goes on; a second kernel
+merges the parts in order. Programs of one block of rows stand side by side in the grid: 132 of them then share about
+8 blocks of x and 17 streams of weight rows, which stay in the L2 cache, where 132 blocks of x (132 MB at D = 4096 in
+bfloat16) would not, and the tensor cores would wait for memory.
+
+The target's logit is needed before its rivals are counted. A first kernel forms it as the diagonal of a tile of the
+same shape, with the targets' weight rows gathered, so target and rivals come from the same sequence of operations.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._dtypes import compute_dtype
+from ._launch import Launch, capability, input_precision, launch, split_count, tuned
+from ._logit_columns import TRITON, column_signature, empty_columns, launch_columns, partials
+from ._logit_state import add_tile, empty_state, halves, store_partial
+from ._logits_tile import logits_tile
+from .linear_stats_backward import linear_stats_backward
+
+__all__ = ["ahead_of_time", "linear_stats", "linear_stats_backward"]
+
+ROWS_AT_ONCE = 32768  # bounds the partial states: at 17 splits 20 MB
+ROW_BLOCKS_SIDE_BY_SIDE = 16
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_classes"])
+def _target_logits(
+    x, weight, bias, target, target_logit, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
+    stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_target,
+    HAS_BIAS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    """Each row's own logit: the diagonal of the tiles of BLOCK_N rows and the classes of BLOCK_V of them."""
+    first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N
+    in_block = tl.arange(0, BLOCK_N)
+    row = tl.minimum(first + in_block, num_rows - 1)
+    own = tl.zeros([BLOCK_N], DTYPE)
+    for start in range(0, BLOCK_N, BLOCK_V):
+        other = start + tl.arange(0, BLOCK_V)
+        y = tl.load(target + tl.minimum(first + other, num_rows - 1) * stride_target).to(tl.int64)
+        y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
+        z = logits_tile(
+            x, weight, bias, row, y, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
+            HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
+        )  # fmt: skip
+        own += tl.sum(tl.where(in_block[:, None] == other[None, :], z, 0), 1)
+    tl.store(target_logit + first + in_block, own, first + in_block < num_rows)
+
+
+@triton.jit
+def _next_tile(
+    top, second, rest, spread, mean, m2, top_index, second_index, rank,
+    x, weight, bias, row, start, first, num_classes, num_features, scale, target_logit,
+    stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
+    HAS_BIAS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """The states of the rows after the tile of classes from ``start`` on."""
+    column = start + tl.arange(0, BLOCK_V)
+    if PADDED:
+        column = tl.minimum(column, num_classes - 1)
+    z = logits_tile(
+        x, weight, bias, row, column, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
+        HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
+    )  # fmt: skip
+    if HALVES:  # half the temporaries at a time: on Hopper 128 x 128 logits spill without
+        left, right = halves(z)
+        column = start + tl.arange(0, BLOCK_V // 2)
+        top, second, rest, spread, mean, m2, top_index, second_index, rank = add_tile(
+            top, second, rest, spread, mean, m2, top_index, second_index, rank,
+            left, column, first, start, num_classes, target_logit, False, PADDED,
+        )  # fmt: skip
+        return add_tile(
+            top, second, rest, spread, mean, m2, top_index, second_index, rank,
+            right, column + BLOCK_V // 2, first, start + BLOCK_V // 2, num_classes, target_logit, False, PADDED,
+        )  # fmt: skip
+    else:
+        return add_tile(
+            top, second, rest, spread, mean, m2, top_index, second_index, rank,
+            z, start + tl.arange(0, BLOCK_V), first, start, num_classes, target_logit, False, PADDED,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_classes", "tiles_per_split", "splits"])
+def _partial_states(
+    x, weight, bias, target_logit, floats, integers, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
+    tiles_per_split, splits, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
+    HAS_BIAS: tl.constexpr, HAS_TARGET: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    """The state of BLOCK_N rows over the vocabulary tiles of one split."""
+    program = tl.cast(tl.program_id(0), tl.int64)
+    split, block = program % splits, program // splits
+    rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.minimum(rows, num_rows - 1)
+    t = tl.full([BLOCK_N], float("inf"), DTYPE)
+    if HAS_TARGET:
+        t = tl.load(target_logit + row)
+    first = (split * tiles_per_split * BLOCK_V).to(tl.int32)
+    end = tl.minimum(first + tiles_per_split * BLOCK_V, num_classes)
+    top, second, rest, spread, mean, m2, top_index, second_index, rank = empty_state(BLOCK_N, DTYPE)
+    whole = tl.minimum(end, num_classes // BLOCK_V * BLOCK_V)
+    for start in range(first, whole, BLOCK_V):
+        top, second, rest, spread, mean, m2, top_index, second_index, rank = _next_tile(
+            top, second, rest, spread, mean, m2, top_index, second_index, rank,
+            x, weight, bias, row, start, first, num_classes, num_features, scale, t,
+            stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
+            HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D, HALVES, False,
+        )  # fmt: skip
+    if whole < end:  # the vocabulary's last tile alone pays for masks
+        start = tl.maximum(first, whole)
+        top, second, rest, spread, mean, m2, top_index, second_index, rank = _next_tile(
+            top, second, rest, spread, mean, m2, top_index, second_index, rank,
+            x, weight, bias, row, start, first, num_classes, num_features, scale, t,
+            stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
+            HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D, HALVES, True,
+        )  # fmt: skip
+    store_partial(
+        floats, integers, split, splits, rows, num_rows,
+        top, second, rest, spread, mean, m2, top_index, second_index, rank,
+    )  # fmt: skip
+
+
+def table_row(num_rows: int) -> str:
+    """Few rows are bound by the reading of the weight: a tall tile would multiply padding."""
+    return "linear_stats_16" if num_rows <= 16 else "linear_stats_64" if num_rows <= 64 else "linear_stats"
+
+
+def _registers(dtype: torch.dtype) -> dict[str, int]:
+    """A limit that ptxas need not guess: for sm_80 it gives the float32 target kernel 56 registers and spills six."""
+    return {"maxnreg": 128} if dtype == torch.float32 and torch.version.hip is None else {}
+
+
+def linear_stats(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
+    allow_tf32: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """``(lse, gap, max, second, target_logit, nll, entropy, mean, var, argmax, second_index, target_rank, valid)``.
+
+    Workspace: 36 bytes per row and split (60 in float64), of at most 32768 rows at a time.
+    """
+    columns = empty_columns(x, target)
+    for start in range(0, x.shape[0], ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = [column[rows] for column in columns]  # a size-0 column stays so
+        arguments = (x[rows], weight, bias, None if target is None else target[rows], scale, ignore_index, allow_tf32)
+        shape = (min(ROWS_AT_ONCE, x.shape[0] - start), *weight.shape)
+        tuned(table_row(shape[0]), x, shape, lambda config, a=arguments, p=part: _run(config, p, *a), allow_tf32)
+    return columns
+
+
+def _run(
+    config: Launch, columns: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None,
+    scale: float, ignore_index: int, allow_tf32: bool,
+) -> None:  # fmt: skip
+    (n, d), v = x.shape, weight.shape[0]
+    block_n, block_v = config["BLOCK_N"], config["BLOCK_V"]
+    row_blocks, tiles = triton.cdiv(n, block_n), triton.cdiv(v, block_v)
+    splits = split_count(capability(x.device), min(row_blocks, ROW_BLOCKS_SIDE_BY_SIDE), tiles)
+    per_split = triton.cdiv(tiles, splits)
+    flags = {
+        "HAS_BIAS": bias is not None,
+        "EVEN_D": d % config["BLOCK_D"] == 0,
+        "PRECISION": input_precision(allow_tf32),
+        "DTYPE": TRITON[compute_dtype(x.dtype)],
+    }
+    strides = (*x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0))
+    target_logit = None
+    if target is not None:
+        target_logit = torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
+        _target_logits[(row_blocks,)](
+            x, weight, bias, target, target_logit, n, v, d, scale, *strides, target.stride(0),
+            **flags, **config.options, **_registers(x.dtype),
+        )  # fmt: skip
+    floats, integers = partials(x, splits)
+    _partial_states[(row_blocks * splits,)](
+        x, weight, bias, target_logit, floats, integers, n, v, d, scale, per_split, splits, *strides,
+        HAS_TARGET=target is not None, **flags, **config.options,
+    )  # fmt: skip
+    launch_columns(columns, floats, integers, target, target_logit, v, per_split * block_v, ignore_index)
+
+
+def ahead_of_time(there: int):
+    """Every kernel with its launch parameters: ``(name, function, signature, constexprs, options)``."""
+    types = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
+    for table in ("linear_stats", "linear_stats_64", "linear_stats_16"):
+        for dtype, name in types.items():
+            config = launch(table, dtype, there)
+            pointer, state = f"*{name}", "*fp64" if dtype == torch.float64 else "*fp32"
+            signature = {
+                "x": pointer, "weight": pointer, "bias": pointer, "target_logit": state,
+                "num_rows": "i32", "num_classes": "i32", "num_features": "i32", "scale": "fp64",
+                "stride_xn": "i32", "stride_wv": "i32",
+            }  # fmt: skip
+            constexprs = {
+                "HAS_BIAS": True, "EVEN_D": True, "PRECISION": "ieee", "DTYPE": TRITON[compute_dtype(dtype)],
+                "stride_xd": 1, "stride_wd": 1, "stride_b": 1, **config.blocks,
+            }  # fmt: skip
+            options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["num_features"]}
+            if dtype == torch.bfloat16:
+                options["tensor_cores"] = "HMMA"
+            partial = {"floats": state, "integers": "*i32", "tiles_per_split": "i32", "splits": "i32"}
+            yield (
+                f"{table}[{name}]", _partial_states, signature | partial, constexprs | {"HAS_TARGET": True}, options
+            )  # fmt: skip
+            own = {"target": "*i64"}
+            yield (
+                f"{table}_target[{name}]", _target_logits, signature | own, constexprs | {"stride_target": 1},
+                options | _registers(dtype),
+            )  # fmt: skip
+    yield from column_signature()

@@ -1,0 +1,160 @@
+"""The nearest class mean of each row: the arg-max of x.m - |m|^2 / 2 over centred rows, classes split over programs.
+
+Workspace: the centred means ``(C, D)`` in the compute dtype, and a best value and index per row and split.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._dtypes import compute_dtype
+from ._launch import Launch, capability, input_precision, launch, split_count, tuned
+from ._rows import centred_rows, column_mean
+
+NO_CLASS = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def _nearest(
+    x, stride_row, stride_column, centred, half, origin, rest, best_value, best_index,
+    count, classes, dim, row_tiles, tiles_per_split,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The best class of one split for BLOCK_N rows: best_value[split, row] (NaN if any score was) and best_index."""
+    # Neighbouring programs share the split, and so read the same means at the same time.
+    program = tl.program_id(0)
+    split, tile = program // row_tiles, program % row_tiles
+    dtype: tl.constexpr = centred.dtype.element_ty
+    row = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = row < count
+    best = tl.full((BLOCK_N,), float("-inf"), dtype)
+    index = tl.full((BLOCK_N,), NO_CLASS, tl.int32)
+    poisoned = tl.zeros((BLOCK_N,), tl.int32)
+    first = split * tiles_per_split * BLOCK_C
+    last = tl.minimum(first + tiles_per_split * BLOCK_C, classes)
+    for start in range(first, last, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        known = c < classes
+        score = tl.zeros((BLOCK_N, BLOCK_C), dtype)
+        for depth in range(0, dim, BLOCK_D):
+            d = depth + tl.arange(0, BLOCK_D)
+            deep = d < dim
+            place = x + row[:, None] * stride_row + d[None, :].to(tl.int64) * stride_column
+            left = tl.load(place, mask=inside[:, None] & deep[None, :], other=0).to(dtype)
+            # The float64 centre in two parts: the first difference is exact for rows near it.
+            left -= tl.load(origin + d, mask=deep, other=0)[None, :]
+            left -= tl.load(rest + d, mask=deep, other=0)[None, :]
+            place = centred + c[None, :].to(tl.int64) * dim + d[:, None]
+            right = tl.load(place, mask=known[None, :] & deep[:, None], other=0)
+            score = tl.dot(left, right, score, input_precision=PRECISION, out_dtype=dtype)
+        bias = tl.load(half + c, mask=known, other=float("-inf"))
+        allowed = bias > float("-inf")  # false for a NaN bias too, see below
+        score = tl.where(allowed[None, :], score + bias[None, :], float("-inf"))
+        # A valid mean with a NaN has made the centre NaN, and with it every bias.
+        bad = (score != score) | (bias != bias)[None, :]
+        poisoned = poisoned | tl.max(bad.to(tl.int32), 1)
+        top = tl.max(tl.where(bad, float("-inf"), score), 1)
+        where = tl.min(tl.where(score == top[:, None], c[None, :], NO_CLASS), 1)
+        better = top > best
+        best = tl.where(better, top, best)
+        index = tl.where(better, where, index)
+    best = tl.where(poisoned != 0, float("nan"), best)
+    out = split.to(tl.int64) * count + row
+    tl.store(best_value + out, best, mask=inside)
+    tl.store(best_index + out, index, mask=inside)
+
+
+@triton.jit
+def _distance(
+    x, stride_row, stride_column, means, stride_mean, stride_mean_column, best_value, best_index, sqdist, index,
+    count, dim, splits, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Merges the splits in order and forms |x - m|^2 in float64 from the rows as they came."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < count
+    best = tl.load(best_value + row, mask=inside, other=0)
+    at = tl.load(best_index + row, mask=inside, other=0)
+    later = row
+    for _ in range(1, splits):
+        later += count
+        value = tl.load(best_value + later, mask=inside, other=0)
+        better = (value > best) | (value != value)
+        at = tl.where(better, tl.load(best_index + later, mask=inside, other=0), at)
+        best = tl.where(better & (best == best), value, best)
+    good = inside & (tl.abs(best) < float("inf"))
+    at = tl.where(good, at, 0).to(tl.int64)
+    total = tl.zeros((BLOCK_R,), tl.float64)
+    for start in range(0, dim, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D).to(tl.int64)
+        mask = good[:, None] & (d < dim)[None, :]
+        left = tl.load(x + row[:, None] * stride_row + d[None, :] * stride_column, mask=mask, other=0)
+        place = means + at[:, None] * stride_mean + d[None, :] * stride_mean_column
+        apart = left.to(tl.float64) - tl.load(place, mask=mask, other=0).to(tl.float64)
+        total += tl.sum(apart * apart, 1)
+    tl.store(sqdist + row, tl.where(good, total, float("nan")).to(sqdist.dtype.element_ty), mask=inside)
+    tl.store(index + row, tl.where(good, at, -1), mask=inside)
+
+
+def nearest_class_mean(x: Tensor, means: Tensor, valid: Tensor | None, allow_tf32: bool) -> tuple[Tensor, Tensor]:
+    """``(sqdist (N,), index (N,) int64)``, as ``ncops.reference.nearest_class_mean``."""
+    count, classes = x.shape[0], means.shape[0]
+    if count == 0 or classes == 0:
+        sqdist = x.new_full((count,), float("nan"), dtype=compute_dtype(x.dtype))
+        return sqdist, torch.full((count,), -1, dtype=torch.int64, device=x.device)
+    shape = (count, classes, x.shape[1])
+    return tuned("nearest_class_mean", x, shape, lambda config: _run(config, x, means, valid, allow_tf32), allow_tf32)
+
+
+def _run(config: Launch, x: Tensor, means: Tensor, valid: Tensor | None, tf32: bool) -> tuple[Tensor, Tensor]:
+    (count, dim), classes, dtype = x.shape, means.shape[0], compute_dtype(x.dtype)
+    exact, _ = column_mean(means, valid)
+    centred, half = centred_rows(means, valid, exact, dtype)
+    origin = exact.to(dtype)
+    rest = (exact - origin).to(dtype)
+
+    there = capability(x.device)
+    row_tiles, tiles = triton.cdiv(count, config["BLOCK_N"]), triton.cdiv(classes, config["BLOCK_C"])
+    splits = split_count(there, row_tiles, tiles, least=4)
+    best_value = torch.empty((splits, count), dtype=dtype, device=x.device)
+    best_index = torch.empty((splits, count), dtype=torch.int32, device=x.device)
+    _nearest[(row_tiles * splits,)](
+        x, *x.stride(), centred, half, origin, rest, best_value, best_index,
+        count, classes, dim, row_tiles, triton.cdiv(tiles, splits), PRECISION=input_precision(tf32), **config.options,
+    )  # fmt: skip
+    sqdist = torch.empty(count, dtype=dtype, device=x.device)
+    index = torch.empty(count, dtype=torch.int64, device=x.device)
+    config = launch("nearest_distance", x.dtype, there)
+    _distance[(triton.cdiv(count, config["BLOCK_R"]),)](
+        x, *x.stride(), means, *means.stride(), best_value, best_index, sqdist, index, count, dim, splits,
+        **config.options,
+    )  # fmt: skip
+    return sqdist, index
+
+
+def ahead_of_time(capability: int):
+    from ._rows import ahead_of_time as rows
+
+    yield from rows(capability)
+    for dtype, name, tf32 in (
+        (torch.float32, "fp32", False), (torch.float32, "fp32", True),
+        (torch.bfloat16, "bf16", False), (torch.float64, "fp64", False),
+    ):  # fmt: skip
+        products = "fp64" if name == "fp64" else "fp32"
+        config = launch("nearest_class_mean", dtype, capability, tf32)
+        signature = {"x": f"*{name}", "stride_row": "i64", "best_index": "*i32"}
+        signature |= dict.fromkeys(("centred", "half", "origin", "rest", "best_value"), f"*{products}")
+        signature |= dict.fromkeys(("count", "classes", "dim", "row_tiles", "tiles_per_split"), "i32")
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim"]}
+        options["tensor_cores"] = "DMMA" if name == "fp64" else "HMMA" if tf32 else None
+        constexprs = {"stride_column": 1, "PRECISION": input_precision(tf32)} | config.blocks
+        yield f"nearest[{name}{',tf32' if tf32 else ''}]", _nearest, signature, constexprs, options
+    config = launch("nearest_distance", torch.float32, capability)
+    signature = {"x": "*fp32", "stride_row": "i64", "means": "*fp64", "stride_mean": "i64", "best_value": "*fp32"}
+    signature |= {"best_index": "*i32", "sqdist": "*fp32", "index": "*i64"}
+    signature |= dict.fromkeys(("count", "dim", "splits"), "i32")
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    constexprs = {"stride_column": 1, "stride_mean_column": 1} | config.blocks
+    yield "nearest_distance[fp32]", _distance, signature, constexprs, options

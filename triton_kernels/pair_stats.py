@@ -1,0 +1,284 @@
+"""Statistics of a kernel over all pairs of rows: upper-triangle tiles of the row product, reduced where they arise.
+
+The tiles are cut into at most about 32 x 32 groups, one program each. A program keeps the moments of its pairs and the
+best partner of each of its rows and columns; the groups are merged in order by two small kernels. Workspace: 8 bytes
+(12 for float64 rows) per row and group, so about 0.3 KB per row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._dtypes import compute_dtype
+from ._launch import INTERPRETED_MULTIPROCESSORS, MULTIPROCESSORS, Launch, capability, input_precision, launch, tuned
+from ._pair_backward import pair_stats_backward
+from ._pair_values import (
+    CDNV,
+    CODES,
+    COSINE,
+    DISTANCE,
+    close_pairs,
+    exponent_class,
+    pair_number,
+    pair_sums,
+    pair_values,
+    refine,
+    split_power,
+    tile_products,
+    wanted_pairs,
+)
+from ._rows import column_mean, row_norms
+
+__all__ = ["pair_stats", "pair_stats_backward"]
+NO_PARTNER = tl.constexpr(2**31 - 1)
+# Rows of the partial moments.
+COUNT, MEAN, SQUARES, LOW, HIGH, POISONED = (tl.constexpr(row) for row in range(6))
+
+
+@triton.jit
+def _better(value, index, other_value, other_index):
+    """The larger value, the lower index on ties. A NaN is (inf, -1) and no partner (-inf, NO_PARTNER)."""
+    other = (other_value > value) | ((other_value == value) & (other_index < index))
+    return tl.where(other, other_value, value), tl.where(other, other_index, index)
+
+
+@triton.jit
+def _best_along(value, wanted, partner, AXIS: tl.constexpr):
+    """The best partner of each row (AXIS 1) or column (AXIS 0) of a tile; ``partner`` broadcasts along the other."""
+    key = tl.where(value != value, float("inf"), value)
+    key = tl.where(wanted, key, float("-inf"))
+    top = tl.max(key, AXIS)
+    index = tl.where(value != value, -1, partner)
+    return top, tl.min(tl.where(wanted & (key == tl.expand_dims(top, AXIS)), index, NO_PARTNER), AXIS)
+
+
+@triton.jit
+def _pairs(
+    rows, stride_row, stride_column, valid, origin, norms, variances, power, power_rest,
+    moments, best_value, best_index, count, dim, tiles, group, groups,
+    KERNEL: tl.constexpr, TWICE: tl.constexpr, HAS_VALID: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One group of tiles: moments[:, group], and per row and column its best partner among the group's pairs."""
+    row_group, column_group = tl.program_id(0), tl.program_id(1)
+    if column_group < row_group:
+        return
+    dtype: tl.constexpr = best_value.dtype.element_ty
+    full_power = tl.full((), power, tl.float64) + tl.full((), power_rest, tl.float64)
+    exponent = full_power if KERNEL == CDNV else full_power * 0.5
+    power = full_power.to(dtype)
+    seen, mean, squares = tl.full((), 0, tl.float64), tl.full((), 0, tl.float64), tl.full((), 0, tl.float64)
+    low, high = tl.full((BLOCK,), float("inf"), dtype), tl.full((BLOCK,), float("-inf"), dtype)
+    poisoned = tl.zeros((BLOCK,), tl.int32)
+    # Plane g of best_* holds each row's best partner in group g; a group of the diagonal has two planes.
+    column_plane = row_group.to(tl.int64) * count
+    row_plane = tl.where(row_group == column_group, groups, column_group).to(tl.int64) * count
+    first_row = row_group * group
+    for i in range(first_row, tl.minimum(first_row + group, tiles)):
+        first_a = tl.full((), BLOCK, tl.int32) * i
+        row_value = tl.full((BLOCK,), float("-inf"), dtype)
+        row_index = tl.full((BLOCK,), NO_PARTNER, tl.int32)
+        for j in range(tl.maximum(i, column_group * group), tl.minimum(column_group * group + group, tiles)):
+            first_b = tl.full((), BLOCK, tl.int32) * j
+            value = tile_products(
+                rows, stride_row, stride_column, origin, first_a, first_b, count, dim, KERNEL >= DISTANCE,
+                PRECISION, dtype, BLOCK, BLOCK_D,
+            )  # fmt: skip
+            a, b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, BLOCK)
+            wanted = wanted_pairs(first_a, first_b, valid, count, True, HAS_VALID, BLOCK)
+            if KERNEL == COSINE:
+                value = value * tl.load(norms + a, mask=a < count, other=0)[:, None]
+                value = value * tl.load(norms + b, mask=b < count, other=0)[None, :]
+            elif KERNEL >= DISTANCE:
+                d2, close = close_pairs(value, norms, wanted, first_a, first_b, count, BLOCK)
+                d2 = refine(d2, close, rows, stride_row, stride_column, first_a, first_b, count, dim, dtype, BLOCK)
+                sums = pair_sums(variances, first_a, first_b, count, BLOCK) if KERNEL == CDNV else d2
+                value = pair_values(d2, sums, power, exponent, KERNEL, TWICE)
+            # Chan's rule for the moments of a union.
+            number = pair_number(first_a, first_b, valid, count, HAS_VALID, BLOCK).to(tl.float64)
+            tile_mean = tl.sum(tl.sum(tl.where(wanted, value, 0), 1).to(tl.float64)) / tl.maximum(number, 1.0)
+            apart = tl.where(wanted, value - tile_mean.to(dtype), 0)
+            tile_squares = tl.sum(tl.sum(apart * apart, 1).to(tl.float64))
+            delta, together = tile_mean - mean, tl.maximum(seen + number, 1.0)
+            mean += delta * (number / together)
+            squares += tile_squares + delta * delta * (seen * number / together)
+            seen += number
+            low = tl.minimum(low, tl.min(tl.where(wanted, value, float("inf")), 1))
+
+            value_along, index_along = _best_along(value, wanted, b[None, :], 1)
+            high = tl.maximum(high, value_along)
+            poisoned = tl.maximum(poisoned, (index_along < 0).to(tl.int32))
+            row_value, row_index = _better(row_value, row_index, value_along, index_along)
+            value_along, index_along = _best_along(value, wanted, a[:, None], 0)
+            # The program's own earlier row tiles: same plane, same addresses, same threads.
+            earlier = b < tl.where(first_a > first_row * BLOCK, count, 0)
+            old_value = tl.load(best_value + column_plane + b, mask=earlier, other=float("-inf"))
+            old_index = tl.load(best_index + column_plane + b, mask=earlier, other=NO_PARTNER)
+            value_along, index_along = _better(old_value, old_index, value_along, index_along)
+            tl.store(best_value + column_plane + b, value_along, mask=b < count)
+            tl.store(best_index + column_plane + b, index_along, mask=b < count)
+            tl.debug_barrier()
+        a = first_a + tl.arange(0, BLOCK)
+        tl.store(best_value + row_plane + a, row_value, mask=a < count)
+        tl.store(best_index + row_plane + a, row_index, mask=a < count)
+    place = moments + row_group * groups + column_group
+    step = groups * groups
+    tl.store(place + COUNT * step, seen)
+    tl.store(place + MEAN * step, mean)
+    tl.store(place + SQUARES * step, squares)
+    tl.store(place + LOW * step, tl.min(low).to(tl.float64))
+    tl.store(place + HIGH * step, tl.max(high).to(tl.float64))
+    tl.store(place + POISONED * step, tl.max(poisoned).to(tl.float64))
+
+
+@triton.jit
+def _merge_moments(moments, scalars, pairs, groups, BLOCK: tl.constexpr):
+    """scalars = mean, var, min, max of the union of the groups, in two passes; pairs = how many."""
+    number = groups * groups
+    total, weighted = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    low, high = tl.full((BLOCK,), float("inf"), tl.float64), tl.full((BLOCK,), float("-inf"), tl.float64)
+    poisoned = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, number, BLOCK):
+        at = moments + start + tl.arange(0, BLOCK)
+        inside = start + tl.arange(0, BLOCK) < number
+        found = tl.load(at, mask=inside, other=0)
+        some = found > 0  # other groups lie below the diagonal or hold no valid pair
+        total += found
+        weighted += tl.where(some, found * tl.load(at + MEAN * number, mask=some, other=0), 0)
+        low = tl.minimum(low, tl.load(at + LOW * number, mask=some, other=float("inf")))
+        high = tl.maximum(high, tl.load(at + HIGH * number, mask=some, other=float("-inf")))
+        poisoned = tl.maximum(poisoned, tl.load(at + POISONED * number, mask=some, other=0))
+    seen = tl.sum(total)
+    mean = tl.sum(weighted) / seen
+    squares = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, number, BLOCK):
+        at = moments + start + tl.arange(0, BLOCK)
+        inside = start + tl.arange(0, BLOCK) < number
+        found = tl.load(at, mask=inside, other=0)
+        delta = tl.load(at + MEAN * number, mask=found > 0, other=0) - mean
+        own = tl.load(at + SQUARES * number, mask=found > 0, other=0)
+        squares += tl.where(found > 0, own + found * delta * delta, 0)
+    least, most = tl.min(low), tl.max(high)
+    # Infinite values (coincident rows) of one sign have an infinite mean, which differences of means would make NaN.
+    infinite = (least == float("-inf")) | (most == float("inf"))
+    nothing = (tl.max(poisoned) > 0) | (seen == 0)
+    nan = float("nan")
+    dtype: tl.constexpr = scalars.dtype.element_ty
+    tl.store(scalars, tl.where(nothing, nan, tl.where(infinite, least + most, mean)).to(dtype))
+    tl.store(scalars + 1, tl.where(nothing | infinite, nan, tl.sum(squares) / seen).to(dtype))
+    tl.store(scalars + 2, tl.where(nothing, nan, least).to(dtype))
+    tl.store(scalars + 3, tl.where(nothing, nan, most).to(dtype))
+    tl.store(pairs, seen.to(tl.int64))
+
+
+@triton.jit
+def _merge_partners(best_value, best_index, row_max, row_argmax, count, planes, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < count
+    value = tl.load(best_value + row, mask=inside, other=0)
+    index = tl.load(best_index + row, mask=inside, other=0)
+    place = row
+    for _ in range(1, planes):
+        place += count
+        other_value = tl.load(best_value + place, mask=inside, other=0)
+        other_index = tl.load(best_index + place, mask=inside, other=0)
+        value, index = _better(value, index, other_value, other_index)
+    none = (index < 0) | (index == NO_PARTNER)
+    tl.store(row_max + row, tl.where(none, float("nan"), value), mask=inside)
+    tl.store(row_argmax + row, tl.where(none, -1, index).to(tl.int64), mask=inside)
+
+
+def prepare(rows: Tensor, kernel: str, valid: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """``(origin (D,), norms (K,))`` in the compute dtype: the centre of the distance kernels and squared norms about
+    it, for the cosine one over the norms."""
+    dtype = compute_dtype(rows.dtype)
+    if kernel == "dot":
+        return None, None
+    if kernel == "cosine":
+        return None, row_norms(rows, None, dtype, reciprocal=True)
+    origin = column_mean(rows, valid)[0].to(dtype)
+    return origin, row_norms(rows, origin, dtype)
+
+
+def pair_stats(
+    rows: Tensor, kernel: str, variances: Tensor | None, power: float, valid: Tensor | None, allow_tf32: bool
+) -> tuple[Tensor, ...]:
+    """``(mean, var, min, max, row_max (K,), count, row_argmax (K,))``, as ``ncops.reference.pair_stats``."""
+    if rows.shape[0] == 0:
+        scalars = rows.new_full((4,), float("nan"), dtype=compute_dtype(rows.dtype))
+        index = torch.empty(0, dtype=torch.int64, device=rows.device)
+        return *scalars.clone().unbind(), scalars.new_empty(0), index.new_zeros(()), index
+    name = "pair_products" if kernel in ("dot", "cosine") else "pair_distances"
+
+    def run(config: Launch):
+        return _run(config, rows, kernel, variances, power, valid, allow_tf32)
+
+    return tuned(name, rows, tuple(rows.shape), run, allow_tf32)
+
+
+def _run(
+    config: Launch, rows: Tensor, kernel: str, variances: Tensor | None, power: float, valid: Tensor | None, tf32: bool
+) -> tuple[Tensor, ...]:
+    (count, dim), dtype, device = rows.shape, compute_dtype(rows.dtype), rows.device
+    origin, norms = prepare(rows, kernel, valid)
+    tiles = triton.cdiv(count, config["BLOCK"])
+    # About four groups of the triangle for each multiprocessor of the table's cards.
+    multiprocessors = INTERPRETED_MULTIPROCESSORS if capability(device) is None else MULTIPROCESSORS[90]
+    group = triton.cdiv(tiles, min(tiles, math.isqrt(8 * multiprocessors)))
+    groups = triton.cdiv(tiles, group)
+    moments = torch.zeros((6, groups, groups), dtype=torch.float64, device=device)
+    best_value = torch.empty((groups + 1, count), dtype=dtype, device=device)
+    best_index = torch.empty((groups + 1, count), dtype=torch.int32, device=device)
+    _pairs[(groups, groups)](
+        rows, *rows.stride(), None if valid is None else valid.contiguous(), origin, norms,
+        None if variances is None else variances.contiguous(), *split_power(power),
+        moments, best_value, best_index, count, dim, tiles, group, groups,
+        KERNEL=CODES[kernel], TWICE=exponent_class(kernel, power), HAS_VALID=valid is not None,
+        PRECISION=input_precision(tf32), **config.options,
+    )  # fmt: skip
+    scalars = torch.empty(4, dtype=dtype, device=device)
+    pairs = torch.empty((), dtype=torch.int64, device=device)
+    _merge_moments[(1,)](moments, scalars, pairs, groups, BLOCK=256)
+    row_max = torch.empty(count, dtype=dtype, device=device)
+    row_argmax = torch.empty(count, dtype=torch.int64, device=device)
+    blocks = triton.cdiv(count, 256)
+    _merge_partners[(blocks,)](best_value, best_index, row_max, row_argmax, count, groups + 1, BLOCK=256)
+    # Separate storages: the results of an op must not be views of each other.
+    return *(value.clone() for value in scalars.unbind()), row_max, pairs, row_argmax
+
+
+def ahead_of_time(capability: int):
+    from . import _pair_backward
+
+    for kernel, dtype, name, tf32, power in (
+        ("dot", torch.float32, "fp32", False, 1), ("dot", torch.bfloat16, "bf16", False, 1),
+        ("cosine", torch.float64, "fp64", False, 1), ("distance", torch.float32, "fp32", False, 1),
+        ("distance", torch.float32, "fp32", True, 1), ("log_distance", torch.bfloat16, "bf16", False, 1),
+        ("cdnv", torch.float32, "fp32", False, 1), ("riesz", torch.float32, "fp32", False, 1.3),
+        ("gaussian", torch.float64, "fp64", False, 1),
+    ):  # fmt: skip
+        products = "fp64" if name == "fp64" else "fp32"
+        config = launch("pair_products" if kernel in ("dot", "cosine") else "pair_distances", dtype, capability, tf32)
+        signature = {"rows": f"*{name}", "stride_row": "i64", "moments": "*fp64", "best_index": "*i32"}
+        signature |= dict.fromkeys(("origin", "norms", "variances", "best_value"), f"*{products}")
+        signature |= dict.fromkeys(("count", "dim", "tiles", "group", "groups"), "i32")
+        signature |= {"power": "fp32", "power_rest": "fp32", "valid": "*i1"}
+        constexprs = {"stride_column": 1, "KERNEL": CODES[kernel], "TWICE": exponent_class(kernel, power)}
+        constexprs |= {"HAS_VALID": True, "PRECISION": input_precision(tf32)} | config.blocks
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim"]}
+        half = tf32 or (name, kernel) == ("bf16", "dot")
+        options["tensor_cores"] = "DMMA" if name == "fp64" else "HMMA" if half else None
+        title = f"pairs[{name},{kernel}{',tf32' if tf32 else ''}{',any power' if power == 1.3 else ''}]"
+        yield title, _pairs, signature, constexprs, options
+    options = {"num_warps": 4, "num_stages": 2}
+    signature = {"moments": "*fp64", "scalars": "*fp32", "pairs": "*i64", "groups": "i32"}
+    yield "merge_moments[fp32]", _merge_moments, signature, {"BLOCK": 256}, options
+    signature = {"best_value": "*fp32", "best_index": "*i32", "row_max": "*fp32", "row_argmax": "*i64"}
+    signature |= {"count": "i32", "planes": "i32"}
+    yield "merge_partners[fp32]", _merge_partners, signature, {"BLOCK": 256}, options
+    yield from _pair_backward.ahead_of_time(capability)
