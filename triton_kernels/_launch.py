@@ -137,8 +137,8 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
     },
     # (BLOCK x BLOCK) factors times (BLOCK x BLOCK_D) rows.
     "pair_gradient": {
-        ("float32", 80): Launch({"BLOCK_D": 64}, 8, 2),
-        ("half", 80): Launch({"BLOCK_D": 64}, 8, 3),
+        ("float32", 80): Launch({"BLOCK_D": 32}, 8, 2),
+        ("half", 80): Launch({"BLOCK_D": 32}, 8, 2),
         ("float64", 80): Launch({"BLOCK_D": 32}, 4, 2),
     },
     "pair_partners": {("any", 80): Launch({"BLOCK_R": 32, "BLOCK_D": 64}, 4, 2)},

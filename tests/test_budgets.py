@@ -1,0 +1,80 @@
+"""Every kernel compiles for sm_80, sm_90 and sm_100, spills nothing and stays in its budget of registers and memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytest.importorskip("triton")
+sys.path.insert(0, str(ROOT / "tools"))
+budgets = pytest.importorskip("budgets", reason="tools/ is part of the repository, not of the package")
+import resources  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[int, dict]]:
+    """Compiled in a process of its own: here Triton's kernels may belong to the interpreter."""
+    if not (ROOT / "triton_kernels").is_dir():
+        pytest.skip("needs the sources")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(ROOT / "tools" / "budgets.py"), "--json"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return {name: {int(c): use for c, use in uses.items()} for name, uses in json.loads(result.stdout).items()}
+
+
+@pytest.mark.slow
+def test_kernels_stay_in_their_budgets(found):
+    lines = budgets.exceeded(found, json.loads(budgets.BUDGETS.read_text()))
+    assert not lines, "\n".join(lines)
+
+
+@pytest.mark.slow
+def test_budgets_name_kernels_that_exist(found):
+    there = set(json.loads(budgets.BUDGETS.read_text()))
+    if not budgets.nvcc():
+        there = {name for name in there if ".cu: " not in name}
+    assert not there - found.keys(), "run tools/budgets.py --write"
+
+
+@pytest.mark.parametrize(
+    ("threads", "registers", "shared", "capability", "expected"),
+    [
+        (256, 56, 8704, 90, 0.5),  # the toolkit's calculator: four blocks, limited by registers
+        (128, 32, 0, 80, 1.0),
+        (256, 255, 0, 80, 0.125),
+        (128, 32, 99 << 10, 80, 0.0625),  # one block of 100 KB
+        (128, 32, 99 << 10, 90, 0.125),
+        (32, 16, 0, 100, 0.5),  # 32 blocks at most
+    ],
+)
+def test_occupancy(threads, registers, shared, capability, expected):
+    use = resources.Resources(threads, registers, shared, 0, 0, 0, 0)
+    assert use.occupancy(capability) == expected
+
+
+def test_what_exceeds_a_budget():
+    use = resources.Resources(128, 100, 4096, 0, 0, 4, 2).record()
+    budget = {"kernel": {"90": use}}
+    assert budgets.exceeded({"kernel": {90: use}}, budget) == []
+    for change, words in (
+        ({"registers": 111}, "111 registers"),
+        ({"shared": 4100}, "4100 bytes of shared"),
+        ({"stack": 8}, "8 bytes of stack"),
+        ({"spills": 2}, "2 instructions spill"),
+        ({"tensor_cores": 0}, "tensor cores are no longer used"),
+        ({"async_copies": 0}, "async copies are no longer used"),
+        ({"broken": "no HMMA instruction"}, "no HMMA"),
+    ):
+        (line,) = budgets.exceeded({"kernel": {90: use | change}}, budget)
+        assert words in line
+    (line,) = budgets.exceeded({"other": {90: use}}, budget)
+    assert "no budget" in line
+    (line,) = budgets.exceeded({"kernel": {90: use | {"registers": 108}}}, {"kernel": {"90": use | {"shared": 0}}})
+    assert "shared" in line  # eight registers more are a compiler's affair

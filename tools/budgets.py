@@ -1,0 +1,225 @@
+"""Compiles every Triton kernel and reads every CUDA kernel for sm_80, sm_90 and sm_100, without a GPU, and prints what
+each takes; holds that against tests/budgets.json.
+
+    python tools/budgets.py              the table, and what exceeds its budget (exit code 1)
+    python tools/budgets.py --write      takes what is now as the budget
+    python tools/budgets.py --full       float64 and the like for all three, not for sm_90 alone
+    python tools/budgets.py --only nearest
+
+Results are kept under build/budgets by the content of what was compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+from resources import SHARED_PER_BLOCK, Resources, demangle, functions  # noqa: E402
+
+CAPABILITIES = (80, 90, 100)
+BUDGETS = ROOT / "tests" / "budgets.json"
+CACHE = ROOT / "build" / "budgets"
+RARE = ("fp64", "float64", "fp16", "any power")  # compiled for one capability unless everything is asked for
+MORE_REGISTERS = 0.1  # a compiler's next patch release may take that much more
+
+
+def modules() -> list[str]:
+    names = sorted(path.stem for path in (ROOT / "triton_kernels").glob("*.py"))
+    return [name for name in names if "def ahead_of_time" in (ROOT / "triton_kernels" / f"{name}.py").read_text()]
+
+
+def triton_jobs(full: bool, only: str) -> list[tuple[str, str, int]]:
+    """(module, kernel, capability); a kernel that several modules list is compiled once."""
+    jobs, seen = [], set()
+    for module in modules():
+        for capability in CAPABILITIES:
+            for name, *_ in importlib.import_module(f"ncops.triton_kernels.{module}").ahead_of_time(capability):
+                rare = capability != 90 and not full and any(word in name for word in RARE)
+                if (name, capability) not in seen and not rare and only in name:
+                    seen.add((name, capability))
+                    jobs.append((module, name, capability))
+    return jobs
+
+
+def compile_triton(job: tuple[str, str, int]) -> tuple[str, int, dict]:
+    """Compiles one kernel for one capability, or finds what that gave before."""
+    module, wanted, capability = job
+    os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE / "triton"))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    entries = importlib.import_module(f"ncops.triton_kernels.{module}").ahead_of_time(capability)
+    _, function, signature, constexprs, options = next(entry for entry in entries if entry[0] == wanted)
+    arguments = function.arg_names
+    missing = set(arguments) ^ (signature.keys() | constexprs.keys())
+    if missing or signature.keys() & constexprs.keys():
+        raise ValueError(f"{wanted}: arguments {sorted(missing)} are missing, unknown or given twice")
+    aligned = options.get("divisible", ())
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(arguments)
+        if name in signature and (signature[name].startswith("*") or "stride" in name or name in aligned)
+    }
+    types = {name: signature.get(name, "constexpr") for name in arguments}
+    source = ASTSource(function, types, constexprs, attributes)
+    launch = {name: options[name] for name in ("num_warps", "num_stages", "maxnreg") if name in options}
+    launch["enable_fp_fusion"] = True
+    text = f"{source.hash()} {sorted(launch.items())} {capability} {triton.__version__}"
+    kept = CACHE / f"{hashlib.sha256((text + _own_hash()).encode()).hexdigest()}.json"
+    if not kept.exists():
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = Path(folder) / "kernel.cubin"
+            cubin.write_bytes(compiled.asm["cubin"])
+            (found,) = functions(cubin, capability).values()
+        found.threads, found.shared = 32 * options["num_warps"], found.shared + compiled.metadata.shared
+        _write(kept, found.record())
+    record = json.loads(kept.read_text())
+    claimed = options.get("tensor_cores")
+    if claimed and not record["tensor_cores"]:
+        record["broken"] = f"no {claimed} instruction"
+    return wanted, capability, record
+
+
+def _own_hash() -> str:
+    return hashlib.sha256((ROOT / "tools" / "resources.py").read_bytes()).hexdigest()
+
+
+def _write(path: Path, record: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(record))
+    part.replace(path)
+
+
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    inside = Path(home) / "bin" / "nvcc" if home else None
+    return str(inside) if inside and inside.exists() else shutil.which("nvcc")
+
+
+def compile_cuda(source: Path) -> dict[str, dict[int, dict]]:
+    """The kernels of one launcher file, with every warning an error."""
+    command = [nvcc(), "-std=c++17", "-O3", "-Werror", "all-warnings", "-I", str(ROOT / "csrc")]
+    command += [f"-gencode=arch=compute_{c},code=sm_{c}" for c in CAPABILITIES]
+    headers = sorted([*(ROOT / "csrc" / "cuda").glob("*.cuh"), *(ROOT / "csrc").rglob("*.h")])
+    version = subprocess.run([nvcc(), "--version"], check=True, capture_output=True).stdout
+    parts = [path.read_bytes() for path in (source, *headers)] + [" ".join(command).encode(), version]
+    kept = CACHE / f"{hashlib.sha256(b''.join(parts) + _own_hash().encode()).hexdigest()}.json"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "kernels.o"
+            result = subprocess.run([*command, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
+            if result.returncode:
+                raise RuntimeError(f"nvcc failed on {source.name}:\n{result.stderr}")
+            found: dict[str, dict[int, dict]] = {}
+            for capability in CAPABILITIES:
+                for name, use in functions(target, capability).items():
+                    if name.startswith("_ZN5ncops"):  # the rest is CUB's
+                        kernel = f"{source.stem.removesuffix('_cuda')}.cu: {demangle(name)}"
+                        found.setdefault(kernel, {})[capability] = use.record()
+        _write(kept, found)
+    return {kernel: {int(c): use for c, use in uses.items()} for kernel, uses in json.loads(kept.read_text()).items()}
+
+
+def measure(full: bool = False, only: str = "", cuda: bool = True) -> dict[str, dict[int, dict]]:
+    """{kernel: {capability: resources}} of everything that can be compiled here."""
+    found: dict[str, dict[int, dict]] = {}
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for kernel, capability, record in pool.map(compile_triton, triton_jobs(full, only)):
+            found.setdefault(kernel, {})[capability] = record
+    if cuda and nvcc():
+        with ThreadPoolExecutor(jobs) as pool:
+            for kernels in pool.map(compile_cuda, sorted((ROOT / "csrc" / "cuda").glob("*_cuda.cu"))):
+                found.update({kernel: uses for kernel, uses in kernels.items() if only in kernel})
+    return found
+
+
+def exceeded(found: dict[str, dict[int, dict]], budgets: dict[str, dict[str, dict]]) -> list[str]:
+    """What is over its budget, spills, or has none, one line each."""
+    lines = []
+    for kernel, uses in found.items():
+        for capability, use in uses.items():
+            where = f"{kernel} on sm_{capability}"
+            if use["spills"]:
+                lines.append(f"{where}: {use['spills']} instructions spill registers")
+            if "broken" in use:
+                lines.append(f"{where}: {use['broken']}")
+            if use["shared"] > SHARED_PER_BLOCK[capability]:
+                lines.append(f"{where}: {use['shared']} bytes of shared memory do not fit")
+            budget = budgets.get(kernel, {}).get(str(capability))
+            if budget is None:
+                lines.append(f"{where}: no budget, run tools/budgets.py --write")
+                continue
+            if use["registers"] > max(budget["registers"] * (1 + MORE_REGISTERS), budget["registers"] + 8):
+                lines.append(f"{where}: {use['registers']} registers, the budget is {budget['registers']}")
+            for what in ("shared", "stack"):
+                if use[what] > budget[what]:
+                    lines.append(f"{where}: {use[what]} bytes of {what}, the budget is {budget[what]}")
+            for what in ("tensor_cores", "async_copies"):
+                if budget[what] and not use[what]:
+                    lines.append(f"{where}: {what.replace('_', ' ')} are no longer used")
+    return lines
+
+
+def table(found: dict[str, dict[int, dict]]) -> str:
+    width = max(map(len, found), default=10)
+    lines = [f"{'kernel':{width}}  {'arch':6} threads  regs  shared  stack  spills  mma  async  occupancy"]
+    for kernel, uses in sorted(found.items()):
+        for capability, use in uses.items():
+            use = Resources(**{name: value for name, value in use.items() if name != "broken"})
+            lines.append(
+                f"{kernel:{width}}  sm_{capability:<4}{use.threads:7}{use.registers:6}{use.shared:8}{use.stack:7}"
+                f"{use.spills:8}{use.tensor_cores:5}{use.async_copies:7}{use.occupancy(capability):10.0%}"
+            )
+    return "\n".join(lines)
+
+
+def write(found: dict[str, dict[int, dict]], only: str) -> None:
+    kept = json.loads(BUDGETS.read_text()) if only and BUDGETS.exists() else {}
+    kept.update({kernel: {str(c): use for c, use in uses.items()} for kernel, uses in found.items()})
+    rows = [f"  {json.dumps(k)}: {{\n" + _rows(kept[k]) + "\n  }" for k in sorted(kept)]
+    BUDGETS.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+
+
+def _rows(uses: dict[str, dict]) -> str:
+    return ",\n".join(f"    {json.dumps(c)}: {json.dumps(uses[c])}" for c in sorted(uses, key=int))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("--json", action="store_true", help="print the figures for another program")
+    options = parser.parse_args()
+    os.environ.pop("TRITON_INTERPRET", None)  # the interpreter's functions cannot be compiled
+    found = measure(options.full, options.only)
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    print(table(found))
+    if options.write:
+        write(found, options.only)
+        return 0
+    lines = exceeded(found, json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {})
+    print("\n".join(lines))
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
