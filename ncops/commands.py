@@ -369,3 +369,53 @@ def bench(
 
         records.write_csv(output / records.NAME, list(records.rows(machine, results)))
         say("wrote " + ", ".join(str(path) for path in [output / records.NAME, *save_plots(results, output)]))
+
+
+@app.command("report", short_help="Put several runs beside each other: trajectories, table, plots.")
+def compare_runs(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="report.json, saved class statistics, or a folder that holds one."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for report.html, comparison.json and the figure.")
+    ],
+    labels: Annotated[
+        str | None, typer.Option(help="Names of the runs: a,b,c [default: what differs in their paths].")
+    ] = None,
+    axis: Annotated[
+        str | None, typer.Option(help="What the numbers in the names count: step, epoch, ... [default: as named]")
+    ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="For saved statistics: weight (C, D) and bias (C); a file, or its name beside each run."),
+    ] = None,
+    min_count: Annotated[
+        int | None,
+        typer.Option(min=1, help="For saved statistics: samples a class needs [default: as in the decisions, else 1]."),
+    ] = None,
+    convention: Annotated[
+        Preset | None, typer.Option(help="For saved statistics [default: that of the decisions, else ncops].")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put several runs beside each other: NC1 to NC4, accuracy and NLL over checkpoints or models, on one page.
+
+    Runs whose names hold a number (step-1000) lie on an axis and are sorted by it; others keep their order. Decision
+    statistics are read from decision_statistics.safetensors beside saved class statistics.
+    """
+    from .report.comparison import compare
+    from .report.output import check_folder, deliver_comparison
+
+    check_folder(output)
+    names = None if labels is None else [name.strip() for name in labels.split(",")]
+    with _clean_stdout(as_json):
+        try:
+            comparison = compare(
+                runs, labels=names, axis=axis, classifier=classifier, min_count=min_count,
+                convention=None if convention is None else convention.value,
+            )  # fmt: skip
+        except (FileNotFoundError, ValueError) as error:
+            raise CommandError(str(error)) from None
+    deliver_comparison(comparison, folder=output, title=title, as_json=as_json)

@@ -196,3 +196,54 @@ def test_every_metric_is_explained(page):
 )
 def test_format_value(value, text):
     assert explain.format_value(value) == text
+
+
+# -- colours ----------------------------------------------------------------------------------------------------------
+
+# Linear RGB as readers without red-sensitive or green-sensitive cones see it (Machado, Oliveira, Fernandes 2009).
+DEFICIENT = {
+    "none": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protan": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deutan": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+}
+TO_XYZ = torch.tensor(
+    ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
+)
+
+
+def linear(colour: str) -> torch.Tensor:
+    s = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return torch.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)
+
+
+def lab(colour: str, sight: str) -> torch.Tensor:
+    seen = (torch.tensor(DEFICIENT[sight], dtype=torch.float32) @ linear(colour)).clamp(0, 1)
+    xyz = TO_XYZ @ seen / (TO_XYZ @ torch.ones(3))
+    f = torch.where(xyz > 0.008856, xyz.pow(1 / 3), 7.787 * xyz + 16 / 116)
+    return torch.stack([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted(float(TO_XYZ[1] @ linear(c)) + 0.05 for c in (one, other))
+    return high / low
+
+
+def css(scheme: int) -> dict[str, str]:
+    """The variables of the page: 0 light, 1 dark, 2 on paper."""
+    blocks = re.findall(r":root\{(.*?)\}", html.page("", "", []))
+    return {m[1]: m[2] + (m[2][1:] if len(m[2]) == 4 else "") for m in re.finditer(r"--(\w+):(#\w+)", blocks[scheme])}
+
+
+@pytest.mark.parametrize("scheme", [0, 1, 2])
+def test_lines_can_be_told_apart(scheme):
+    colours = css(scheme)
+    series = [colours[f"s{i}"] for i in range(1, 7)]
+    if scheme != 1:
+        assert tuple(series) == plots.LIGHT.series
+    for sight in DEFICIENT:
+        for i, one in enumerate(series):
+            for other in series[:i]:
+                assert float((lab(one, sight) - lab(other, sight)).norm()) > 20, (sight, one, other)
+    for name in (*(f"s{i}" for i in range(1, 7)), "ink", "muted", "accent", "second"):
+        assert contrast(colours[name], colours["card"]) >= (4.5 if name in ("ink", "muted") else 3.0), name
+    assert contrast(colours["muted"], colours["bg"]) >= 4.5

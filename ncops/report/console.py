@@ -24,7 +24,7 @@ def _rich_console():
     return Console()
 
 
-def _plain(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     widths = [max(len(str(r[i])) for r in (columns, *rows)) for i in range(len(columns))]
     lines = []
     for row in (columns, *rows):
@@ -39,7 +39,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     """Prints a table on standard output; ``left`` names the columns that are aligned to the left."""
     console = _rich_console()
     if console is None:
-        print(f"{title}\n{_plain(columns, rows, left)}" if title else _plain(columns, rows, left))
+        print(f"{title}\n{plain_table(columns, rows, left)}" if title else plain_table(columns, rows, left))
         return
     from rich import box
     from rich.table import Table

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
 from pathlib import Path
 
 from .._errors import CommandError
-from .console import say, show_report
+from .comparison import Comparison
+from .console import say, show_report, show_table
 from .details import Measured, caveats, document
 from .html import render
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str | bytes) -> None:
     """Whole or not at all: a file of that name is never half a report."""
+    data = text.encode() if isinstance(text, str) else text
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -70,3 +73,49 @@ def deliver(
             print(f"\n{note}")
     if written:
         say("wrote " + ", ".join(str(path) for path in written))
+
+
+def figure_files(comparison: Comparison, suffixes: tuple[str, ...] = ("pdf", "svg")) -> dict[str, bytes]:
+    """The figure of a comparison in vector formats, the same bytes for the same runs; none without matplotlib."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        return {}
+    from matplotlib import pyplot
+
+    from .curves import PAPER
+
+    # Type 42 fonts are what publishers ask for in a PDF.
+    with matplotlib.rc_context({**PAPER, "pdf.fonttype": 42, "svg.hashsalt": "ncops", "backend": "agg"}):
+        figure, _ = comparison.plot()
+        files = {}
+        for suffix in suffixes:
+            buffer = io.BytesIO()
+            when = {"CreationDate": None} if suffix == "pdf" else {"Date": None}
+            figure.savefig(buffer, format=suffix, metadata=when)
+            files[f"trajectories.{suffix}"] = buffer.getvalue()
+        pyplot.close(figure)
+    return files
+
+
+def deliver_comparison(
+    comparison: Comparison, *, folder: Path, title: str | None = None, as_json: bool = False
+) -> None:
+    """Prints the runs (or their JSON) and writes report.html, comparison.json and the figure.
+
+    Raises:
+        CommandError: where ``folder`` is one of the runs, whose own report.html this would replace.
+    """
+    if any(Path(run.source).absolute().parent == folder.absolute() for run in comparison.runs if run.source):
+        raise CommandError(f"--output: {folder} is one of the runs; give another folder")
+    text = comparison.to_json(indent=1)
+    files = {"report.html": comparison.html(title=title), "comparison.json": text + "\n", **figure_files(comparison)}
+    for name, content in files.items():
+        _write(folder / name, content)
+    if as_json:
+        print(text)
+    else:
+        show_table(title or "Neural collapse, run by run", *comparison.rows())
+        for note in comparison.caveats():
+            print(f"\n{note}")
+    say("wrote " + ", ".join(str(folder / name) for name in files))

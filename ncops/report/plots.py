@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from . import curves
 from .explain import distance, format_value, meaning
+from .style import LIGHT, MARKERS, SENTINEL, Palette, log_axis, power, style
 
-
-class Palette(NamedTuple):
-    ink: str
-    muted: str
-    line: str
-    accent: str
-    second: str
-
-
-LIGHT = Palette(ink="#1f2430", muted="#667085", line="#d5d9e0", accent="#3a5bd9", second="#d9772b")
-# Colours that stand for CSS variables: the HTML writer replaces them, and the plots follow a light or dark page.
-SENTINEL = Palette(ink="#0a0b01", muted="#0a0b02", line="#0a0b03", accent="#0a0b04", second="#0a0b05")
+__all__ = [
+    "LIGHT", "OVERVIEW", "SENTINEL", "Palette", "count_variance", "curve", "distribution", "overview", "plot_report",
+    "reliability", "style",
+]  # fmt: skip
 
 OVERVIEW = (
     "nc1_pinv", "nc1_quotient", "nc1_cdnv", "vci", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error",
     "nc3_cos_mean", "nc3_duality_error", "nc4_agreement", "ncc_accuracy",
 )  # fmt: skip
 _FLOOR = 1e-4
-
-
-def style(ax, palette: Palette = LIGHT) -> None:
-    """Quiet axes: no box, thin lines, one ink."""
-    ax.set_facecolor("none")
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color(palette.line)
-    ax.tick_params(which="both", colors=palette.muted, labelcolor=palette.ink, length=3)
-    for label in (ax.xaxis.label, ax.yaxis.label):
-        label.set_color(palette.muted)
-    ax.title.set_color(palette.ink)
-
-
-def _power(value: float, _position: int = 0) -> str:
-    exponent = round(math.log10(value))
-    if -3 < exponent < 4:
-        return f"{10.0**exponent:g}"
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def _log_axis(axis) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axis.set_major_formatter(FuncFormatter(_power))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
@@ -62,31 +28,26 @@ def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
     ]
     style(ax, palette)
     if not found:
-        ax.text(
-            0.5,
-            0.5,
-            "fewer than two classes kept: nothing to compare",
-            ha="center",
-            color=palette.muted,
-            transform=ax.transAxes,
-        )
+        text = "fewer than two classes kept: nothing to compare"
+        ax.text(0.5, 0.5, text, ha="center", color=palette.muted, transform=ax.transAxes)
         ax.set_axis_off()
         return
+    groups = list(dict.fromkeys(meaning(n).group for n in OVERVIEW))
     top = 1.4 * max(1.0, max(min(d, 1e6) for _, d, _ in found))
-    for row, (_, far, value) in enumerate(reversed(found)):
-        shown = min(max(far, _FLOOR), top)
-        ax.plot([_FLOOR, shown], [row, row], color=palette.line, lw=2, zorder=1, solid_capstyle="round")
-        ax.plot([shown], [row], "o", ms=7, color=palette.accent, zorder=2)
+    for row, (name, far, value) in enumerate(reversed(found)):
+        shown, kind = min(max(far, _FLOOR), top), groups.index(meaning(name).group)
+        ax.plot([_FLOOR, shown], [row, row], color=palette.series[kind], lw=2, alpha=0.35, zorder=1)
+        ax.plot([shown], [row], MARKERS[kind], ms=7, color=palette.series[kind], zorder=2)
         ax.annotate(
             format_value(value), (1.0, row), xycoords=("axes fraction", "data"), xytext=(6, 0),
-            textcoords="offset points", va="center", fontsize="small", color=palette.ink,
+            textcoords="offset points", va="center", fontsize="medium", color=palette.ink,
         )  # fmt: skip
     ax.set_xscale("log")
     ax.set_xlim(_FLOOR * 0.8, top)
     ax.set_ylim(-0.7, len(found) - 0.3)
-    _log_axis(ax.xaxis)
+    log_axis(ax.xaxis)
     ax.set_yticks(range(len(found)), [meaning(n).label for n, _, _ in reversed(found)])
-    ax.set_xlabel("distance from full collapse (left = collapsed); value at the right")
+    ax.set_xlabel("← collapsed · distance from full collapse")
     ax.grid(axis="x", color=palette.line, lw=0.6, alpha=0.7)
     ax.set_axisbelow(True)
 
@@ -135,7 +96,7 @@ def count_variance(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> Non
         axis.set_major_locator(
             MaxNLocator(4) if ratio < 8 else LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,))
         )
-        axis.set_major_formatter(FuncFormatter(_power if ratio >= 100 else lambda v, _: f"{v:g}"))
+        axis.set_major_formatter(FuncFormatter(power if ratio >= 100 else lambda v, _: f"{v:g}"))
         axis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("samples of the class")
     ax.set_ylabel("variance in the class")
@@ -163,23 +124,14 @@ def curve(
     ax, axis: str, points: Sequence[float], values: Sequence[float | None], name: str, palette: Palette = LIGHT
 ) -> None:
     """One metric along layers or checkpoints, with its value at full collapse as a dashed line."""
-    y = [math.nan if v is None else v for v in values]
-    spread = max(points) > 50 and axis != "layer"
-    ax.plot(points, y, "-o", ms=3.5, lw=1.6, color=palette.accent)
-    style(ax, palette)
-    ax.margins(y=0.12)
-    if spread:
-        ax.set_xscale("symlog", linthresh=20)
-        ax.set_xticks([p for p in (0, 20, 100, 400, 1000, 4000) if p <= max(points) * 1.3], minor=False)
-        ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
-        ax.xaxis.set_minor_formatter(lambda v, _: "")
-    finite = [v for v in y if math.isfinite(v)]
-    target = meaning(name).target
-    if target is not None and finite:
-        ax.axhline(target, color=palette.second, lw=1, ls=(0, (3, 2)))
-        if min(finite) > 0 and target == 0 and max(finite) / min(finite) > 50:
-            ax.set_yscale("log")
-    ax.set_xlabel(axis)
+    curves.draw(
+        ax,
+        curves.Axis(axis, points),
+        [curves.Line("", values)],
+        palette,
+        target=meaning(name).target,
+        log=curves.takes_log(name),
+    )
 
 
 def plot_report(report: Mapping[str, float], ax=None):
@@ -191,9 +143,14 @@ def plot_report(report: Mapping[str, float], ax=None):
     Raises:
         ModuleNotFoundError: without matplotlib (``pip install ncops[cli]``).
     """
-    if ax is None:
-        import matplotlib.pyplot as plt
+    if ax is not None:
+        overview(ax, report)
+        return ax.figure, ax
+    import matplotlib
+    import matplotlib.pyplot as plt
 
-        _, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    overview(ax, report)
-    return ax.figure, ax
+    with matplotlib.rc_context(curves.PAPER):
+        figure, ax = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
+        overview(ax, report)
+        figure.draw_without_rendering()  # the layout, while these sizes hold
+    return figure, ax

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 
-from .plots import SENTINEL
+from .style import SENTINEL
 
-_RC = {"svg.fonttype": "none", "font.size": 10, "axes.linewidth": 0.8, "xtick.labelsize": 9, "ytick.labelsize": 9}
+_RC = {"svg.fonttype": "none", "font.size": 11, "axes.linewidth": 0.8, "xtick.labelsize": 10.5, "ytick.labelsize": 10.5}
 
 
 def inline_svg(draw: Callable, name: str, size: tuple[float, float], description: str) -> str:
@@ -21,7 +22,8 @@ def inline_svg(draw: Callable, name: str, size: tuple[float, float], description
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_RC, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**_RC, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the page's fonts draw it
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0)
         FigureCanvasSVG(figure)
@@ -52,7 +54,8 @@ def _adapt(text: str, name: str, description: str) -> str:
     text = re.sub(r'\sid="([^"]+)"', rename, text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    for field, colour in SENTINEL._asdict().items():
-        text = text.replace(colour, f"var(--{field})")
+    for colour, variable in SENTINEL.variables().items():
+        text = text.replace(colour, f"var(--{variable})")
     head = re.search(r'viewBox="([^"]+)"', text)[1]
-    return re.sub(r"<svg[^>]*>", f'<svg viewBox="{head}" role="img" aria-label="{description}">', text, count=1).strip()
+    start = f'<svg viewBox="{head}" role="img" aria-label="{description}">'
+    return re.sub(r"<svg[^>]*>", lambda _: start, text, count=1).strip()

@@ -1,0 +1,341 @@
+"""Lines along training, layers or runs: their scales, their labels, and where they go when a network collapses."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .explain import meaning
+from .style import DASHES, LIGHT, MARKERS, Palette, compact, log_axis, power, spans_decades, style
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""Characters that show nothing, or change how others are shown."""
+
+MAX_LABEL = 22
+HUGE = 1e100
+"""Values beyond it are drawn there, those under its inverse at 0: the limits of an axis are floats too."""
+
+
+class Axis(NamedTuple):
+    """What the lines run along.
+
+    Attributes:
+        name: ``"step"``, ``"layer"``, ... points: the places, ascending.
+        labels: names of the places where those are in an order only; then nothing is read between two of them.
+    """
+
+    name: str
+    points: Sequence[float]
+    labels: Sequence[str] | None = None
+
+
+class Line(NamedTuple):
+    """Values along an axis, None where there is none; its name, if any, is written at its end.
+
+    ``points`` overrides those of the axis.
+    """
+
+    label: str
+    values: Sequence[float | None]
+    points: Sequence[float] | None = None
+
+
+def short(label: str, limit: int = MAX_LABEL) -> str:
+    """A label that fits beside a plot, without control characters; the end of a name tells more than its middle."""
+    label = CONTROL.sub("·", label)
+    return label if len(label) <= limit else f"{label[: limit // 2 - 1]}…{label[len(label) - limit // 2 :]}"
+
+
+def drawable(value: float) -> float:
+    return 0.0 if abs(value) < 1 / HUGE else min(max(value, -HUGE), HUGE)
+
+
+def draw(
+    ax,
+    axis: Axis,
+    lines: Sequence[Line],
+    palette: Palette = LIGHT,
+    *,
+    target: float | None = None,
+    ordered: bool = False,
+    log: bool = True,
+) -> None:
+    """Draws lines with their names at the right end, on scales that fit them.
+
+    Args:
+        target: the value at full collapse, a dashed line where the axis can show it.
+        ordered: the lines are stages of one development, from pale to strong, instead of things to tell apart.
+        log: a logarithmic axis is allowed, which takes values over many decades.
+    """
+    style(ax, palette)
+    alone = len(lines) == 1
+    colours = []
+    for number, line in enumerate(lines):
+        points = axis.points if line.points is None else line.points
+        values = [math.nan if v is None else drawable(v) for v in line.values]
+        if ordered and not alone:
+            share = number / (len(lines) - 1)
+            look = {"color": palette.series[0], "alpha": 0.28 + 0.72 * share, "marker": "o", "linestyle": "-"}
+        else:
+            kind = number % len(palette.series)
+            look = {"color": palette.series[kind], "marker": MARKERS[kind], "linestyle": DASHES[kind]}
+            if number >= len(palette.series):  # past six lines the colours come again, hollow
+                look["markerfacecolor"] = "none"
+        if axis.labels is not None:
+            look.update(linestyle=(0, (1, 2)), linewidth=1.0)
+        ax.plot(points, values, **{"markersize": 4.5 if len(points) <= 16 else 2.5, "linewidth": 1.7, **look})
+        colours.append((look["color"], look.get("alpha", 1.0)))
+    found = [drawable(v) for line in lines for v in line.values if v is not None and math.isfinite(v)]
+    _horizontal(ax, axis)
+    _vertical(ax, found, target, log, palette)
+    ax.grid(axis="y", color=palette.line, lw=0.5, alpha=0.7)
+    ax.set_axisbelow(True)
+    if any(line.label for line in lines):
+        _label_ends(ax, lines, colours, ordered)
+
+
+def _horizontal(ax, axis: Axis) -> None:
+    ax.set_xlabel(axis.name, parse_math=False)
+    if axis.labels is not None:
+        labels = [short(label, 18) for label in axis.labels]
+        crowded = max(map(len, labels)) * len(labels) > 16
+        ax.set_xticks(list(axis.points), labels, parse_math=False, rotation=90 if crowded else 0)
+        ax.set_xlabel("")  # the names say what they are
+        ax.margins(x=0.12)
+        return
+    points = sorted(set(axis.points))
+    ax.margins(x=0.04)
+    steps = [b - a for a, b in zip(points[:-1], points[1:], strict=True)]
+    if len(points) >= 4 and points[0] >= 0 and max(steps) > 6 * min(steps):
+        first = points[0] or points[1]
+        ax.set_xscale("log") if points[0] > 0 else ax.set_xscale("symlog", linthresh=first, linscale=0.5)
+        ax.minorticks_off()
+        _ticks_at(ax, points)
+    elif all(float(p).is_integer() for p in points):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    if ax.get_xscale() == "linear":
+        ax.xaxis.set_major_formatter(compact if max(points, default=0) >= 10000 else "{x:.6g}")
+
+
+def _ticks_at(ax, points: Sequence[float]) -> None:
+    """Ticks where something was measured: the last and the first, and from the right those that have room."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.ticker import FixedLocator
+
+    size = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
+
+    class Roomy(FixedLocator):
+        """Chooses anew whenever it is asked, as the width of a plot is only known once it is laid out."""
+
+        def __call__(self):
+            em = size * ax.figure.dpi / 72
+            spans = []
+            for point in [points[-1], points[0], *points[-2:0:-1]]:
+                middle, half = ax.transData.transform((point, 1.0))[0], 0.33 * em * (len(compact(point)) + 1.2)
+                if all(abs(middle - other) > half + wide for _, other, wide in spans):
+                    spans.append((point, middle, half))
+            return sorted(point for point, _, _ in spans)
+
+    ax.xaxis.set_major_locator(Roomy(points))
+    ax.xaxis.set_major_formatter(compact)
+
+
+def _vertical(ax, found: Sequence[float], target: float | None, log: bool, palette: Palette) -> None:
+    ax.margins(y=0.10)
+    if not found:
+        ax.text(0.5, 0.5, "not measured", ha="center", color=palette.muted, transform=ax.transAxes)
+        return
+    positive = [v for v in found if v > 0]
+    if log and target in (0.0, None) and min(found) >= 0 and spans_decades(positive):
+        if len(positive) == len(found):
+            ax.set_yscale("log")
+        else:
+            ax.set_yscale("symlog", linthresh=min(positive), linscale=0.4)
+        ax.autoscale_view()
+        ax.set_ylim(ax.get_ylim())
+        if len(positive) == len(found):
+            log_axis(ax.yaxis)
+        else:
+            ax.yaxis.set_major_formatter(power)
+            ax.minorticks_off()
+        return
+    if target is not None:
+        ax.axhline(target, color=palette.muted, lw=1.0, ls=(0, (4, 3)), zorder=1)
+    ax.autoscale_view()
+    low, high = ax.get_ylim()
+    if max(found) - min(found) <= 1e-9 * max(abs(max(found)), 1e-30) and target is None:
+        room = 0.1 * abs(found[0]) or 0.5  # one value: an axis that does not blow up its rounding
+        low, high = found[0] - room, found[0] + room
+    ax.set_ylim(low, high)
+
+
+def _label_ends(ax, lines: Sequence[Line], colours: Sequence[tuple[str, float]], ordered: bool) -> None:
+    """The name of each line beside its last point, moved apart where they would cover each other."""
+    from matplotlib.transforms import Affine2D
+
+    ends = []
+    for line, colour in zip(lines, colours, strict=True):
+        last = [v for v in line.values if v is not None and math.isfinite(v)]
+        if last and line.label:
+            height = ax.transLimits.transform(ax.transScale.transform((1.0, last[-1])))[1]
+            ends.append((float(height), line.label, colour))
+    if ordered and len(ends) > 5:  # the ends of the development and its middle name the rest
+        ends = [ends[0], ends[len(ends) // 2], ends[-1]]
+    size, heights = 0.95 * _font_size(), [end[0] for end in ends]
+
+    def moved(index: int):
+        """Where label ``index`` is on the axes, whose height is only known once they are laid out."""
+        gap = 1.15 * size * ax.figure.dpi / 72 / max(ax.bbox.height, 1.0)
+        return Affine2D().translate(0, spread(heights, gap)[index] - heights[index]) + ax.transAxes
+
+    for index, (height, label, (colour, alpha)) in enumerate(ends):
+        ax.annotate(
+            short(label), (1.0, height), xycoords=lambda _, index=index: moved(index), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=size, color=colour, alpha=max(alpha, 0.75),
+            parse_math=False, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _font_size() -> float:
+    import matplotlib
+
+    return float(matplotlib.rcParams["font.size"])
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The places, moved as little as keeps them ``gap`` apart, in their order; about [0, 1] where that is room enough.
+
+    Neighbours that are too close become a block about their mean, and blocks that meet are joined.
+    """
+    blocks: list[list[int]] = []  # indices in ascending order of place
+    centre = []
+    for index in sorted(range(len(places)), key=lambda i: places[i]):
+        blocks.append([index])
+        centre.append(places[index])
+        while len(blocks) > 1 and centre[-1] - centre[-2] < gap * (len(blocks[-1]) + len(blocks[-2])) / 2:
+            last = blocks.pop()
+            centre.pop()
+            blocks[-1] += last
+            half = gap * (len(blocks[-1]) - 1) / 2
+            mean = sum(places[i] for i in blocks[-1]) / len(blocks[-1])
+            centre[-1] = min(max(mean, half), max(1 - half, half))
+    result = [0.0] * len(places)
+    for block, middle in zip(blocks, centre, strict=True):
+        for position, index in enumerate(block):
+            result[index] = middle + gap * (position - (len(block) - 1) / 2)
+    return result
+
+
+# -- the figure of a comparison ---------------------------------------------------------------------------------------
+
+SHORT_NAMES = {
+    "nc1_pinv": "pseudo-inverse", "nc1_quotient": "trace ratio", "nc1_cdnv": "CDNV", "nc2_norm_cv": "norms",
+    "nc2_cos_std": "angles", "nc2_etf_error": "simplex error", "nc3_cos_mean": "alignment",
+    "nc4_agreement": "agreement", "ncc_accuracy": "nearest mean", "accuracy": "accuracy", "nll": "NLL",
+    "held_out_accuracy": "held out", "held_out_nll": "held out",
+}  # fmt: skip
+
+
+class Panel(NamedTuple):
+    """One plot of several metrics that move the same way."""
+
+    key: str
+    title: str
+    metrics: tuple[str, ...]
+
+    @property
+    def way(self) -> str:
+        """``"↓ 0 = collapsed"``: where the lines go."""
+        return direction(self.metrics[0])
+
+
+PANELS = (
+    Panel("nc1", "NC1 · variability", ("nc1_pinv", "nc1_quotient", "nc1_cdnv")),
+    Panel("nc2", "NC2 · simplex", ("nc2_norm_cv", "nc2_cos_std", "nc2_etf_error")),
+    Panel("nc3", "NC3 · duality", ("nc3_cos_mean",)),
+    Panel("nc4", "NC4 · nearest mean", ("nc4_agreement", "ncc_accuracy")),
+    Panel("accuracy", "Accuracy", ("accuracy", "held_out_accuracy")),
+    Panel("nll", "NLL (nats)", ("nll", "held_out_nll")),
+)
+
+
+def direction(name: str) -> str:
+    """The goal of a metric behind an arrow that shows which way it lies; empty where it has none."""
+    entry = meaning(name)
+    if not entry.goal:
+        return ""
+    up = entry.target == 1.0 or entry.goal.startswith("higher")
+    down = entry.target == 0.0 or entry.goal.startswith(("lower", "0 ="))
+    return ("↑ " if up else "↓ " if down else "") + entry.goal
+
+
+def draw_panel(ax, panel: Panel, axis: Axis, metrics, palette: Palette = LIGHT) -> None:
+    """The lines of a panel that ``metrics`` (name -> values along the axis) holds."""
+    lines = [Line(SHORT_NAMES[name], metrics[name]) for name in panel.metrics if has_values(metrics.get(name))]
+    if len(lines) == 1 and has_values(metrics.get(panel.metrics[0])):
+        lines = [lines[0]._replace(label="")]  # the title of the panel says what it is
+    draw(ax, axis, lines, palette, target=meaning(panel.metrics[0]).target, log=takes_log(panel.metrics[0]))
+
+
+def takes_log(name: str) -> bool:
+    """Whether a metric may be drawn logarithmically: not one that grows to a bound, such as accuracy."""
+    return not meaning(name).goal.startswith(("higher", "1"))
+
+
+def has_values(values: Sequence[float | None] | None) -> bool:
+    return values is not None and any(v is not None and math.isfinite(v) for v in values)
+
+
+PAPER = {
+    "font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 9.0, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "axes.linewidth": 0.8,
+}  # fmt: skip
+"""Sizes in points for a figure as wide as a page of two columns."""
+
+
+def plot_panels(axis: Axis, metrics, palette: Palette = LIGHT):
+    """A figure with one panel per property that was measured, 7 inches wide; returns it and its axes."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    shown = [p for p in PANELS if any(has_values(metrics.get(n)) for n in p.metrics)]
+    columns = min(len(shown), 2 if len(shown) in (2, 4) else 3) or 1
+    rows = max(1, math.ceil(len(shown) / columns))
+    height = 2.2 if axis.labels is None else 2.2 + 0.06 * min(18, max(map(len, axis.labels)))
+    with matplotlib.rc_context(PAPER):
+        figure, grid = plt.subplots(
+            rows, columns, figsize=((3.6, 5.4, 7.2)[columns - 1], 0.1 + height * rows), layout="constrained",
+            squeeze=False,
+        )  # fmt: skip
+        for number, ax in enumerate(grid.flat):
+            if number >= len(shown):
+                ax.set_axis_off()
+                continue
+            draw_panel(ax, shown[number], axis, metrics, palette)
+            for text, up, look in (
+                (shown[number].title, 17, {"color": palette.ink, "fontweight": "bold"}),
+                (shown[number].way, 5, {"color": palette.muted, "fontsize": 8.5}),
+            ):  # not titles: the layout leaves no room for a title wider than its plot
+                ax.annotate(text, (0, 1), xycoords="axes fraction", xytext=(0, up), textcoords="offset points", **look)
+        figure.draw_without_rendering()  # the layout, while these sizes hold
+    return figure, list(grid.flat[: len(shown)])
+
+
+HEADLINE_LABELS = {
+    "nc1_quotient": "NC1 trace ratio", "nc2_norm_cv": "NC2 norms", "nc3_cos_mean": "1 − NC3 alignment",
+    "nc4_agreement": "1 − NC4 agreement",
+}  # fmt: skip
+
+
+def plot_distances(ax, axis: Axis, metrics, palette: Palette = LIGHT) -> None:
+    """NC1 to NC4 on one plot, each as its distance from full collapse: all of them fall."""
+    lines = []
+    for name, label in HEADLINE_LABELS.items():
+        if has_values(metrics.get(name)):
+            target = meaning(name).target or 0.0
+            lines.append(Line(label, [None if v is None else abs(v - target) for v in metrics[name]]))
+    draw(ax, axis, lines, palette, target=0.0)
+    ax.set_ylabel("distance from full collapse")

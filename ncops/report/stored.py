@@ -1,0 +1,294 @@
+"""Runs on disk: report.json files and saved statistics, read with the suspicion that files of others deserve."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..conventions import Convention, resolve
+from .collapse import CollapseReport, collapse
+
+REPORT, CLASSES, DECISIONS = "report.json", "class_statistics.safetensors", "decision_statistics.safetensors"
+_NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
+
+
+class Run(NamedTuple):
+    """One measurement of a comparison: its report, the details to show beside it, and the file it came from."""
+
+    name: str
+    report: CollapseReport
+    details: dict[str, Any]
+    source: str
+
+
+def find(path: str | os.PathLike) -> Path:
+    """The file that a run stands for: itself, or the one that a folder holds.
+
+    Raises:
+        FileNotFoundError: no such file, or nothing of ours in the folder.
+    """
+    place = Path(path)
+    if not place.is_dir():
+        if not place.is_file():
+            raise FileNotFoundError(f"run: no file or folder {str(path)!r}")
+        return place
+    for name in (REPORT, CLASSES):
+        if (place / name).is_file():
+            return place / name
+    raise FileNotFoundError(f"run: the folder {str(path)!r} has neither {REPORT} nor {CLASSES}")
+
+
+def read_report(path: Path) -> tuple[CollapseReport, dict[str, Any]]:
+    """A report and its details from a ``report.json``. Details that have not the form that plots and tables need are
+    left out, which a note tells.
+
+    Raises:
+        ValueError: not JSON, or not a report.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"run: {path} is not readable JSON: {error}") from None
+    values = document.get("metrics") if isinstance(document, dict) else None
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"run: {path} is not a report: expected an object with metrics")
+    for name, value in values.items():
+        if not _NAME.fullmatch(name) or not (value is None or _number(value)):
+            raise ValueError(f"run: {path}: metrics: expected names of letters, digits and _ with numbers or null")
+    metrics = {name: math.nan if value is None else float(value) for name, value in values.items()}
+    coverage = {k: v for k, v in _mapping(document.get("coverage")).items() if _NAME.fullmatch(k) and _maybe(v)}
+    if coverage.get("decision_unkept_share", 0.0) is None:
+        coverage["decision_unkept_share"] = math.nan
+    reasons = document.get("metric_notes", document.get("notes"))  # as ncops writes it, and as CollapseReport.to_json
+    reasons = {k: str(v) for k, v in _mapping(reasons).items() if k in metrics}
+    report = CollapseReport(metrics, coverage, _convention(document), reasons)
+    return report, read_details(document)
+
+
+def _convention(document: Mapping[str, Any]) -> Convention:
+    """The settings in full, where they are there and known; else the preset of that name."""
+    try:
+        return Convention(**document["settings"])
+    except (KeyError, TypeError, ValueError):
+        try:
+            return resolve(str(document.get("convention", "ncops")))
+        except ValueError:
+            return resolve("ncops")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+# -- details: what is not of the form that the plots and tables take is dropped ---------------------------------------
+
+
+def _number(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+def _maybe(value: Any) -> bool:
+    return value is None or _number(value)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _list(value: Any, kind: Callable[[Any], bool], length: int | None = None) -> bool:
+    return isinstance(value, list) and (length is None or len(value) == length) and all(kind(v) for v in value)
+
+
+def _edges(value: Any) -> bool:
+    return _list(value, _number) and len(value) > 1 and all(a < b for a, b in zip(value[:-1], value[1:], strict=True))
+
+
+def _histogram(name: str, data: Any) -> dict[str, Any]:
+    if not (isinstance(data, dict) and _edges(data["edges"]) and _list(data["counts"], _count, len(data["edges"]) - 1)):
+        raise ValueError(name)
+    kept = {"edges": data["edges"], "counts": data["counts"]}
+    if data.get("unit") in ("classes", "pairs", "samples"):
+        kept["unit"] = data["unit"]
+    if _number(data.get("mean")):
+        kept["mean"] = data["mean"]
+    for key in {"pair_cosine": ("classes", "of"), "margin": ("below", "above")}.get(name, ()):
+        if not _count(data[key]):
+            raise ValueError(name)
+        kept[key] = data[key]
+    if name == "reliability":
+        for key in ("accuracy", "confidence"):
+            if not _list(data[key], _maybe, len(data["counts"])):
+                raise ValueError(name)
+            kept[key] = data[key]
+    return kept
+
+
+def _scatter(data: Any) -> dict[str, Any]:
+    size = len(data["count"])
+    positive = [_list(data[k], lambda v: _number(v) and v > 0, size) for k in ("count", "variance")]
+    if not all(positive) or not _count(data["of"]):
+        raise ValueError("scatter")
+    return {"count": data["count"], "variance": data["variance"], "shown": size, "of": data["of"]}
+
+
+def _classes(data: Any) -> dict[str, Any]:
+    from .sections import CLASS_COLUMNS
+
+    rows = []
+    for row in data["rows"]:
+        numbers = {k: row[k] for k in CLASS_COLUMNS if k in row}
+        if not _count(row["id"]) or not all(_maybe(v) for v in numbers.values()):
+            raise ValueError("classes")
+        rows.append({"id": row["id"], "text": str(row["text"]), **numbers})
+    if not _count(data["of"]):
+        raise ValueError("classes")
+    return {"rows": rows, "shown": len(rows), "of": data["of"], "noun": str(data.get("noun", "class"))[:40]}
+
+
+def _trajectory(data: Any) -> dict[str, Any]:
+    points, metrics = data["points"], _mapping(data["metrics"])
+    if not _list(points, _number) or not points or sorted(set(points)) != points:
+        raise ValueError("trajectory")
+    if not all(_NAME.fullmatch(name) and _list(values, _maybe, len(points)) for name, values in metrics.items()):
+        raise ValueError("trajectory")
+    return {"axis": str(data["axis"])[:40], "points": points, "metrics": metrics}
+
+
+def _facts(data: Any) -> dict[str, Any]:
+    return {str(k): v for k, v in data.items() if v is None or isinstance(v, (str, int, float, bool))}
+
+
+def read_details(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a stored report that the page shows beside its numbers, checked."""
+    found: dict[str, Any] = {}
+    lost = []
+
+    def take(key: str, into: dict[str, Any], part: Any, check: Callable[[Any], Any]) -> None:
+        try:
+            into[key] = check(part)
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError):
+            lost.append(key)
+
+    for key, check in (
+        ("scatter", _scatter), ("classes", _classes), ("layers", _trajectory), ("checkpoints", _trajectory),
+        ("run", _facts),
+    ):  # fmt: skip
+        if key in document:
+            take(key, found, document[key], check)
+    histograms = _mapping(document.get("histograms"))
+    found["histograms"] = {}
+    for name in ("mean_norm", "row_cosine", "pair_cosine", "entropy", "margin", "reliability"):
+        if name in histograms:
+            take(name, found["histograms"], histograms[name], lambda part, name=name: _histogram(name, part))
+    notes = document.get("notes")
+    found["notes"] = [str(note) for note in notes] if isinstance(notes, list) else []
+    if lost:
+        found["notes"].append(f"Not of the form that this version of ncops writes, and left out: {', '.join(lost)}.")
+    return found
+
+
+# -- saved statistics -------------------------------------------------------------------------------------------------
+
+
+def read_statistics(
+    path: Path,
+    *,
+    classifier: str | os.PathLike | None = None,
+    min_count: int | None = None,
+    convention: str | Convention | None = None,
+    lone: bool = True,
+) -> tuple[CollapseReport, dict[str, Any]]:
+    """A report from saved class statistics, and from the decision statistics and the classifier beside them.
+
+    Args:
+        classifier: file with ``weight`` (C, D) and ``bias`` (C). One that does not exist as given is looked up beside
+            ``path``: each checkpoint has its own.
+        min_count: rows that a class needs. Default: as in the decision pass, else 1.
+        convention: default: that of the decision pass, else ``"ncops"``.
+        lone: no other run lies in this folder, so that decision statistics there belong to this one.
+
+    Raises:
+        ValueError: not statistics of ours, of another kind, or parts that do not fit each other.
+        FileNotFoundError: no such classifier.
+    """
+    from ..decisions import DecisionStatistics
+    from ..statistics import ClassStatistics
+    from ..storage import load
+    from .details import class_rows, decision_details, geometry_details
+
+    statistics, decisions, notes = load(path), None, []
+    if not isinstance(statistics, ClassStatistics):
+        raise ValueError(f"run: {path} holds {type(statistics).__name__}, expected ClassStatistics")
+    beside = path.parent / DECISIONS
+    if beside.is_file() and lone:
+        decisions = load(beside)
+        if not isinstance(decisions, DecisionStatistics):
+            raise ValueError(f"run: {beside} holds {type(decisions).__name__}, expected DecisionStatistics")
+    elif beside.is_file():
+        notes.append(f"{DECISIONS} is not used: it lies beside several runs and can belong to one of them only.")
+    if min_count is None:
+        min_count = 1 if decisions is None else _min_count_of(statistics, decisions)
+    geometry = statistics.compute(min_count=min_count)
+    head = None if classifier is None else _classifier(Path(classifier), path.parent)
+    weight, bias = (None, None) if head is None else head
+    if weight is not None:
+        weight = weight.to(geometry.input_dtype)
+        bias = None if bias is None else bias.to(geometry.input_dtype)
+    chosen = convention or (decisions.convention if decisions is not None else "ncops")
+    try:
+        report = collapse(geometry, weight, bias, decisions=decisions, convention=chosen)
+    except ValueError as error:
+        raise ValueError(f"run: {path}: {error}") from error
+    details = geometry_details(geometry, weight)
+    if decisions is not None:
+        details["histograms"].update(decision_details(decisions))
+    details["classes"] = class_rows(geometry, weight, decisions, lambda c: f"class {c}")
+    details["notes"] = notes
+    details["run"] = {
+        "model_name": path.name, "dim": geometry.dim, "dtype": str(geometry.input_dtype).removeprefix("torch."),
+        "min_count": min_count, "classifier": None if classifier is None else str(classifier),
+    }  # fmt: skip
+    return report, details
+
+
+def _min_count_of(statistics, decisions) -> int:
+    """The least count that leaves out the classes that the decision pass left out."""
+    if decisions.kept.numel() != statistics.counts.numel():
+        return 1  # they do not fit, which collapse() reports
+    left_out = statistics.counts[~decisions.kept.to(statistics.counts.device)]
+    return 1 + (int(left_out.max()) if left_out.numel() else 0)
+
+
+def _classifier(path: Path, folder: Path):
+    from .._errors import CommandError
+    from ..measure import Arrays, read_classifier
+
+    places = [p for p in (path, folder / path) if p.is_file()]
+    if not places:
+        raise FileNotFoundError(f"classifier: no file {str(path)!r}, nor one of that name beside the run in {folder}")
+    try:
+        return read_classifier(places[0], Arrays(places[0]), None, None)
+    except CommandError as error:
+        raise ValueError(f"classifier: {error}") from None
+
+
+def read_run(path: str | os.PathLike, name: str | None = None, **options: Any) -> Run:
+    """A run from a ``report.json``, saved class statistics, or a folder with one of them.
+
+    Args:
+        options: ``classifier``, ``min_count``, ``convention`` and ``lone`` of :func:`read_statistics`.
+    """
+    place = find(path)
+    if place.suffix == ".safetensors":
+        report, details = read_statistics(place, **options)
+    else:
+        report, details = read_report(place)
+    return Run(name or place.stem, report, details, str(place))

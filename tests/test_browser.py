@@ -1,0 +1,165 @@
+"""The pages in a headless Chromium: no errors, no requests, figures that can be seen, tables that sort, phone, print.
+
+Screenshots go to pytest's temporary folder, or to the folder that NCOPS_SCREENSHOTS names; their paths are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import chromium
+import pytest
+import report_runs
+
+from ncops.report import compare, html
+
+BROWSER = chromium.find()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium here (apt-get install chromium, or NCOPS_CHROMIUM=path)"),
+]
+HOSTILE = "<img src=x onerror=alert(1)>\" onload='alert(1)' $x_"
+PHONE, DESK = 375, 1280
+PAPER = round((210 - 28) / 25.4 * 96)  # CSS pixels of A4 within the margins
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Files of a comparison and of a single report."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("pages")
+    runs = report_runs.write_runs(folder / "runs", steps=(0, 100, 1000, 20000))
+    compare(runs).to_html(folder / "comparison.html")
+    report, details = report_runs.measured(1.0)
+    (folder / "report.html").write_text(html.render(report, details=details, title="One run"), encoding="utf-8")
+    many = compare([report] * 12, labels=[f"{HOSTILE}-{100 * i}" for i in range(12)])
+    many.to_html(folder / "many.html", title=HOSTILE)
+    return {name: folder / f"{name}.html" for name in ("comparison", "report", "many")}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    running = chromium.Chromium(BROWSER, tmp_path_factory.mktemp("chromium") / "profile")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def keep(tmp_path):
+    """Name -> the path that a picture of that name goes to."""
+    folder = Path(os.environ.get("NCOPS_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def path(name: str) -> Path:
+        print(f"\npicture: {folder / name}")
+        return folder / name
+
+    return path
+
+
+BOXES = """[...document.querySelectorAll("figure")].map(f => {
+  const box = f.querySelector("svg").getBoundingClientRect(), text = [...f.querySelectorAll("svg text")];
+  return {title: f.querySelector("h3").textContent, width: box.width, height: box.height,
+          ink: [...f.querySelectorAll("svg path, svg use")].filter(e => e.getBoundingClientRect().width > 0).length,
+          smallest: Math.min(...text.map(t =>
+            parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().c, t.getScreenCTM().d))),
+          label: f.querySelector("svg").getAttribute("aria-label"), role: f.querySelector("svg").getAttribute("role"),
+          outside: text.filter(t => t.getBoundingClientRect().right > f.getBoundingClientRect().right + 1).length};
+})"""
+# Elements that stick out of a page `width` wide and are not inside a box that scrolls.
+WIDE = """(width => [...document.body.querySelectorAll("*")].filter(e =>
+  !e.closest("svg svg, svg *") && e.getBoundingClientRect().right > width + 1 &&
+  ![...ancestors(e)].some(a => getComputedStyle(a).overflowX !== "visible")).map(e => e.outerHTML.slice(0, 120)))"""
+ANCESTORS = "function* ancestors(e) { while ((e = e.parentElement)) yield e; }; 0"
+
+
+@pytest.mark.parametrize("name", ["comparison", "report"])
+@pytest.mark.parametrize(("width", "dark"), [(DESK, False), (DESK, True), (PHONE, False)])
+def test_loads_and_shows(browser, pages, keep, name, width, dark):
+    page = chromium.Page(browser, pages[name], width=width, dark=dark)
+    boxes = page.run(BOXES)
+    assert len(boxes) == {"comparison": 6 + 2 + 2 + 8, "report": 8 + 2 + 2}[name]
+    for box in boxes:
+        assert box["width"] > 200 and box["height"] > 120 and box["ink"] > 5, box
+        assert box["smallest"] >= 9, box  # CSS pixels: the axis labels can be read without zooming
+        assert box["role"] == "img" and box["label"].startswith(box["title"]) and box["outside"] == 0, box
+    page.run(ANCESTORS)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert page.run(f"{WIDE}({width})") == []
+    colours = page.run(
+        '["body", ".card", "figure"].map(s => getComputedStyle(document.querySelector(s)).backgroundColor)'
+    )
+    assert all((sum(map(int, re.findall(r"\d+", colour)[:3])) < 200) == dark for colour in colours), colours
+    picture = page.screenshot(keep(f"{name}-{width}-{'dark' if dark else 'light'}.png"))
+    assert picture.stat().st_size > 20_000
+    assert page.problems == []
+    assert page.requests == [pages[name].as_uri()]
+
+
+def column(page, table: str, index: int) -> list[str]:
+    return page.run(f'[...document.querySelectorAll("#{table} tbody tr")].map(r => r.cells[{index}].textContent)')
+
+
+def press(page, table: str, index: int) -> None:
+    """A real click in the middle of a heading."""
+    button = f'document.querySelectorAll("#{table} thead button")[{index}]'
+    page.run(f'{button}.scrollIntoView({{block: "center", inline: "center"}})')
+    box = page.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({button}.getBoundingClientRect())")
+    for kind in ("mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+
+def test_tables_sort_and_filter(browser, pages):
+    page = chromium.Page(browser, pages["comparison"])
+    heads = page.run('[...document.querySelectorAll("#runs thead th")].map(h => h.textContent)')
+    assert heads[:2] == ["run", "step"] and len(heads) >= 12
+    assert column(page, "runs", 1) == ["0", "100", "1,000", "20,000"]
+    press(page, "runs", 1)
+    assert column(page, "runs", 1) == ["20,000", "1,000", "100", "0"]  # as numbers: not 20,000 after 1,000
+    sort = '[...document.querySelectorAll("#runs thead th")].map(h => h.getAttribute("aria-sort"))'
+    assert page.run(sort)[:3] == [None, "descending", None]
+    nll = heads.index("NLL (nats)")
+    press(page, "runs", nll)
+    values = [float(v) for v in column(page, "runs", nll)]
+    assert values == sorted(values, reverse=True) and len(set(values)) == 4
+    press(page, "runs", nll)
+    assert [float(v) for v in column(page, "runs", nll)] == values[::-1]
+    press(page, "classes", 0)
+    names = column(page, "classes", 0)
+    press(page, "classes", 0)
+    assert column(page, "classes", 0) == names[::-1] != names
+    page.run('(i => { i.value = "w7"; i.dispatchEvent(new Event("input")); })(document.querySelector("[data-filter]"))')
+    shown = page.run('[...document.querySelectorAll("#classes tbody tr")].filter(r => !r.hidden).length')
+    assert 0 < shown < len(names)
+    assert page.problems == []
+
+
+def test_hostile_names_stay_text(browser, pages, keep):
+    page = chromium.Page(browser, pages["many"], width=PHONE)
+    assert page.run("document.title").startswith("<img src=x")
+    assert page.run('document.querySelectorAll("img, [onerror], [onload]").length') == 0
+    assert page.run("document.documentElement.scrollWidth") <= PHONE
+    assert page.run('document.querySelectorAll("#runs tbody tr").length') == 12
+    page.screenshot(keep("many-375.png"))
+    assert page.problems == [] and page.requests == [pages["many"].as_uri()]
+
+
+@pytest.mark.parametrize("name", ["comparison", "report", "many"])
+def test_prints(browser, pages, keep, name):
+    page = chromium.Page(browser, pages[name], width=PAPER, dark=True)
+    data = page.pdf(keep(f"{name}.pdf")).read_bytes()
+    sheets = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", data)
+    assert data.startswith(b"%PDF") and len(sheets) >= 3
+    assert {(round(float(w)), round(float(h))) for w, h in sheets} == {(595, 842)}  # A4 in points
+    assert page.run('[...document.querySelectorAll("details")].every(d => d.open)')  # opened by beforeprint
+    page.media("print", dark=True)
+    page.run(ANCESTORS)
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.run('[...document.querySelectorAll("input")].every(e => getComputedStyle(e).display === "none")')
+    page.screenshot(keep(f"{name}-print.png"))
+    assert page.run(f"{WIDE}({PAPER})") == []  # nothing scrolls on paper, so nothing may stick out
+    assert page.run('[...document.querySelectorAll(".scroll")].every(e => e.scrollWidth <= e.clientWidth + 1)')
+    assert page.run('[...document.querySelectorAll("details table")].every(e => e.getBoundingClientRect().height > 20)')
+    assert page.problems == []
