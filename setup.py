@@ -62,7 +62,8 @@ def compile_cuda(compiler: str, archs: list[str]) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-I", str(ROOT / "csrc"), *codes]
+    flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all"]
+    flags += ["-I", str(ROOT / "csrc"), *codes]
     stamp = folder / "flags.txt"
     changed = not stamp.exists() or stamp.read_text() != " ".join(flags)
     headers = [*(ROOT / "csrc" / "cuda").glob("*.cuh"), *(ROOT / "csrc").rglob("*.h")]
