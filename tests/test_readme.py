@@ -42,7 +42,7 @@ def test_named_targets_and_switches_exist():
     for target in set(re.findall(r"\bmake (\w+)", README)):
         assert re.search(rf"^{target}:", makefile, re.M), target
     sources = "".join(
-        p.read_text() for pattern in ("ncops/*.py", "csrc/**/*.cpp", "setup.py") for p in ROOT.glob(pattern)
+        p.read_text() for pattern in ("ncops/*.py", "csrc/**/*.cpp", "triton_kernels/*.py", "setup.py") for p in ROOT.glob(pattern)
     )
     for switch in set(re.findall(r"NCOPS_[A-Z_]+", README)):
         assert f'"{switch}"' in sources, switch
