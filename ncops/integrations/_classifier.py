@@ -1,0 +1,116 @@
+"""The classifier of a model: which module it is, its rows, and the features that enter it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+Classifier = nn.Module | tuple[Tensor, Tensor | None] | Tensor | None
+
+
+def find_classifier(model: nn.Module, name: str | None = None) -> nn.Module:
+    """The submodule called ``name``; None takes the output embedding of a language model, else the last ``nn.Linear``.
+
+    "Last" is the order in which modules were registered, which need not be the order in which they run.
+
+    Raises:
+        ValueError: no such module, none found, or one without a ``(C, D)`` weight.
+    """
+    modules = dict(model.named_modules())
+    if name is not None:
+        if name not in modules:
+            linear = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
+            raise ValueError(f"classifier: the model has no module {name!r}; its linear ones: {', '.join(linear)}")
+        found = modules[name]
+    else:
+        embedding = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        linear = [m for m in modules.values() if isinstance(m, nn.Linear)]
+        found = embedding if embedding is not None else linear[-1] if linear else None
+        if found is None:
+            raise ValueError("classifier: the model has no nn.Linear; name the module that makes the logits")
+    rows(found)
+    return found
+
+
+def rows(classifier: Classifier) -> tuple[Tensor, Tensor | None]:
+    """Weight ``(C, D)`` and bias ``(C,)`` or None, detached, as they are now.
+
+    Raises:
+        ValueError: without such a weight. TypeError: neither a module nor tensors.
+    """
+    if isinstance(classifier, nn.Module):
+        weight, bias = getattr(classifier, "weight", None), getattr(classifier, "bias", None)
+    elif isinstance(classifier, tuple) and len(classifier) == 2:
+        weight, bias = classifier
+    else:
+        weight, bias = classifier, None
+        if not isinstance(weight, Tensor):
+            raise TypeError(
+                f"classifier: expected a module, a weight or (weight, bias), got {type(classifier).__name__}"
+            )
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        got = "none" if not isinstance(weight, Tensor) else f"shape {tuple(weight.shape)}"
+        raise ValueError(f"classifier: expected a weight of shape (C, D), got {got}")
+    return weight.detach(), None if bias is None else bias.detach()
+
+
+class _Reached(Exception):
+    """The features are there: the logits need not be computed."""
+
+
+@contextlib.contextmanager
+def features_into(classifier: nn.Module) -> Iterator[FeatureTrap]:
+    """While open, a forward pass of the model stops at ``classifier`` and leaves its input in the trap.
+
+    The hook is gone when the block is left, by an error too.
+    """
+    trap = FeatureTrap()
+    handle = classifier.register_forward_pre_hook(trap.stop, with_kwargs=True)
+    try:
+        yield trap
+    finally:
+        handle.remove()
+
+
+class FeatureTrap:
+    """Runs forward passes for what enters the classifier; holds one batch at most."""
+
+    def __init__(self) -> None:
+        self._features: Tensor | None = None
+
+    def stop(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._features = args[0] if args else next(iter(kwargs.values()))
+        raise _Reached
+
+    def run(self, forward) -> Tensor:
+        """The classifier's input in ``forward()``, detached.
+
+        Raises:
+            RuntimeError: ``forward()`` came to an end without calling the classifier.
+        """
+        self._features = None
+        with contextlib.suppress(_Reached):
+            forward()
+        if self._features is None:
+            raise RuntimeError("classifier: the forward pass never calls it, so there are no features to measure")
+        features, self._features = self._features, None
+        return features.detach()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, nothing compiled; every submodule gets its own mode back.
+
+    Compiled graphs do not see hooks, hence the model runs eagerly.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,146 @@
+"""The two passes that a callback makes: class statistics of the training data, decisions on the evaluation data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..conventions import Convention
+from ..decisions import DecisionStatistics
+from ..distributed import dist
+from ..report.collapse import NAMES, CollapseReport, collapse
+from ..statistics import ClassStatistics
+from ._classifier import evaluating, features_into, find_classifier, rows
+from ._loaders import to_device, untouched_randomness
+
+NEED_SCATTER = ("nc1_pinv", "vci")
+MEANS_FROM = ("train", "eval")
+
+Unpack = Callable[[Any], tuple[Any, Tensor]]
+"""A batch -> what the model is called with (a mapping as keywords, a tuple as arguments, or one argument), and labels.
+"""
+Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Features as they enter the classifier, and labels as the batch has them -> rows and labels that belong together."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both callbacks take; they say what it means."""
+
+    classifier: str | None = None
+    means_from: str = "train"
+    max_batches: int | None = None
+    min_count: int = 1
+    scatter: bool = True
+    metrics: Sequence[str] | None = None
+    prefix: str = "nc"
+    convention: str | Convention = "ncops"
+    ignore_index: int = -100
+
+    def __post_init__(self) -> None:
+        if self.means_from not in MEANS_FROM:
+            raise ValueError(f"means_from: expected one of {', '.join(MEANS_FROM)}, got {self.means_from!r}")
+        if self.max_batches is not None and self.max_batches < 1:
+            raise ValueError(f"max_batches: expected at least 1 or None, got {self.max_batches}")
+        unknown = [name for name in self.metrics or () if name not in NAMES]
+        if unknown:
+            raise ValueError(f"metrics: expected names out of {', '.join(NAMES)}, got {', '.join(unknown)}")
+
+    def flat(self, report: CollapseReport, name: str = "") -> dict[str, float]:
+        """``prefix/metric -> value``, the same names at every evaluation, and how much they rest on."""
+        chosen = self.metrics or [n for n in NAMES if self.scatter or n not in NEED_SCATTER]
+        values = {n: report[n] for n in chosen}
+        values |= {n: float(report.coverage[n]) for n in ("classes_kept", "samples", "decision_samples")}
+        place = f"{self.prefix}/{name}/" if name else f"{self.prefix}/"
+        return {place + n: value for n, value in values.items()}
+
+
+def world() -> tuple[int, int]:
+    """``(rank, number of ranks)`` of torch.distributed; ``(0, 1)`` without it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module that torch.compile and data-parallel wrappers hold: their forward would wait for other ranks."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def measure(
+    model: nn.Module,
+    settings: Settings,
+    unpack: Unpack,
+    train: Callable[[], Iterable[Any]],
+    evaluation: Callable[[], Iterable[Any]],
+    *,
+    align: Align | None = None,
+    scale: float = 1.0,
+    precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> CollapseReport:
+    """Both passes over this rank's batches, one batch at a time, summed over the ranks: the same report on each.
+
+    ``train`` and ``evaluation`` make the batches, ``precision`` the context that the model runs in. Random generators
+    and the mode of every submodule are put back.
+    """
+    model = unwrapped(model)
+    module = find_classifier(model, settings.classifier)
+    weight, bias = rows(module)
+    _, ranks = world()
+
+    with untouched_randomness(), evaluating(model), features_into(module) as trap:
+
+        def each(batches: Iterable[Any], update: Callable[[Tensor, Tensor], None]) -> None:
+            for batch in batches:
+                inputs, labels = unpack(to_device(batch, weight.device))
+                with precision():
+                    x = trap.run(lambda inputs=inputs: _call(model, inputs))
+                update(*_matched(x, labels.to(x.device), align))
+
+        statistics = ClassStatistics(
+            *weight.shape, scatter=settings.scatter, device=weight.device, ignore_index=settings.ignore_index
+        )
+        each(train() if settings.means_from == "train" else evaluation(), statistics.update)
+        if ranks > 1:
+            statistics.all_reduce(inplace=True)
+        geometry = statistics.compute(min_count=settings.min_count)
+        # Under autocast the features come in another dtype than the rows: those are what it multiplies.
+        weight, bias = (t if t is None else t.to(geometry.input_dtype) for t in (weight, bias))
+        decisions = DecisionStatistics(
+            geometry, weight, bias, convention=settings.convention, scale=scale, ignore_index=settings.ignore_index
+        )
+        del statistics
+        each(evaluation(), decisions.update)
+        if ranks > 1:
+            decisions.all_reduce(inplace=True)
+        return collapse(geometry, weight, bias, decisions=decisions, convention=settings.convention)
+
+
+def _call(model: nn.Module, inputs: Any) -> None:
+    if isinstance(inputs, Mapping):
+        model(**inputs)
+    elif isinstance(inputs, tuple):
+        model(*inputs)
+    else:
+        model(inputs)
+
+
+def _matched(x: Tensor, labels: Tensor, align: Align | None) -> tuple[Tensor, Tensor]:
+    if align is not None:
+        x, labels = align(x, labels)
+    if tuple(labels.shape) != tuple(x.shape[:-1]):
+        raise ValueError(
+            f"labels: expected shape {tuple(x.shape[:-1])}, one label per row that enters the classifier, "
+            f"got {tuple(labels.shape)}; align= can pick the rows and labels that belong together"
+        )
+    return x, labels

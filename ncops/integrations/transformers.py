@@ -1,0 +1,148 @@
+"""Neural collapse at the end of every evaluation of a transformers Trainer, causal language models included."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..conventions import Convention
+from ..lm.load import _scales
+from ..report.collapse import CollapseReport
+from ._loaders import same_data
+from ._need import missing
+from ._passes import Align, Settings, Unpack, measure, unwrapped, world
+
+try:
+    from transformers import Trainer, TrainerCallback
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+except ModuleNotFoundError:
+    raise missing("transformers", "lm") from None
+
+__all__ = ["NeuralCollapseCallback"]
+
+LABELS = ("labels", "label")
+
+
+def unpack(batch: Any) -> tuple[Any, Tensor]:
+    """A mapping with ``labels`` (or ``label``): the model gets the rest as keywords."""
+    name = next((name for name in LABELS if isinstance(batch, Mapping) and name in batch), None)
+    if name is None:
+        what = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"unpack: expected a mapping with labels, got {what}; pass unpack= for others")
+    return {n: value for n, value in batch.items() if n != name}, batch[name]
+
+
+def next_token(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Position t of a causal language model decides about token t + 1."""
+    return features[:, :-1], labels[:, 1:]
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether transformers shifts this model's labels: by its class, or that of the model inside an adapter."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+class NeuralCollapseCallback(TrainerCallback):
+    """Measures NC1 to NC4 when an evaluation ends, and logs them as ``nc/nc1_pinv`` and so on.
+
+    ``trainer.add_callback(NeuralCollapseCallback(trainer))``. Class means come from the training data, decisions (NC4,
+    accuracy, NLL, calibration) from the evaluation data. Both are passes of their own in evaluation mode, through
+    loaders of their own over the same data sets, and stop before the logits: the training run has the same bits with
+    and without this callback. The values go through ``trainer.log`` (and ``state.log_history``), and into what
+    ``trainer.evaluate`` returns: with ``prefix="eval_nc"``, ``metric_for_best_model`` and early stopping (added after
+    this callback) can name them. With several evaluation sets, their name follows the prefix: ``nc/<set>/nc1_pinv``.
+
+    For causal language models a position's class is the next token, as the loss has it, and -100 is ignored.
+
+    Args:
+        trainer: whose ``log`` is used, and whose training data where an evaluation runs outside of training.
+        classifier: name of the module whose input is measured and whose ``(C, D)`` weight has the classifier's rows;
+            None is the output embedding of a language model, else the last ``nn.Linear``.
+        train_loader: batches for the class means, instead of the trainer's own training data.
+        means_from: ``"train"``, or ``"eval"``: class means of the evaluation data.
+        max_batches: batches of training data per rank, drawn once at random from all of it; None takes all.
+        min_count: samples that a class needs to be kept; for tokens, 10 is a usual choice.
+        scatter: also ``nc1_pinv`` and ``vci``, for ``D * D`` float64.
+        metrics: names to log, by default all of :data:`ncops.report.collapse.NAMES`.
+        prefix: stands before every name, with a slash.
+        convention: as in :func:`ncops.collapse`.
+        ignore_index: label of rows that count nowhere.
+        scale: factor that the model puts on the products of its classifier; a warning names models that state one.
+        unpack: ``batch -> (keywords of the model, labels)``; without it, a mapping with labels.
+        align: ``(features, labels) -> (rows, labels)``; None shifts the labels of causal language models.
+
+    Attributes:
+        report: the last :class:`ncops.CollapseReport`, None before the first.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        classifier: str | None = None,
+        *,
+        train_loader: Iterable[Any] | None = None,
+        means_from: str = "train",
+        max_batches: int | None = None,
+        min_count: int = 1,
+        scatter: bool = True,
+        metrics: Sequence[str] | None = None,
+        prefix: str = "nc",
+        convention: str | Convention = "ncops",
+        ignore_index: int = -100,
+        scale: float | None = None,
+        unpack: Unpack = unpack,
+        align: Align | None = None,
+    ):
+        if not isinstance(trainer, Trainer):
+            raise TypeError(f"trainer: expected a transformers Trainer, got {type(trainer).__name__}")
+        self.settings = Settings(
+            classifier, means_from, max_batches, min_count, scatter, metrics, prefix, convention, ignore_index
+        )
+        self.trainer, self.train_loader, self.scale = trainer, train_loader, scale
+        self.unpack, self.align = unpack, align
+        self.report: CollapseReport | None = None
+
+    def on_evaluate(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
+        train = self.train_loader if self.train_loader is not None else train_dataloader
+        if train is None and self.settings.means_from == "train":
+            train = self.train_loader = self.trainer.get_train_dataloader()  # an evaluation outside of training
+        rank, ranks = world()
+        model = unwrapped(model)
+        self.report = measure(
+            model,
+            self.settings,
+            self.unpack,
+            lambda: same_data(train, self.settings.max_batches, rank, ranks),
+            lambda: same_data(eval_dataloader, None, rank, ranks),
+            align=self.align or (next_token if is_causal(model) else None),
+            scale=self._scale(model),
+        )
+        metrics = kwargs.get("metrics") or {}
+        values = self.settings.flat(self.report, _set_name(metrics))
+        self.trainer.log(dict(values))
+        metrics.update(values)
+
+    def _scale(self, model: nn.Module) -> float:
+        if self.scale is None:
+            config = getattr(model, "config", None)
+            config = config.get_text_config() if hasattr(config, "get_text_config") else config
+            softcap = getattr(config, "final_logit_softcapping", None)
+            if len(_scales(config)) > 1 or softcap:
+                warnings.warn(
+                    "scale: this model's configuration changes its logits after the classifier (a factor or a soft "
+                    "cap); NLL, calibration and margins are measured without, decisions are the same. scale= sets a "
+                    "factor, scale=1.0 says that none is wanted",
+                    stacklevel=2,
+                )
+            self.scale = 1.0
+        return self.scale
+
+
+def _set_name(metrics: Mapping[str, Any]) -> str:
+    """Which evaluation set: ``a`` where the metrics are called ``eval_a_runtime``, nothing for ``eval_runtime``."""
+    prefix = next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
+    return prefix.removeprefix("eval").removeprefix("_")
