@@ -26,8 +26,10 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/ncops demo --output ncops-demo
 
+# Tests of one file stay in one process. CPU kernels, Triton kernels in its interpreter, CUDA kernels in the host harness.
+TEST_JOBS ?= 2
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 
 # Speed, memory and accuracy against goals, in about two minutes; `ncops bench --full` for the sweeps.
 bench: setup
