@@ -20,6 +20,7 @@ from ._pair_values import (
     close_pairs,
     exponent_class,
     inverse_power,
+    launch_row,
     pair_slopes,
     pair_sums,
     refine,
@@ -248,7 +249,7 @@ def _distances(
 ) -> None:  # fmt: skip
     (count, dim), dtype, device = rows.shape, share.dtype, rows.device
     there = capability(device)
-    tile: Launch = launch("pair_distances", rows.dtype, there, tf32)
+    tile: Launch = launch(launch_row(kernel, power), rows.dtype, there, tf32)
     chunk: Launch = launch("pair_gradient", rows.dtype, there)
     block, tiles, chunks = tile["BLOCK"], triton.cdiv(count, tile["BLOCK"]), triton.cdiv(dim, chunk["BLOCK_D"])
     origin = column_mean(rows, valid)[0].to(dtype)
@@ -286,21 +287,27 @@ def _distances(
 
 
 def ahead_of_time(capability: int):
-    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float64, "fp64")):
+    for dtype, name, power in (
+        (torch.float32, "fp32", 1), (torch.bfloat16, "bf16", 1), (torch.float64, "fp64", 1),
+        (torch.float32, "fp32", 1.3),
+    ):  # fmt: skip
         products = "*fp64" if name == "fp64" else "*fp32"
-        tile, chunk = launch("pair_distances", dtype, capability), launch("pair_gradient", dtype, capability)
+        tile = launch(launch_row("cdnv", power), dtype, capability)
+        chunk = launch("pair_gradient", dtype, capability)
+        any_power = ",any power" if power == 1.3 else ""
         common = {"rows": f"*{name}", "stride_row": "i64", "valid": "*i1", "origin": products, "factors": products}
         common |= dict.fromkeys(("first_row", "count", "dim", "tiles"), "i32") | {"close_bits": "*i64"}
         signature = common | dict.fromkeys(("norms", "variances", "share", "g_row"), products)
         signature |= {"power": "fp32", "power_rest": "fp32", "partner": "*i64", "by_variance": "*fp64"}
-        flags = {"stride_column": 1, "KERNEL": CODES["cdnv"], "TWICE": 2, "HAS_VALID": True, "PRECISION": "ieee"}
+        flags = {"stride_column": 1, "KERNEL": CODES["cdnv"], "TWICE": exponent_class("cdnv", power)}
+        flags |= {"HAS_VALID": True, "PRECISION": "ieee"}
         options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "divisible": ["dim", "first_row"]}
         if name != "bf16":
-            yield f"pair_factors[{name},cdnv]", _factors, signature, flags | tile.blocks, options
+            yield f"pair_factors[{name},cdnv{any_power}]", _factors, signature, flags | tile.blocks, options
         signature = common | {"partial": products, "strip_rows": "i32", "tiles_per_split": "i32"}
         flags = {"stride_column": 1, "HAS_VALID": True, "BLOCK": tile["BLOCK"]} | chunk.blocks
         options = {"num_warps": chunk.num_warps, "num_stages": chunk.num_stages, "divisible": ["dim", "first_row"]}
-        yield f"pair_gradient[{name}]", _apply, signature, flags, options
+        yield f"pair_gradient[{name}{any_power}]", _apply, signature, flags, options
     config = launch("pair_partners", torch.float32, capability)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     signature = {"rows": "*fp32", "stride_row": "i64", "sums": "*fp64", "count": "i32", "dim": "i32"}

@@ -26,6 +26,14 @@ def exponent_class(kernel: str, power: float) -> int:
     return int(twice) if kernel in ("riesz", "cdnv") and twice in range(7) else -1
 
 
+def launch_row(kernel: str, power: float) -> str:
+    """The name of the launch parameters for tiles of ``kernel``."""
+    if kernel in ("dot", "cosine"):
+        return "pair_products"
+    slow = kernel in ("riesz", "cdnv") and exponent_class(kernel, power) == -1
+    return "pair_distances_power" if slow else "pair_distances"
+
+
 def split_power(power: float) -> tuple[float, float]:
     """Launches pass floats in float32: ``power`` as the sum of two of them."""
     import numpy

@@ -24,6 +24,7 @@ from ._pair_values import (
     DISTANCE,
     close_pairs,
     exponent_class,
+    launch_row,
     pair_number,
     pair_sums,
     pair_values,
@@ -213,12 +214,11 @@ def pair_stats(
         scalars = rows.new_full((4,), float("nan"), dtype=compute_dtype(rows.dtype))
         index = torch.empty(0, dtype=torch.int64, device=rows.device)
         return *scalars.clone().unbind(), scalars.new_empty(0), index.new_zeros(()), index
-    name = "pair_products" if kernel in ("dot", "cosine") else "pair_distances"
 
     def run(config: Launch):
         return _run(config, rows, kernel, variances, power, valid, allow_tf32)
 
-    return tuned(name, rows, tuple(rows.shape), run, allow_tf32)
+    return tuned(launch_row(kernel, power), rows, tuple(rows.shape), run, allow_tf32)
 
 
 def _run(
@@ -263,7 +263,7 @@ def ahead_of_time(capability: int):
         ("gaussian", torch.float64, "fp64", False, 1),
     ):  # fmt: skip
         products = "fp64" if name == "fp64" else "fp32"
-        config = launch("pair_products" if kernel in ("dot", "cosine") else "pair_distances", dtype, capability, tf32)
+        config = launch(launch_row(kernel, power), dtype, capability, tf32)
         signature = {"rows": f"*{name}", "stride_row": "i64", "moments": "*fp64", "best_index": "*i32"}
         signature |= dict.fromkeys(("origin", "norms", "variances", "best_value"), f"*{products}")
         signature |= dict.fromkeys(("count", "dim", "tiles", "group", "groups"), "i32")
