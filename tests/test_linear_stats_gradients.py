@@ -181,15 +181,16 @@ def _gradients(inputs, target, loss, scale=1.0):
 
 def test_ignored_panels_change_no_bit(backend):
     """Whole panels of ignored rows between the others: nothing of them reaches the sums."""
-    x, weight, bias, target = problem(200, 37, 300, torch.float32)
-    target[:] = torch.arange(200) % 300
+    n, start, stop = (60, 16, 48) if backend == "triton" else (200, 32, 160)  # Triton's interpreter is slow
+    x, weight, bias, target = problem(n, 37, n + 100, torch.float32)
+    target[:] = torch.arange(n)
     ignored = target.clone()
-    ignored[32:160] = IGNORE
+    ignored[start:stop] = IGNORE
     ours = _gradients((x, weight, bias), ignored, lambda s: s.nll.sum())
-    rest = torch.cat([torch.arange(32), torch.arange(160, 200)])
+    rest = torch.cat([torch.arange(start), torch.arange(stop, n)])
     for poison in (0.0, math.nan):  # what ignored rows hold is of no account
         other = x.clone()
-        other[32:160] = poison
+        other[start:stop] = poison
         again = _gradients((other, weight, bias), ignored, lambda s: s.nll.sum())
         assert all(torch.equal(a, b) for a, b in zip(_bits(ours), _bits(again), strict=True))
 
@@ -200,13 +201,13 @@ def test_ignored_panels_change_no_bit(backend):
     theirs, truth = dense_gradients((x[rest], weight, bias)), dense_gradients(exact(x[rest], weight, bias))
     for name, a, b, c in zip(("x", "weight", "bias"), (ours[0][rest], *ours[1:]), theirs, truth, strict=True):
         assert_accurate(a, b, c, what=f"gradient of {name}")
-    assert (ours[0][32:160] == 0).all() and (ours[0][:32] != 0).any(1).all() and (ours[0][160:] != 0).any(1).all()
+    assert (ours[0][start:stop] == 0).all() and (ours[0][rest] != 0).any(1).all()
 
 
 @dtypes
 def test_only_a_few_logits_have_a_gradient(backend, dtype):
     """A margin loss: three columns per row, most tiles of classes hold none of them."""
-    x, weight, bias, target = problem(70, 19, 900, dtype)
+    x, weight, bias, target = problem(*((44, 9, 150) if backend == "triton" else (70, 19, 900)), dtype)
     target[:40] = torch.arange(40) % 3  # all in the first tile
 
     def loss(columns):
