@@ -9,19 +9,25 @@ from pathlib import Path
 
 import pytest
 import simt_modules
+import torch
 
 MODE = os.environ.get("NCOPS_SIMT_MODE", "plain")  # set by sanitized.py
 HERE = Path(__file__).resolve().parent
 OWN = "selftest"  # the op of the harness's own tests
-# ThreadSanitizer is 25 times slower: of the ops it runs test_check..., and what varies the schedule.
-RACES = re.compile("^test_check|schedule")
+# What a sanitizer repeats of the tests of an op. ThreadSanitizer is 25 times slower than the plain build, and needs one
+# run through every path; AddressSanitizer is 3 times slower, and needs the odd shapes, layouts and addresses.
+REPEATED = {
+    "tsan": re.compile("^test_check|schedules"),
+    "asan": re.compile("^test_check|schedules|float64|every_column|layouts|alignment|offset"),
+}
 
 
 def pytest_collection_modifyitems(config, items):
-    if MODE == "tsan":
-        slow = [item for item in items if getattr(item.module, "OP", OWN) != OWN and not RACES.search(item.name)]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    if MODE in REPEATED:
+        repeated = REPEATED[MODE]
+        left_out = [i for i in items if getattr(i.module, "OP", OWN) != OWN and not repeated.search(i.originalname)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         if HERE in Path(item.fspath).parents:
             item.add_marker(pytest.mark.simt)
@@ -63,6 +69,15 @@ def _no_report():
     assert not report, report
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The harness has one thread; torch's, waiting for their share of tiny expectations, would cost more than it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def simt_mode() -> str:
     """How the kernels are built: "plain", "asan" or "tsan"."""
@@ -70,9 +85,11 @@ def simt_mode() -> str:
 
 
 @pytest.fixture(scope="session")
-def load_kernels():
+def load_kernels(request):
     """Loads the module of an op, in the mode of this run, once."""
     loaded = {}
+    if len({getattr(item.module, "OP", OWN) for item in request.session.items}) > 2:
+        simt_modules.build_all([MODE])  # two at a time
 
     def load(op: str):
         if op not in loaded:

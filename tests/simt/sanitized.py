@@ -46,10 +46,10 @@ def environment(mode: str, log: Path) -> dict[str, str]:
     }
 
 
-def run_pytest(mode: str, log: Path, arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
+def start_pytest(mode: str, log: Path, arguments: list[str], **kwargs) -> subprocess.Popen:
     simt_modules.build_all([mode])
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, env=environment(mode, log), cwd=simt_modules.ROOT, **kwargs)
+    return subprocess.Popen(command, env=environment(mode, log), cwd=simt_modules.ROOT, **kwargs)
 
 
 if __name__ == "__main__":
@@ -59,4 +59,4 @@ if __name__ == "__main__":
         sys.exit(f"usage: {sys.argv[0]} {{{','.join(OPTIONS)}}} [pytest arguments]")
     with tempfile.TemporaryDirectory() as folder:
         arguments = sys.argv[2:] or ["-q", str(simt_modules.HERE)]
-        sys.exit(run_pytest(sys.argv[1], Path(folder) / "report", arguments).returncode)
+        sys.exit(start_pytest(sys.argv[1], Path(folder) / "report", arguments).wait())

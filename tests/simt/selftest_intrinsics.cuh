@@ -79,8 +79,8 @@ cudaError_t convert(const float* x, T* y, float* back, int64_t n) {
 }
 
 // out is (8, n): per-thread functions of pairs.
-__global__ void scalar_functions_kernel(const float* __restrict__ a, const float* __restrict__ b, float* __restrict__ out,
-                                        int n) {
+__global__ void scalar_functions_kernel(const float* __restrict__ a, const float* __restrict__ b,
+                                        float* __restrict__ out, int n) {
   const int i = int(threadIdx.x);
   if (i >= n) return;
   const float x = a[i], y = b[i];

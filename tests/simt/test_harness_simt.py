@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
+import simt_modules
 import torch
 
 OP = "selftest"
@@ -165,3 +170,39 @@ def test_numpy_arrays_and_bad_arguments(kernels):
         kernels.histogram(counts)
     with pytest.raises(ValueError, match="no kernel for float32"):
         kernels.tensor_product(torch.zeros(16, 16), torch.zeros(16, 16), torch.zeros(16, 16))
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+def test_these_kernels_are_cuda(simt_mode, tmp_path):
+    """What the harness accepts here, nvcc accepts too."""
+    if simt_mode != "plain":
+        pytest.skip("once is enough")
+    here = Path(__file__).parent
+    source = tmp_path / "selftest.cu"
+    includes = "".join(f'#include "{path.name}"\n' for path in sorted(here.glob("selftest_*.cuh")))
+    instances = "".join(
+        f"template cudaError_t selftest::tensor_product(const {t}*, const {t}*, float*, int, int, int, cudaStream_t);\n"
+        f"template cudaError_t selftest::convert(const float*, {t}*, float*, int64_t);\n"
+        for t in ("__half", "__nv_bfloat16")
+    )
+    source.write_text(includes + instances)
+    command = ["nvcc", "-std=c++17", "-arch=sm_80", "-Werror", "all-warnings", "-Xptxas", "-warn-spills"]
+    paths = [f"-I{here}", f"-I{simt_modules.ROOT / 'csrc'}", "-cubin", "-o", str(tmp_path / "selftest.cubin")]
+    done = subprocess.run([*command, *paths, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fibers_of_other_machines(simt_mode):
+    if simt_mode != "plain":
+        pytest.skip("they know no sanitizer")
+    kernels = simt_modules.load("selftest", "ucontext")
+    x = torch.randn(4, 100)
+    for seed in range(3):
+        kernels.schedule(seed)
+        sums = torch.zeros(4)
+        kernels.row_sums(x, sums)
+        torch.testing.assert_close(sums, x.sum(1))
+    with pytest.raises(RuntimeError, match="deadlock"):
+        kernels.misuse(0, torch.zeros(512))
+    kernels.row_sums(x, sums)
+    torch.testing.assert_close(sums, x.sum(1))

@@ -23,13 +23,35 @@ def available(mode: str) -> bool:
     return started.returncode == 0 and started.stdout.split() == ["1"]
 
 
+@pytest.fixture(scope="module")
+def runs(simt_mode, tmp_path_factory):
+    """Both children at once: each has one thread."""
+    started = {}
+    if simt_mode == "plain":
+        modes = [mode for mode in sanitized.OPTIONS if available(mode)]
+        simt_modules.build_all(modes)
+        for mode in modes:
+            folder = tmp_path_factory.mktemp(mode)
+            output = open(folder / "output", "w+")
+            arguments = ["-q", "-x", "--durations=5", str(simt_modules.HERE)]
+            child = sanitized.start_pytest(mode, folder / "report", arguments, stdout=output, stderr=subprocess.STDOUT)
+            started[mode] = child, output
+    yield started
+    for child, output in started.values():
+        child.kill()
+        child.wait()
+        output.close()
+
+
 @pytest.mark.parametrize("mode", sanitized.OPTIONS)
-def test_everything_under(mode, simt_mode, tmp_path):
+def test_everything_under(mode, simt_mode, runs):
     if simt_mode != "plain":
         pytest.skip(f"this is the {simt_mode} run")
-    if not available(mode):
+    if mode not in runs:
         pytest.skip(f"the libraries of {mode} are not installed, or do not run here")
-    arguments = ["-q", "-x", "--durations=5", str(simt_modules.HERE)]
-    done = sanitized.run_pytest(mode, tmp_path / "report", arguments, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout[-20_000:]}\n{done.stderr[-5_000:]}"
-    assert " passed" in done.stdout
+    child, output = runs[mode]
+    status = child.wait()
+    output.seek(0)
+    text = output.read()
+    assert status == 0, text[-20_000:]
+    assert " passed" in text

@@ -21,7 +21,9 @@ SIMT_UNSEEN inline void cp_async(void* to, const void* from, unsigned bytes, boo
   Thread& me = *state.current;
   me.place = place;
   if (!in_shared_memory(to)) fail(place, "cp.async to an address that is not in shared memory");
-  if (reinterpret_cast<uintptr_t>(to) % bytes) fail(place, "cp.async to a shared address not aligned to %u bytes", bytes);
+  if (reinterpret_cast<uintptr_t>(to) % bytes) {
+    fail(place, "cp.async to a shared address not aligned to %u bytes", bytes);
+  }
   if (valid && reinterpret_cast<uintptr_t>(from) % bytes) {
     fail(place, "cp.async from a global address not aligned to %u bytes", bytes);
   }

@@ -22,8 +22,8 @@ SIMT_UNSEEN inline void write_error(const char* what, const Place& place) {
   if (const Thread* t = state.current) {
     std::snprintf(thread, sizeof thread, " thread (%u,%u,%u)", t->index.x, t->index.y, t->index.z);
   }
-  std::snprintf(state.error, sizeof state.error, "SIMT error: %s at %s:%u (kernel %s%s%s)", what, place.file, place.line,
-                state.kernel ? state.kernel : "none", block, thread);
+  std::snprintf(state.error, sizeof state.error, "SIMT error: %s at %s:%u (kernel %s%s%s)", what, place.file,
+                place.line, state.kernel ? state.kernel : "none", block, thread);
   state.failed = true;
   release(state.error);
 }

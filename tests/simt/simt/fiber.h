@@ -8,7 +8,10 @@
 
 #include "state.h"
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) && !defined(SIMT_UCONTEXT)
+#define SIMT_UCONTEXT
+#endif
+#if defined(SIMT_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -23,7 +26,7 @@ constexpr size_t stack_bytes = 64 * 1024;
 #endif
 constexpr size_t page_bytes = 4096;
 
-#if defined(__x86_64__)
+#if !defined(SIMT_UCONTEXT)
 
 // Saves the callee-saved registers on the stack in use, its pointer in *save, and goes on at `load`.
 extern "C" void simt_switch_stack(void** save, void* load);

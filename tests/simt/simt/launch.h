@@ -85,7 +85,9 @@ SIMT_UNSEEN inline void run_block() {
     if (!next) fail_deadlocked();
     run_thread(*next);
     if (state.failed) throw_error();
-    if (race_reports() != state.reports_at_launch) fail(state.launched_at, "data race, reported by ThreadSanitizer");
+    if (race_reports() != state.reports_at_launch) {
+      fail(state.launched_at, "data race, reported by ThreadSanitizer");
+    }
     if (next->waiting == Waiting::exited) {
       --state.alive;
       release_barrier();  // the others may have waited for this one alone

@@ -20,7 +20,7 @@ __attribute__((noinline)) inline MatrixRow read_row(const void* row) {
 }
 
 template <size_t Matrices>
-inline void ldmatrix(uint32_t (&r)[Matrices], const void* row, bool transposed, const Place& place) {
+SIMT_UNSEEN inline void ldmatrix(uint32_t (&r)[Matrices], const void* row, bool transposed, const Place& place) {
   static_assert(Matrices == 1 || Matrices == 2 || Matrices == 4);
   const unsigned lane = lane_id(), i = lane / 4, j = lane % 4 * 2;
   MatrixRow mine = {};
@@ -31,10 +31,9 @@ inline void ldmatrix(uint32_t (&r)[Matrices], const void* row, bool transposed, 
   }
   const Lanes lanes = exchange(0xffffffffu, mine, place);
   for (unsigned m = 0; m < Matrices; ++m) {
-    const auto element = [&](unsigned row_index, unsigned column) {
-      return uint32_t(lanes.get<MatrixRow>(8 * m + row_index).element[column]);
-    };
-    r[m] = transposed ? element(j, i) | element(j + 1, i) << 16 : element(i, j) | element(i, j + 1) << 16;
+    const MatrixRow first = lanes.get<MatrixRow>(8 * m + (transposed ? j : i));
+    const MatrixRow second = lanes.get<MatrixRow>(8 * m + (transposed ? j + 1 : i));
+    r[m] = first.element[transposed ? i : j] | uint32_t(second.element[transposed ? i : j + 1]) << 16;
   }
 }
 
@@ -42,25 +41,39 @@ struct MmaOperands {
   uint32_t a[4], b[2];
 };
 
+// The 16 values of a row of A or a column of B, from the registers of the four lanes that hold it: lane q has the
+// elements 2q, 2q + 1 in `low` and 2q + 8, 2q + 9 in `high`.
 template <class T>
-inline float unpack(uint32_t pair, unsigned which) {
-  return float(std::bit_cast<T>(uint16_t(which ? pair >> 16 : pair)));
+SIMT_UNSEEN inline void gather(float (&line)[16], const uint32_t (&low)[4], const uint32_t (&high)[4]) {
+  for (unsigned q = 0; q < 4; ++q) {
+    for (unsigned odd = 0; odd < 2; ++odd) {
+      line[2 * q + odd] = float(std::bit_cast<T>(uint16_t(low[q] >> 16 * odd)));
+      line[2 * q + odd + 8] = float(std::bit_cast<T>(uint16_t(high[q] >> 16 * odd)));
+    }
+  }
 }
 
 template <class T>
-inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Place& place) {
+SIMT_UNSEEN inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                     const Place& place) {
   const Lanes lanes = exchange(0xffffffffu, MmaOperands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, place);
   const unsigned group = lane_id() / 4, quad = lane_id() % 4;
-  for (unsigned lower = 0; lower < 2; ++lower) {      // row group + 8 * lower
-    for (unsigned odd = 0; odd < 2; ++odd) {          // column 2 * quad + odd
-      float sum = d[2 * lower + odd];
-      for (unsigned k = 0; k < 16; ++k) {
-        const unsigned holder = k % 8 / 2, right = k / 8;
-        const auto left = lanes.get<MmaOperands>(4 * group + holder), up = lanes.get<MmaOperands>(4 * (2 * quad + odd) + holder);
-        sum = ::fmaf(unpack<T>(left.a[lower + 2 * right], k & 1), unpack<T>(up.b[right], k & 1), sum);
-      }
-      d[2 * lower + odd] = sum;
+  float rows[2][16], columns[2][16];  // rows group and group + 8 of A, columns 2 quad and 2 quad + 1 of B
+  uint32_t low[2][4], high[2][4];
+  for (unsigned q = 0; q < 4; ++q) {
+    const MmaOperands holder = lanes.get<MmaOperands>(4 * group + q);
+    for (unsigned lower = 0; lower < 2; ++lower) low[lower][q] = holder.a[lower], high[lower][q] = holder.a[lower + 2];
+  }
+  for (unsigned lower = 0; lower < 2; ++lower) gather<T>(rows[lower], low[lower], high[lower]);
+  for (unsigned odd = 0; odd < 2; ++odd) {
+    for (unsigned q = 0; q < 4; ++q) {
+      const MmaOperands holder = lanes.get<MmaOperands>(4 * (2 * quad + odd) + q);
+      low[odd][q] = holder.b[0], high[odd][q] = holder.b[1];
     }
+    gather<T>(columns[odd], low[odd], high[odd]);
+  }
+  for (unsigned i = 0; i < 4; ++i) {
+    for (unsigned k = 0; k < 16; ++k) d[i] = ::fmaf(rows[i / 2][k], columns[i % 2][k], d[i]);
   }
 }
 

@@ -2,7 +2,8 @@
 //
 // ThreadSanitizer learns what orders two CUDA threads from simt::acquire and simt::release alone: every CUDA thread is
 // a TSan fiber, and fibers are switched with the flag "no synchronisation". The harness's own functions carry
-// SIMT_UNSEEN, because their bookkeeping is shared by all fibers and would be reported as races.
+// SIMT_UNSEEN, because their bookkeeping is shared by all fibers and would be reported as races; under the other
+// sanitizers the same functions are left out to be faster.
 #pragma once
 
 #include <cstddef>
@@ -20,9 +21,11 @@ void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
-extern __attribute__((weak, visibility("default"))) int simt_tsan_reports;  // tsan_hook.c
+extern __attribute__((weak, visibility("default"))) int simt_tsan_reports;  // tsan_hook.cpp
 }
 #define SIMT_UNSEEN __attribute__((no_sanitize_thread))
+#elif defined(__SANITIZE_ADDRESS__)
+#define SIMT_UNSEEN __attribute__((no_sanitize("address,undefined")))
 #else
 #define SIMT_UNSEEN
 #endif

@@ -1,8 +1,8 @@
 // Which thread goes next: random, from the seed.
 //
 // Until the next barrier, warps either take turns, or (three times in four) one runs as far as it can before another
-// starts. A fair schedule alone would keep all warps at about the same place and hide a missing barrier whose harm needs
-// one warp to be several collectives ahead.
+// starts. A fair schedule alone would keep all warps at about the same place and hide a missing barrier whose harm
+// needs one warp to be several collectives ahead.
 #pragma once
 
 #include <bit>

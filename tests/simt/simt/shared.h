@@ -10,7 +10,7 @@
 namespace simt {
 
 constexpr size_t arena_bytes = 512 * 1024;
-constexpr size_t static_limit = 48 * 1024;  // of nvcc
+constexpr size_t static_limit = 48 * 1024;   // of nvcc
 constexpr size_t shared_limit = 163 * 1024;  // of sm_80, the smallest of the architectures that are built for
 constexpr size_t gap_bytes = 112;            // 16 bytes short of 128: static arrays are not aligned to more than 16
 constexpr size_t max_arrays = 64;
@@ -80,7 +80,9 @@ SIMT_UNSEEN inline T& shared_array(SharedSlot& slot) {
     static_assert(sizeof(T) <= static_limit, "over 48 KiB of static shared memory");
     state.static_bytes += sizeof(T);
     if (state.static_bytes > static_limit) fail(state.launched_at, "over 48 KiB of static shared memory");
-    if (state.static_bytes + state.dynamic_bytes > shared_limit) fail(state.launched_at, "over 163 KiB of shared memory");
+    if (state.static_bytes + state.dynamic_bytes > shared_limit) {
+      fail(state.launched_at, "over 163 KiB of shared memory");
+    }
     if (num_gaps > max_arrays) fail(state.launched_at, "over %zu static shared arrays", max_arrays);
     slot.offset = reserve(sizeof(T));
     slot.block_serial = state.block_serial;

@@ -1,4 +1,4 @@
-// Warp collectives: __syncwarp, shuffles, votes. Nothing runs in lock-step: lanes meet only here, as on Volta and later.
+// Warp collectives: __syncwarp, shuffles, votes. Nothing runs in lock-step: lanes meet only here, as since Volta.
 #pragma once
 
 #include <type_traits>
@@ -76,7 +76,7 @@ SIMT_UNSEEN inline Lanes exchange(unsigned mask, const T& value, const Place& pl
 }
 
 template <class T>
-inline T shuffle(unsigned mask, T value, unsigned source, int width, const Place& place) {
+SIMT_UNSEEN inline T shuffle(unsigned mask, T value, unsigned source, int width, const Place& place) {
   static_assert(std::is_arithmetic_v<T> || sizeof(T) <= 4, "a shuffle moves an arithmetic type, a half or a half2");
   if (width < 1 || width > 32 || (width & (width - 1))) fail(place, "shuffle width %d is not a power of two", width);
   const Lanes lanes = exchange(mask, value, place);
@@ -94,7 +94,7 @@ inline unsigned lanes_where(unsigned mask, F predicate) {
   return found;
 }
 
-inline unsigned lane_id() { return state.current->lane(); }
+SIMT_UNSEEN inline unsigned lane_id() { return state.current->lane(); }
 
 }  // namespace simt
 
