@@ -29,7 +29,7 @@ def _moments(z, count, PADDED: tl.constexpr):
     Padding is -inf too. Telling it by its number, not by its columns, keeps 32 predicates out of the registers.
     """
     if PADDED:
-        masked = tl.sum((z == float("-inf")).to(tl.int32), 1) > z.shape[1] - count
+        masked = tl.sum((z == float("-inf")).to(tl.int32), 1) + count > z.shape[1]
         mean = tl.sum(tl.where(z == float("-inf"), 0, z), 1) / tl.maximum(count, 1)
         mean = tl.where(masked, mean + float("-inf"), mean)
     else:

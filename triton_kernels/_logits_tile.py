@@ -22,7 +22,7 @@ def dot(a, b, products, PRECISION: tl.constexpr):
     """``tl.dot``; the interpreter of Triton 3.9 multiplies the bit patterns of bfloat16, so it is given float32."""
     if INTERPRETED and a.dtype == tl.bfloat16:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, products, input_precision=PRECISION)
+    return tl.dot(a, b, products, input_precision=PRECISION, out_dtype=products.dtype)
 
 
 @triton.jit

@@ -158,7 +158,7 @@ def close_pairs(product, norms, wanted, first_a, first_b, count, BLOCK: tl.const
     """``(squared distances, which of them have lost their digits)`` from products of centred rows."""
     size = pair_sums(norms, first_a, first_b, count, BLOCK)
     d2 = size - 2 * product
-    return d2, wanted & (d2 < CLOSE * size)
+    return d2, wanted & (d2 < size * CLOSE)
 
 
 @triton.jit
