@@ -19,9 +19,9 @@ import json, os, sys, warnings
 warnings.simplefilter("ignore")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import torch, time
-start = time.perf_counter()
+start = time.process_time()  # not of the wall: other tests run beside
 import ncops
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
 moments = ncops.class_moments(x, torch.tensor([0, 0, 1]), 2)
 print(json.dumps({
@@ -84,7 +84,7 @@ def names(wheel: Path) -> set[str]:
 
 
 def test_native_wheel(source, tmp_path):
-    wheel = wheel_of(source, tmp_path, "--no-build-isolation", NCOPS_REQUIRE_EXT="1", MAX_JOBS="2")
+    wheel = wheel_of(source, tmp_path, "--no-build-isolation", NCOPS_REQUIRE_EXT="1", NCOPS_CUDA="0", MAX_JOBS="2")
     assert "cp310-abi3" in wheel.name
     content = names(wheel)
     assert "ncops/_C.abi3.so" in content and "ncops/py.typed" in content and "ncops/report/html.py" in content
@@ -111,7 +111,7 @@ def test_editable_install(source, tmp_path):
     python = environment(tmp_path / "venv")
     pip(
         "--python", python, "install", "--no-deps", "--no-build-isolation", "--editable", source,
-        cwd=tmp_path, NCOPS_REQUIRE_EXT="1", MAX_JOBS="2",
+        cwd=tmp_path, NCOPS_REQUIRE_EXT="1", NCOPS_CUDA="0", MAX_JOBS="2",
     )  # fmt: skip
     seen = probe(python, tmp_path)
     assert seen["backend"] == "cpu" and str(source) in seen["file"]
