@@ -51,5 +51,6 @@ def join(device: str) -> Iterator[tuple[Ranks, str]]:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Ranks(dist.get_rank(), size), device
+        dist.barrier()  # a rank that leaves while another still talks to it may be taken down by the C++ runtime
     finally:
         dist.destroy_process_group()
