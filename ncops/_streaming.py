@@ -82,9 +82,9 @@ class StreamingState:
         self._check_not_reduced("all_reduce")
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("all_reduce: torch.distributed is not initialised: call init_process_group first")
-        check_alike(self._alike(), group)
+        agreed = check_alike(self._alike(), group)
         result = self if inplace else copy.deepcopy(self)
-        result._reduce(group)
+        result._reduce(group, agreed)
         result._reduced = inplace
         return result
 
@@ -92,8 +92,8 @@ class StreamingState:
         """What must agree between ranks that are added up; None fits everything."""
         raise NotImplementedError
 
-    def _reduce(self, group) -> None:
-        """Replaces the state by the sum over the ranks."""
+    def _reduce(self, group, agreed: dict[str, Any]) -> None:
+        """Replaces the state by the sum over the ranks, which have ``agreed`` on what :meth:`_alike` names."""
         raise NotImplementedError
 
     @stateful

@@ -223,7 +223,7 @@ class DecisionStatistics(StreamingState):
             "kept classes": fingerprint(self.kept),
         }  # fmt: skip
 
-    def _reduce(self, group) -> None:
+    def _reduce(self, group, agreed: dict[str, Any]) -> None:
         from .distributed import sum_over_ranks
 
         sum_over_ranks([tensor for name, tensor in self._tensors().items() if name != "kept"], group)

@@ -15,10 +15,11 @@ from ._streaming import blocks
 Group = dist.ProcessGroup | None if dist.is_available() else Any
 
 
-def check_alike(what: dict[str, Any], group: Group) -> None:
-    """Raises the same ValueError on every rank unless all ranks have the same values; None fits everything."""
+def check_alike(what: dict[str, Any], group: Group) -> dict[str, Any]:
+    """The values that all ranks have; None fits everything. Other values raise the same ValueError on every rank."""
     every: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size(group))]
     dist.all_gather_object(every, what, group=group)
+    agreed = dict.fromkeys(what)
     for name in what:
         known = [(rank, one[name]) for rank, one in enumerate(every) if one[name] is not None]
         for rank, value in known[1:]:
@@ -27,6 +28,8 @@ def check_alike(what: dict[str, Any], group: Group) -> None:
                     f"all_reduce: {name} differs between ranks: {known[0][1]} on rank {known[0][0]}, "
                     f"{value} on rank {rank}"
                 )
+        agreed[name] = known[0][1] if known else None
+    return agreed
 
 
 def fingerprint(tensor: Tensor) -> str:

@@ -218,14 +218,12 @@ class ClassStatistics(StreamingState):
             mine[take + rows.start] = their[take]
 
     def _alike(self) -> dict[str, Any]:
-        return {**self._identity(), "input_dtype": None if self.input_dtype is None else str(self.input_dtype)}
+        return {**self._identity(), "input_dtype": self.input_dtype}
 
-    def _reduce(self, group) -> None:
-        from .distributed import dist, reduce_class_state, sum_over_ranks
+    def _reduce(self, group, agreed: dict[str, Any]) -> None:
+        from .distributed import reduce_class_state, sum_over_ranks
 
-        dtypes: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(dtypes, self.input_dtype, group=group)
-        self.input_dtype = next((dtype for dtype in dtypes if dtype is not None), None)
+        self.input_dtype = agreed["input_dtype"]
         sum_over_ranks([self.invalid, self.skipped, self.ignored], group)
         if self.input_dtype is None:  # no rank has seen a row
             return

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ..._dtypes import compute_dtype
 from .util import hashify
 
 IGNORED = -1
@@ -144,11 +145,13 @@ class Accumulator:
             raise ValueError(f"{name}: expected shape (K, D) = {(self.n_classes, self.d_vectors)}, got {got}")
         return tensor.detach().to(self.device)
 
+    def _about(self, batch: _Batch, center: Tensor) -> Tensor:
+        """``(P, D)``: the rows of ``center (K, D)`` for the classes of the batch, as the ops take them."""
+        return center[batch.classes].to(compute_dtype(batch.x.dtype))
+
     def _moments(self, batch: _Batch, center: Tensor | None = None) -> ops.ClassMoments:
         """Moments of the P classes of the batch, about their rows of ``center (K, D)``."""
-        about = None
-        if center is not None:
-            about = center[batch.classes].to(torch.float64 if batch.x.dtype == torch.float64 else torch.float32)
+        about = None if center is None else self._about(batch, center)
         return ops.class_moments(
             batch.x, batch.local, batch.classes.numel(), center=about, ignore_index=IGNORED
         )
@@ -203,8 +206,9 @@ class CovarAccumulator(_AboutMeans):
         batch = self._batch(X, Y)
         means = self._given_means(M)
         if batch.classes.numel():
-            about = means[batch.classes].to(torch.float64 if batch.x.dtype == torch.float64 else torch.float32)
-            self.totals += ops.class_scatter(batch.x, batch.local, about, ignore_index=IGNORED)
+            self.totals += ops.class_scatter(
+                batch.x, batch.local, self._about(batch, means), ignore_index=IGNORED
+            )
         self._count(batch)
         return self.ns_samples, self.totals
 

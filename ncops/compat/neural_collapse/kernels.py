@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import copysign
+from math import copysign, isqrt
 
 import torch
 from torch import Tensor
@@ -11,12 +11,11 @@ from torch import Tensor
 from ... import ops
 from .util import normalize, symm_reduce, tiling
 
-ROW_BYTES = 64 << 20  # differences of a tile of rows that exist at a time
+TILE_BYTES = 64 << 20  # differences of a tile, rows x rows x D, that exist at a time
 
 
 def _rows_at_once(data: Tensor, tile_size: int | None) -> int:
-    wanted = ROW_BYTES // max(1, data.element_size() * data.shape[1] * max(1, len(data)))
-    return tile_size or max(1, min(len(data), int((wanted * max(1, len(data))) ** 0.5)))
+    return tile_size or max(1, isqrt(TILE_BYTES // max(1, data.element_size() * data.shape[1])))
 
 
 def _distances(u: Tensor, v: Tensor) -> Tensor:
