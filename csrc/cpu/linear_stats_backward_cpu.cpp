@@ -80,24 +80,6 @@ __attribute__((noinline)) void add_weight_gradient(const T* dz, int64_t panel, i
     for (int64_t k = 0; k < columns; ++k) out[m * stride + k] += sums[m][k];
 }
 
-// The rows of a chunk packed [column block][row][2 * W], for lanes along D; rows without gradient are zero, lest their
-// NaN reach the weight.
-template <class T>
-void pack_columns_first(const Rows& x, int64_t row, int64_t count, int64_t rows, const LinearStatsBackwardArgs& args, T* out) {
-  constexpr int L = 2 * kWidth<T>;
-  static_assert(kLoadBlock % L == 0);
-  const int64_t padded = round_up(x.dim, L);
-  for (int64_t r = 0; r < rows; ++r) {
-    const bool real = r < count && RowGradient<T>(args, row + r, args.w.rows).active;
-    for (int64_t k = 0; k < padded; k += kLoadBlock) {
-      alignas(64) T block[kLoadBlock] = {};
-      if (real) load_row<T>(x, row + r, k, std::min(kLoadBlock, x.dim - k), block);
-      for (int64_t b = k; b < std::min(padded, k + kLoadBlock); b += L)
-        std::memcpy(out + (b / L * rows + r) * L, block + b - k, L * sizeof(T));
-    }
-  }
-}
-
 template <class T>
 class Backward {
  public:
@@ -185,7 +167,9 @@ class Backward {
       pack_panel<Plain<T>, L>(args_.x, row, count, panels + p * L * dim_);
       gradients[p].begin(args_, args_.w.rows, row, count);
     }
-    if (sums.weight) pack_columns_first<T>(args_.x, begin, end - begin, number * L, args_, columns);
+    // Rows without gradient are zero, lest their NaN reach the weight.
+    const auto counts = [&](int64_t row) { return row < end && RowGradient<T>(args_, row, args_.w.rows).active; };
+    if (sums.weight) pack_columns_first<T>(args_.x, begin, number * L, counts, columns);
     bool zero[kChunk / L];
     const int64_t last = std::min(args_.w.rows, (split + 1) * w_per_split_);
     for (int64_t first = split * w_per_split_; first < last; first += w_per_tile_) {

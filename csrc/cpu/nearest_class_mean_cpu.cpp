@@ -57,18 +57,6 @@ struct NearestMean {
   }
 };
 
-// |x_row - m_c|^2 in double from the rows as they came.
-double square_distance(const Rows& x, int64_t row, const Rows& means, int64_t c) {
-  double total = 0, a[kLoadBlock], b[kLoadBlock];
-  for (int64_t k = 0; k < x.dim; k += kLoadBlock) {
-    const int64_t n = std::min(kLoadBlock, x.dim - k);
-    load_raw<double>(x, row, k, n, a);
-    load_raw<double>(means, c, k, n, b);
-    for (int64_t i = 0; i < n; ++i) total += (a[i] - b[i]) * (a[i] - b[i]);
-  }
-  return total;
-}
-
 template <class T, int NV>
 void run(const NearestClassMeanArgs& args) {
   const int64_t n = args.x.rows, classes = args.means.rows;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "rows.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace ncops::NCOPS_ISA {
@@ -250,6 +251,37 @@ inline void pack_rows(const Rows& src, int64_t row, int64_t count, typename Mode
         }
         for (int64_t i = 0; i < n; i += line) std::memcpy(out + ((k + i) / line * MR + m) * line, steps + i, 64);
       }
+}
+
+// Rows [row, row + rows) of x packed [column block of L][row][L], the panels of a product whose lanes are columns. Rows that
+// do not count, counts(row) false, are zero.
+template <class T, class Counts>
+inline void pack_columns_first(const Rows& x, int64_t row, int64_t rows, Counts counts, T* out) {
+  constexpr int L = 2 * kWidth<T>;
+  static_assert(kLoadBlock % L == 0);
+  const int64_t padded = round_up(x.dim, L);
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool real = counts(row + r);
+    for (int64_t k = 0; k < padded; k += kLoadBlock) {
+      alignas(64) T block[kLoadBlock] = {};
+      if (real) load_row<T>(x, row + r, k, std::min(kLoadBlock, x.dim - k), block);
+      for (int64_t b = k; b < std::min(padded, k + kLoadBlock); b += L)
+        std::memcpy(out + (b / L * rows + r) * L, block + b - k, L * sizeof(T));
+    }
+  }
+}
+
+// |x_i - y_j|^2 from differences, in double, of the rows as they came.
+inline double square_distance(const Rows& x, int64_t i, const Rows& y, int64_t j) {
+  double total = 0, u[kLoadBlock], v[kLoadBlock];
+  const int64_t xi = x.index ? x.index[i] : i, yj = y.index ? y.index[j] : j;
+  for (int64_t k = 0; k < x.dim; k += kLoadBlock) {
+    const int64_t n = std::min(kLoadBlock, x.dim - k);
+    load_raw<double>(x, xi, k, n, u);
+    load_raw<double>(y, yj, k, n, v);
+    for (int64_t e = 0; e < n; ++e) total += (u[e] - v[e]) * (u[e] - v[e]);
+  }
+  return total;
 }
 
 }  // namespace ncops::NCOPS_ISA

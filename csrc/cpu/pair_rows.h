@@ -1,4 +1,4 @@
-// What pair_stats and its gradient share: norms of rows, distances of close rows, powers.
+// What pair_stats and its gradient share: which distances are formed directly, norms of rows, powers.
 #pragma once
 
 #include "kernels.h"
@@ -9,19 +9,6 @@ namespace ncops::NCOPS_ISA {
 
 // Below this share of |u|^2 + |v|^2 a squared distance has lost digits in |u|^2 + |v|^2 - 2 u.v and is formed directly.
 constexpr double kClose = 0.01;
-
-// |u - v|^2 from direct differences, in double.
-inline double direct_sqdist(const Rows& rows, int64_t a, int64_t b) {
-  double total = 0, u[kLoadBlock], v[kLoadBlock];
-  const int64_t ra = rows.index ? rows.index[a] : a, rb = rows.index ? rows.index[b] : b;
-  for (int64_t k = 0; k < rows.dim; k += kLoadBlock) {
-    const int64_t n = std::min(kLoadBlock, rows.dim - k);
-    load_raw<double>(rows, ra, k, n, u);
-    load_raw<double>(rows, rb, k, n, v);
-    for (int64_t i = 0; i < n; ++i) total += (u[i] - v[i]) * (u[i] - v[i]);
-  }
-  return total;
-}
 
 // Squared norms of all rows, and their reciprocal norms (NaN for a zero row) unless null.
 template <class T>

@@ -49,7 +49,7 @@ struct BestPairs {
         const double g = args.g_row_max[i];
         if (j < 0 || g == 0) continue;
         const double spread = args.variances ? args.variances[i] + args.variances[j] : 0;
-        const Slope whole = slope_of(args, direct_sqdist(args.rows, i, j), spread);
+        const Slope whole = slope_of(args, square_distance(args.rows, i, args.rows, j), spread);
         s = {g * whole.by_distance, g * whole.by_variance};
       }
     });
@@ -132,7 +132,7 @@ struct SlopeRows {
         const bool some = any<T>(close);
         if (some)
           for (int i = 0; i < W; ++i)
-            if (close[i]) d2[i] = T(direct_sqdist(args.rows, s.row + lane + i, w));
+            if (close[i]) d2[i] = T(square_distance(args.rows, s.row + lane + i, args.rows, w));
         Vec<T> f = slope(d2, spread, weight);
         if (args.share == 0) f = weight = Vec<T>{};
         f = wanted ? f : Vec<T>{};

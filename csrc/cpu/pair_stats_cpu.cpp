@@ -71,7 +71,7 @@ struct PairStats {
     const IntVec<T> close = (d2 < size * T(kClose)) & wanted;  // the difference has lost digits: form it directly
     if (any<T>(close))
       for (int i = 0; i < W; ++i)
-        if (close[i]) d2[i] = T(direct_sqdist(args.rows, s.row + lane + i, j));
+        if (close[i]) d2[i] = T(square_distance(args.rows, s.row + lane + i, args.rows, j));
     const T power = T(args.power);
     switch (args.kernel) {
       case PairKernel::distance: return sqrt_of<T>(d2);

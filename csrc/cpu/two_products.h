@@ -45,21 +45,6 @@ inline void pack_turned(const Rows& src, int64_t row, int64_t count, T* out) {
     }
 }
 
-// Rows of x packed [column block of L][row][L], the panels of a product whose lanes are columns. Rows past `count` are zero.
-template <class T>
-inline void pack_columns_first(const Rows& x, int64_t row, int64_t count, int64_t rows, T* out) {
-  constexpr int L = 2 * kWidth<T>;
-  static_assert(kLoadBlock % L == 0);
-  const int64_t padded = round_up(x.dim, L);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t k = 0; k < padded; k += kLoadBlock) {
-      alignas(64) T block[kLoadBlock] = {};
-      if (r < count) load_row<T>(x, row + r, k, std::min(kLoadBlock, x.dim - k), block);
-      for (int64_t b = k; b < std::min(padded, k + kLoadBlock); b += L)
-        std::memcpy(out + (b / L * rows + r) * L, block + b - k, L * sizeof(T));
-    }
-}
-
 // A tile [groups * MR][L] as steps [first, first + L) of the broadcast operand, `group` elements from group to group.
 template <class T>
 inline void cut_into_lines(const T* tile, int64_t groups, int64_t first, int64_t group, T* out) {
@@ -146,7 +131,7 @@ inline void run_two_products(const Rows& x, const Rows& w, const TwoProductsPlan
         pack_panel<Mode, L>(x, row, count, x_packed + p * L * dim);
         epilogue.begin(states[p], row, count, extra + p * epilogue.extra());
       }
-      if (sum) pack_columns_first<T>(x, row0, row1 - row0, steps, x_columns);
+      if (sum) pack_columns_first<T>(x, row0, steps, [&](int64_t row) { return row < row1; }, x_columns);
       for (int64_t first = 0; first < w.rows; first += plan.w_per_tile) {
         const int64_t count = std::min(plan.w_per_tile, w.rows - first), groups = (count + kMR - 1) / kMR;
         pack_rows<Mode>(w, first, count, w_packed);
