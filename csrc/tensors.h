@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/scratch.h"
 
 namespace ncops {
 
@@ -77,7 +78,9 @@ inline const T* pointer(const std::optional<Tensor>& t) {
 }
 
 inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  return torch::stable::new_empty(like, sizes, type);
+  Tensor out = torch::stable::new_empty(like, sizes, type);
+  if (out.is_cpu()) prefer_huge_pages(out.mutable_data_ptr(), size_t(out.numel()) * size_t(out.element_size()));
+  return out;
 }
 
 // The rows that count, as indices for Rows::index: those whose label is a class, or whose mask is true.

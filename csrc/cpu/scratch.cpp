@@ -1,7 +1,11 @@
 #include "scratch.h"
 
 #include <torch/csrc/stable/ops.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <exception>
@@ -9,8 +13,19 @@
 
 namespace ncops {
 
+void prefer_huge_pages(void* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t page = uintptr_t(2) << 20;
+  if (bytes < 4 * page) return;
+  const uintptr_t first = round_up(reinterpret_cast<uintptr_t>(data), page);
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: an error changes nothing
+#endif
+}
+
 Scratch::Scratch(size_t bytes) : data_(std::aligned_alloc(64, round_up(bytes ? bytes : 1, 64))) {
   if (data_ == nullptr) throw std::bad_alloc();
+  prefer_huge_pages(data_, bytes);
 }
 
 Scratch::~Scratch() { std::free(data_); }

@@ -6,6 +6,9 @@
 
 namespace ncops {
 
+// Asks for 2 MB pages where fresh memory is large: its first touch is then 512 times fewer page faults.
+void prefer_huge_pages(void* data, size_t bytes);
+
 // 64-byte aligned memory, freed with its owner. Throws std::bad_alloc.
 class Scratch {
  public:
