@@ -77,7 +77,7 @@ class StreamingState:
             ValueError: the ranks' statistics differ in what must be the same (sizes, dtype, convention); on every rank
                 alike, and nothing has changed.
         """
-        from .distributed import check_alike, dist
+        from .distributed.reduce import check_alike, dist
 
         self._check_not_reduced("all_reduce")
         if not (dist.is_available() and dist.is_initialized()):

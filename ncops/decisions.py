@@ -216,7 +216,7 @@ class DecisionStatistics(StreamingState):
         self._reduced = False
 
     def _alike(self) -> dict[str, Any]:
-        from .distributed import fingerprint
+        from .distributed.reduce import fingerprint
 
         return {
             "num_classes": self.num_classes, "convention": self.convention.as_dict(), "scale": self.scale,
@@ -224,7 +224,7 @@ class DecisionStatistics(StreamingState):
         }  # fmt: skip
 
     def _reduce(self, group, agreed: dict[str, Any]) -> None:
-        from .distributed import sum_over_ranks
+        from .distributed.reduce import sum_over_ranks
 
         sum_over_ranks([tensor for name, tensor in self._tensors().items() if name != "kept"], group)
 

@@ -221,7 +221,7 @@ class ClassStatistics(StreamingState):
         return {**self._identity(), "input_dtype": self.input_dtype}
 
     def _reduce(self, group, agreed: dict[str, Any]) -> None:
-        from .distributed import reduce_class_state, sum_over_ranks
+        from .distributed.reduce import reduce_class_state, sum_over_ranks
 
         self.input_dtype = agreed["input_dtype"]
         sum_over_ranks([self.invalid, self.skipped, self.ignored], group)

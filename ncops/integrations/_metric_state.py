@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import dist
+from ..distributed.reduce import dist
 from ._classifier import Classifier
 from ._need import missing
 

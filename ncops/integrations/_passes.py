@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..conventions import Convention
 from ..decisions import DecisionStatistics
-from ..distributed import dist
+from ..distributed.reduce import dist
 from ..report.collapse import NAMES, CollapseReport, collapse
 from ..statistics import ClassStatistics
 from ._classifier import evaluating, features_into, find_classifier, rows
