@@ -9,7 +9,7 @@ namespace ncops {
 
 // What forward and backward take alike, checked. Holds the dense copies that the arguments point into.
 struct Inputs {
-  OptionalTensor bias, target;
+  OptionalTensor bias, target, target_logit;
 
   template <class Args>
   Inputs(Args& args, const Tensor& x, const Tensor& weight, const OptionalTensor& given_bias,
@@ -37,20 +37,45 @@ struct Inputs {
 // On any device: run(args) starts the kernels.
 template <class Args, class Run>
 static LogitOutputs::Tuple linear_columns(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                          const OptionalTensor& target, double scale, int64_t ignore_index, Run run) {
+                                          const OptionalTensor& target, double scale, int64_t ignore_index,
+                                          const OptionalTensor& target_logit, Run run) {
   Args args{};
-  const Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
+  Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
+  if (target_logit) {
+    STD_TORCH_CHECK(target.has_value(), "target_logit: expected a target beside it");
+    inputs.target_logit = dense(*target_logit, "target_logit", compute_type(x), &x);
+    check_size(*inputs.target_logit, "target_logit", 0, args.x.rows);
+    args.target_logit = inputs.target_logit->const_data_ptr();
+  }
   LogitOutputs out(x, args.x.rows, target.has_value());
   args.out = out.columns();
   run(args);
   return out.tuple();
 }
 
+// The same for the targets' logits alone: (N) in the compute dtype, +inf where the target is no class.
+template <class Args, class Run>
+static Tensor linear_targets(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
+                             double scale, int64_t ignore_index, Run run) {
+  Args args{};
+  const Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
+  Tensor out = fresh(x, {args.x.rows}, compute_type(x));
+  args.out.target_logit = out.mutable_data_ptr();
+  run(args);
+  return out;
+}
+
 static LogitOutputs::Tuple linear_stats_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                             const OptionalTensor& target, double scale, int64_t ignore_index,
-                                            bool /*allow_tf32: always exact here*/) {
-  return linear_columns<LinearStatsArgs>(x, weight, bias, target, scale, ignore_index,
+                                            bool /*allow_tf32: always exact here*/, const OptionalTensor& target_logit) {
+  return linear_columns<LinearStatsArgs>(x, weight, bias, target, scale, ignore_index, target_logit,
                                          [](const LinearStatsArgs& args) { linear_stats(args); });
+}
+
+static Tensor linear_stats_targets_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
+                                       double scale, int64_t ignore_index, bool /*allow_tf32*/) {
+  return linear_targets<LinearStatsArgs>(x, weight, bias, target, scale, ignore_index,
+                                         [](const LinearStatsArgs& args) { linear_stats_targets(args); });
 }
 
 static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
@@ -78,8 +103,12 @@ static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
   m.def(
-      "linear_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index, bool allow_tf32)"
+      "linear_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index, bool allow_tf32,"
+      " Tensor? target_logit)"
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "linear_stats_targets(Tensor x, Tensor weight, Tensor? bias, Tensor target, float scale, int ignore_index,"
+      " bool allow_tf32) -> Tensor");
   m.def(
       "linear_stats_backward(Tensor g_lse, Tensor g_gap, Tensor g_max, Tensor g_second, Tensor g_target_logit, Tensor g_nll,"
       " Tensor g_entropy, Tensor g_mean, Tensor g_var, Tensor gap, Tensor max, Tensor entropy, Tensor mean, Tensor argmax,"
@@ -88,6 +117,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("linear_stats", TORCH_BOX(&linear_stats_cpu));
+  m.impl("linear_stats_targets", TORCH_BOX(&linear_stats_targets_cpu));
   m.impl("linear_stats_backward", TORCH_BOX(&linear_stats_backward_cpu));
 }
 
@@ -95,17 +125,30 @@ STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
 
 static LogitOutputs::Tuple linear_stats_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                              const OptionalTensor& target, double scale, int64_t ignore_index,
-                                             bool /*allow_tf32: always exact here*/) {
+                                             bool /*allow_tf32: always exact here*/, const OptionalTensor& target_logit) {
   const CudaCall call(x);
-  return linear_columns<cuda::LinearStatsArgs>(x, weight, bias, target, scale, ignore_index, [&](cuda::LinearStatsArgs& args) {
-    const Tensor memory = workspace(x, cuda::linear_stats_workspace(args.x.dtype, args.x.rows, args.w.rows));
-    args.workspace = memory.mutable_data_ptr();
+  return linear_columns<cuda::LinearStatsArgs>(
+      x, weight, bias, target, scale, ignore_index, target_logit, [&](cuda::LinearStatsArgs& args) {
+        const Tensor memory = workspace(x, cuda::linear_stats_workspace(args.x.dtype, args.x.rows, args.w.rows));
+        args.workspace = memory.mutable_data_ptr();
+        args.stream = call.stream();
+        cuda::linear_stats(args);
+      });
+}
+
+static Tensor linear_stats_targets_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                        const Tensor& target, double scale, int64_t ignore_index, bool /*allow_tf32*/) {
+  const CudaCall call(x);
+  return linear_targets<cuda::LinearStatsArgs>(x, weight, bias, target, scale, ignore_index, [&](cuda::LinearStatsArgs& args) {
     args.stream = call.stream();
-    cuda::linear_stats(args);
+    cuda::linear_stats_targets(args);
   });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ncops_C, CUDA, m) { m.impl("linear_stats", TORCH_BOX(&linear_stats_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(ncops_C, CUDA, m) {
+  m.impl("linear_stats", TORCH_BOX(&linear_stats_cuda));
+  m.impl("linear_stats_targets", TORCH_BOX(&linear_stats_targets_cuda));
+}
 
 #endif
 

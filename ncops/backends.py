@@ -96,7 +96,9 @@ def why_not(backend: str, op: str, device: str | torch.device) -> str | None:
 
 def _file(op: str) -> str:
     """The file of an op, by the same name in every folder: backward and in-place forms stand beside the op."""
-    return "class_moments" if op == "accumulate_class_moments_" else op.removesuffix("_backward")
+    if op == "accumulate_class_moments_":
+        return "class_moments"
+    return op.removesuffix("_backward").removesuffix("_targets")
 
 
 def reference(op: str) -> Callable:
@@ -109,7 +111,7 @@ def _order(op: str, device: torch.device, dtype: torch.dtype | None) -> tuple[st
     if device.type == "cpu":
         return ("cpu",)
     # Triton's products of half precision compile to Hopper's wgmma, which the portable mma.sync kernel does not use.
-    if op == "linear_stats" and dtype in (torch.bfloat16, torch.float16):
+    if op in ("linear_stats", "linear_stats_targets") and dtype in (torch.bfloat16, torch.float16):
         return ("triton", "cuda")
     return ("cuda", "triton")
 

@@ -357,7 +357,13 @@ def bench(
             cases = (full_cases if full else quick_cases)(chosen)
         else:
             cases = cuda_cases(chosen, full, device)
-        machine, results = runner.run(cases, everything=full, threads=threads, say=say)
+
+        def keep(machine, result):
+            records.write_csv(output / records.NAME, list(records.rows(machine, [result])))
+
+        machine, results = runner.run(
+            cases, everything=full, threads=threads, say=say, keep=None if output is None else keep
+        )
     if as_json:
         print(json.dumps(records.document(machine, results), indent=1))
     else:
@@ -367,7 +373,6 @@ def bench(
     if output is not None:
         from .bench.plots import save_plots
 
-        records.write_csv(output / records.NAME, list(records.rows(machine, results)))
         say("wrote " + ", ".join(str(path) for path in [output / records.NAME, *save_plots(results, output)]))
 
 

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FREQUENT = 10
+"""Coverage reports how many classes have at least this many rows."""
+
 
 @dataclass(frozen=True)
 class ClassGeometry:
@@ -62,3 +65,59 @@ class ClassGeometry:
         """The same geometry with its tensors on ``device``."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
+
+
+@dataclass
+class PooledRows:
+    """Sums over all rows of all classes, kept or not, before anything is divided; those of disjoint classes add up.
+
+    Attributes:
+        trace: ``() float64``, sum over the classes of the squared distances of their rows from their mean.
+        total: ``(D,) float64``, sum of the rows.
+        within: ``(D, D) float64``, sum of the outer products of the rows' distances from their class mean, or None.
+        samples: rows counted. classes_seen, classes_frequent: classes with rows, with at least ``FREQUENT`` rows.
+        skipped, ignored: rows left out.
+    """
+
+    trace: Tensor
+    total: Tensor
+    within: Tensor | None
+    samples: int
+    classes_seen: int
+    classes_frequent: int
+    skipped: int
+    ignored: int
+
+
+def class_geometry(
+    classes: Tensor, counts: Tensor, class_var: Tensor, means: Tensor, pooled: PooledRows, *, num_classes: int,
+    min_count: int, input_dtype: torch.dtype | None,
+) -> ClassGeometry:  # fmt: skip
+    """The geometry of K kept classes (arguments as its attributes) among all rows; takes ``means`` over as it is."""
+    samples = pooled.samples
+    rows = samples if samples else float("nan")
+    within = pooled.within
+    return ClassGeometry(
+        classes=classes,
+        counts=counts,
+        class_var=class_var,
+        means=means,
+        within_cov=None if within is None else (within + within.T) / (2 * rows),
+        within_trace=pooled.trace / rows,
+        global_mean=means.mean(0),
+        sample_mean=pooled.total / rows,
+        num_samples=samples,
+        num_classes=num_classes,
+        input_dtype=input_dtype or torch.float32,
+        coverage={
+            "classes": num_classes,
+            "classes_seen": pooled.classes_seen,
+            "classes_kept": classes.numel(),
+            "min_count": min_count,
+            f"classes_with_{FREQUENT}_samples": pooled.classes_frequent,
+            "samples": samples,
+            "samples_in_kept": int(counts.sum()),
+            "skipped_rows": pooled.skipped,
+            "ignored_rows": pooled.ignored,
+        },
+    )

@@ -10,17 +10,13 @@ from torch import Tensor
 
 from ._anchored import Undo, drifted, move, shifted
 from ._dtypes import compute_dtype
+from ._rows import NONFINITE, check_rows, leave_out
 from ._streaming import StreamingState, blocks, stateful
 from .decisions import DecisionStatistics
-from .geometry import ClassGeometry
+from .geometry import FREQUENT, ClassGeometry, PooledRows, class_geometry
 from .ops import accumulate_class_moments_, class_scatter
-from .ops._checks import check_floating, check_label_values, flatten_labels, shape
 
 __all__ = ["ClassStatistics", "DecisionStatistics"]
-
-NONFINITE = ("propagate", "skip", "raise")
-FREQUENT = 10
-"""Coverage reports how many classes have at least this many rows."""
 
 
 class ClassStatistics(StreamingState):
@@ -102,8 +98,11 @@ class ClassStatistics(StreamingState):
                 skipped and :meth:`compute` raises); a row that is not finite under ``nonfinite="raise"``.
         """
         self._check_not_reduced("update")
-        flat, y = self._check(x, labels)
-        y, skipped, ignored = self._leave_out(flat, y)
+        flat, y = check_rows(
+            x, labels, num_classes=self.num_classes, dim=self.dim, ignore_index=self.ignore_index, device=self.device,
+            input_dtype=self.input_dtype,
+        )  # fmt: skip
+        y, skipped, ignored = leave_out(flat, y, nonfinite=self.nonfinite, ignore_index=self.ignore_index)
         center = self.center
         if center is None:
             center = torch.zeros(self.sums.shape, dtype=compute_dtype(flat.dtype), device=self.device)
@@ -131,34 +130,6 @@ class ClassStatistics(StreamingState):
         self.center, self.input_dtype = center, flat.dtype
         self.skipped += skipped
         self.ignored += ignored
-
-    def _check(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        check_floating(x, "x")
-        if x.ndim < 1 or x.shape[-1] != self.dim:
-            raise ValueError(f"x: expected shape (..., dim) with dim = {self.dim}, got {shape(x)}")
-        if x.device != self.device:
-            raise ValueError(f"x: expected the statistics' device, {self.device}, got {x.device}")
-        if self.input_dtype is not None and x.dtype != self.input_dtype:
-            raise ValueError(f"x: expected {self.input_dtype}, the dtype of the first update, got {x.dtype}")
-        y = flatten_labels(labels, "labels", x, "x")
-        check_label_values(y, self.num_classes, self.ignore_index, "labels")
-        return x.detach().reshape(-1, self.dim), y
-
-    def _leave_out(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | int, Tensor]:
-        """Labels with the rows that are to be skipped set to ``ignore_index``, and the numbers skipped and ignored."""
-        ignored = (y == self.ignore_index).sum()
-        if self.nonfinite == "propagate" or x.shape[0] == 0:
-            return y, 0, ignored
-        # The largest magnitude of a row is NaN or infinite exactly when an element is: no N x D mask.
-        bad = ~torch.isfinite(torch.linalg.vector_norm(x, float("inf"), dim=1)) & (y != self.ignore_index)
-        if self.nonfinite == "raise":
-            if bad.any():
-                raise ValueError(
-                    f"x: {int(bad.sum())} of {x.shape[0]} rows hold a NaN or an infinity, "
-                    f"first row {int(bad.nonzero()[0])}"
-                )
-            return y, 0, ignored
-        return y.masked_fill(bad, self.ignore_index), bad.sum(), ignored
 
     def reset(self) -> None:
         """Forgets everything seen, the dtype of the features included."""
@@ -288,66 +259,57 @@ class ClassStatistics(StreamingState):
             ValueError: ``min_count < 1``, or rows with labels outside ``[0, C)`` were met on a device that cannot raise
                 while it runs.
         """
+        kept = self._kept(min_count)
+        pooled = self._pool()
+        means = self.sums.new_empty((kept.numel(), self.dim))
+        class_var = self.sqnorms.new_empty(kept.numel())
+        for rows in blocks(kept.numel(), self.dim):
+            class_var[rows], means[rows] = self._describe(kept[rows])
+        return class_geometry(
+            kept, self.counts[kept], class_var, means, pooled, num_classes=self.num_classes, min_count=min_count,
+            input_dtype=self.input_dtype,
+        )  # fmt: skip
+
+    def _kept(self, min_count: int) -> Tensor:
+        """The classes with at least ``min_count`` rows, ``(K,) int64`` ascending."""
         if min_count < 1:
             raise ValueError(f"min_count: expected at least 1 (a class without rows has no mean), got {min_count}")
         if int(self.invalid) > 0:
             raise ValueError(f"labels: {int(self.invalid)} rows had a label outside [0, {self.num_classes})")
-        counted = self.counts.nonzero()[:, 0]
-        samples = int(self.counts.sum())
-        total, weighted_sum, pooled = self._pool(counted, samples)
+        return (self.counts >= min_count).nonzero()[:, 0]
 
-        classes = (self.counts >= min_count).nonzero()[:, 0]
-        counts = self.counts[classes]
+    def _describe(self, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """``(tr Sigma_c (P,), means (P, D))`` of P classes with rows, float64."""
+        n = self.counts[classes].double()
         means = self.sums[classes]
-        class_var = self.sqnorms[classes]
-        for rows in blocks(classes.numel(), self.dim):
-            n = counts[rows].double()
-            means[rows] /= n[:, None]
-            class_var[rows] = (class_var[rows] / n - means[rows].square().sum(1)).clamp_min(0)
-            means[rows] += self.center[classes[rows]].double()
-        return ClassGeometry(
-            classes=classes,
-            counts=counts,
-            class_var=class_var,
-            means=means,
-            within_cov=pooled,
-            within_trace=total / samples if samples else total * float("nan"),
-            global_mean=means.mean(0),
-            sample_mean=weighted_sum / samples if samples else weighted_sum * float("nan"),
-            num_samples=samples,
-            num_classes=self.num_classes,
-            input_dtype=self.input_dtype or torch.float32,
-            coverage=self._coverage(counts, samples, min_count),
-        )
+        means /= n[:, None]
+        class_var = (self.sqnorms[classes] / n - means.square().sum(1)).clamp_min(0)
+        means += self.center[classes].double()
+        return class_var, means
 
-    def _pool(self, counted: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``(tr W, sum of all rows, Sigma_W)`` over every class with rows, W = S - sum_c s_c s_c^T / n_c."""
+    def _pool(self) -> PooledRows:
+        """The sums over every class with rows."""
+        counted = self.counts.nonzero()[:, 0]
         trace = self.sums.new_zeros(())
-        weighted_sum = self.sums.new_zeros(self.dim)
-        pooled = None if self.scatter is None else self.scatter.clone()
+        total = self.sums.new_zeros(self.dim)
+        within = None if self.scatter is None else self.scatter.clone()
         for rows in blocks(counted.numel(), self.dim):
             classes = counted[rows]
             n = self.counts[classes].double()
             sums = self.sums[classes]
             drift = sums / n[:, None]
             trace += (self.sqnorms[classes] - (drift * sums).sum(1)).clamp_min(0).sum()
-            if pooled is not None:
-                pooled -= drift.T @ sums
-            weighted_sum += sums.sum(0)
-            weighted_sum += n @ self.center[classes].double()
-        if pooled is not None:
-            pooled = (pooled + pooled.T) / (2 * samples) if samples else pooled * float("nan")
-        return trace, weighted_sum, pooled
-
-    def _coverage(self, counts: Tensor, samples: int, min_count: int) -> dict[str, Any]:
-        return {
-            "classes": self.num_classes,
-            "classes_seen": int((self.counts > 0).sum()),
-            "classes_kept": counts.numel(),
-            "min_count": min_count,
-            f"classes_with_{FREQUENT}_samples": int((self.counts >= FREQUENT).sum()),
-            "samples": samples,
-            "samples_in_kept": int(counts.sum()),
-            "skipped_rows": int(self.skipped),
-            "ignored_rows": int(self.ignored),
-        }
+            if within is not None:
+                within -= drift.T @ sums
+            total += sums.sum(0)
+            total += n @ self.center[classes].double()
+        return PooledRows(
+            trace=trace,
+            total=total,
+            within=within,
+            samples=int(self.counts.sum()),
+            classes_seen=counted.numel(),
+            classes_frequent=int((self.counts >= FREQUENT).sum()),
+            skipped=int(self.skipped),
+            ignored=int(self.ignored),
+        )

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from ncops import cli
+from ncops import cli, commands
 from ncops.bench import OPS, accuracy, limits, memory, plan, records, runner, table, timing, verdict
 from ncops.bench.case import COMPILE, EAGER, OURS, Case, Goal, labels
 
@@ -204,6 +204,24 @@ def test_command(monkeypatch, capsys, tmp_path):
     assert (tmp_path / records.NAME).exists() and (tmp_path / "speedup.png").exists()
     assert cli.main(["bench", "--ops", "nope"]) == 2
     assert "--ops: expected some of linear_stats" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_early_keeps_what_it_measured(monkeypatch, tmp_path):
+    cases = [tiny(plan.benches("logit_stats")[0]), tiny(plan.benches("class_moments")[0])]
+    monkeypatch.setattr(plan, "quick", lambda ops: cases)
+    measure = runner._measure
+
+    def measure_one(case, *more):
+        if case is cases[1]:
+            raise MemoryError("no more")
+        return measure(case, *more)
+
+    monkeypatch.setattr(runner, "_measure", measure_one)
+    with pytest.raises(MemoryError, match="no more"):
+        commands.bench(ops=None, output=tmp_path)
+    with open(tmp_path / records.NAME, newline="") as file:
+        assert {row["kernel_name"] for row in csv.DictReader(file)} == {"logit_stats"}
+    assert [path.name for path in tmp_path.iterdir()] == [records.NAME]
 
 
 def test_cases_of_a_gpu(monkeypatch):

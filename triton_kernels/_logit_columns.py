@@ -33,7 +33,7 @@ def partials(x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
 
 def launch_columns(
     columns: list[Tensor], floats: Tensor, integers: Tensor, target: Tensor | None, target_logit: Tensor | None,
-    num_classes: int, per_split: int, ignore_index: int,
+    num_classes: int, per_split: int, ignore_index: int, own_here: bool = True,
 ) -> None:  # fmt: skip
     """Fills the columns from the states of parts of ``per_split`` classes each."""
     _, splits, n = floats.shape
@@ -42,7 +42,7 @@ def launch_columns(
     columns_kernel[(triton.cdiv(n, block_n),)](
         floats, integers, target, target_logit, 0 if target is None else target.stride(0), *columns,
         n, num_classes, per_split, splits, ignore_index,
-        HAS_TARGET=target is not None, BLOCK_N=block_n, BLOCK_S=block_s, num_warps=WARPS,
+        HAS_TARGET=target is not None, OWN_HERE=own_here, BLOCK_N=block_n, BLOCK_S=block_s, num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -56,5 +56,6 @@ def column_signature():
             "valid": "*i1", "num_rows": "i32", "num_classes": "i32", "per_split": "i32", "splits": "i32",
             "ignore_index": "i32",
         }  # fmt: skip
-        constexprs = {"HAS_TARGET": True, "stride_target": 1, "BLOCK_S": 32, "BLOCK_N": STATES_PER_PROGRAM // 32}
+        blocks = {"BLOCK_S": 32, "BLOCK_N": STATES_PER_PROGRAM // 32}
+        constexprs = {"HAS_TARGET": True, "OWN_HERE": True, "stride_target": 1, **blocks}
         yield f"logit_columns[{name}]", columns_kernel, signature, constexprs, {"num_warps": WARPS, "num_stages": 2}

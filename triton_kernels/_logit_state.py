@@ -172,10 +172,11 @@ def columns_kernel(
     floats, integers, target, target_logit, stride_target,
     lse, gap, max, second, own, nll, entropy, mean, var, argmax, second_index, target_rank, valid,
     num_rows, num_classes, per_split, splits, ignore_index,
-    HAS_TARGET: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    HAS_TARGET: tl.constexpr, OWN_HERE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Merges the splits of BLOCK_N rows in a fixed order, in float64, and writes the columns of LinearStats.
 
+    With ``OWN_HERE`` the targets' logits are among these classes; without, they were given, for any class.
     ``per_split`` classes went to every split but the last. float64 here costs nothing: there are N * splits states.
     """
     row = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -237,9 +238,10 @@ def columns_kernel(
         # The target's logit comes from a tile of the same shape and has the same bits. Where it is one of the top two
         # their own value is taken all the same: one last place of a logit of 30 is 10^7 times the nll at that margin.
         t = tl.load(target_logit + row, here & inside, 0).to(tl.float64)
-        t = tl.where(y == top_index, top, tl.where(y == runner_index, runner, t))
         ranks = tl.sum(tl.load(integers + 2 * plane + at, mask, 0), 1)
-        ranks = tl.where(y == top_index, 0, ranks)
+        if OWN_HERE:
+            t = tl.where(y == top_index, top, tl.where(y == runner_index, runner, t))
+            ranks = tl.where(y == top_index, 0, ranks)
         good = inside & (spoilt == 0)
         tl.store(own + row, tl.where(counted, tl.where(good, t, NAN), 0), here)
         tl.store(nll + row, tl.where(counted, tl.where(good, (top - t) + row_gap, NAN), 0), here)

@@ -16,13 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .._dtypes import compute_dtype
-from ._launch import Launch, capability, input_precision, launch, split_count, tuned
+from ._launch import Launch, capability, device_of, input_precision, launch, split_count, tuned
 from ._logit_columns import TRITON, column_signature, empty_columns, launch_columns, partials
 from ._logit_state import add_tile, empty_state, halves, store_partial
 from ._logits_tile import logits_tile
 from .linear_stats_backward import linear_stats_backward
 
-__all__ = ["ahead_of_time", "linear_stats", "linear_stats_backward"]
+__all__ = ["ahead_of_time", "linear_stats", "linear_stats_backward", "linear_stats_targets"]
 
 ROWS_AT_ONCE = 32768  # bounds the partial states: at 17 splits 20 MB
 ROW_BLOCKS_SIDE_BY_SIDE = 16
@@ -138,7 +138,7 @@ def _registers(dtype: torch.dtype) -> dict[str, int]:
 
 def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool,
+    allow_tf32: bool, target_logit: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """``(lse, gap, max, second, target_logit, nll, entropy, mean, var, argmax, second_index, target_rank, valid)``.
 
@@ -148,41 +148,79 @@ def linear_stats(
     for start in range(0, x.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         part = [column[rows] for column in columns]  # a size-0 column stays so
-        arguments = (x[rows], weight, bias, None if target is None else target[rows], scale, ignore_index, allow_tf32)
+        y, own = (None if t is None else t[rows] for t in (target, target_logit))
+        arguments = (x[rows], weight, bias, y, scale, ignore_index, allow_tf32, own)
+        if own is not None:
+            with device_of(x):
+                _run(_untuned(x[rows], allow_tf32), part, *arguments)
+            continue
         shape = (min(ROWS_AT_ONCE, x.shape[0] - start), *weight.shape)
         tuned(table_row(shape[0]), x, shape, lambda config, a=arguments, p=part: _run(config, p, *a), allow_tf32)
     return columns
 
 
+def _untuned(x: Tensor, allow_tf32: bool) -> Launch:
+    """The table's parameters: targets and rivals that are formed in separate calls need the same."""
+    return launch(table_row(x.shape[0]), x.dtype, capability(x.device), allow_tf32)
+
+
 def _run(
     config: Launch, columns: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None,
-    scale: float, ignore_index: int, allow_tf32: bool,
+    scale: float, ignore_index: int, allow_tf32: bool, target_logit: Tensor | None,
 ) -> None:  # fmt: skip
-    (n, d), v = x.shape, weight.shape[0]
+    n, v = x.shape[0], weight.shape[0]
     block_n, block_v = config["BLOCK_N"], config["BLOCK_V"]
     row_blocks, tiles = triton.cdiv(n, block_n), triton.cdiv(v, block_v)
     splits = split_count(capability(x.device), min(row_blocks, ROW_BLOCKS_SIDE_BY_SIDE), tiles)
     per_split = triton.cdiv(tiles, splits)
+    own_here = target_logit is None
+    if target is not None and own_here:
+        target_logit = _run_targets(config, x, weight, bias, target, scale, allow_tf32)
+    floats, integers = partials(x, splits)
+    flags, strides = _problem(config, x, weight, bias, allow_tf32)
+    _partial_states[(row_blocks * splits,)](
+        x, weight, bias, target_logit, floats, integers, n, v, x.shape[1], scale, per_split, splits, *strides,
+        HAS_TARGET=target is not None, **flags, **config.options,
+    )  # fmt: skip
+    launch_columns(columns, floats, integers, target, target_logit, v, per_split * block_v, ignore_index, own_here)
+
+
+def _problem(
+    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, allow_tf32: bool
+) -> tuple[dict[str, object], tuple[int, ...]]:
+    """The flags and the strides that both kernels take."""
     flags = {
         "HAS_BIAS": bias is not None,
-        "EVEN_D": d % config["BLOCK_D"] == 0,
+        "EVEN_D": x.shape[1] % config["BLOCK_D"] == 0,
         "PRECISION": input_precision(allow_tf32),
         "DTYPE": TRITON[compute_dtype(x.dtype)],
     }
-    strides = (*x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0))
-    target_logit = None
-    if target is not None:
-        target_logit = torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
-        _target_logits[(row_blocks,)](
-            x, weight, bias, target, target_logit, n, v, d, scale, *strides, target.stride(0),
-            **flags, **config.options, **_registers(x.dtype),
-        )  # fmt: skip
-    floats, integers = partials(x, splits)
-    _partial_states[(row_blocks * splits,)](
-        x, weight, bias, target_logit, floats, integers, n, v, d, scale, per_split, splits, *strides,
-        HAS_TARGET=target is not None, **flags, **config.options,
+    return flags, (*x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0))
+
+
+def _run_targets(
+    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, allow_tf32: bool
+) -> Tensor:
+    flags, strides = _problem(config, x, weight, bias, allow_tf32)
+    n, d = x.shape
+    out = torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
+    _target_logits[(triton.cdiv(n, config["BLOCK_N"]),)](
+        x, weight, bias, target, out, n, weight.shape[0], d, scale, *strides, target.stride(0),
+        **flags, **config.options, **_registers(x.dtype),
     )  # fmt: skip
-    launch_columns(columns, floats, integers, target, target_logit, v, per_split * block_v, ignore_index)
+    return out
+
+
+def linear_stats_targets(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, ignore_index: int, allow_tf32: bool
+) -> Tensor:
+    """``(N)`` logits of the targets, with the bits that ``linear_stats`` gives; any number where one is no class."""
+    parts = []
+    for rows in range(0, x.shape[0], ROWS_AT_ONCE):
+        part, y = x[rows : rows + ROWS_AT_ONCE], target[rows : rows + ROWS_AT_ONCE]
+        with device_of(x):
+            parts.append(_run_targets(_untuned(part, allow_tf32), part, weight, bias, y, scale, allow_tf32))
+    return torch.cat(parts) if parts else x.new_empty(0, dtype=compute_dtype(x.dtype))
 
 
 def ahead_of_time(there: int):

@@ -44,9 +44,11 @@ struct LinearStatsArgs {
   const int64_t* target = nullptr;  // (N), or null
   double scale = 1;
   int64_t ignore_index = -100;
+  const void* target_logit = nullptr;  // (N) in the compute dtype, where known already; null: formed from the target's row of w
   LogitColumns out;
 };
 NCOPS_KERNEL(linear_stats, LinearStatsArgs)
+NCOPS_KERNEL(linear_stats_targets, LinearStatsArgs)  // out.target_logit alone: +inf where the target is no class
 
 // Gradients by the columns, and the forward's own columns; all in the compute dtype.
 struct LogitGradients {

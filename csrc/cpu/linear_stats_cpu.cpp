@@ -14,14 +14,18 @@ struct LinearStats {
   const LinearStatsArgs& args;
   const T* bias;       // (V) in T, or null
   RowStats* partials;  // (splits, N) where w is split, else null
-  T* target_logits;    // (N), or null
+  T* target_logits;    // (N), given or formed here; null without targets
 
   // The target's logit first, by the arithmetic of the tiles, so that its rank is exact. Every split needs it; one keeps it.
   void begin(State& state, int64_t row, int64_t count, int64_t split, const T* panel) {
     T logits[L];
     for (int i = 0; i < L; ++i) logits[i] = std::numeric_limits<T>::infinity();
-    if (args.target) multiply_targets(row, count, panel, logits);
-    if (args.target && split == 0) std::memcpy(target_logits + row, logits, count * sizeof(T));
+    if (args.target_logit) {
+      std::memcpy(logits, target_logits + row, count * sizeof(T));
+    } else if (args.target) {
+      multiply_targets(row, count, panel, logits);
+      if (split == 0) std::memcpy(target_logits + row, logits, count * sizeof(T));
+    }
     state.begin(logits);
   }
 
@@ -62,22 +66,39 @@ struct LinearStats {
   }
 };
 
-// The path for very few rows; `Stored` is w's element.
+// For very few rows: the products of one row of w, which is read in place, as `Stored`, with R rows of x.
+template <class T, int R, class Stored>
+struct FewProducts {
+  const LinearStatsArgs& args;
+  FewRows<T> x;
+  explicit FewProducts(const LinearStatsArgs& args) : args(args), x(args.x) {}
+
+  void operator()(int64_t c, T* out) const {
+    const Stored* w = static_cast<const Stored*>(args.w.data) + c * args.w.row_stride;
+    multiply_row<T, R>(x.data.template at<T>(), x.padded, w, args.x.dim, out);
+  }
+  // Logits of the targets by the arithmetic of `run_few`; rows without one stay as they are.
+  void targets(const LinearStats<Plain<T>, 1>& epilogue, T* logits) const {
+    for (int64_t row = 0; row < args.x.rows; ++row) {
+      T out[R];
+      if (!epilogue.inside(row)) continue;
+      (*this)(args.target[row], out);
+      logits[row] = epilogue.logit(out[row], args.target[row]);
+    }
+  }
+};
+
 template <class T, int R, class Stored>
 void run_few(const LinearStatsArgs& args, const Plan& plan, LinearStats<Plain<T>, 1>& epilogue) {
   constexpr int L = kWidth<T>;
-  const FewRows<T> x(args.x);
-  const auto product = [&](int64_t c, T* out) {
-    const Stored* w = static_cast<const Stored*>(args.w.data) + c * args.w.row_stride;
-    multiply_row<T, R>(x.data.template at<T>(), x.padded, w, args.x.dim, out);
-  };
+  const FewProducts<T, R, Stored> product(args);
   T targets[L];
   for (int lane = 0; lane < L; ++lane) targets[lane] = std::numeric_limits<T>::infinity();
-  for (int64_t row = 0; args.target && row < args.x.rows; ++row) {
-    T out[R];
-    if (!epilogue.inside(row)) continue;
-    product(args.target[row], out);
-    targets[row] = epilogue.target_logits[row] = epilogue.logit(out[row], args.target[row]);
+  if (args.target_logit) {
+    std::memcpy(targets, epilogue.target_logits, args.x.rows * sizeof(T));
+  } else if (args.target) {
+    product.targets(epilogue, targets);
+    std::memcpy(epilogue.target_logits, targets, args.x.rows * sizeof(T));
   }
   for_tasks(plan.splits, [&](int64_t split, int) {
     constexpr int64_t rows = 64;
@@ -94,38 +115,51 @@ void run_few(const LinearStatsArgs& args, const Plan& plan, LinearStats<Plain<T>
   });
 }
 
-// Runs it where w can be read in place; false where it cannot.
-template <class T>
-bool try_few(const LinearStatsArgs& args, const Plan& plan, LinearStats<Plain<T>, 1>& epilogue) {
-  if (args.x.rows > std::min<int64_t>(kFewRows, kWidth<T>) || args.w.col_stride != 1 || args.w.index) return false;
-  const auto run = [&](auto stored) {
-    using Stored = decltype(stored);
-    if (args.x.rows == 1) run_few<T, 1, Stored>(args, plan, epilogue);
-    else if (args.x.rows == 2) run_few<T, 2, Stored>(args, plan, epilogue);
-    else if (args.x.rows <= 4 || kWidth<T> < 8) run_few<T, std::min(4, kWidth<T>), Stored>(args, plan, epilogue);
-    else run_few<T, std::min(8, kWidth<T>), Stored>(args, plan, epilogue);
-    return true;
-  };
-  if (args.w.dtype == DType::bf16)
-    if constexpr (sizeof(T) == 4) return run(uint16_t());
-  if (args.w.dtype == DType::f32 || args.w.dtype == DType::f64) return run(T());
+// Calls run(R, Stored()) where the rows are few and w can be read in place; false where it cannot.
+template <class Mode, int NV, class Run>
+bool few(const LinearStatsArgs& args, Run run) {
+  using T = typename Mode::T;
+  if constexpr (NV == 1 && std::is_same_v<Mode, Plain<T>>) {
+    if (args.x.rows > std::min<int64_t>(kFewRows, kWidth<T>) || args.w.col_stride != 1 || args.w.index) return false;
+    const auto by_rows = [&](auto stored) {
+      if (args.x.rows == 1) run(std::integral_constant<int, 1>(), stored);
+      else if (args.x.rows == 2) run(std::integral_constant<int, 2>(), stored);
+      else if (args.x.rows <= 4 || kWidth<T> < 8) run(std::integral_constant<int, std::min(4, kWidth<T>)>(), stored);
+      else run(std::integral_constant<int, std::min(8, kWidth<T>)>(), stored);
+      return true;
+    };
+    if (args.w.dtype == DType::bf16)
+      if constexpr (sizeof(T) == 4) return by_rows(uint16_t());
+    if (args.w.dtype == DType::f32 || args.w.dtype == DType::f64) return by_rows(T());
+  }
   return false;
 }
 
+// The bias in T, or null.
+template <class T>
+struct Bias {
+  Scratch memory;
+  T* data;
+  explicit Bias(const LinearStatsArgs& args)
+      : memory(args.bias.data ? args.w.rows * sizeof(T) : 0), data(args.bias.data ? memory.at<T>() : nullptr) {
+    if (data) load_raw<T>(args.bias, 0, 0, args.w.rows, data);
+  }
+};
+
 template <class Mode, int NV>
-void run(const LinearStatsArgs& args) {
+void all_columns(const LinearStatsArgs& args) {
   using T = typename Mode::T;
   const int64_t n = args.x.rows, v = args.w.rows;
-  if (n == 0) return;
   const Plan plan = plan_product<T>(n, v, Mode::depth(args.x.dim), NV * kWidth<T>);
-  Scratch bias(args.bias.data ? v * sizeof(T) : 0), targets(args.target ? n * sizeof(T) : 0);
-  Scratch partials(plan.splits > 1 ? plan.splits * n * sizeof(RowStats) : 0);
-  if (args.bias.data) load_raw<T>(args.bias, 0, 0, v, bias.at<T>());
-  LinearStats<Mode, NV> epilogue{args, args.bias.data ? bias.at<T>() : nullptr,
-                                 plan.splits > 1 ? partials.at<RowStats>() : nullptr,
-                                 args.target ? targets.at<T>() : nullptr};
-  bool done = false;
-  if constexpr (NV == 1 && std::is_same_v<Mode, Plain<T>>) done = try_few<T>(args, plan, epilogue);
+  const Bias<T> bias(args);
+  const Scratch targets(args.target && !args.target_logit ? n * sizeof(T) : 0);
+  const Scratch partials(plan.splits > 1 ? plan.splits * n * sizeof(RowStats) : 0);
+  T* logits = args.target_logit ? static_cast<T*>(const_cast<void*>(args.target_logit)) : targets.at<T>();
+  LinearStats<Mode, NV> epilogue{args, bias.data, plan.splits > 1 ? partials.at<RowStats>() : nullptr,
+                                 args.target ? logits : nullptr};
+  const bool done = few<Mode, NV>(args, [&](auto rows, auto stored) {
+    if constexpr (NV == 1) run_few<T, decltype(rows)::value, decltype(stored)>(args, plan, epilogue);
+  });
   if (!done) run_product<Mode, NV>(args.x, args.w, plan, epilogue);
   if (plan.splits == 1) return;
   for (int64_t row = 0; row < n; ++row) {
@@ -135,21 +169,53 @@ void run(const LinearStatsArgs& args) {
   }
 }
 
-template <class Mode>
-void by_rows(const LinearStatsArgs& args) {
-  if (args.x.rows <= kWidth<typename Mode::T>) run<Mode, 1>(args);
-  else run<Mode, 2>(args);
+template <class Mode, int NV>
+void only_targets(const LinearStatsArgs& args) {
+  using T = typename Mode::T;
+  constexpr int L = NV * kWidth<T>;
+  const Bias<T> bias(args);
+  const LinearStats<Mode, NV> epilogue{args, bias.data, nullptr, nullptr};
+  T* out = static_cast<T*>(args.out.target_logit);
+  std::fill_n(out, args.x.rows, std::numeric_limits<T>::infinity());
+  const bool done = few<Mode, NV>(args, [&](auto rows, auto stored) {
+    if constexpr (NV == 1) FewProducts<T, decltype(rows)::value, decltype(stored)>(args).targets(epilogue, out);
+  });
+  if (done) return;
+  const int64_t panels = (args.x.rows + L - 1) / L;
+  const size_t panel_bytes = round_up(size_t(L) * Mode::depth(args.x.dim) * sizeof(T), 64);
+  Scratch scratch(panel_bytes * std::min<int64_t>(panels, workers()));
+  for_tasks(panels, [&](int64_t p, int worker) {
+    const int64_t row = p * L, count = std::min<int64_t>(L, args.x.rows - row);
+    T* panel = scratch.at<T>(worker * panel_bytes);
+    pack_panel<Mode, L>(args.x, row, count, panel);
+    epilogue.multiply_targets(row, count, panel, out + row);
+  });
+}
+
+// Calls run(mode, NV) with the arithmetic that the shape and dtype ask for.
+template <class Run>
+void by_shape(const LinearStatsArgs& args, Run run) {
+  if (args.x.rows == 0) return;
+  const auto by_rows = [&](auto mode) {
+    if (args.x.rows <= kWidth<typename decltype(mode)::T>) run(mode, std::integral_constant<int, 1>());
+    else run(mode, std::integral_constant<int, 2>());
+  };
+#if NCOPS_ISA_ID == 1
+  // Few rows are bound by reading w, which the plain mode does in place.
+  if (args.x.dtype == DType::bf16 && bf16_products() && args.x.rows > kFewRows) return by_rows(Bf16Pairs());
+#endif
+  if (args.x.dtype == DType::f64) by_rows(Plain<double>());
+  else by_rows(Plain<float>());
 }
 
 }  // namespace
 
 void linear_stats(const LinearStatsArgs& args) {
-#if NCOPS_ISA_ID == 1
-  // Few rows are bound by reading w, which the plain mode does in place.
-  if (args.x.dtype == DType::bf16 && bf16_products() && args.x.rows > kFewRows) return by_rows<Bf16Pairs>(args);
-#endif
-  if (args.x.dtype == DType::f64) by_rows<Plain<double>>(args);
-  else by_rows<Plain<float>>(args);
+  by_shape(args, [&](auto mode, auto nv) { all_columns<decltype(mode), decltype(nv)::value>(args); });
+}
+
+void linear_stats_targets(const LinearStatsArgs& args) {
+  by_shape(args, [&](auto mode, auto nv) { only_targets<decltype(mode), decltype(nv)::value>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

@@ -76,6 +76,7 @@ struct LinearStatsArgs : ncops::LinearStatsArgs {
   void *workspace, *stream;
 };
 void linear_stats(const LinearStatsArgs& args);
+void linear_stats_targets(const LinearStatsArgs& args);  // without workspace
 
 // 8 bytes a row, and 96 per row and split of the classes; up to 512 splits where the rows are few.
 size_t linear_stats_workspace(DType dtype, int64_t rows, int64_t classes);

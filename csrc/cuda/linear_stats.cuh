@@ -265,13 +265,13 @@ static __global__ void __launch_bounds__(kTileThreads, 1)
 
 // How the classes are cut, a function of the shape and the dtype alone.
 struct LinearPlan {
-  int64_t row_blocks, split_tiles;
+  int64_t split_tiles;
   int splits;
 
   // blocks: enough for any device; tests ask for fewer, to have several tiles in a split.
   LinearPlan(int64_t rows, int64_t classes, int tile, int64_t blocks = kLinearBlocks) {
     const int64_t tiles = (classes + tile - 1) / tile;
-    row_blocks = (rows + tile - 1) / tile;
+    const int64_t row_blocks = (rows + tile - 1) / tile;
     const int64_t wanted = std::max<int64_t>(1, blocks / std::max<int64_t>(1, row_blocks));
     split_tiles = (tiles + wanted - 1) / wanted;
     splits = int((tiles + split_tiles - 1) / split_tiles);
@@ -298,32 +298,56 @@ struct StoredLogit {
   __device__ __forceinline__ T operator()(int64_t row) const { return logits == nullptr ? Limits<T>::inf : logits[row]; }
 };
 
+// One problem and the grid that it runs on; Async: 16-byte copies fit its rows.
 template <class E, bool Async>
-void launch_linear_stats(const LinearStatsArgs& args, const LinearProblem<E>& problem, const LinearPlan& plan) {
+struct LinearLaunch {
   using T = Compute<E>;
   using Tile = ProductTile<E>;
-  const int64_t rows = args.x.rows;
-  const auto stream = static_cast<cudaStream_t>(args.stream);
-  const LinearWorkspace work(args.workspace, rows, plan.splits);
-  T* const logits = args.target == nullptr ? nullptr : static_cast<T*>(work.target_logits);
-  const auto launch = [&](auto kernel, int64_t splits, auto... arguments) {
-    const dim3 grid(unsigned(plan.row_blocks), unsigned(splits));
+  const LinearStatsArgs& args;
+  LinearProblem<E> problem;
+  int64_t row_blocks = (args.x.rows + Tile::kRows - 1) / Tile::kRows;
+
+  template <class Kernel, class... Arguments>
+  void start(Kernel kernel, int64_t splits, Arguments... arguments) const {
+    const dim3 grid{unsigned(row_blocks), unsigned(splits)};
+    const auto stream = static_cast<cudaStream_t>(args.stream);
     throw_on_error(NCOPS_LAUNCH(kernel, grid, dim3(kTileThreads), kTileBytes<Tile>, stream, problem, arguments...),
                    "linear_stats");
-  };
-  if (logits != nullptr) launch(target_logits_kernel<E, Async>, 1, logits);
-  launch(linear_stats_kernel<E, Async>, plan.splits, plan.split_tiles, logits, work.shares);
-  launch_merge<T>("linear_stats", work.shares, rows, plan.splits, args, StoredLogit<T>{logits});
+  }
+
+  void targets(T* logits) const { start(target_logits_kernel<E, Async>, 1, logits); }
+
+  void columns(const LinearPlan& plan) const {
+    const LinearWorkspace work(args.workspace, args.x.rows, plan.splits);
+    const T* logits = static_cast<const T*>(args.target_logit);
+    if (args.target != nullptr && logits == nullptr) {
+      targets(static_cast<T*>(work.target_logits));
+      logits = static_cast<const T*>(work.target_logits);
+    }
+    start(linear_stats_kernel<E, Async>, plan.splits, plan.split_tiles, logits, work.shares);
+    launch_merge<T>("linear_stats", work.shares, args.x.rows, plan.splits, args, StoredLogit<T>{logits});
+  }
+};
+
+// Calls run(launch) with the LinearLaunch for these rows.
+template <class E, class Run>
+void with_linear_launch(const LinearStatsArgs& args, Run run) {
+  if (args.x.rows == 0) return;
+  const LinearProblem<E> problem{RowsView<E>(args.x), RowsView<E>(args.w), static_cast<const E*>(args.bias.data), args.target,
+                                 args.ignore_index, Compute<E>(args.scale)};
+  if (vectors_fit<E>(args.x) && vectors_fit<E>(args.w)) run(LinearLaunch<E, true>{args, problem});
+  else run(LinearLaunch<E, false>{args, problem});
 }
 
 template <class E>
 void launch_linear_stats(const LinearStatsArgs& args, int64_t blocks = kLinearBlocks) {
-  if (args.x.rows == 0) return;
   const LinearPlan plan(args.x.rows, args.w.rows, ProductTile<E>::kRows, blocks);
-  const LinearProblem<E> problem{RowsView<E>(args.x), RowsView<E>(args.w), static_cast<const E*>(args.bias.data), args.target,
-                                 args.ignore_index, Compute<E>(args.scale)};
-  if (vectors_fit<E>(args.x) && vectors_fit<E>(args.w)) launch_linear_stats<E, true>(args, problem, plan);
-  else launch_linear_stats<E, false>(args, problem, plan);
+  with_linear_launch<E>(args, [&](const auto& launch) { launch.columns(plan); });
+}
+
+template <class E>
+void launch_target_logits(const LinearStatsArgs& args) {
+  with_linear_launch<E>(args, [&](const auto& launch) { launch.targets(static_cast<Compute<E>*>(args.out.target_logit)); });
 }
 
 }  // namespace ncops::cuda

@@ -16,4 +16,8 @@ void linear_stats(const LinearStatsArgs& args) {
   dispatch_dtype(args.x.dtype, [&](auto in) { launch_linear_stats<decltype(in)>(args); });
 }
 
+void linear_stats_targets(const LinearStatsArgs& args) {
+  dispatch_dtype(args.x.dtype, [&](auto in) { launch_target_logits<decltype(in)>(args); });
+}
+
 }  // namespace ncops::cuda

@@ -62,10 +62,12 @@ def write_csv(path: Path, new: Sequence[Mapping[str, Any]]) -> None:
         with open(path, newline="") as file:
             kept = {_key(row): row for row in csv.DictReader(file)}
     kept.update({_key(row): row for row in new})
-    with open(path, "w", newline="") as file:
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(kept.values())
+    part.replace(path)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:

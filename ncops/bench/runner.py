@@ -46,7 +46,7 @@ def _threads(count: int | None) -> Iterator[int]:
 
 def run(
     cases: Sequence[Case], *, everything: bool = False, threads: int | None = None, say: Callable[[str], None] = print,
-    progress: bool = True,
+    progress: bool = True, keep: Callable[[dict[str, object], Result], None] | None = None,
 ) -> tuple[dict[str, object], list[Result]]:  # fmt: skip
     """Measures the cases in order; returns what the machine is, and the results.
 
@@ -56,6 +56,7 @@ def run(
         threads: of torch; None leaves them.
         say: gets a line about a peer that could not run.
         progress: a tqdm bar on standard error, where that is a terminal.
+        keep: gets what the machine is and each result as soon as there is one: a long run that ends early keeps them.
     """
     from tqdm.auto import tqdm
 
@@ -67,6 +68,8 @@ def run(
             bar.set_description(case.title)
             with _threads(case.threads) as count:
                 results.append(_measure(case, count, everything, say))
+            if keep is not None:
+                keep(facts, results[-1])
     return facts, results
 
 

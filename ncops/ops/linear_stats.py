@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from .._dtypes import compute_dtype
 from ._checks import (
     check_device,
     check_floating,
@@ -47,6 +48,8 @@ def linear_stats(
 
     Gradients flow to ``x``, ``weight`` and ``bias`` through every float column.
     """
+    if hasattr(weight, "placements"):
+        raise ValueError("weight: expected a plain tensor, got a DTensor: ncops.distributed.linear_stats takes it")
     check_floating(x, "x")
     if x.ndim < 1:
         raise ValueError("x: expected shape (..., D), got a scalar")
@@ -72,26 +75,39 @@ def linear_stats(
     return unflatten(outputs, tuple(x.shape[:-1]), y, weight.shape[0])
 
 
-def _forward(x, weight, bias, target, scale, ignore_index, allow_tf32):
+def _forward(x, weight, bias, target, scale, ignore_index, allow_tf32, target_logit=None):
     if target is not None:
         check_label_values(target, weight.shape[0], ignore_index, "target")
     run = backends.kernel("linear_stats", x)
-    return run(x, weight, bias, target, scale, ignore_index, allow_tf32)
+    return run(x, weight, bias, target, scale, ignore_index, allow_tf32, target_logit)
 
 
-def _fake(x, weight, bias, target, scale, ignore_index, allow_tf32):
+def _fake(x, weight, bias, target, scale, ignore_index, allow_tf32, target_logit=None):
     return fake_columns(x, target)
 
 
+def _targets(x, weight, bias, target, scale, ignore_index, allow_tf32):
+    check_label_values(target, weight.shape[0], ignore_index, "target")
+    run = backends.kernel("linear_stats_targets", x)
+    logits = run(x, weight, bias, target, scale, ignore_index, allow_tf32)
+    return logits.masked_fill_((target == ignore_index) | (target < 0) | (target >= weight.shape[0]), 0)
+
+
+def _targets_fake(x, weight, bias, target, scale, ignore_index, allow_tf32):
+    return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
+
+
 def _setup(ctx, inputs, output):
-    x, weight, bias, target, *ctx.options = inputs
+    x, weight, bias, target, *ctx.options, target_logit = inputs
+    if target_logit is not None:
+        raise NotImplementedError("linear_stats: the raw op with target_logit has no gradient of its own")
     save_columns(ctx, output, x, weight, bias, target)
 
 
 def _backward(ctx, *grads):
     needs = [bool(need) for need in ctx.needs_input_grad[:3]]
     results = torch.ops.ncops.linear_stats_backward(*grads[:9], *ctx.saved_tensors, *ctx.options, *needs)
-    return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None)
+    return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None, None)
 
 
 def _backward_kernel(*args):
@@ -108,7 +124,9 @@ def _backward_fake(*args):
 
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index, bool allow_tf32"
-define(f"linear_stats({_INPUTS}) -> {OUTPUTS}", _forward, _fake)
+# With target_logit (N) the targets' logits are not formed from weight: those of a shard of the classes lie elsewhere.
+define(f"linear_stats({_INPUTS}, Tensor? target_logit=None) -> {OUTPUTS}", _forward, _fake)
+define(f"linear_stats_targets({_INPUTS.replace('Tensor? target', 'Tensor target')}) -> Tensor", _targets, _targets_fake)
 define(
     f"linear_stats_backward({GRADIENTS}, {_INPUTS}, bool need_x, bool need_weight, bool need_bias)"
     " -> (Tensor g_x, Tensor g_weight, Tensor g_bias)",

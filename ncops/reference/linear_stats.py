@@ -14,17 +14,28 @@ from .logit_stats import fold, row_columns, row_gradient
 
 def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool,
+    allow_tf32: bool, target_logit: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """``(lse, gap, max, second, target_logit, nll, entropy, mean, var, argmax, second_index, target_rank, valid)``.
 
+    ``target_logit (N)``: the logits of the targets where they are known; else they are taken from ``weight``.
     ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
     """
     blocks = []
     for rows in row_blocks(x.shape[0], weight.shape[0]):
         z = _logits(x[rows], weight, bias, scale)
-        blocks.append(row_columns(z, None if target is None else target[rows], ignore_index))
+        y, own = (None if t is None else t[rows] for t in (target, target_logit))
+        blocks.append(row_columns(z, y, ignore_index, own))
     return tuple(torch.cat(column) for column in zip(*blocks, strict=True))
+
+
+def linear_stats_targets(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, ignore_index: int, allow_tf32: bool
+) -> Tensor:
+    """``(N)`` logits of the targets as ``linear_stats`` forms them; any number where one is no class."""
+    at = target.clamp(0, weight.shape[0] - 1)[:, None]
+    blocks = row_blocks(x.shape[0], weight.shape[0])
+    return torch.cat([_logits(x[rows], weight, bias, scale).gather(1, at[rows])[:, 0] for rows in blocks])
 
 
 def _weight_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -23,8 +23,13 @@ def logit_stats(logits: Tensor, target: Tensor | None, scale: float, ignore_inde
     return tuple(torch.cat(column) for column in zip(*blocks, strict=True))
 
 
-def row_columns(z: Tensor, target: Tensor | None, ignore_index: int) -> tuple[Tensor, ...]:
-    """The columns of one block of logits ``z (n, V)`` that are already scaled and in the compute dtype."""
+def row_columns(
+    z: Tensor, target: Tensor | None, ignore_index: int, target_logit: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The columns of one block of logits ``z (n, V)`` that are already scaled and in the compute dtype.
+
+    ``target_logit (n)``: the logits of the targets, where they are not among ``z``.
+    """
     n, num_classes = z.shape
     argmax = z.argmax(1, keepdim=True)  # the lowest index among equals; a NaN counts as the largest
     peak = z.gather(1, argmax)
@@ -59,7 +64,7 @@ def row_columns(z: Tensor, target: Tensor | None, ignore_index: int) -> tuple[Te
     else:
         valid = target != ignore_index
         inside = valid & (target >= 0) & (target < num_classes)
-        t = z.gather(1, target.where(inside, 0)[:, None])
+        t = z.gather(1, target.where(inside, 0)[:, None]) if target_logit is None else target_logit[:, None]
         rank = (z > t).sum(1).masked_fill(~inside | poisoned, -1)
         t = t.squeeze(1)
         target_columns = [
@@ -112,11 +117,14 @@ def fold(
 
 
 def row_gradient(z: Tensor, rows: slice, folded: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> Tensor:
-    """Gradient of one block of logits ``z (n, V)``; a row without gradient gets zeros, whatever it holds."""
+    """Gradient of one block of logits ``z (n, V)``; a row without gradient gets zeros, whatever it holds.
+
+    An argmax of V or more says that the largest logit is not among ``z``: in another shard of the classes.
+    """
     g_lse, g_gap, g_max, g_second, g_t, g_nll, g_entropy, g_mean, g_var, target, active = (f[rows] for f in folded)
     gap, peak, entropy, mean, argmax, second_index = (s[rows] for s in saved)
-    poisoned = argmax < 0
-    at = argmax.clamp(min=0)[:, None]
+    poisoned, elsewhere = argmax < 0, argmax >= z.shape[1]
+    at = argmax.where(~elsewhere, 0).clamp(min=0)[:, None]
     hit = target == argmax
     below = (z - peak[:, None]).clamp_(min=UNDERFLOW)
     share = (-gap).exp()
@@ -126,7 +134,7 @@ def row_gradient(z: Tensor, rows: slice, folded: tuple[Tensor, ...], saved: tupl
     slope = total[:, None]
     if g_entropy.any():
         slope = slope - _times(g_entropy[:, None], below + (entropy - gap)[:, None])
-    grad = below.exp_().scatter_(1, at, 0).mul_(share[:, None] * slope)
+    grad = below.exp_().mul_(share[:, None] * slope)
     soft = (total != 0) | (g_entropy != 0)
     if not soft.all():
         grad.masked_fill_(~soft[:, None], 0)
@@ -140,7 +148,7 @@ def row_gradient(z: Tensor, rows: slice, folded: tuple[Tensor, ...], saved: tupl
         _times(g_gap, lost) + _times(g_lse + g_nll, share) + g_max,
     )
     in_peak = in_peak - _times(g_entropy, share * (entropy - gap))
-    grad.scatter_(1, at, in_peak[:, None])
+    grad.scatter_(1, at, torch.where(elsewhere, grad.gather(1, at)[:, 0], in_peak)[:, None])
     away = (target >= 0) & ~hit
     grad.scatter_add_(1, target.clamp(min=0)[:, None], (g_t - g_nll).where(away, 0)[:, None])
     grad.scatter_add_(1, second_index.clamp(min=0)[:, None], g_second.where(second_index >= 0, 0)[:, None])

@@ -2,18 +2,25 @@
 
 #include "cuda/linear_stats.cuh"
 
+static ncops::cuda::LinearStatsArgs problem(const simt::In& x, const simt::In& weight, const std::optional<simt::In>& bias,
+                                            const std::optional<simt::In>& target, double scale, int64_t ignore_index) {
+  ncops::cuda::LinearStatsArgs args{};
+  args.x = rows_of(x);
+  args.w = rows_of(weight);
+  if (bias) args.bias = rows_of(*bias);
+  args.target = target ? target->data<int64_t>() : nullptr;
+  args.scale = scale;
+  args.ignore_index = ignore_index;
+  return args;
+}
+
 SIMT_MODULE(linear_stats, m) {
   using namespace ncops::cuda;
   m.def("linear_stats", [](const simt::In& x, const simt::In& weight, const std::optional<simt::In>& bias,
                            const std::optional<simt::In>& target, double scale, int64_t ignore_index, int64_t blocks,
-                           const std::vector<simt::Out>& out) {
-    LinearStatsArgs args{};
-    args.x = rows_of(x);
-    args.w = rows_of(weight);
-    if (bias) args.bias = rows_of(*bias);
-    args.target = target ? target->data<int64_t>() : nullptr;
-    args.scale = scale;
-    args.ignore_index = ignore_index;
+                           const std::optional<simt::In>& target_logit, const std::vector<simt::Out>& out) {
+    LinearStatsArgs args = problem(x, weight, bias, target, scale, ignore_index);
+    if (target_logit) args.target_logit = target_logit->raw();
     args.out = columns_of(out);
     dispatch_dtype(args.x.dtype, [&](auto in) {
       using E = decltype(in);
@@ -22,6 +29,13 @@ SIMT_MODULE(linear_stats, m) {
       args.workspace = workspace.data();
       launch_linear_stats<E>(args, blocks);
     });
+  });
+  m.def("linear_stats_targets", [](const simt::In& x, const simt::In& weight, const std::optional<simt::In>& bias,
+                                   const std::optional<simt::In>& target, double scale, int64_t ignore_index,
+                                   const simt::Out& out) {
+    LinearStatsArgs args = problem(x, weight, bias, target, scale, ignore_index);
+    args.out.target_logit = out.raw();
+    dispatch_dtype(args.x.dtype, [&](auto in) { launch_target_logits<decltype(in)>(args); });
   });
   m.def("splits", [](int64_t rows, int64_t classes, int tile) { return LinearPlan(rows, classes, tile).splits; });
 }

@@ -30,9 +30,17 @@ def logit_stats(kernels, logits, target=None, scale=1.0, ignore_index=IGNORE):
     return out
 
 
-def linear_stats(kernels, x, weight, bias=None, target=None, scale=1.0, ignore_index=IGNORE, blocks=512):
+def linear_stats(
+    kernels, x, weight, bias=None, target=None, scale=1.0, ignore_index=IGNORE, blocks=512, target_logit=None
+):
     out = columns(x.dtype, x.shape[0], target is not None)
-    kernels.linear_stats(x, weight, bias, target, scale, ignore_index, blocks, list(out.values()))
+    kernels.linear_stats(x, weight, bias, target, scale, ignore_index, blocks, target_logit, list(out.values()))
+    return out
+
+
+def linear_stats_targets(kernels, x, weight, bias, target, scale=1.0, ignore_index=IGNORE):
+    out = torch.full((x.shape[0],), float("nan"), dtype=compute_dtype(x.dtype))
+    kernels.linear_stats_targets(x, weight, bias, target, scale, ignore_index, out)
     return out
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from logit_columns import FLOATS, collapsed, dense, naive, problem
-from logit_runs import COLUMNS, INDICES, TARGETS, assert_columns, linear_stats, same_bits
+from logit_runs import COLUMNS, INDICES, TARGETS, assert_columns, linear_stats, linear_stats_targets, same_bits
 from testing import IGNORE, LAYOUTS, assert_accurate, dtypes, exact, layouts, plain, randn, random_labels
 
 from ncops.reference.logit_stats import row_columns
@@ -90,6 +90,24 @@ def test_target_logit_has_the_bits_of_its_rivals(kernels, dtype):
     for name, logit, rank in (("argmax", "max", 0), ("second_index", "second", 1)):
         ours = linear_stats(kernels, x, weight, bias, best[name], scale=0.3)
         assert (ours["target_rank"] == rank).all() and torch.equal(ours["target_logit"], best[logit])
+
+
+@dtypes
+def test_shards_of_the_classes(kernels, dtype):
+    """Targets by a launch of their own have the same bits; given to each shard, their rivals add up to the rank."""
+    x, weight, bias, target = problem(70, 40, 150, dtype)
+    ours = linear_stats(kernels, x, weight, bias, target, scale=0.3)
+    logits = linear_stats_targets(kernels, x, weight, bias, target, scale=0.3)
+    valid = target != IGNORE
+    assert torch.equal(logits[valid], ours["target_logit"][valid]) and (logits[~valid] == float("inf")).all()
+    shards = [
+        linear_stats(kernels, x, weight[s], bias[s], torch.zeros_like(target), scale=0.3, target_logit=logits)
+        for s in (slice(0, 31), slice(31, 140), slice(140, 150))
+    ]
+    assert torch.equal(sum(s["target_rank"] for s in shards)[valid], ours["target_rank"][valid])
+    assert torch.equal(torch.stack([s["max"] for s in shards]).amax(0), ours["max"])
+    for s in shards:
+        assert torch.equal(s["target_logit"], logits)
 
 
 @layouts

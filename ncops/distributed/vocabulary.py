@@ -1,0 +1,216 @@
+"""linear_stats of a classifier whose rows are sharded over ranks: vocabulary-parallel, as in tensor-parallel training.
+
+Every rank holds the same rows ``x`` and its own classes. The logits of the targets are summed over the ranks first, so
+that each can count its own classes above them; then one sweep over the local classes, and one exchange of ten numbers
+per row, from which every rank forms the same columns. The gradient reuses the recomputing backward on the local
+classes, with the columns of all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .._dtypes import compute_dtype
+from ..ops._checks import check_device, check_floating, check_shape, flatten_labels, refuse_forward_mode, shape
+from ..ops._precision import allow_tf32
+from ..ops._row_stats import LinearStats, unflatten
+from ._shard_columns import local_columns, merge_columns, shard_gradients, target_columns
+from .reduce import Group
+
+
+def linear_stats(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, target: Tensor | None = None, *,
+    group: Group = None, vocab_start: int | None = None, num_classes: int | None = None,
+    scale: float = 1.0, ignore_index: int = -100,
+) -> LinearStats:  # fmt: skip
+    """:func:`ncops.linear_stats` where each rank of ``group`` holds some of the classes; all ranks get all columns.
+
+    Collective: every rank calls it, with the same ``x`` and ``target``. Traffic of the forward is 8 bytes per row and
+    then 80 per row and rank, whatever D and V are.
+
+    Args:
+        x: ``(..., D)`` features, the same on every rank; float32, float64, bfloat16 or float16.
+        weight: ``(V_local, D)`` rows of this rank's classes, possibly none. Or a ``DTensor`` of all ``(V, D)``, sharded
+            by rows (``Shard(0)``) along one dimension of its mesh: ``group`` and ``vocab_start`` follow from it, the
+            gradient is such a DTensor too.
+        bias: ``(V_local,)``, or a DTensor ``Shard(0)`` along the same dimension, or None; ``-inf`` masks a class.
+        target: ``(...)`` integer classes, numbered over all ranks; or None.
+        group: the process group; None for all ranks.
+        vocab_start: the class of ``weight[0]``. None: the ranks' shards follow each other, and their sizes are
+            exchanged, which synchronises a GPU; give both this and ``num_classes`` to avoid that.
+        num_classes: V, over all ranks. Rows of ``weight`` beyond it are padding: no class, gradient zero. None takes
+            all rows of all ranks.
+        scale, ignore_index: as for :func:`ncops.linear_stats`.
+
+    Returns:
+        :class:`ncops.ops.LinearStats` with ``num_classes = V``, indices numbered over all ranks.
+
+    Raises:
+        ValueError: shape, dtype or device mismatch; a DTensor with other placements; no class on any rank; on CPU also
+            a target outside ``[0, V)``.
+        RuntimeError: ``torch.distributed`` is not initialised.
+
+    The gradient of ``x`` is summed over the ranks (each returns the whole), those of ``weight`` and ``bias`` stay where
+    their classes are: a loss of these columns is to be counted once, not once per rank.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError("linear_stats: torch.distributed is not initialised (init_process_group, or torchrun)")
+    if vocab_start is not None and num_classes is None:
+        raise ValueError(f"num_classes: expected together with vocab_start={vocab_start}, got None")
+    weight, bias, shard = _placed(weight, bias, group, vocab_start, num_classes)
+    x = _replicated(x, "x")
+    target = None if target is None else _replicated(target, "target")
+    check_floating(x, "x")
+    if x.ndim < 1:
+        raise ValueError("x: expected shape (..., D), got a scalar")
+    check_floating(weight, "weight", 2)
+    check_shape(weight, "weight", (weight.shape[0], x.shape[-1]), "(V_local, D)")
+    check_device(weight, "weight", x, "x")
+    if bias is not None:
+        check_floating(bias, "bias")
+        check_shape(bias, "bias", (weight.shape[0],), "(V_local,)")
+        check_device(bias, "bias", x, "x")
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
+    for t, name in ((weight, "weight"), (bias, "bias")):
+        if t is not None and t.dtype != x.dtype:
+            raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
+    y = None if target is None else flatten_labels(target, "target", x, "x")
+    shard = shard.known(weight.shape[0], x.device)
+    if y is not None and x.device.type == "cpu":
+        shard.check_targets(y, ignore_index)
+    kept = shard.kept(weight.shape[0])
+    weight, bias = weight[:kept], None if bias is None else bias[:kept]
+    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    refuse_forward_mode("linear_stats", x, weight, bias)
+    columns = _Parallel.apply(flat, weight, bias, y, shard, float(scale), ignore_index, allow_tf32(x))
+    return unflatten(columns, tuple(x.shape[:-1]), y, shard.num_classes)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where this rank's classes are among those of all ranks; None for what is not known yet."""
+
+    group: Group
+    start: int | None
+    num_classes: int | None
+
+    def known(self, rows: int, device: torch.device) -> Shard:
+        """With start and number, from the sizes of all ranks where they were not given."""
+        if self.start is not None:
+            if self.start < 0 or self.num_classes < 1:
+                raise ValueError(
+                    f"vocab_start, num_classes: expected a start of 0 or more and at least one class, "
+                    f"got {self.start} and {self.num_classes}"
+                )
+            return self
+        sizes = torch.empty(dist.get_world_size(self.group), dtype=torch.int64, device=device)
+        dist.all_gather_into_tensor(sizes, torch.tensor([rows], device=device), group=self.group)
+        sizes = sizes.tolist()
+        total = sum(sizes)
+        classes = total if self.num_classes is None else self.num_classes
+        if not 1 <= classes <= total:
+            raise ValueError(f"num_classes: expected 1 to {total}, the rows of all ranks, got {classes}")
+        return Shard(self.group, sum(sizes[: dist.get_rank(self.group)]), classes)
+
+    def kept(self, rows: int) -> int:
+        """How many of the local rows are classes; the rest is padding."""
+        return min(rows, max(0, self.num_classes - self.start))
+
+    def check_targets(self, target: Tensor, ignore_index: int) -> None:
+        bad = ((target < 0) | (target >= self.num_classes)) & (target != ignore_index)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"target: expected classes in [0, {self.num_classes}) or {ignore_index}, "
+                f"got {int(target[row])} at row {row}"
+            )
+
+
+def _is_dtensor(t: Any) -> bool:
+    return hasattr(t, "placements") and hasattr(t, "device_mesh")
+
+
+def _placed(
+    weight: Tensor, bias: Tensor | None, group: Group, start: int | None, num_classes: int | None
+) -> tuple[Tensor, Tensor | None, Shard]:
+    """Local weight and bias, and what is known of the shard."""
+    if not _is_dtensor(weight):
+        if _is_dtensor(bias):
+            raise ValueError("bias: expected a plain tensor beside a plain weight, got a DTensor")
+        return weight, bias, Shard(group, start, num_classes)
+    if group is not None or start is not None:
+        raise ValueError("group, vocab_start: expected None beside a DTensor weight, which knows them")
+    mesh, places = weight.device_mesh, weight.placements
+    sharded = [i for i, place in enumerate(places) if place.is_shard()]
+    if len(sharded) != 1 or not places[sharded[0]].is_shard(0) or any(place.is_partial() for place in places):
+        raise ValueError(f"weight: expected a DTensor sharded by rows along one mesh dimension, got {places}")
+    axis = sharded[0]
+    if bias is not None:
+        if not _is_dtensor(bias) or bias.placements != places or bias.device_mesh != mesh:
+            got = f"placements {bias.placements}" if _is_dtensor(bias) else "a plain tensor"
+            raise ValueError(f"bias: expected a DTensor placed like weight, {places}, got {got}")
+        check_shape(bias, "bias", (weight.shape[0],), "(V,)")
+        bias = bias.to_local()
+    rows, ranks, rank = weight.shape[0], mesh.size(axis), mesh.get_local_rank(axis)
+    each = -(-rows // ranks)  # as torch.chunk cuts
+    start = min(rank * each, rows)
+    local = weight.to_local()
+    own = min(each, rows - start)
+    if local.shape[0] != own:
+        raise ValueError(f"weight: expected rows cut as torch.chunk does, {own} on this rank, got {shape(local)}")
+    classes = rows if num_classes is None else num_classes
+    if not 1 <= classes <= rows:
+        raise ValueError(f"num_classes: expected 1 to {rows}, the rows of weight, got {classes}")
+    return local, bias, Shard(mesh.get_group(axis), start, classes)
+
+
+def _replicated(t: Tensor, name: str) -> Tensor:
+    """A plain tensor; a DTensor must be whole on every rank."""
+    if not _is_dtensor(t):
+        return t
+    if not all(place.is_replicate() for place in t.placements):
+        raise ValueError(f"{name}: expected the same rows on every rank, got a DTensor placed {t.placements}")
+    return t.to_local()
+
+
+class _Parallel(torch.autograd.Function):
+    """The thirteen columns, formed alike on every rank."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, target, shard, scale, ignore_index, tf32):
+        options = (scale, ignore_index, tf32)
+        level = None
+        if target is not None:
+            level = target_columns(x, weight, bias, target, shard.start, *options)
+            dist.all_reduce(level, group=shard.group)
+        mine = local_columns(x, weight, bias, level, shard.start, scale, tf32)
+        ranks = dist.get_world_size(shard.group)
+        every = mine.new_empty((ranks * mine.shape[0], mine.shape[1]))
+        dist.all_gather_into_tensor(every, mine, group=shard.group)
+        every = every.view(ranks, *mine.shape)
+        columns = merge_columns(every, level, target, shard.num_classes, ignore_index, compute_dtype(x.dtype))
+        _, gap, peak, _, _, _, entropy, mean, _, argmax, second_index, rank, valid = columns
+        ctx.save_for_backward(gap, peak, entropy, mean, argmax, second_index, x, weight, bias, target)
+        ctx.mark_non_differentiable(argmax, second_index, rank, valid)
+        ctx.shard, ctx.options = shard, options
+        return columns
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *columns, x, weight, bias, target = ctx.saved_tensors
+        shard, needs = ctx.shard, [bool(need) for need in ctx.needs_input_grad[:3]]
+        g_x, g_weight, g_bias = shard_gradients(
+            grads[:9], columns, x, weight, bias, target, shard.start, shard.num_classes, *ctx.options, needs
+        )
+        if needs[0]:
+            with torch.no_grad():
+                dist.all_reduce(g_x, group=shard.group)
+        results = (g if need else None for g, need in zip((g_x, g_weight, g_bias), needs, strict=True))
+        return *results, None, None, None, None, None

@@ -1,0 +1,212 @@
+"""ncops.distributed.linear_stats in real processes: plain and padded shards, DTensors, gradients, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from logit_columns import COEFFICIENTS, FLOATS
+from processes import on_ranks
+from testing import IGNORE
+
+import ncops
+import ncops.distributed
+
+N, D, V = 23, 12, 37
+COLUMNS = (*FLOATS, "argmax", "second_index", "target_rank", "valid", "margin", "correct", "max_prob")
+
+
+def data(dtype=torch.float32):
+    g = torch.Generator().manual_seed(3)
+    x, weight, bias = (torch.randn(*size, generator=g).to(dtype) for size in ((N, D), (V, D), (V,)))
+    target = torch.randint(0, V, (N,), generator=g)
+    target[::5] = IGNORE
+    return x, weight, bias, target
+
+
+def columns(stats):
+    return {name: getattr(stats, name) for name in COLUMNS if getattr(stats, name) is not None}
+
+
+def objective(stats):
+    return sum(COEFFICIENTS[name] * getattr(stats, name).double().sin().sum() for name in FLOATS)
+
+
+def numbers(results):
+    return {name: t.detach().double().tolist() for name, t in results.items()}
+
+
+def close(ours, expected, dtype, names=None):
+    for name in names or expected:
+        a, b = torch.tensor(ours[name], dtype=torch.float64), torch.tensor(expected[name], dtype=torch.float64)
+        torch.testing.assert_close(a, b, rtol=0, atol=64 * torch.finfo(dtype).eps * max(1.0, b.abs().max()), msg=name)
+
+
+def expected(dtype, scale=0.7):
+    x, weight, bias, target = data(dtype)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    stats = ncops.linear_stats(*inputs, target, scale=scale)
+    grads = torch.autograd.grad(objective(stats), inputs)
+    return numbers(columns(stats)), numbers(dict(zip(("x", "weight", "bias"), grads, strict=True)))
+
+
+def on_shards(rank, starts, padding, given, dtype):
+    """Rows [starts[rank], starts[rank + 1]) and ``padding`` rows of rubbish behind the last of all."""
+    x, weight, bias, target = data(dtype)
+    mine = slice(starts[rank], starts[rank + 1])
+    weight, bias = weight[mine], bias[mine]
+    if rank == len(starts) - 2:
+        weight = torch.cat([weight, torch.full((padding, D), 1e4, dtype=dtype)])
+        bias = torch.cat([bias, torch.full((padding,), 1e4, dtype=dtype)])
+    inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    where = {"vocab_start": starts[rank], "num_classes": V} if given else {"num_classes": V if padding else None}
+    stats = ncops.distributed.linear_stats(*inputs, target, scale=0.7, **where)
+    assert stats.num_classes == V
+    grads = torch.autograd.grad(objective(stats), inputs)
+    if padding and rank == len(starts) - 2:
+        assert not grads[1][-padding:].any() and not grads[2][-padding:].any()
+        grads = grads[0], grads[1][:-padding], grads[2][:-padding]
+    return numbers(columns(stats)), numbers(dict(zip(("x", "weight", "bias"), grads, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("starts", "padding", "given", "dtype"),
+    [
+        ((0, 19, V), 0, False, torch.float32),
+        ((0, 5, 30, V), 4, True, torch.float32),
+        ((0, V, V), 3, False, torch.float64),  # all of one rank's rows are padding
+        ((0, 0, 12, V), 0, True, torch.bfloat16),  # one rank has none
+    ],
+    ids=["halves", "padded", "only-padding", "empty-bfloat16"],
+)
+def test_every_column_and_gradient_equals_unsharded(starts, padding, given, dtype):
+    ranks = on_ranks(len(starts) - 1, on_shards, starts, padding, given, dtype)
+    want, grads = expected(dtype)
+    for found, _ in ranks:
+        assert found == ranks[0][0], "every rank has the same bits"
+        assert found.keys() == want.keys()
+        close(found, want, torch.float32 if dtype == torch.bfloat16 else dtype)
+    for _, found in ranks:
+        close(found, grads, dtype, ["x"])
+    for name in ("weight", "bias"):
+        close({name: [row for _, found in ranks for row in found[name]]}, grads, dtype, [name])
+
+
+def with_dtensors(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    x, weight, bias, target = data()
+    whole = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    reference = ncops.linear_stats(*whole, target)
+    reference.loss("nll").backward()
+    w, b = (distribute_tensor(t, mesh, [Shard(0)]).requires_grad_() for t in (weight, bias))
+    own = x.clone().requires_grad_()
+    stats = ncops.distributed.linear_stats(own, w, b, target)
+    stats.loss("nll").backward()
+    for name in ("nll", "entropy", "target_rank", "argmax"):
+        torch.testing.assert_close(getattr(stats, name), getattr(reference, name), msg=name)
+    assert w.grad.placements == (Shard(0),) and w.grad.shape == (V, D)
+    torch.testing.assert_close(w.grad.full_tensor(), whole[1].grad)
+    torch.testing.assert_close(b.grad.full_tensor(), whole[2].grad)
+    torch.testing.assert_close(own.grad, whole[0].grad)
+    everywhere = distribute_tensor(x, mesh, [Replicate()])
+    padded = ncops.distributed.linear_stats(everywhere, w.detach(), b.detach(), num_classes=30)  # rows beyond are none
+    torch.testing.assert_close(padded.lse, ncops.linear_stats(x, weight[:30], bias[:30]).lse)
+
+    def refused(message, *args, **kwargs):
+        with pytest.raises(ValueError, match=message):
+            ncops.distributed.linear_stats(*args, **kwargs)
+
+    refused("weight: expected a DTensor sharded by rows", x, distribute_tensor(weight, mesh, [Shard(1)]))
+    refused("weight: expected a DTensor sharded by rows", x, distribute_tensor(weight, mesh, [Replicate()]))
+    refused("x: expected the same rows on every rank", distribute_tensor(x, mesh, [Shard(0)]), w)
+    refused("bias: expected a DTensor placed like weight", x, w, bias)
+    refused("group, vocab_start: expected None", x, w, b, vocab_start=3, num_classes=V)
+    refused("num_classes: expected 1 to 37", x, w, b, num_classes=40)
+    with pytest.raises(ValueError, match=r"ncops\.distributed\.linear_stats"):
+        ncops.linear_stats(x, w, None, target)
+
+
+def test_dtensors():
+    on_ranks(2, with_dtensors)
+
+
+def in_subgroups(rank):
+    """Two groups of two ranks, each with rows of its own: data-parallel times vocabulary-parallel."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    x, weight, bias, target = data()
+    mine, half = slice(rank // 2, None, 2), rank % 2
+    w, b = weight[19 * half : 19 + 18 * half], bias[19 * half : 19 + 18 * half]
+    stats = ncops.distributed.linear_stats(x[mine], w, b, target[mine], group=groups[rank // 2])
+    truth = ncops.linear_stats(x[mine], weight, bias, target[mine])
+    for name in ("lse", "nll", "var", "target_rank"):
+        torch.testing.assert_close(getattr(stats, name), getattr(truth, name), msg=name)
+
+
+def test_groups():
+    on_ranks(4, in_subgroups)
+
+
+def train(rank, size):
+    """A classifier trained with its rows sharded, or whole where size is 1: losses of the steps."""
+    x, weight, bias, target = data()
+    each = -(-V // size)
+    w, b = (torch.nn.Parameter(t[rank * each : (rank + 1) * each].clone()) for t in (weight, bias))
+    body = torch.nn.Linear(D, D)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(body.weight, std=0.3)
+    torch.nn.init.zeros_(body.bias)
+    optimizer = torch.optim.SGD([w, b, *body.parameters()], lr=0.5)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        features = body(x).view(1, N, D)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            stats = ncops.distributed.linear_stats(features, w, b, target.view(1, N))
+        loss = stats.loss("nll") + 1e-3 * stats.loss("z_loss") - 0.01 * stats.loss("entropy")
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_training_with_shards_follows_training_without():
+    two, one = on_ranks(2, train, 2), on_ranks(1, train, 1)
+    assert two[0] == two[1]
+    assert two[0][-1] < 0.7 * two[0][0]
+    torch.testing.assert_close(torch.tensor(two[0]), torch.tensor(one[0]), rtol=0.02, atol=0)
+
+
+def refusals(rank):
+    x, weight, bias, target = data()
+    call = ncops.distributed.linear_stats
+
+    def refused(message, *args, **kwargs):
+        with pytest.raises(ValueError, match=message):
+            call(*args, **kwargs)
+
+    refused(r"weight: expected shape \(V_local, D\) = \(37, 11\)", x[:, :11], weight)
+    refused("bias: expected the dtype of x", x, weight, bias.double())
+    target[3] = 74
+    refused(r"target: expected classes in \[0, 74\) or -100, got 74 at row 3", x, weight, None, target)
+    refused("num_classes: expected together with vocab_start=0", x, weight, vocab_start=0)
+    refused("num_classes: expected 1 to 74, the rows of all ranks, got 75", x, weight, num_classes=75)
+    refused("vocab_start, num_classes: expected a start of 0 or more", x, weight, vocab_start=-1, num_classes=5)
+    refused("num_classes: expected 1 to 0", x, weight[:0])
+    leaf = x.clone().requires_grad_()
+    y = call(leaf, weight).lse.square().sum()
+    (g,) = torch.autograd.grad(y, leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        g.sum().backward()
+
+
+def test_errors_name_the_argument_on_every_rank():
+    on_ranks(2, refusals)
+
+
+def test_without_a_process_group():
+    x, weight, _, _ = data()
+    with pytest.raises(RuntimeError, match="torch.distributed is not initialised"):
+        ncops.distributed.linear_stats(x, weight)

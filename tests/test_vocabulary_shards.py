@@ -1,0 +1,163 @@
+"""Columns and gradients put together from shards of the classes, against all classes at once; in one process."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from logit_columns import COEFFICIENTS, FLOATS, collapsed, problem
+from testing import IGNORE, assert_accurate, dtypes, randn
+
+import ncops
+from ncops._dtypes import compute_dtype
+from ncops.distributed._shard_columns import local_columns, merge_columns, shard_gradients, target_columns
+
+OP = "linear_stats"
+COLUMNS = (
+    "lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var",
+    "argmax", "second_index", "target_rank", "valid",
+)  # fmt: skip
+INDICES = ("argmax", "second_index", "target_rank", "valid")
+SCALE = 0.7
+
+
+def cut(weight, bias, cuts):
+    ends = (0, *cuts, len(weight))
+    for start, end in zip(ends, ends[1:], strict=False):
+        yield start, weight[start:end], None if bias is None else bias[start:end]
+
+
+def sharded(x, weight, bias, target, cuts, scale=SCALE):
+    shards = list(cut(weight, bias, cuts))
+    level = None
+    if target is not None:
+        level = sum(target_columns(x, w, b, target, start, scale, IGNORE, False) for start, w, b in shards)
+    every = torch.stack([local_columns(x, w, b, level, start, scale, False) for start, w, b in shards])
+    merged = merge_columns(every, level, target, len(weight), IGNORE, compute_dtype(x.dtype))
+    return dict(zip(COLUMNS, merged, strict=True))
+
+
+def whole(x, weight, bias, target, scale=SCALE):
+    return ncops.linear_stats(x, weight, bias, target, scale=scale)._asdict()
+
+
+def assert_same(shards, together, eps=4):
+    for name in COLUMNS:
+        a, b = shards[name], together[name]
+        if b is None:
+            assert a.numel() == 0, name
+        elif name in INDICES:
+            assert torch.equal(a, b), name
+        else:
+            assert a.dtype == b.dtype, name
+            size = max(1.0, together["max"].nan_to_num(0, 0, 0).abs().max().item()) if len(b) else 1.0
+            atol = eps * torch.finfo(b.dtype).eps * (size**2 if name == "var" else size)
+            torch.testing.assert_close(a, b, rtol=0, atol=atol, equal_nan=True, msg=name)
+
+
+CUTS = {"halves": (20,), "uneven": (1, 30), "empty": (0, 17, 17, 41), "one": ()}
+cuts = pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
+
+
+@dtypes
+@cuts
+def test_columns_equal_those_of_all_classes(backend, cuts, dtype):
+    x, weight, bias, target = problem(19, 12, 41, dtype)
+    assert_same(sharded(x, weight, bias, target, cuts), whole(x, weight, bias, target))
+
+
+def test_few_rows_and_no_target(backend):
+    for rows in (0, 1, 5):
+        x, weight, bias, target = problem(rows, 12, 41, torch.float32)
+        assert_same(sharded(x, weight, bias, target, (9, 30)), whole(x, weight, bias, target))
+        assert_same(sharded(x, weight, None, None, (9, 30)), whole(x, weight, None, None))
+
+
+def test_collapsed_regime_keeps_its_digits(backend):
+    """At margin 30 the gap is 1e-12; it must survive the merge whichever shard the largest logit is in."""
+    x, weight, target = collapsed()
+    ours = sharded(x, weight, None, target, (3, 8), scale=1.0)
+    z = (x.double() @ weight.double().T).scatter(1, target[:, None], -math.inf)
+    truth = torch.log1p((z - 30).exp().sum(1))
+    for name in ("gap", "nll"):
+        assert ((ours[name].double() / truth - 1).abs() < 1e-4).all(), name
+    assert (ours["target_rank"] == 0).all()
+
+
+def test_ties_go_to_the_lowest_class_of_all(backend):
+    x = torch.ones(3, 1)
+    weight = torch.tensor([[1.0], [5.0], [2.0], [5.0], [5.0], [0.0]])
+    target = torch.tensor([4, 2, 5])
+    for cuts in ((2, 4), (1, 3), (5,)):
+        ours = sharded(x, weight, None, target, cuts, scale=1.0)
+        assert ours["argmax"].tolist() == [1, 1, 1] and ours["second_index"].tolist() == [3, 3, 3]
+        assert ours["target_rank"].tolist() == [0, 3, 5]
+        assert_same(ours, whole(x, weight, None, target, scale=1.0))
+
+
+def test_masked_spoilt_and_single_classes(backend):
+    x, weight, bias, target = problem(9, 6, 12, torch.float32)
+    bias[4:8] = -math.inf  # one whole shard
+    x[3] = math.nan
+    target = torch.arange(9)
+    assert_same(sharded(x, weight, bias, target, (4, 8)), whole(x, weight, bias, target))
+    bias[:] = -math.inf
+    assert_same(sharded(x, weight, bias, target, (4, 8)), whole(x, weight, bias, target))
+    weight[2, 0] = math.inf
+    assert_same(sharded(x, weight, None, target, (4, 8)), whole(x, weight, None, target))
+    x, weight, _, target = problem(4, 6, 1, torch.float32)
+    assert_same(sharded(x, weight, None, target, (1,)), whole(x, weight, None, target))
+
+
+def test_two_classes_one_each(backend):
+    x, weight, bias, target = problem(9, 6, 2, torch.float64)
+    assert_same(sharded(x, weight, bias, target, (1,)), whole(x, weight, bias, target))
+
+
+@dtypes
+@cuts
+def test_gradients_equal_those_of_all_classes(backend, cuts, dtype):
+    x, weight, bias, target = problem(19, 12, 41, dtype)
+    inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    columns = whole(*inputs, target)
+    weights = {name: randn(19, dtype=columns[name].dtype) * COEFFICIENTS[name] for name in FLOATS}
+    together = torch.autograd.grad(sum((weights[n] * columns[n]).sum() for n in FLOATS), inputs)
+    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    exact = whole(*wide, target)
+    truth = torch.autograd.grad(sum((weights[n].double() * exact[n]).sum() for n in FLOATS), wide)
+
+    merged = sharded(x, weight, bias, target, cuts)
+    saved = [merged[n].detach() for n in ("gap", "max", "entropy", "mean", "argmax", "second_index")]
+    grads = tuple(weights[n].where(merged["valid"], 0) if n in ("nll", "target_logit") else weights[n] for n in FLOATS)
+    parts = [
+        shard_gradients(grads, saved, x, w, b, target, start, 41, SCALE, IGNORE, False, [True] * 3)
+        for start, w, b in cut(weight, bias, cuts)
+    ]
+    ours = sum(p[0].double() for p in parts).to(dtype), *(torch.cat([p[i] for p in parts]) for i in (1, 2))
+    for name, a, b, c in zip(("x", "weight", "bias"), ours, together, truth, strict=True):
+        # Each shard's gradient of x is rounded once; there are at most five.
+        assert_accurate(a, b, c, what=f"gradient of {name}", eps=8)
+
+
+def test_gradient_of_one_column_wherever_its_class_is(backend):
+    """The argmax, the second and the target each in another shard than the rest."""
+    x, weight, bias, target = problem(12, 5, 9, torch.float64)
+    target = target.where(target != IGNORE, 2)
+    for name in (*FLOATS, "margin"):
+        inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        stats = ncops.linear_stats(*inputs, target, scale=SCALE)
+        columns = [stats._asdict()[n] for n in FLOATS]
+        value = getattr(stats, name).sum()
+        expected = torch.autograd.grad(value, inputs, retain_graph=True)
+        grads = torch.autograd.grad(value, columns, allow_unused=True)
+        grads = tuple(torch.zeros_like(c) if g is None else g for g, c in zip(grads, columns, strict=True))
+        merged = sharded(x, weight, bias, target, (3, 6))
+        saved = [merged[n] for n in ("gap", "max", "entropy", "mean", "argmax", "second_index")]
+        parts = [
+            shard_gradients(grads, saved, x, w, b, target, start, 9, SCALE, IGNORE, False, [True] * 3)
+            for start, w, b in cut(weight, bias, (3, 6))
+        ]
+        ours = sum(p[0] for p in parts), *(torch.cat([p[i] for p in parts]) for i in (1, 2))
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)
