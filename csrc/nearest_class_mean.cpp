@@ -19,7 +19,7 @@ static std::tuple<Tensor, Tensor> nearest_class_mean_cpu(const Tensor& x, const 
     kept->select(kept_means);
   }
   std::vector<double> origin(args.x.dim);
-  row_mean({kept_means, origin.data()});
+  row_center({kept_means, origin.data()});
   args.x.offset = args.means.offset = origin.data();
   const Tensor sqdist = fresh(x, {args.x.rows}, compute_type(x)), index = fresh(x, {args.x.rows}, ScalarType::Long);
   args.sqdist = sqdist.mutable_data_ptr();

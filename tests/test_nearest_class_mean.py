@@ -103,6 +103,23 @@ def test_a_common_offset_flips_no_decision(backend, double):
     assert (scores.argmax(1) != truth.argmin(1))[clear].any()  # what the usual expression makes of it
 
 
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize("masked", [False, True])
+def test_far_means_flip_no_decision_among_the_others(backend, far, masked):
+    """About the mean of all, which is far from each, float32 products cannot tell the other classes apart."""
+    means = randn(100, 16, dtype=torch.float32)
+    means[::30] *= far
+    x = means[torch.arange(300) % 100] + 0.3 * randn(300, 16, dtype=torch.float32)
+    valid = torch.arange(100) % 7 != 3 if masked else None
+    truth = distances(x, means)
+    if masked:
+        truth[:, ~valid] = math.inf
+    apart = truth.topk(2, largest=False).values
+    clear = apart[:, 1] - apart[:, 0] > 1e-3
+    index, _ = ncops.nearest_class_mean(x, means, valid=valid)
+    assert torch.equal(index[clear], truth.argmin(1)[clear]) and clear.sum() > 280
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @dtypes
 def test_a_bad_row_is_alone(backend, bad, dtype):

@@ -101,9 +101,10 @@ struct RowMeanArgs {
   double* out;  // (D); zero where there are no rows
 };
 NCOPS_KERNEL(row_mean, RowMeanArgs)
+NCOPS_KERNEL(row_center, RowMeanArgs)  // a point amid most rows: coordinate-wise median of up to 63, evenly spaced
 
 struct NearestClassMeanArgs {
-  Rows x, means;               // offset already set on both: the mean of the valid means
+  Rows x, means;               // offset already set on both: a point amid the valid means
   const bool* valid = nullptr;  // (C), or null
   void* sqdist;
   int64_t* index;

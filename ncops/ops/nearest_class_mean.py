@@ -37,8 +37,10 @@ def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None)
     Raises:
         ValueError: shape, dtype or device mismatch.
 
-    Not differentiable: neither result carries a gradient. Means and rows are centred on the mean of the valid means in
-    float64 before they are multiplied, since a large common offset otherwise flips decisions.
+    Not differentiable: neither result carries a gradient. Means and rows are centred in float64 before they are
+    multiplied, since a large common offset otherwise flips decisions: on the coordinate-wise median of up to 63 valid
+    means, which a few far ones do not move. Where means lie in several far clusters, decisions are those of products
+    in the compute dtype; float64 ``x`` then has the digits.
     """
     check_floating(x, "x")
     if x.ndim < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._center import row_center
 from .._dtypes import compute_dtype
 from ._blocks import row_blocks
 
@@ -25,7 +26,7 @@ def nearest_class_mean(x: Tensor, means: Tensor, valid: Tensor | None, allow_tf3
         return sqdist, index
     # |x - m|^2 orders as m.x - |m|^2 / 2 does, but only about a centre near the means: a common offset of 1000 has
     # the products agree in every digit that tells the classes apart.
-    origin = means[kept].mean(0, dtype=torch.float64)
+    origin = row_center(means[kept], None, means[kept].mean(0, dtype=torch.float64))
     centred = torch.empty((kept.numel(), x.shape[1]), dtype=dtype, device=x.device)
     for rows in row_blocks(*centred.shape):
         centred[rows] = (means[kept[rows]].double() - origin).to(dtype)
