@@ -9,6 +9,10 @@ class CommandError(Exception):
     """Something the user can put right: printed as one line, exit status 2."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C, with a word on how to go on: printed as one line, exit status 130."""
+
+
 def need(extra: str, *modules: str) -> None:
     """Raises CommandError naming the extra if one of ``modules`` cannot be imported."""
     for name in modules:

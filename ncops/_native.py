@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import glob
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -39,11 +41,43 @@ def load() -> str | None:
     return _reason
 
 
-def op(name: str):
+def op(name: str) -> Callable | None:
     """The raw kernel ``torch.ops.ncops_C.<name>``, or None where the extension lacks it."""
-    if load() is not None:
+    if load() is not None or not hasattr(getattr(torch.ops, NAMESPACE), name):
         return None
-    return getattr(getattr(torch.ops, NAMESPACE), name, None)
+    return _explained(name)
+
+
+@functools.cache
+def _explained(name: str) -> Callable:
+    """The kernel, whose errors say what torch said when an allocation, or another call into it, has failed.
+
+    Across the stable ABI such an error arrives as the name of the call and a line of a header.
+    """
+    kernel = getattr(getattr(torch.ops, NAMESPACE), name)
+
+    def run(*args):
+        try:
+            return kernel(*args)
+        except RuntimeError as error:
+            why = _torch_said() if "API call failed" in str(error) else None
+            if not why:
+                raise
+            kind = torch.OutOfMemoryError if why.startswith("CUDA out of memory") else RuntimeError
+            raise kind(f"{name}: {why}") from error
+
+    return run
+
+
+def _torch_said() -> str | None:
+    """The message of the last exception that torch's C interface has caught in this thread; None before torch 2.13."""
+    library = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
+    try:
+        function = ctypes.CDLL(library).torch_exception_get_what_without_backtrace
+    except (OSError, AttributeError):
+        return None
+    function.restype = ctypes.c_char_p
+    return (function() or b"").decode(errors="replace") or None
 
 
 @functools.cache

@@ -1,4 +1,5 @@
-"""The ``ncops`` command. Exit status 0: done; 2: something to put right, said in one line on standard error."""
+"""The ``ncops`` command. Exit status 0: done; 2: something to put right, said in one line on standard error;
+130: interrupted."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ._errors import CommandError
+from ._errors import CommandError, Interrupted
 
 SWITCH_ERRORS = ("NCOPS_", "backend '")
 """How the messages about a wrong environment switch begin, from whichever layer they come."""
@@ -45,10 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = spread_text(arguments)
     try:
         result = app(arguments or ["--help"], prog_name="ncops", standalone_mode=False)
+        if result == 130:  # how typer passes Ctrl-C on
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except CommandError as error:
         print(f"ncops: {_one_line(str(error))}", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        print(f"ncops: interrupted; {_one_line(str(error))}", file=sys.stderr)
+        return 130
     except (KeyboardInterrupt, EOFError):
         print("ncops: interrupted", file=sys.stderr)
         return 130
@@ -56,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        if type(error).__name__ == "Abort":  # how typer passes Ctrl-C on
+        if type(error).__name__ == "Abort":  # how older typers pass Ctrl-C on, and all an end of input
             print("ncops: interrupted", file=sys.stderr)
             return 130
         if isinstance(error, (ValueError, RuntimeError)) and str(error).startswith(SWITCH_ERRORS):

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ._errors import CommandError, need
+from ._errors import CommandError, Interrupted, need
 
 app = typer.Typer(
     help="Measures the geometry of trained classifiers and language models: neural collapse NC1 to NC4, in one pass.",
@@ -81,6 +81,20 @@ def _plain_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise CommandError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _resumable(checkpoint: Path | None) -> Iterator[None]:
+    """Ctrl-C says where the same command would go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint is None:
+            raise
+        kept = any(checkpoint.glob("*.safetensors"))
+        raise Interrupted(
+            f"the same command goes on from {checkpoint}" if kept else f"{checkpoint} holds no checkpoint yet"
+        ) from None
 
 
 def _show_version(wanted: bool) -> None:
@@ -179,7 +193,7 @@ def lm(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
     layers: Annotated[
-        str | None, typer.Option(help="Hidden layers to measure too: 0,6,12 or all; 0 is the embedding.")
+        str | None, typer.Option(help="Hidden layers to measure too: 0,6,12 or all; 0 is the embedding, -1 the last.")
     ] = None,
     min_count: Annotated[int, MinCount] = 10,
     dtype: Annotated[Dtype, typer.Option(help="Numeric type of the model; auto: as stored.")] = Dtype.float32,
@@ -190,7 +204,7 @@ def lm(
     ] = False,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="Class statistics of an earlier run or of `ncops merge`; then all text is held out."),
+        typer.Option(help="Class statistics of this model, of an earlier run or `ncops merge`; all text is held out."),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(help="Folder for class_statistics.safetensors and decision_statistics.safetensors.")
@@ -215,19 +229,21 @@ def lm(
     for path in text:
         if not path.is_file():
             raise CommandError(f"--text: no file {str(path)!r}")
-    with _clean_stdout(as_json):
+    with _clean_stdout(as_json), _resumable(checkpoint):
         from . import lm as work
         from .lm.ranks import join
 
-        given = None if statistics is None else read_statistics(statistics, "--statistics", "ClassStatistics")
+        given = origin = None
+        if statistics is not None:
+            given, origin = read_statistics(statistics, "--statistics", "ClassStatistics")
         source = work.find_source(model, gguf)
         name = Path(model).name or source.folder.name
         with join(_device(device)) as (ranks, here):
             loaded = work.load(source, dtype=dtype.value, device=here)
             measured = work.measure(
                 loaded, [work.read_chunks(path) for path in text], tokens=tokens, window=window, batch_size=batch_size,
-                layers=layers, min_count=min_count, ignore_softcap=ignore_softcap, given=given, save=save,
-                checkpoint=checkpoint, every=every, ranks=ranks,
+                layers=layers, min_count=min_count, ignore_softcap=ignore_softcap, given=given, given_origin=origin,
+                save=save,                 checkpoint=checkpoint, every=every, ranks=ranks,
                 facts={
                     "model_name": name, "data": ", ".join(p.name for p in text),
                     "model_path": str(source.folder), "gguf": source.gguf,
@@ -239,7 +255,9 @@ def lm(
 
 @app.command(short_help="Add up statistics that several jobs have saved.")
 def merge(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files written by save, of one kind.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files written by save, of one kind, or folders of --save.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the statistics of all of them.")],
 ) -> None:
     """Add up statistics that jobs sharing nothing have saved: class statistics, or decision statistics.
@@ -248,37 +266,65 @@ def merge(
     all.
     """
     from .report.console import say
+    from .storage import check_target, save_statistics
 
-    total = read_statistics(files[0], "FILE")
-    with _plain_errors():
-        for path in files[1:]:
-            other = read_statistics(path, "FILE", type(total).__name__)
-            try:
-                total.merge(other)
-            except ValueError as error:
-                raise CommandError(f"{path} does not fit {files[0]}: {error}") from None
     try:
-        total.save(output)
+        check_target(output)
+    except OSError as error:
+        raise CommandError(f"--output: {str(error).removeprefix('path: ')}") from None
+    files = [statistics_file(path, "FILE") for path in files]
+    for i, path in enumerate(files):
+        if any(path.samefile(other) for other in files[:i]):
+            raise CommandError(f"FILE: {path} is given twice, so that its rows would count twice")
+    total, origin = read_statistics(files[0], "FILE")
+    for path in files[1:]:
+        other, another = read_statistics(path, "FILE", type(total).__name__)
+        if origin is not None and another is not None and origin["classifier"] != another["classifier"]:
+            raise CommandError(f"{path} does not fit {files[0]}: made with {_model(another)}, not {_model(origin)}")
+        origin = origin or another
+        try:
+            total.merge(other)
+        except ValueError as error:
+            raise CommandError(f"{path} does not fit {files[0]}: {error}") from None
+    try:
+        save_statistics(output, total, origin)
     except OSError as error:
         raise CommandError(f"--output: {output} cannot be written: {error.strerror or error}") from None
     say(f"wrote {output}: {total!r}")
 
 
-def read_statistics(path: Path, option: str, kind: str | None = None):
-    """The statistics in a file.
+def _model(origin: dict[str, Any]) -> str:
+    return f"{origin['model']} in {origin['dtype']} (classifier {origin['classifier']})"
+
+
+def statistics_file(path: Path, option: str) -> Path:
+    """The file of statistics that ``path`` is, or that the folder ``path`` holds, as --save has filled it.
+
+    Raises:
+        CommandError: no such file.
+    """
+    found = path / "class_statistics.safetensors" if path.is_dir() else path
+    if not found.is_file():
+        raise CommandError(f"{option}: no file {found}")
+    return found
+
+
+def read_statistics(path: Path, option: str, kind: str | None = None) -> tuple[Any, dict[str, Any] | None]:
+    """The statistics in a file or folder, and what it says about the model that they were made with.
 
     Raises:
         CommandError: no such file, not one of ours, or not of this kind.
     """
-    from .storage import load
+    from .storage import load, read_origin
 
+    path = statistics_file(path, option)
     try:
-        statistics = load(path)
+        statistics, origin = load(path), read_origin(path)
     except (FileNotFoundError, ValueError) as error:
         raise CommandError(f"{option}: {str(error).removeprefix('path: ')}") from None
     if kind is not None and type(statistics).__name__ != kind:
         raise CommandError(f"{option}: {path} holds {type(statistics).__name__}, expected {kind}")
-    return statistics
+    return statistics, origin
 
 
 def _device(name: str) -> str:

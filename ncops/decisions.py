@@ -8,16 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._autocast import outside_autocast
 from ._streaming import StreamingState, stateful
 from .conventions import Convention, resolve
 from .geometry import ClassGeometry
 from .ops import LinearStats, linear_stats, nearest_class_mean
-from .ops._checks import check_device, check_floating, check_shape
+from .ops._checks import (
+    check_device,
+    check_dtype,
+    check_floating,
+    check_integer,
+    check_label_values,
+    check_number,
+    check_shape,
+    flatten_labels,
+    shape,
+)
 
 ENTROPY_BINS = 64
 MARGIN_BINS = 64
 MARGIN_LIMIT = 32.0
 CONFIDENCE_BINS = 15
+
+
+def check_geometry(geometry: Any) -> None:
+    """Raises TypeError for anything else, such as the statistics that a geometry is computed from."""
+    if not isinstance(geometry, ClassGeometry):
+        hint = ": give .compute() of it" if hasattr(geometry, "compute") else ""
+        raise TypeError(f"geometry: expected ClassGeometry, got {type(geometry).__name__}{hint}")
 
 
 class DecisionStatistics(StreamingState):
@@ -64,8 +82,10 @@ class DecisionStatistics(StreamingState):
         scale: float = 1.0,
         ignore_index: int = -100,
     ):
+        check_geometry(geometry)
         self.convention = resolve(convention)
-        self.scale, self.ignore_index = float(scale), int(ignore_index)
+        self.scale = check_number(scale, "scale", "nothing is learned here, give float(scale)")
+        self.ignore_index = check_integer(ignore_index, "ignore_index")
         self.num_classes = geometry.num_classes
         self._allocate(geometry.device)
         self.kept[geometry.classes] = True
@@ -92,8 +112,11 @@ class DecisionStatistics(StreamingState):
         """Sets the means and the classifier that :meth:`update` decides with; needed once after :func:`ncops.load`.
 
         Raises:
-            ValueError: shapes or devices that do not fit, or a geometry that kept other classes than this state knows.
+            TypeError: not a geometry.
+            ValueError: shapes, dtypes or devices that do not fit, or a geometry that kept other classes than this state
+                knows.
         """
+        check_geometry(geometry)
         if geometry.num_classes != self.num_classes:
             raise ValueError(f"geometry: num_classes: expected {self.num_classes}, got {geometry.num_classes}")
         check_floating(weight, "weight", 2)
@@ -102,6 +125,7 @@ class DecisionStatistics(StreamingState):
         if bias is not None:
             check_floating(bias, "bias", 1)
             check_shape(bias, "bias", (self.num_classes,), "(num_classes,)")
+            check_dtype(bias, "bias", weight.dtype, "the dtype of weight")
             check_device(bias, "bias", geometry.means, "geometry")
         if not torch.equal(self.kept.nonzero()[:, 0], geometry.classes.to(self.kept.device)):
             raise ValueError("geometry: it kept other classes than the one these statistics were made with")
@@ -111,6 +135,8 @@ class DecisionStatistics(StreamingState):
         return self
 
     _geometry: ClassGeometry | None = None
+    _weight: Tensor | None = None
+    _bias: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -136,10 +162,9 @@ class DecisionStatistics(StreamingState):
         self._check_not_reduced("update")
         if self._geometry is None:
             raise RuntimeError("these statistics came from a file: call bind(geometry, weight, bias) before update")
-        stats = self._logits(x, self._weight, self._bias, labels)
-        flat = x.reshape(-1, x.shape[-1])
-        y = labels.reshape(-1).long()
-        chosen, nearest = stats.argmax.reshape(-1), self._nearest(flat)
+        flat, y = self._check(x, labels)
+        stats = self._logits(flat, self._weight, self._bias, y)
+        chosen, nearest = stats.argmax, self._nearest(flat)
         agree = self._choice_for_agreement(flat, chosen) == nearest
 
         ignored, poisoned = y == self.ignore_index, chosen < 0
@@ -151,19 +176,19 @@ class DecisionStatistics(StreamingState):
             counts = counts & ~excluded
         y, right = y[counts], (chosen == y)[counts]
         ones = torch.ones_like(y)
-        confidence = stats.max_prob.reshape(-1)[counts].double()
+        confidence = stats.max_prob[counts].double()
         bins = torch.ceil(confidence * CONFIDENCE_BINS).long().sub_(1).clamp_(0, CONFIDENCE_BINS - 1)
         additions = (
             (self.count, y, ones),
             (self.agree, y, agree[counts].long()),
             (self.ncc_hit, y, (nearest[counts] == y).long()),
             (self.hit, y, right.long()),
-            (self.nll, y, stats.nll.reshape(-1)[counts].double()),
+            (self.nll, y, stats.nll[counts].double()),
             (self.confidence_count, bins, ones),
             (self.confidence_correct, bins, right.long()),
             (self.confidence_sum, bins, confidence),
-            (self.entropy_hist, *_in_bins(self._entropy_bins(stats.entropy.reshape(-1)[counts]))),
-            (self.margin_hist, *_in_bins(_margin_bins(stats.margin.reshape(-1)[counts]))),
+            (self.entropy_hist, *_in_bins(self._entropy_bins(stats.entropy[counts]))),
+            (self.margin_hist, *_in_bins(_margin_bins(stats.margin[counts]))),
         )
         scalars = (
             (self.skipped, ((poisoned | ~inside) & ~ignored).sum()),
@@ -175,6 +200,18 @@ class DecisionStatistics(StreamingState):
         for total, value in scalars:
             total += value
 
+    def _check(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """``(x (N, D), labels (N,) int64)`` of a batch that fits the classifier."""
+        weight = self._weight
+        check_floating(x, "x")
+        if x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+            raise ValueError(f"x: expected shape (..., D) with D = {weight.shape[1]}, got {shape(x)}")
+        check_dtype(x, "x", weight.dtype, "the dtype of weight")
+        check_device(x, "x", weight, "weight")
+        y = flatten_labels(labels, "labels", x, "x")
+        check_label_values(y, self.num_classes, self.ignore_index, "labels")
+        return x.reshape(-1, x.shape[-1]), y
+
     def _nearest(self, x: Tensor) -> Tensor:
         """Class label of the nearest kept mean; -1 when there is none."""
         if self._geometry.num_kept == 0:
@@ -183,7 +220,7 @@ class DecisionStatistics(StreamingState):
         return torch.where(index < 0, -1, self._geometry.classes[index.clamp_min(0)])
 
     def _logits(self, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor | None = None) -> LinearStats:
-        with torch.autocast(x.device.type, enabled=False):  # the model's own must not round what is measured
+        with outside_autocast(x.device):  # the model's own must not round what is measured
             return linear_stats(x, weight, bias, labels, scale=self.scale, ignore_index=self.ignore_index)
 
     def _choice_for_agreement(self, x: Tensor, chosen: Tensor) -> Tensor:

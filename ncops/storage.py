@@ -5,37 +5,75 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 FORMAT = "ncops-stats"
-VERSION = 1
+VERSION = 2
+"""1 had one metadata entry for each of format, version, kind and config, which safetensors writes in any order."""
 
 
-def save_state(path: str | os.PathLike, kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def check_target(path: str | os.PathLike) -> None:
+    """Raises where no file can be written at ``path``, before the work that is to be saved.
+
+    Raises:
+        FileNotFoundError: there is no such folder. IsADirectoryError: ``path`` is one.
+    """
+    target = os.path.abspath(os.fspath(path))
+    if not os.path.isdir(os.path.dirname(target)):
+        raise FileNotFoundError(f"path: no folder {os.path.dirname(target)}")
+    if os.path.isdir(target):
+        raise IsADirectoryError(f"path: expected a file, got the folder {target}")
+
+
+def save_state(
+    path: str | os.PathLike, kind: str, config: dict[str, Any], tensors: dict[str, Tensor],
+    origin: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Writes a state so that ``path`` holds, at every moment, its old content or all of the new.
 
-    The bytes go to a temporary name in the same folder, are flushed to the disk, and the name is then replaced.
+    The bytes go to a temporary name in the same folder, are flushed to the disk, and the name is then replaced. Equal
+    states make equal files.
+
+    Args:
+        origin: what the state was measured on, as plain values; :func:`read_origin` reads it.
+
+    Raises:
+        FileNotFoundError: there is no such folder. OSError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    check_target(path)
     target = os.path.abspath(os.fspath(path))
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
-    metadata = {"format": FORMAT, "version": str(VERSION), "kind": kind, "config": json.dumps(config)}
+    document = {"format": FORMAT, "version": VERSION, "kind": kind, "config": config, "origin": origin}
+    # One entry: safetensors keeps its metadata in a hash map, whose order differs from process to process.
+    metadata = {"ncops": json.dumps(document, sort_keys=True)}
     try:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except SafetensorError as error:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise OSError(f"path: {target} cannot be written: {error}") from error
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def save_statistics(path: str | os.PathLike, statistics: Any, origin: dict[str, Any] | None) -> None:
+    """Writes statistics as their ``save`` does, with what they were measured on."""
+    save_state(path, type(statistics).__name__, statistics._config(), statistics._tensors(), origin)
 
 
 def _sync_folder(folder: str) -> None:
@@ -56,6 +94,21 @@ def read_state(
     Raises:
         FileNotFoundError: no such file. ValueError: truncated, damaged, of another program or of a newer version.
     """
+    with _opened(path, device) as (document, file):
+        # Copies: tensors mapped from the file would change, or vanish, with it.
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
+        return document["kind"], document["config"], tensors
+
+
+def read_origin(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The ``origin`` that a file was saved with, or None; raises as :func:`read_state`."""
+    with _opened(path, "cpu") as (document, _):
+        return document.get("origin")
+
+
+@contextmanager
+def _opened(path: str | os.PathLike, device: torch.device | str) -> Iterator[tuple[dict[str, Any], Any]]:
+    """What a file says about itself, and the open file; what goes wrong inside is an error that names it."""
     from safetensors import SafetensorError, safe_open
 
     name = os.fspath(path)
@@ -63,18 +116,26 @@ def read_state(
         raise FileNotFoundError(f"path: no file {name}")
     try:
         with safe_open(name, framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"path: {name} is a safetensors file, but not one of ncops statistics")
-            if not metadata.get("version", "").isdigit() or int(metadata["version"]) > VERSION:
-                raise ValueError(
-                    f"path: {name} has version {metadata.get('version')!r} of the format, this ncops reads {VERSION}"
-                )
-            # Copies: tensors mapped from the file would change, or vanish, with it.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
-            return metadata["kind"], json.loads(metadata["config"]), tensors
+            yield _document(file.metadata() or {}, name), file
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"path: {name} is not a whole file of ncops statistics: {error}") from error
+
+
+def _document(metadata: dict[str, str], name: str) -> dict[str, Any]:
+    if "ncops" in metadata:
+        document = json.loads(metadata["ncops"])
+    else:  # version 1
+        document = dict(metadata)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"path: {name} is a safetensors file, but not one of ncops statistics")
+    version, newest = str(document.get("version", "")), VERSION if "ncops" in metadata else 1
+    if not version.isdigit() or int(version) > newest:
+        raise ValueError(f"path: {name} has version {version!r} of the format, this ncops reads up to {VERSION}")
+    if "ncops" not in metadata:
+        document["config"] = json.loads(document["config"])
+    if not isinstance(document["kind"], str) or not isinstance(document["config"], dict):
+        raise ValueError(f"path: {name} is damaged: its kind or its configuration is none")
+    return document
 
 
 def load(path: str | os.PathLike, *, device: torch.device | str = "cpu"):

@@ -82,3 +82,20 @@ def test_what_exceeds_a_budget():
     assert "no budget" in line
     (line,) = budgets.exceeded({"kernel": {90: use | {"registers": 108}}}, {"kernel": {"90": use | {"shared": 0}}})
     assert "shared" in line  # eight registers more are a compiler's affair
+
+
+def test_partial_writes(tmp_path, monkeypatch):
+    """Rows of other kernels, and of a compiler that did not run, stay; those of kernels that are gone do not."""
+    monkeypatch.setattr(budgets, "BUDGETS", tmp_path / "budgets.json")
+    old, new = {"registers": 1}, {"registers": 2}
+    kernels = ("pairs[fp32]", "pairs[gone]", "nearest[fp32]", "pairs.cu: kernel")
+
+    def after(found, only):
+        budgets.write({name: {90: old} for name in kernels}, "")
+        budgets.write({name: {90: new} for name in found}, only)
+        written = json.loads(budgets.BUDGETS.read_text())
+        return {name for name, uses in written.items() if uses["90"] == new}, written.keys()
+
+    assert after(["pairs[fp32]"], "pairs") == ({"pairs[fp32]"}, set(kernels) - {"pairs[gone]"})
+    assert after(["nearest[fp32]"], "") == ({"nearest[fp32]"}, {"nearest[fp32]", "pairs.cu: kernel"})
+    assert after(["pairs.cu: other"], "") == ({"pairs.cu: other"}, {"pairs.cu: other", *kernels[:3]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from testing import (
@@ -23,6 +24,7 @@ from testing import (
 )
 
 import ncops
+from ncops import _native
 from ncops._dtypes import compute_dtype
 
 OP = "class_moments"
@@ -156,7 +158,14 @@ def test_another_ignore_index(backend):
         ({"labels": [0] * 4}, TypeError, "labels: expected a tensor, got list"),
         ({"x": torch.zeros(4, 2, dtype=torch.int64)}, ValueError, "x: expected float32"),
         ({"x": torch.tensor(1.0)}, ValueError, "x: expected shape"),
-        ({"num_classes": -1}, ValueError, "num_classes: expected a non-negative integer, got -1"),
+        ({"num_classes": -1}, ValueError, "num_classes: expected an integer of 0 or more, got -1"),
+        ({"num_classes": 5.0}, ValueError, r"num_classes: expected an integer, got 5\.0"),
+        ({"num_classes": 2**70}, ValueError, f"num_classes: expected an integer of 64 bits, got {2**70}"),
+        ({"num_classes": None}, TypeError, "num_classes: expected an integer, got None"),
+        ({"num_classes": True}, ValueError, "num_classes: expected an integer, got True"),
+        ({"num_classes": torch.ones(2)}, ValueError, "num_classes: expected an integer, got tensor"),
+        ({"ignore_index": -1.5}, ValueError, r"ignore_index: expected an integer, got -1\.5"),
+        ({"x": torch.eye(4).to_sparse()}, ValueError, "x: expected a dense tensor, got layout torch.sparse_coo"),
         ({"center": torch.zeros(2, 2)}, ValueError, r"center: expected shape \(num_classes, D\) = \(3, 2\)"),
         ({"center": torch.zeros(3, 2).double()}, ValueError, "center: expected torch.float32"),
     ],
@@ -165,6 +174,29 @@ def test_errors(change, error, message):
     arguments = {"x": torch.randn(4, 2), "labels": torch.zeros(4, dtype=torch.int64), "num_classes": 3} | change
     with pytest.raises(error, match=message):
         ncops.class_moments(**arguments)
+
+
+def test_integers_of_other_kinds():
+    x, labels = randn(4, 2), torch.zeros(4, dtype=torch.int64)
+    for number in (np.int64(3), np.uint8(3), torch.tensor(3)):
+        counts = ncops.class_moments(x, labels, number, ignore_index=np.int32(-100)).counts
+        assert counts.tolist() == [4, 0, 0]
+
+
+def test_the_row_of_a_bad_label_is_that_of_all_rows():
+    labels = torch.zeros(3, 4, dtype=torch.int64)
+    labels[2, 1] = 7
+    with pytest.raises(ValueError, match="got 7 at row 9 of 12"):
+        ncops.class_moments(randn(3, 4, 2), labels, 3)
+
+
+def test_too_little_memory_is_said():
+    if _native.load() is not None:
+        pytest.skip("needs the native extension")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
+        pytest.skip("this torch does not tell what went wrong behind its C interface")
+    with pytest.raises(RuntimeError, match=r"class_moments: .*you tried to allocate \d+ bytes"):
+        ncops.class_moments(randn(4, 3), torch.zeros(4, dtype=torch.int64), 10**13)
 
 
 @pytest.mark.parametrize("centred", [False, True])

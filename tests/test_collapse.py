@@ -146,9 +146,12 @@ def test_absent_inputs_are_nan_with_a_reason():
     missing = {name for name in NAMES if math.isnan(report[name])}
     assert missing == {"nc1_pinv", "vci", "nc3_cos_mean", "nc3_cos_cv", "nc3_duality_error", "nll", *DECISIONS}
     assert set(report.notes) == missing
-    assert "scatter=True" in report.notes["vci"] and "weight=" in report.notes["nc3_cos_mean"]
-    assert "decisions=" in report.notes["nll"]
-    assert "weight=" in ncops.collapse(stats.compute(), convention="zhu").notes["nc2_etf_error"]
+    assert "needs the D x D scatter" in report.notes["vci"] and "classifier's weight" in report.notes["nc3_cos_mean"]
+    assert "decision pass over held-out rows" in report.notes["nll"]
+    zhu = ncops.collapse(stats.compute(), convention="zhu")
+    assert "of the classifier rows" in zhu.notes["nc2_etf_error"]
+    # Read on the command line too, where nothing has these names.
+    assert not any("=" in note for note in (*report.notes.values(), *zhu.notes.values()))
 
 
 @pytest.mark.parametrize("kept", (0, 1))
@@ -201,6 +204,33 @@ def test_decisions_must_fit():
         ncops.collapse(stats)
     with pytest.raises(TypeError, match="decisions"):
         ncops.collapse(geometry, decisions=3)
+
+
+def test_decisions_of_another_classifier_are_refused():
+    x, y, held, z, weight, bias = problem(12, 20)
+    stats = ncops.ClassStatistics(12, 20)
+    stats.update(x, y)
+    geometry = stats.compute()
+    decisions = ncops.DecisionStatistics(geometry, weight, bias)
+    decisions.update(held, z)
+    report = ncops.collapse(geometry, weight.clone(), bias.clone(), decisions=decisions)
+    assert report["nll"] == ncops.collapse(geometry, weight, decisions=decisions)["nll"]
+    ncops.collapse(geometry, weight.float(), decisions=decisions)  # the same, rounded
+    other = weight.clone()
+    other[3, 1] += 1e-3
+    with pytest.raises(ValueError, match="^weight: expected the one that the decisions were made with"):
+        ncops.collapse(geometry, other, bias, decisions=decisions)
+    with pytest.raises(ValueError, match="^bias: expected the one that the decisions were made with"):
+        ncops.collapse(geometry, weight, bias + 1, decisions=decisions)
+    poisoned = weight.clone()
+    poisoned[2] = math.nan
+    ncops.collapse(geometry, poisoned.clone(), decisions=ncops.DecisionStatistics(geometry, poisoned))
+
+
+def test_statistics_are_no_geometry():
+    stats = ncops.ClassStatistics(3, 4)
+    with pytest.raises(TypeError, match=r"geometry: expected ClassGeometry, got ClassStatistics: give .compute\(\)"):
+        ncops.collapse(stats)
 
 
 def test_a_convention_of_ones_own():

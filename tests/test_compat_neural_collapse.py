@@ -251,6 +251,18 @@ def test_means_with_an_offset_of_mixed_precision():
     assert measure.covariance_ratio(sigma, means, means.mean(0), "svd") == pytest.approx(exact)
 
 
+@pytest.mark.parametrize("kind", [lambda y: y.numpy(), lambda y: y.tolist(), lambda y: y.numpy().astype("int32")])
+def test_labels_that_are_no_tensor(data, kind):
+    x, y, _ = data
+    mean, expected = accumulate.MeanAccumulator(K, D), accumulate.MeanAccumulator(K, D)
+    mean.accumulate(x, kind(y))
+    expected.accumulate(x, y)
+    assert torch.equal(mean.totals, expected.totals) and torch.equal(mean.ns_samples, expected.ns_samples)
+    assert torch.equal(mean.class_idxs(x, kind(y)), expected.class_idxs(x, y))
+    with pytest.raises(ValueError, match="Y: expected 200 integer labels, got torch.float64"):
+        mean.accumulate(x, y.double().numpy())
+
+
 def test_means_must_not_change(data):
     x, y, weight = data
     var = accumulate.VarNormAccumulator(K, D)

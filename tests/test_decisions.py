@@ -178,6 +178,31 @@ def test_arguments():
         DecisionStatistics(geometry, weight, convention="mine")
 
 
+def test_what_is_wrong_is_named():
+    geometry, weight, bias, x, y = problem(dtype=torch.float32)
+    with pytest.raises(TypeError, match=r"geometry: .* got ClassStatistics: give .compute\(\) of it"):
+        DecisionStatistics(ClassStatistics(11, 9), weight)
+    with pytest.raises(ValueError, match="bias: expected torch.float32 .the dtype of weight."):
+        DecisionStatistics(geometry, weight, bias.double())
+    with pytest.raises(ValueError, match="scale: expected a number, got a tensor that requires a gradient"):
+        DecisionStatistics(geometry, weight, scale=torch.ones((), requires_grad=True))
+    stats = DecisionStatistics(geometry, weight, bias)
+    with pytest.raises(TypeError, match="^x: expected a tensor, got ndarray"):
+        stats.update(x.numpy(), y)
+    with pytest.raises(TypeError, match="^labels: expected a tensor, got ndarray"):
+        stats.update(x, y.numpy())
+    for wrong, message in (
+        (x[:, :8], r"^x: expected shape \(..., D\) with D = 9, got \(700, 8\)"),
+        (x[0, 0], "^x: expected shape"),
+        (x.double(), "^x: expected torch.float32 .the dtype of weight., got torch.float64"),
+        (x.to("meta"), "^x: expected the device of weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stats.update(wrong, y)
+    with pytest.raises(ValueError, match=r"^labels: expected values in \[0, 11\) .* got 11 at row 0 of 700"):
+        stats.update(x, torch.full_like(y, 11))
+
+
 def test_merge_copies_and_reset():
     geometry, weight, bias, x, y = problem()
     whole = run(geometry, weight, bias, x, y)

@@ -250,6 +250,20 @@ def test_logit_statistics_under_autocast_and_without_gradients():
     assert not metric.sums.requires_grad and float(metric.counts[1]) == (y >= 0).sum()
 
 
+def test_what_is_wrong_is_named():
+    x, y = data()
+    with pytest.raises(ValueError, match=rf"^classifier: expected shape \(num_classes, dim\) = \({C}, {D}\)"):
+        NeuralCollapse(C, D, classifier=nn.Linear(D + 1, C))
+    NeuralCollapse(C, D, classifier=nn.LazyLinear(C))  # its shape comes later
+    metric = LogitStatistics(head())
+    with pytest.raises(TypeError, match="^features: expected a tensor, got ndarray"):
+        metric.update(x.numpy(), y)
+    with pytest.raises(ValueError, match=rf"^features: expected shape \(..., D\) with D = {D}"):
+        metric.update(x[:, 1:], y)
+    with pytest.raises(TypeError, match="^logits: expected a tensor, got ndarray"):
+        LogitStatistics().update(x.numpy(), y)
+
+
 def test_plots():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -237,12 +238,50 @@ def test_target_out_of_range(backend, bad):
         ({"x": torch.zeros(9, 5, dtype=torch.int64)}, ValueError, "x: expected float32"),
         ({"x": [[1.0]]}, TypeError, "x: expected a tensor, got list"),
         ({"x": torch.tensor(1.0)}, ValueError, "x: expected shape"),
+        ({"weight": torch.eye(5).to_sparse()}, ValueError, "weight: expected a dense tensor, got layout"),
+        ({"ignore_index": None}, TypeError, "ignore_index: expected an integer, got None"),
+        ({"ignore_index": -1.5}, ValueError, r"ignore_index: expected an integer, got -1\.5"),
+        ({"scale": "2"}, TypeError, "scale: expected a number, got '2'"),
+        ({"scale": torch.ones(7)}, ValueError, r"scale: expected a number, got shape \(7,\)"),
+        (
+            {"scale": torch.ones((), requires_grad=True)},
+            ValueError,
+            r"scale: .* requires a gradient: fold a learned temperature into x \(linear_stats\(x \* scale, ...\)\)",
+        ),
     ],
 )
 def test_errors(change, error, message):
     arguments = {"x": torch.randn(9, 5), "weight": torch.randn(7, 5), "bias": torch.randn(7), "target": None}
     with pytest.raises(error, match=message):
         ncops.linear_stats(**(arguments | change))
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), torch.tensor(0.5), np.array(0.5)], ids=str)
+def test_scale_is_any_number(scale):
+    x, weight, bias, target = problem(9, 5, 7, torch.float32)
+    found, expected = (ncops.linear_stats(x, weight, bias, target, scale=s).nll for s in (scale, 0.5))
+    assert torch.equal(found, expected)
+
+
+def test_meta_tensors_have_shapes():
+    x, weight, bias, target = (t.to("meta") for t in problem(9, 5, 7, torch.bfloat16))
+    stats = ncops.linear_stats(x, weight, bias, target)
+    assert stats.nll.shape == (9,) and stats.nll.dtype == torch.float32 and stats.nll.is_meta
+
+
+def test_sum_of_squares_with_a_masked_class(backend):
+    x, weight, bias, target = problem(6, 5, 7, torch.float32)
+    plain = ncops.linear_stats(x, weight, bias, target).sumsq
+    expected = (x.double() @ weight.double().T + bias).square().sum(1)
+    torch.testing.assert_close(plain.double(), expected, rtol=1e-5, atol=1e-5)
+    bias[2] = -math.inf
+    x[4, 1] = math.nan
+    x.requires_grad_()
+    masked = ncops.linear_stats(x, weight, bias, target)
+    rows = [0, 1, 2, 3, 5]
+    assert (masked.sumsq[rows] == math.inf).all() and masked.sumsq[4].isnan()
+    (gradient,) = torch.autograd.grad(masked.sumsq[rows].sum(), x)
+    assert (gradient[rows] == 0).all()
 
 
 def test_deterministic(backend):

@@ -354,7 +354,22 @@ def test_a_folder_without_tokenizer_says_so(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["lm", str(tmp_path / "m"), "--text", str(tmp_path / "t.txt")]) == 2
     error = capsys.readouterr().err
+    assert f"no tokenizer.json or tokenizer.model in {tmp_path / 'm'}\n" in error and error.count("\n") == 1
+    (tmp_path / "m" / "tokenizer.json").write_text("{")
+    assert cli.main(["lm", str(tmp_path / "m"), "--text", str(tmp_path / "t.txt")]) == 2
+    error = capsys.readouterr().err
     assert "did not load as a causal language model: its tokenizer: " in error and error.count("\n") == 1
+
+
+def test_a_truncated_checkpoint_is_one_line(tmp_path, capsys):
+    folder = save(tmp_path / "m", llama())
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    (tmp_path / "t.txt").write_text(sentence(0, 200))
+    capsys.readouterr()
+    assert cli.main(["lm", folder, "--text", str(tmp_path / "t.txt")]) == 2
+    error = capsys.readouterr().err
+    assert "m did not load as a causal language model: " in error and error.count("\n") == 1
 
 
 def test_missing_extra_is_named(tiny, capsys, monkeypatch):

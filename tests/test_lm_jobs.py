@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -94,7 +95,8 @@ def test_jobs_that_share_nothing_are_merged(tiny, capsys, tmp_path):
     assert held["run"]["train_windows"] == 0 and held["run"]["held_out_windows"] == -(-LENGTHS[0] // 32)
     assert not (tmp_path / "held" / "class_statistics.safetensors").exists()
     decisions = tmp_path / "held" / "decision_statistics.safetensors"
-    assert cli.main(["merge", str(decisions), str(decisions), "-o", str(tmp_path / "twice.safetensors")]) == 0
+    copied = shutil.copy(decisions, tmp_path / "copy.safetensors")
+    assert cli.main(["merge", str(decisions), str(copied), "-o", str(tmp_path / "twice.safetensors")]) == 0
     assert torch.equal(ncops.load(tmp_path / "twice.safetensors").count, 2 * ncops.load(decisions).count)
 
 
@@ -115,6 +117,80 @@ def test_merge_refuses_what_does_not_fit(tmp_path, capsys):
         assert cli.main(["merge", *files, "-o", out]) == 2
         assert re.search(message, capsys.readouterr().err)
         assert not os.path.exists(out)
+
+
+def test_merge_looks_before_it_reads(tmp_path, capsys, monkeypatch):
+    stats = ncops.ClassStatistics(3, 4)
+    stats.update(torch.randn(6, 4), torch.arange(6) % 3)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        stats.save(tmp_path / name / "class_statistics.safetensors")
+    a, b, out = tmp_path / "a", tmp_path / "b", tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(a / "class_statistics.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr("ncops.storage.load", lambda *_: pytest.fail("read"))
+        for files, to, message in (
+            ([a, b], tmp_path / "none" / "x", f"--output: no folder {tmp_path / 'none'}"),
+            ([a, b], tmp_path / "empty", "--output: expected a file, got the folder"),
+            ([a, tmp_path / "link"], out, "is given twice, so that its rows would count twice"),
+            ([a, a / "class_statistics.safetensors"], out, "is given twice"),
+            ([a, tmp_path / "empty"], out, "FILE: no file .*empty/class_statistics.safetensors"),
+        ):
+            assert cli.main(["merge", *map(str, files), "-o", str(to)]) == 2
+            error = capsys.readouterr().err
+            assert re.search(message, error) and error.count("\n") == 1
+    assert not out.exists()
+    assert cli.main(["merge", str(a), str(b), "-o", str(out)]) == 0
+    assert torch.equal(ncops.load(out).counts, 2 * stats.counts)
+
+
+def test_statistics_of_another_model_are_refused(tiny, capsys, tmp_path):
+    model, texts = tiny
+    torch.manual_seed(4)
+    save(tmp_path / "other", llama())
+    torch.manual_seed(4)
+    save(tmp_path / "wide", llama(hidden_size=48))
+    options = ["--text", texts[0], "--window", "32", "--min-count", "2", "--json"]
+    run(capsys, "lm", model, *options, "--save", tmp_path / "a")
+    run(capsys, "lm", tmp_path / "other", *options, "--save", tmp_path / "b")
+    merged = str(tmp_path / "merged")
+    copied = shutil.copy(tmp_path / "a" / "class_statistics.safetensors", tmp_path / "copy")
+    assert cli.main(["merge", str(tmp_path / "a"), str(copied), "-o", merged]) == 0  # it says of which model, too
+    capsys.readouterr()
+
+    def refused(*arguments) -> str:
+        assert cli.main(list(map(str, arguments))) == 2
+        return capsys.readouterr().err
+
+    for given in (tmp_path / "a", merged):
+        error = refused("lm", tmp_path / "other", *options, "--statistics", given)
+        assert re.search(r"--statistics: expected those of this model, other in float32 \(classifier \w{16}\)", error)
+        assert "got those of model in float32" in error and error.count("\n") == 1
+    error = refused("lm", tmp_path / "wide", *options, "--statistics", merged)
+    assert "--statistics: expected 150 classes in 48 dimensions, as this model has, got 150 in 24" in error
+    error = refused("merge", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "x")
+    assert "does not fit" in error and "made with other in float32" in error and not (tmp_path / "x").exists()
+    run(capsys, "lm", model, *options, "--statistics", merged)
+    # Statistics that do not say, such as those saved by one's own program, are taken.
+    ncops.load(merged).save(tmp_path / "own")
+    run(capsys, "lm", tmp_path / "other", *options, "--statistics", tmp_path / "own")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_interrupted_run_says_where_it_goes_on(tiny, capsys, tmp_path, monkeypatch, kept):
+    def interrupted(self, *_):
+        if kept:
+            (tmp_path / "train.safetensors").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(collect.Corpus, "run", interrupted)
+    assert cli.main(command(tiny, "--checkpoint", tmp_path)) == 130
+    out = capsys.readouterr()
+    where = f"the same command goes on from {tmp_path}" if kept else f"{tmp_path} holds no checkpoint yet"
+    assert out.err.splitlines()[-1] == f"ncops: interrupted; {where}" and out.out == ""
+    assert cli.main(command(tiny)) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "ncops: interrupted"
 
 
 KILLS = [("train", 1), ("train", 5), ("train", 9), ("held-out", 1), ("held-out", 2)]
@@ -144,9 +220,11 @@ def test_killed_and_resumed_gives_the_same_bits(tiny, capsys, tmp_path, monkeypa
     resumed = run(capsys, *arguments)
     assert without_times(resumed) == without_times(whole)
     for name in ("class_statistics", "decision_statistics"):
-        a, b = (ncops.load(folder / f"{name}.safetensors").state_dict() for folder in (tmp_path, tmp_path / "whole"))
+        files = [folder / f"{name}.safetensors" for folder in (tmp_path, tmp_path / "whole")]
+        a, b = (ncops.load(file).state_dict() for file in files)
         for key in a:
             assert key == "config" or torch.equal(a[key], b[key]), key
+        assert files[0].read_bytes() == files[1].read_bytes()
     # Once more finds everything done.
     assert without_times(run(capsys, *arguments)) == without_times(whole)
 

@@ -217,6 +217,24 @@ def test_errors(logits, target, error, message):
         ncops.logit_stats(logits, target)
 
 
+def test_a_scale_that_requires_a_gradient_is_refused():
+    scale = torch.ones((), requires_grad=True)
+    with pytest.raises(ValueError, match=r"scale: .*into it \(logit_stats\(logits \* scale, ...\)\)"):
+        ncops.logit_stats(torch.randn(3, 4), scale=scale)
+    with pytest.raises(ValueError, match="ignore_index: expected an integer"):
+        ncops.logit_stats(torch.randn(3, 4), ignore_index=0.5)
+    # What the message says trains it.
+    logits, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    ours, theirs = (
+        torch.autograd.grad(loss, scale)[0]
+        for loss in (
+            ncops.logit_stats(logits * scale, target).loss("nll"),
+            torch.nn.functional.cross_entropy(logits * scale, target),
+        )
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_deterministic(backend):
     size = (40, 300) if backend == "triton" else (300, 3001)  # Triton's interpreter is slow
     logits, target = randn(*size, dtype=torch.float32), random_labels(*size)

@@ -272,6 +272,8 @@ def test_only_mean_and_row_max_carry_gradients(backend):
         ({"valid": torch.ones(3, dtype=torch.bool)}, ValueError, r"valid: expected shape \(K,\) = \(4,\), got \(3,\)"),
         ({"valid": [True] * 4}, TypeError, "valid: expected a tensor, got list"),
         ({"rows": torch.ones(4)}, ValueError, "rows: expected 2 dimensions"),
+        ({"power": torch.ones((), requires_grad=True)}, ValueError, "power: expected a number, got a tensor that"),
+        ({"power": None}, TypeError, "power: expected a number, got None"),
     ],
 )
 def test_errors(change, error, message):

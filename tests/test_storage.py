@@ -133,6 +133,49 @@ def write(path, tensors, **metadata):
     safetensors.torch.save_file(tensors, path, {k: str(v) for k, v in metadata.items()} or None)
 
 
+def test_equal_states_make_equal_files(tmp_path):
+    stats, *_ = make()
+    for i in range(6):
+        stats.save(tmp_path / str(i))
+    first = (tmp_path / "0").read_bytes()
+    assert all((tmp_path / str(i)).read_bytes() == first for i in range(6))
+
+
+def test_where_nothing_can_be_written(tmp_path, monkeypatch):
+    stats, *_ = make()
+    with pytest.raises(FileNotFoundError, match=f"path: no folder {tmp_path / 'none'}$"):
+        stats.save(tmp_path / "none" / "a")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="path: expected a file, got the folder"):
+        stats.save(tmp_path / "folder")
+
+    def full(*_):
+        raise safetensors.SafetensorError("no space left")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="path: .*/a cannot be written: no space left"):
+        stats.save(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_origin_is_kept_beside_the_state(tmp_path):
+    stats, *_ = make()
+    path, origin = tmp_path / "a", {"model": "m", "classifier": "00ff"}
+    storage.save_state(path, "ClassStatistics", stats._config(), stats._tensors(), origin)
+    assert storage.read_origin(path) == origin and torch.equal(ncops.load(path).counts, stats.counts)
+    stats.save(path)
+    assert storage.read_origin(path) is None
+
+
+def test_files_of_version_1_are_read(tmp_path):
+    stats, *_ = make()
+    metadata = {"format": "ncops-stats", "version": "1", "kind": "ClassStatistics"}
+    write(tmp_path / "a", stats._tensors(), **metadata, config=json.dumps(stats._config()))
+    loaded = ncops.load(tmp_path / "a")
+    assert loaded._config() == stats._config() and torch.equal(loaded.sums, stats.sums)
+    assert storage.read_origin(tmp_path / "a") is None
+
+
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     stats, *_ = make()
@@ -157,6 +200,19 @@ def test_foreign_files_are_refused(tmp_path):
         write(path, tensors, **{**good, **change})
         with pytest.raises(ValueError, match=message):
             ncops.load(path)
+    document = {"format": "ncops-stats", "version": 2, "kind": "ClassStatistics", "config": stats._config()}
+    for change, message in (
+        ({"version": 3}, "version '3'"),
+        ({"format": "other"}, "not one of ncops statistics"),
+        ({"kind": ["ClassStatistics"]}, "is damaged"),
+        ({"config": None}, "is damaged"),
+    ):
+        write(path, tensors, ncops=json.dumps({**document, **change}))
+        with pytest.raises(ValueError, match=message):
+            ncops.load(path)
+    write(path, tensors, ncops="[1")
+    with pytest.raises(ValueError, match="not a whole file"):
+        ncops.load(path)
     write(path, {**tensors, "extra": torch.zeros(1)}, **good)
     with pytest.raises(ValueError, match="expected the tensors"):
         ncops.load(path)

@@ -4,7 +4,7 @@ each takes; holds that against tests/budgets.json.
     python tools/budgets.py              the table, and what exceeds its budget (exit code 1)
     python tools/budgets.py --write      takes what is now as the budget
     python tools/budgets.py --full       float64 and the like for all three, not for sm_90 alone
-    python tools/budgets.py --only nearest
+    python tools/budgets.py --triton --only nearest    Triton's kernels alone; with --write too it changes no other rows
 
 Results are kept under build/budgets by the content of what was compiled.
 """
@@ -31,7 +31,7 @@ from resources import SHARED_PER_BLOCK, Resources, demangle, functions  # noqa: 
 CAPABILITIES = (80, 90, 100)
 BUDGETS = ROOT / "tests" / "budgets.json"
 CACHE = ROOT / "build" / "budgets"
-RARE = ("fp64", "float64", "fp16", "any power")  # compiled for one capability unless everything is asked for
+RARE = ("fp64", "float64", "fp16", "[float16")  # compiled for one capability unless everything is asked for
 COMPILERS = {"triton": "3.9.0", "nvcc": "13.0"}  # of the figures in BUDGETS; another release has figures of its own
 MORE_REGISTERS = 0.1  # a compiler's next patch release may take that much more
 
@@ -201,7 +201,10 @@ def table(found: dict[str, dict[int, dict]]) -> str:
 
 
 def write(found: dict[str, dict[int, dict]], only: str) -> None:
-    kept = json.loads(BUDGETS.read_text()) if only and BUDGETS.exists() else {}
+    """``found`` replaces the budgets of all kernels whose name contains ``only``, of the compilers that ran."""
+    kept = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+    ran = {".cu: " in kernel for kernel in found}
+    kept = {kernel: uses for kernel, uses in kept.items() if only not in kernel or (".cu: " in kernel) not in ran}
     kept.update({kernel: {str(c): use for c, use in uses.items()} for kernel, uses in found.items()})
     rows = [f"  {json.dumps(k)}: {{\n" + _rows(kept[k]) + "\n  }" for k in sorted(kept)]
     BUDGETS.write_text("{\n" + ",\n".join(rows) + "\n}\n")
@@ -215,11 +218,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--triton", action="store_true", help="leave out what nvcc compiles")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--json", action="store_true", help="print the figures for another program")
     options = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter's functions cannot be compiled
-    found = measure(options.full, options.only)
+    found = measure(options.full, options.only, cuda=not options.triton)
     if options.json:
         print(json.dumps(found))
         return 0

@@ -78,6 +78,8 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("half", 80): Launch({"BLOCK_N": 16, "BLOCK_V": 128, "BLOCK_D": 128, "HALVES": 0}, 4, 2),
         ("half", 90): Launch({"BLOCK_N": 16, "BLOCK_V": 128, "BLOCK_D": 128, "HALVES": 0}, 4, 4),
         ("float32", 80): Launch({"BLOCK_N": 16, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 4, 3),
+        # 32 deep ptxas holds it to 96 registers at 90 and spills 2.
+        ("tf32", 80): Launch({"BLOCK_N": 16, "BLOCK_V": 64, "BLOCK_D": 64, "HALVES": 0}, 4, 3),
         ("float64", 80): Launch({"BLOCK_N": 16, "BLOCK_V": 32, "BLOCK_D": 32, "HALVES": 0}, 4, 2),
     },
     # A program takes 16 bytes per thread of each row; narrower features take fewer warps.
@@ -118,39 +120,35 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
     "row_means": {("any", 80): Launch({"BLOCK_R": 32, "BLOCK_D": 64}, 4, 2)},
     "row_norms": {("any", 80): Launch({"BLOCK_R": 8, "BLOCK_D": 128}, 4, 2)},
     "nearest_distance": {("any", 80): Launch({"BLOCK_R": 8, "BLOCK_D": 128}, 4, 2)},
-    # 128 x 128 x 8 leaves registers for the copy of x to its centre; 16 deep it spills on Blackwell in float32.
+    # Blocks are 16 deep or more: Triton 3.7 multiplies nothing less. 128 x 128 x 16 spills up to 88 times.
     "nearest_class_mean": {
-        ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 128, "BLOCK_D": 16}, 8, 3),
-        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 128, "BLOCK_D": 8}, 8, 4),
-        ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 32}, 8, 3),
-        ("float64", 80): Launch({"BLOCK_N": 64, "BLOCK_C": 64, "BLOCK_D": 16}, 8, 3),
+        ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 3),
+        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 3),
+        ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 32, "FOLD": 1024}, 8, 3),
+        ("float64", 80): Launch({"BLOCK_N": 64, "BLOCK_C": 64, "BLOCK_D": 16, "FOLD": 1024}, 8, 3),
     },
     # With three stages ptxas holds the float32 products to 128 registers at 80 and spills 5; with four it takes 176.
     "pair_products": {
-        ("half", 80): Launch({"BLOCK": 64, "BLOCK_D": 64}, 8, 3),
-        ("float32", 80): Launch({"BLOCK": 64, "BLOCK_D": 16}, 8, 4),
-        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32}, 8, 3),
-        ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16}, 4, 3),
+        ("half", 80): Launch({"BLOCK": 64, "BLOCK_D": 64, "FOLD": 2048}, 8, 3),
+        ("float32", 80): Launch({"BLOCK": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 4),
+        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32, "FOLD": 1024}, 8, 3),
+        ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16, "FOLD": 1024}, 4, 3),
     },
-    # 16 deep, the distances spill on 90 and 100.
+    # With three stages ptxas holds the factors of the gradient to 128 registers at 90 and spills 8.
     "pair_distances": {
-        ("half", 80): Launch({"BLOCK": 64, "BLOCK_D": 16}, 8, 3),
-        ("half", 90): Launch({"BLOCK": 64, "BLOCK_D": 8}, 8, 3),
-        ("float32", 80): Launch({"BLOCK": 64, "BLOCK_D": 8}, 8, 4),
-        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32}, 8, 3),
-        ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16}, 4, 3),
+        ("half", 80): Launch({"BLOCK": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 2),
+        ("float32", 80): Launch({"BLOCK": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 2),
+        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32, "FOLD": 1024}, 8, 3),
+        ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16, "FOLD": 1024}, 4, 3),
     },
     # A power of any exponent is a float64 logarithm and exponential per pair: 64 x 64 by 256 threads spills 32 times.
-    # With three stages ptxas holds it to 128 registers at 100 and spills 4.
-    "pair_distances_power": {
-        ("any", 80): Launch({"BLOCK": 32, "BLOCK_D": 8}, 4, 3),
-        ("any", 100): Launch({"BLOCK": 32, "BLOCK_D": 8}, 4, 2),
-    },
+    # With two stages ptxas holds it to 128 registers at 90 and spills 8.
+    "pair_distances_power": {("any", 80): Launch({"BLOCK": 32, "BLOCK_D": 16, "FOLD": 256}, 4, 3)},
     # (BLOCK x BLOCK) factors times (BLOCK x BLOCK_D) rows.
     "pair_gradient": {
-        ("float32", 80): Launch({"BLOCK_D": 32}, 8, 2),
-        ("half", 80): Launch({"BLOCK_D": 32}, 8, 2),
-        ("float64", 80): Launch({"BLOCK_D": 32}, 4, 2),
+        ("float32", 80): Launch({"BLOCK_D": 32, "FOLD": 256}, 8, 2),
+        ("half", 80): Launch({"BLOCK_D": 32, "FOLD": 256}, 8, 2),
+        ("float64", 80): Launch({"BLOCK_D": 32, "FOLD": 256}, 4, 2),
     },
     "pair_partners": {("any", 80): Launch({"BLOCK_R": 32, "BLOCK_D": 64}, 4, 2)},
 }
@@ -246,10 +244,13 @@ def split_count(capability: int | None, programs: int, tiles: int, waves: int = 
 # ---- Autotuning: opt-in with NCOPS_AUTOTUNE=1, remembered for the life of the process.
 
 _tuned: dict[tuple, Launch] = {}
+# What parameters may ask for and a device, or the assembler for it, not have.
+UNFIT = (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError)
 
 
-def autotuning() -> bool:
-    return os.environ.get("NCOPS_AUTOTUNE", "") == "1" and not interpreted()
+def autotuning(tensor: Tensor) -> bool:
+    """Whether parameters are tuned for ``tensor``: where asked for, except under the interpreter."""
+    return os.environ.get("NCOPS_AUTOTUNE", "") == "1" and tensor.is_cuda and not interpreted()
 
 
 def alternatives(config: Launch) -> list[Launch]:
@@ -272,34 +273,38 @@ def tuned(
 ) -> Any:
     """``run(config)`` with the parameters of ``kernel`` for ``tensor``, on its device.
 
-    With ``NCOPS_AUTOTUNE=1`` the first call of each (kernel, dtype, shape class) times the alternatives, which
-    synchronises; ``run`` must then be free of side effects. A shape class holds sizes up to the next power of two.
+    With ``NCOPS_AUTOTUNE=1`` the first call of each (kernel, dtype, device, shape class) times the alternatives, which
+    synchronises; ``run`` must then give the same when it is repeated. A shape class holds the sizes with equally many
+    binary digits. While a CUDA graph is captured nothing is timed: it takes what an earlier call found, or the table's.
     """
     with device_of(tensor):
-        there = capability(tensor.device)
-        config = launch(kernel, tensor.dtype, there, tf32)
-        if not autotuning() or not tensor.is_cuda:
-            return run(config)
-        key = (kernel, dtype_class(tensor.dtype, tf32), tensor.device, *(size.bit_length() for size in shape))
-        if key not in _tuned:
-            if torch.cuda.is_current_stream_capturing():
-                return run(config)
-            _tuned[key] = min(alternatives(config), key=lambda candidate: _milliseconds(run, candidate))
-        return run(_tuned[key])
+        config = launch(kernel, tensor.dtype, capability(tensor.device), tf32)
+        if autotuning(tensor):
+            key = (kernel, dtype_class(tensor.dtype, tf32), tensor.device, *(size.bit_length() for size in shape))
+            if key not in _tuned and not capturing():
+                _tuned[key] = min(alternatives(config), key=lambda candidate: milliseconds(run, candidate))
+            config = _tuned.get(key, config)
+        return run(config)
 
 
-def _milliseconds(run: Callable[[Launch], Any], config: Launch, repeats: int = 5) -> float:
-    """The least time of a few runs; infinite where the device has not the shared memory or registers."""
+def capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def milliseconds(run: Callable[[Launch], Any], config: Launch, repeats: int = 5) -> float:
+    """The least time of a few runs; infinite where the device cannot run it."""
     try:
         run(config)  # compiles
-        times = []
-        for _ in range(repeats):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run(config)
-            stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop))
-    except triton.runtime.errors.OutOfResources:
+        return min(elapsed(lambda: run(config)) for _ in range(repeats))
+    except UNFIT:
         return float("inf")
-    return min(times)
+
+
+def elapsed(call: Callable[[], Any]) -> float:
+    """Milliseconds of the current stream that ``call`` takes."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)

@@ -39,7 +39,7 @@ def _factors(
     rows, stride_row, stride_column, valid, origin, norms, variances, power, power_rest, share, g_row, partner,
     factors, close_bits, by_variance, first_row, count, dim, tiles,
     KERNEL: tl.constexpr, TWICE: tl.constexpr, HAS_VALID: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """One tile of a strip of rows: factors[i, j] multiply x_i - x_j; close_bits name columns with close pairs."""
     i, j = tl.program_id(0), tl.program_id(1)
@@ -48,8 +48,9 @@ def _factors(
     exponent = full_power if KERNEL == CDNV else full_power * 0.5
     first_a, first_b = first_row + i * BLOCK, j * BLOCK
     product = tile_products(
-        rows, stride_row, stride_column, origin, first_a, first_b, count, dim, True, PRECISION, dtype, BLOCK, BLOCK_D
-    )
+        rows, stride_row, stride_column, origin, first_a, first_b, count, dim, True,
+        PRECISION, dtype, BLOCK, BLOCK_D, FOLD,
+    )  # fmt: skip
     wanted = wanted_pairs(first_a, first_b, valid, count, False, HAS_VALID, BLOCK)
     d2, close = close_pairs(product, norms, wanted, first_a, first_b, count, BLOCK)
     d2 = refine(d2, close, rows, stride_row, stride_column, first_a, first_b, count, dim, dtype, BLOCK)
@@ -80,12 +81,13 @@ def _factors(
 def _apply(
     rows, stride_row, stride_column, valid, origin, factors, close_bits, partial,
     first_row, strip_rows, count, dim, tiles, tiles_per_split,
-    HAS_VALID: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_VALID: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """partial[split, i, d] = sum over the split's j of factors[i, j] (x_i - x_j)[d]."""
     i, split = tl.program_id(0), tl.program_id(2)
     dtype: tl.constexpr = factors.dtype.element_ty
     PARTS: tl.constexpr = (BLOCK + 63) // 64
+    TILES: tl.constexpr = (FOLD + BLOCK - 1) // BLOCK
     place = tl.arange(0, BLOCK)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     deep = d < dim
@@ -100,29 +102,35 @@ def _apply(
     strip = factors + (i.to(tl.int64) * BLOCK + place)[:, None] * (tiles * BLOCK)
     total, near = tl.zeros((BLOCK, BLOCK_D), dtype), tl.zeros((BLOCK, BLOCK_D), dtype)
     weight = tl.zeros((BLOCK,), dtype)
-    for j in range(split * tiles_per_split, tl.minimum(split * tiles_per_split + tiles_per_split, tiles)):
-        b = j * BLOCK + place
-        good = b < count
-        if HAS_VALID:
-            good = tl.load(valid + b, mask=good, other=0) != 0
-        mask = good[:, None] & deep[None, :]
-        theirs = tl.load(rows + b.to(tl.int64)[:, None] * stride_row + column[None, :], mask=mask, other=0).to(dtype)
-        factor = tl.load(strip + b[None, :])
-        # Columns that hold a close pair go by differences: a large factor times a cancelled difference has no digits.
-        for part in tl.static_range(PARTS):
-            bits = tl.load(close_bits + (i * tiles + j).to(tl.int64) * PARTS + part)
-            if bits != 0:
-                flagged = (place // 64 == part) & (((bits >> (place % 64).to(tl.int64)) & 1) != 0)
-                factor = tl.where(flagged[None, :], 0, factor)
-                for bit in range(64):
-                    if ((bits >> bit) & 1) != 0:
-                        other = tl.full((), 64 * part, tl.int64) + j * BLOCK + bit
-                        one = tl.load(rows + other * stride_row + column, mask=deep, other=0)
-                        own = tl.load(strip + other)
-                        near += own * (mine - one.to(dtype)[None, :])
-        theirs = tl.where(mask, theirs - centre[None, :], 0)
-        total = tl.dot(factor, theirs, total, input_precision="ieee", out_dtype=dtype)
-        weight += tl.sum(factor, 1)
+    first = split * tiles_per_split
+    last = tl.minimum(first + tiles_per_split, tiles)
+    for fold in range(first, last, TILES):  # in one chain over many rows the late ones lose their digits
+        part = tl.zeros((BLOCK, BLOCK_D), dtype)
+        for j in range(fold, tl.minimum(fold + TILES, last)):
+            b = j * BLOCK + place
+            good = b < count
+            if HAS_VALID:
+                good = tl.load(valid + b, mask=good, other=0) != 0
+            mask = good[:, None] & deep[None, :]
+            there = rows + b.to(tl.int64)[:, None] * stride_row + column[None, :]
+            theirs = tl.load(there, mask=mask, other=0).to(dtype)
+            factor = tl.load(strip + b[None, :])
+            # Columns with a close pair go by differences: a large factor times a cancelled difference has no digits.
+            for word in tl.static_range(PARTS):
+                bits = tl.load(close_bits + (i * tiles + j).to(tl.int64) * PARTS + word)
+                if bits != 0:
+                    flagged = (place // 64 == word) & (((bits >> (place % 64).to(tl.int64)) & 1) != 0)
+                    factor = tl.where(flagged[None, :], 0, factor)
+                    for bit in range(64):
+                        if ((bits >> bit) & 1) != 0:
+                            other = tl.full((), 64 * word, tl.int64) + j * BLOCK + bit
+                            one = tl.load(rows + other * stride_row + column, mask=deep, other=0)
+                            own = tl.load(strip + other)
+                            near += own * (mine - one.to(dtype)[None, :])
+            theirs = tl.where(mask, theirs - centre[None, :], 0)
+            part = tl.dot(factor, theirs, part, input_precision="ieee", out_dtype=dtype)
+            weight += tl.sum(factor, 1)
+        total += part
     result = weight[:, None] * (mine - centre[None, :]) - total + near
     out = split.to(tl.int64) * strip_rows * dim + (i.to(tl.int64) * BLOCK + place)[:, None] * dim + d[None, :]
     tl.store(partial + out, result, mask=(i * BLOCK + place < strip_rows)[:, None] & deep[None, :])
@@ -264,19 +272,21 @@ def _distances(
     if variances is not None:
         by_variance = torch.empty((tiles, count), dtype=torch.float64, device=device)
     partial = torch.empty((splits, strip_rows, dim), dtype=dtype, device=device)
-    source = (rows, *rows.stride(), valid, origin)
     has_valid = valid is not None
+    # Triton 3.7 lays the factors of a product out by the narrowest load that they depend on, and fails for float64.
+    wide_valid = None if valid is None else valid.to(torch.int64)
     for first in range(0, count, strip_rows):
         here = min(strip_tiles, triton.cdiv(count - first, block))
         _factors[(here, tiles)](
-            *source, norms, variances, *split_power(power), share, g_row, partner,
+            rows, *rows.stride(), valid, origin, norms, variances, *split_power(power), share, g_row, partner,
             factors, close_bits, by_variance, first, count, dim, tiles,
             KERNEL=CODES[kernel], TWICE=exponent_class(kernel, power), HAS_VALID=has_valid,
             PRECISION=input_precision(tf32), **tile.options,
         )  # fmt: skip
         _apply[(here, chunks, splits)](
-            *source, factors, close_bits, partial, first, strip_rows, count, dim, tiles, triton.cdiv(tiles, splits),
-            HAS_VALID=has_valid, BLOCK=block, **chunk.options,
+            rows, *rows.stride(), wide_valid, origin, factors, close_bits, partial,
+            first, strip_rows, count, dim, tiles, triton.cdiv(tiles, splits), HAS_VALID=has_valid, BLOCK=block,
+            **chunk.options,
         )  # fmt: skip
         _finish[(min(strip_rows, count - first),)](
             rows, *rows.stride(), valid, None, partial, grad, first, strip_rows, dim, splits,
@@ -287,27 +297,29 @@ def _distances(
 
 
 def ahead_of_time(capability: int):
-    for dtype, name, power in (
-        (torch.float32, "fp32", 1), (torch.bfloat16, "bf16", 1), (torch.float64, "fp64", 1),
-        (torch.float32, "fp32", 1.3),
+    for dtype, name, power, tf32 in (
+        (torch.float32, "fp32", 1, False), (torch.float32, "fp32", 1, True), (torch.bfloat16, "bf16", 1, False),
+        (torch.float64, "fp64", 1, False), (torch.float32, "fp32", 1.3, False),
     ):  # fmt: skip
         products = "*fp64" if name == "fp64" else "*fp32"
-        tile = launch(launch_row("cdnv", power), dtype, capability)
+        tile = launch(launch_row("cdnv", power), dtype, capability, tf32)
         chunk = launch("pair_gradient", dtype, capability)
-        any_power = ",any power" if power == 1.3 else ""
+        variant = ",tf32" if tf32 else ",any power" if power == 1.3 else ""
         common = {"rows": f"*{name}", "stride_row": "i64", "valid": "*i1", "origin": products, "factors": products}
         common |= dict.fromkeys(("first_row", "count", "dim", "tiles"), "i32") | {"close_bits": "*i64"}
         signature = common | dict.fromkeys(("norms", "variances", "share", "g_row"), products)
         signature |= {"power": "fp32", "power_rest": "fp32", "partner": "*i64", "by_variance": "*fp64"}
         flags = {"stride_column": 1, "KERNEL": CODES["cdnv"], "TWICE": exponent_class("cdnv", power)}
-        flags |= {"HAS_VALID": True, "PRECISION": "ieee"}
+        flags |= {"HAS_VALID": True, "PRECISION": input_precision(tf32)}
         options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "divisible": ["dim", "first_row"]}
-        if name != "bf16":
-            yield f"pair_factors[{name},cdnv{any_power}]", _factors, signature, flags | tile.blocks, options
-        signature = common | {"partial": products, "strip_rows": "i32", "tiles_per_split": "i32"}
+        options["tensor_cores"] = "DMMA" if name == "fp64" else "HMMA" if tf32 else None
+        yield f"pair_factors[{name},cdnv{variant}]", _factors, signature, flags | tile.blocks, options
+        if tf32:  # the factors' own products are exact
+            continue
+        signature = common | {"valid": "*i64", "partial": products, "strip_rows": "i32", "tiles_per_split": "i32"}
         flags = {"stride_column": 1, "HAS_VALID": True, "BLOCK": tile["BLOCK"]} | chunk.blocks
         options = {"num_warps": chunk.num_warps, "num_stages": chunk.num_stages, "divisible": ["dim", "first_row"]}
-        yield f"pair_gradient[{name}{any_power}]", _apply, signature, flags, options
+        yield f"pair_gradient[{name}{variant}]", _apply, signature, flags, options
     config = launch("pair_partners", torch.float32, capability)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     signature = {"rows": "*fp32", "stride_row": "i64", "sums": "*fp64", "count": "i32", "dim": "i32"}

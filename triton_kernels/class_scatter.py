@@ -184,25 +184,26 @@ def ahead_of_time(capability: int):
     """The kernels of this file with their launch parameters, for ``tools/budgets.py``."""
     for dtype, centred, tf32 in (
         (torch.float32, True, False), (torch.float32, True, True), (torch.bfloat16, True, False),
-        (torch.bfloat16, False, False), (torch.float64, True, False),
+        (torch.bfloat16, False, False), (torch.float16, False, False), (torch.float64, True, False),
     ):  # fmt: skip
-        raw = dtype == torch.bfloat16 and not centred
+        raw = dtype.itemsize == 2 and not centred
         row = torch.float32 if centred and dtype == torch.bfloat16 else dtype
         config = launch("class_scatter", row, capability, tf32)
         name = "tf32" if tf32 else NAMES[dtype] + ("" if centred else ",uncentred")
         compute = compute_type(dtype)
+        half = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
         yield (
             f"class_scatter[{name}]",
             _scatter,
             {**row_signature(dtype), "out": POINTERS[compute_dtype(dtype)], "rows_per_split": "i32"},
             {
                 "HAS_LABELS": True, "HAS_CENTER": centred, "DIRECT": False, "DTYPE": compute,
-                "PRODUCT": tl.bfloat16 if raw else compute, "PRECISION": input_precision(tf32), **config.blocks,
+                "PRODUCT": half[dtype] if raw else compute, "PRECISION": input_precision(tf32), **config.blocks,
                 "stride_y": 1, "stride_xd": 1, "stride_cd": 1,
             },
             {
                 "num_warps": config.num_warps, "num_stages": config.num_stages,
-                "divisible": ["dim", "rows_per_split"],
+                "divisible": ["dim", "rows_per_split"], "tensor_cores": "HMMA" if raw or tf32 else None,
             },
         )  # fmt: skip
     for dtype in (torch.float32, torch.float64):

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._center import row_center
 from .._dtypes import compute_dtype
 from ._launch import Launch, capability, input_precision, launch, split_count, tuned
 from ._rows import centred_rows, column_mean
@@ -21,7 +22,8 @@ NO_CLASS = tl.constexpr(2**31 - 1)
 def _nearest(
     x, stride_row, stride_column, centred, half, origin, rest, best_value, best_index,
     count, classes, dim, row_tiles, tiles_per_split,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """The best class of one split for BLOCK_N rows: best_value[split, row] (NaN if any score was) and best_index."""
     # Neighbouring programs share the split, and so read the same means at the same time.
@@ -39,17 +41,20 @@ def _nearest(
         c = start + tl.arange(0, BLOCK_C)
         known = c < classes
         score = tl.zeros((BLOCK_N, BLOCK_C), dtype)
-        for depth in range(0, dim, BLOCK_D):
-            d = depth + tl.arange(0, BLOCK_D)
-            deep = d < dim
-            place = x + row[:, None] * stride_row + d[None, :].to(tl.int64) * stride_column
-            left = tl.load(place, mask=inside[:, None] & deep[None, :], other=0).to(dtype)
-            # The float64 centre in two parts: the first difference is exact for rows near it.
-            left -= tl.load(origin + d, mask=deep, other=0)[None, :]
-            left -= tl.load(rest + d, mask=deep, other=0)[None, :]
-            place = centred + c[None, :].to(tl.int64) * dim + d[:, None]
-            right = tl.load(place, mask=known[None, :] & deep[:, None], other=0)
-            score = tl.dot(left, right, score, input_precision=PRECISION, out_dtype=dtype)
+        for fold in range(0, dim, FOLD):  # in one chain over many features the late ones lose their digits
+            part = tl.zeros((BLOCK_N, BLOCK_C), dtype)
+            for depth in range(fold, tl.minimum(fold + FOLD, dim), BLOCK_D):
+                d = depth + tl.arange(0, BLOCK_D)
+                deep = d < dim
+                place = x + row[:, None] * stride_row + d[None, :].to(tl.int64) * stride_column
+                left = tl.load(place, mask=inside[:, None] & deep[None, :], other=0).to(dtype)
+                # The float64 centre in two parts: the first difference is exact for rows near it.
+                left -= tl.load(origin + d, mask=deep, other=0)[None, :]
+                left -= tl.load(rest + d, mask=deep, other=0)[None, :]
+                place = centred + c[None, :].to(tl.int64) * dim + d[:, None]
+                right = tl.load(place, mask=known[None, :] & deep[:, None], other=0)
+                part = tl.dot(left, right, part, input_precision=PRECISION, out_dtype=dtype)
+            score += part
         bias = tl.load(half + c, mask=known, other=float("-inf"))
         allowed = bias > float("-inf")  # false for a NaN bias too, see below
         score = tl.where(allowed[None, :], score + bias[None, :], float("-inf"))
@@ -108,27 +113,34 @@ def nearest_class_mean(x: Tensor, means: Tensor, valid: Tensor | None, allow_tf3
     return tuned("nearest_class_mean", x, shape, lambda config: _run(config, x, means, valid, allow_tf32), allow_tf32)
 
 
-def _run(config: Launch, x: Tensor, means: Tensor, valid: Tensor | None, tf32: bool) -> tuple[Tensor, Tensor]:
+def best_scores(config: Launch, x: Tensor, means: Tensor, valid: Tensor | None, tf32: bool) -> tuple[Tensor, Tensor]:
+    """``(value, index int32)``, both ``(splits, N)``: the arg-max of each split of the classes, for rows about the mean
+    of the valid means."""
     (count, dim), classes, dtype = x.shape, means.shape[0], compute_dtype(x.dtype)
-    exact, _ = column_mean(means, valid)
+    exact = row_center(means, valid, column_mean(means, valid)[0])
     centred, half = centred_rows(means, valid, exact, dtype)
     origin = exact.to(dtype)
     rest = (exact - origin).to(dtype)
 
-    there = capability(x.device)
     row_tiles, tiles = triton.cdiv(count, config["BLOCK_N"]), triton.cdiv(classes, config["BLOCK_C"])
-    splits = split_count(there, row_tiles, tiles, least=4)
+    splits = split_count(capability(x.device), row_tiles, tiles, least=4)
     best_value = torch.empty((splits, count), dtype=dtype, device=x.device)
     best_index = torch.empty((splits, count), dtype=torch.int32, device=x.device)
     _nearest[(row_tiles * splits,)](
         x, *x.stride(), centred, half, origin, rest, best_value, best_index,
         count, classes, dim, row_tiles, triton.cdiv(tiles, splits), PRECISION=input_precision(tf32), **config.options,
     )  # fmt: skip
-    sqdist = torch.empty(count, dtype=dtype, device=x.device)
+    return best_value, best_index
+
+
+def _run(config: Launch, x: Tensor, means: Tensor, valid: Tensor | None, tf32: bool) -> tuple[Tensor, Tensor]:
+    count, dim = x.shape
+    best_value, best_index = best_scores(config, x, means, valid, tf32)
+    sqdist = torch.empty(count, dtype=best_value.dtype, device=x.device)
     index = torch.empty(count, dtype=torch.int64, device=x.device)
-    config = launch("nearest_distance", x.dtype, there)
+    config = launch("nearest_distance", x.dtype, capability(x.device))
     _distance[(triton.cdiv(count, config["BLOCK_R"]),)](
-        x, *x.stride(), means, *means.stride(), best_value, best_index, sqdist, index, count, dim, splits,
+        x, *x.stride(), means, *means.stride(), best_value, best_index, sqdist, index, count, dim, best_value.shape[0],
         **config.options,
     )  # fmt: skip
     return sqdist, index
@@ -140,7 +152,7 @@ def ahead_of_time(capability: int):
     yield from rows(capability)
     for dtype, name, tf32 in (
         (torch.float32, "fp32", False), (torch.float32, "fp32", True),
-        (torch.bfloat16, "bf16", False), (torch.float64, "fp64", False),
+        (torch.bfloat16, "bf16", False), (torch.float16, "fp16", False), (torch.float64, "fp64", False),
     ):  # fmt: skip
         products = "fp64" if name == "fp64" else "fp32"
         config = launch("nearest_class_mean", dtype, capability, tf32)

@@ -63,7 +63,7 @@ def _pairs(
     rows, stride_row, stride_column, valid, origin, norms, variances, power, power_rest,
     moments, best_value, best_index, count, dim, tiles, group, groups,
     KERNEL: tl.constexpr, TWICE: tl.constexpr, HAS_VALID: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """One group of tiles: moments[:, group], and per row and column its best partner among the group's pairs."""
     row_group, column_group = tl.program_id(0), tl.program_id(1)
@@ -88,7 +88,7 @@ def _pairs(
             first_b = tl.full((), BLOCK, tl.int32) * j
             value = tile_products(
                 rows, stride_row, stride_column, origin, first_a, first_b, count, dim, KERNEL >= DISTANCE,
-                PRECISION, dtype, BLOCK, BLOCK_D,
+                PRECISION, dtype, BLOCK, BLOCK_D, FOLD,
             )  # fmt: skip
             a, b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, BLOCK)
             wanted = wanted_pairs(first_a, first_b, valid, count, True, HAS_VALID, BLOCK)
@@ -256,10 +256,12 @@ def ahead_of_time(capability: int):
     from . import _pair_backward
 
     for kernel, dtype, name, tf32, power in (
-        ("dot", torch.float32, "fp32", False, 1), ("dot", torch.bfloat16, "bf16", False, 1),
+        ("dot", torch.float32, "fp32", False, 1), ("dot", torch.float32, "fp32", True, 1),
+        ("dot", torch.bfloat16, "bf16", False, 1), ("dot", torch.float16, "fp16", False, 1),
         ("cosine", torch.float64, "fp64", False, 1), ("distance", torch.float32, "fp32", False, 1),
         ("distance", torch.float32, "fp32", True, 1), ("log_distance", torch.bfloat16, "bf16", False, 1),
-        ("cdnv", torch.float32, "fp32", False, 1), ("riesz", torch.float32, "fp32", False, 1.3),
+        ("cdnv", torch.float32, "fp32", False, 1), ("cdnv", torch.float32, "fp32", False, 1.3),
+        ("riesz", torch.float32, "fp32", False, 1.3),
         ("gaussian", torch.float64, "fp64", False, 1),
     ):  # fmt: skip
         products = "fp64" if name == "fp64" else "fp32"
@@ -271,7 +273,7 @@ def ahead_of_time(capability: int):
         constexprs = {"stride_column": 1, "KERNEL": CODES[kernel], "TWICE": exponent_class(kernel, power)}
         constexprs |= {"HAS_VALID": True, "PRECISION": input_precision(tf32)} | config.blocks
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim"]}
-        half = tf32 or (name, kernel) == ("bf16", "dot")
+        half = tf32 or (dtype.itemsize == 2 and kernel == "dot")
         options["tensor_cores"] = "DMMA" if name == "fp64" else "HMMA" if half else None
         title = f"pairs[{name},{kernel}{',tf32' if tf32 else ''}{',any power' if power == 1.3 else ''}]"
         yield title, _pairs, signature, constexprs, options

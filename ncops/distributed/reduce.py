@@ -37,6 +37,12 @@ def fingerprint(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
+def gather(every: Tensor, mine: Tensor, group: Group) -> None:
+    """Fills ``every (P * n, ...)`` with ``mine (n, ...)`` of each of the P ranks, in their order."""
+    # The second name is that of torch before 2.13, and warns since.
+    (getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor)(every, mine, group=group)
+
+
 def sum_over_ranks(tensors: list[Tensor], group: Group) -> None:
     """Replaces each tensor by its sum over the ranks, in place."""
     for tensor in tensors:

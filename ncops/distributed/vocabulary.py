@@ -20,7 +20,7 @@ from ..ops._checks import check_device, check_floating, check_shape, flatten_lab
 from ..ops._precision import allow_tf32
 from ..ops._row_stats import LinearStats, unflatten
 from ._shard_columns import local_columns, merge_columns, shard_gradients, target_columns
-from .reduce import Group
+from .reduce import Group, gather
 
 
 def linear_stats(
@@ -111,7 +111,7 @@ class Shard:
                 )
             return self
         sizes = torch.empty(dist.get_world_size(self.group), dtype=torch.int64, device=device)
-        dist.all_gather_into_tensor(sizes, torch.tensor([rows], device=device), group=self.group)
+        gather(sizes, torch.tensor([rows], device=device), self.group)
         sizes = sizes.tolist()
         total = sum(sizes)
         classes = total if self.num_classes is None else self.num_classes
@@ -193,7 +193,7 @@ class _Parallel(torch.autograd.Function):
         mine = local_columns(x, weight, bias, level, shard.start, scale, tf32)
         ranks = dist.get_world_size(shard.group)
         every = mine.new_empty((ranks * mine.shape[0], mine.shape[1]))
-        dist.all_gather_into_tensor(every, mine, group=shard.group)
+        gather(every, mine, shard.group)
         every = every.view(ranks, *mine.shape)
         columns = merge_columns(every, level, target, shard.num_classes, ignore_index, compute_dtype(x.dtype))
         _, gap, peak, _, _, _, entropy, mean, _, argmax, second_index, rank, valid = columns

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from .._autocast import outside_autocast
 from ..conventions import Convention, resolve
 from ..geometry import ClassGeometry
 from ..ops import linear_stats, logit_stats
-from ..ops._checks import FLOATING
+from ..ops._checks import FLOATING, check_floating, check_integer, check_number, check_shape, shape
 from ..report.collapse import NAMES, CollapseReport, collapse
 from ..statistics import NONFINITE, ClassStatistics
 from ._classifier import Classifier, rows
@@ -61,8 +63,10 @@ class NeuralCollapse(ExactMetric):
         **kwargs: Any,
     ):
         super().__init__(classifier, **kwargs)
-        self.convention, self.min_count = resolve(convention), min_count
+        self.convention, self.min_count = resolve(convention), check_integer(min_count, "min_count", 1)
         fresh = ClassStatistics(num_classes, dim, scatter, nonfinite=nonfinite, ignore_index=ignore_index)
+        if classifier is not None and not is_lazy(getattr(classifier, "weight", None)):  # that has no shape yet
+            check_shape(rows(classifier)[0], "classifier", (fresh.num_classes, fresh.dim), "(num_classes, dim)")
         self._config = {name: value for name, value in fresh._config().items() if name != "input_dtype"}
         self.center: Tensor
         self.meta: Tensor
@@ -171,7 +175,8 @@ class LogitStatistics(ExactMetric):
         self, classifier: Classifier = None, *, scale: float = 1.0, ignore_index: int = -100, **kwargs: Any
     ):  # fmt: skip
         super().__init__(classifier, **kwargs)
-        self.scale, self.ignore_index = float(scale), ignore_index
+        self.scale = check_number(scale, "scale", "nothing is learned here, give float(scale)")
+        self.ignore_index = check_integer(ignore_index, "ignore_index")
         self.counts: Tensor
         self.sums: Tensor
         self.add_state("counts", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")  # rows, rows with a target
@@ -182,11 +187,15 @@ class LogitStatistics(ExactMetric):
         """Adds a batch: ``(..., D)`` features, or ``(..., V)`` logits without a classifier; ``(...)`` targets."""
         self._refuse_if_synced()
         options = {"scale": self.scale, "ignore_index": self.ignore_index}
-        with torch.autocast(features.device.type, enabled=False):
+        check_floating(features, "features" if self.classifier is not None else "logits")
+        with outside_autocast(features.device):
             if self.classifier is None:
                 stats = logit_stats(features, target, **options)
             else:
-                head = (t if t is None else t.to(features.dtype) for t in rows(self.classifier))
+                head = [t if t is None else t.to(features.dtype) for t in rows(self.classifier)]
+                dim = head[0].shape[1]
+                if features.ndim < 1 or features.shape[-1] != dim:
+                    raise ValueError(f"features: expected shape (..., D) with D = {dim}, got {shape(features)}")
                 stats = linear_stats(features, *head, target, **options)
         columns = [stats.entropy, stats.max_prob, stats.lse, stats.lse.double().square(), stats.mean, stats.var]
         valid = torch.ones_like(stats.lse, dtype=torch.bool) if target is None else stats.valid

@@ -76,9 +76,18 @@ def find_source(model: str | Path, gguf: str | None = None) -> Source:
     raise CommandError(f"MODEL: {path} holds neither config.json nor a .gguf file")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.*", "*.tiktoken")
+
+
+def _words(error: BaseException) -> str:
+    """The message in one line: the loader's first line may be no more than a colon."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _why_no_tokenizer(source: Source, error: BaseException) -> str:
+    if source.gguf is None and not any(any(source.folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        return f"no tokenizer.json or tokenizer.model in {source.folder}"
+    return f"its tokenizer: {_words(error)}"
 
 
 def _quiet_pipe() -> contextlib.AbstractContextManager:
@@ -97,24 +106,23 @@ def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> Load
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     need("lm", "transformers", *(("gguf", "accelerate") if source.gguf else ()))
     import transformers
+    from safetensors import SafetensorError
 
     transformers.logging.set_verbosity_error()
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if source.gguf:
         options["gguf_file"] = source.gguf
-    part = "its tokenizer: "
+    tokenizer = None
     try:
         with _quiet_pipe():
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.folder), **options)
-            part = ""
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                 str(source.folder), dtype=DTYPES[dtype], output_loading_info=True, **options
             )
         model = model.to(torch.device(device)).eval()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
-        raise CommandError(
-            f"MODEL: {source.folder} did not load as a causal language model: {part}{_first_line(error)}"
-        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
+        why = _why_no_tokenizer(source, error) if tokenizer is None else _words(error)
+        raise CommandError(f"MODEL: {source.folder} did not load as a causal language model: {why}") from error
     missing = sorted(loading["missing_keys"])  # transformers fills them with random numbers
     if missing:
         raise CommandError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..decisions import DecisionStatistics
 from ..report.collapse import collapse
 from ..report.details import Measured, class_rows, decision_details, geometry_details
 from ..statistics import ClassStatistics
+from ..storage import save_statistics
 from .collect import Corpus, LayerStatistics, collect_classes, collect_decisions
 from .load import LoadedModel, body, find_head
 from .progress import Progress, signature
@@ -83,6 +84,20 @@ def token_text(tokenizer) -> Callable[[int], str]:
     return text
 
 
+def check_given(
+    given: ClassStatistics, theirs: Mapping[str, str] | None, ours: Mapping[str, str], weight: torch.Tensor
+) -> None:
+    """Raises CommandError for class statistics of another model: other sizes, or a classifier of other bits."""
+    if (given.num_classes, given.dim) != tuple(weight.shape):
+        raise CommandError(
+            f"--statistics: expected {weight.shape[0]} classes in {weight.shape[1]} dimensions, as this model has, "
+            f"got {given.num_classes} in {given.dim}"
+        )
+    if theirs is not None and theirs["classifier"] != ours["classifier"]:
+        here, there = (f"{o['model']} in {o['dtype']} (classifier {o['classifier']})" for o in (ours, theirs))
+        raise CommandError(f"--statistics: expected those of this model, {here}, got those of {there}")
+
+
 @torch.no_grad()
 def measure(
     loaded: LoadedModel,
@@ -97,6 +112,7 @@ def measure(
     progress: bool | None = None,
     facts: dict[str, Any] | None = None,
     given: ClassStatistics | None = None,
+    given_origin: Mapping[str, str] | None = None,
     save: Path | None = None,
     checkpoint: Path | None = None,
     every: int = 100,
@@ -113,6 +129,7 @@ def measure(
         min_count: samples in the train part that a class needs to be kept.
         progress: False hides the progress bars; None shows them on a terminal.
         given: class statistics of an earlier pass; then there is no train part, all of the text is held out.
+        given_origin: the model they were made with, as their file says; None where it does not.
         save: folder for the statistics of both parts, as files that ``ncops merge`` and ``ncops.load`` read.
         checkpoint: folder that keeps the place every ``every`` batches; a run that finds its own place there goes on.
         ranks: the processes of this run; windows are dealt out to them, statistics are summed.
@@ -121,6 +138,9 @@ def measure(
 
     Returns:
         The report, on rank 0; None on the others.
+
+    Raises:
+        CommandError: statistics of another model, text or a window that does not fit, no linear classifier.
     """
     started = time.perf_counter()
     model, device = loaded.model, next(loaded.model.parameters()).device
@@ -140,13 +160,21 @@ def measure(
         "min count": min_count, "number of processes": ranks.size,
         "statistics": None if given is None else given.sqnorms,
     }  # fmt: skip
-    place = Progress(checkpoint, every, signature(same), ranks)
+    run_signature = signature(same)
+    origin = {
+        "model": (facts or {}).get("model_name", type(model).__name__),
+        "dtype": str(head.weight.dtype).removeprefix("torch."),
+        "classifier": run_signature["model"],
+    }
+    if given is not None:
+        check_given(given, given_origin, origin, head.weight)
+    place = Progress(checkpoint, every, run_signature, ranks)
     hidden = None
     if given is None:
         hidden = LayerStatistics(chosen, windows.labels_seen(train), vocabulary, device) if chosen else None
         given = collect_classes(corpus, run, train, place, vocabulary, dim, hidden)
         if save is not None and ranks.speaks:
-            given.save(save / "class_statistics.safetensors")
+            save_statistics(save / "class_statistics.safetensors", given, origin)
     geometry = given.to(device).compute(min_count=min_count)
     del given  # 340 MB for SmolLM2, not needed while the held-out part runs
     decisions = DecisionStatistics(geometry, head.weight, head.bias, scale=head.scale)
@@ -154,7 +182,7 @@ def measure(
     if not ranks.speaks:
         return None
     if save is not None:
-        decisions.save(save / "decision_statistics.safetensors")
+        save_statistics(save / "decision_statistics.safetensors", decisions, origin)
     report = collapse(geometry, head.weight, head.bias, decisions=decisions)
     details = geometry_details(geometry, head.weight)
     details["histograms"].update(decision_details(decisions))

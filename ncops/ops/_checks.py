@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import operator
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,10 +20,44 @@ def shape(t: Tensor) -> str:
 def check_floating(t: Tensor, name: str, ndim: int | None = None) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}")
+    if t.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got layout {t.layout}")
     if t.dtype not in FLOATING:
         raise ValueError(f"{name}: expected float32, float64, bfloat16 or float16, got {t.dtype}")
     if ndim is not None and t.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {shape(t)}")
+
+
+def check_integer(value: Any, name: str, minimum: int | None = None) -> int:
+    """``value`` as a Python integer of 64 bits, from NumPy's integers and 0-dim tensors too."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        found = value  # as it is: operator.index would fix a symbolic size, and make a new graph for every value
+    else:
+        try:
+            found = None if isinstance(value, bool) else operator.index(value)
+        except (TypeError, RuntimeError):  # RuntimeError: a tensor of several elements
+            found = None
+    if found is None:
+        kind = TypeError if value is None or isinstance(value, str) else ValueError
+        raise kind(f"{name}: expected an integer, got {value!r}")
+    if minimum is not None and found < minimum:
+        raise ValueError(f"{name}: expected an integer of {minimum} or more, got {found}")
+    if not torch.compiler.is_compiling() and not -(2**63) <= found < 2**63:
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {found}")
+    return found
+
+
+def check_number(value: Any, name: str, instead: str) -> float:
+    """``value`` as a Python number; ``instead`` says what to do with one that requires a gradient."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name}: expected a number, got a tensor that requires a gradient: {instead}")
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if getattr(value, "ndim", 0) != 0:
+        raise ValueError(f"{name}: expected a number, got shape {tuple(value.shape)}")
+    return float(value)
 
 
 def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
@@ -63,12 +98,12 @@ def flatten_labels(labels: Tensor, name: str, x: Tensor, x_name: str) -> Tensor:
 
 
 def raise_bad_label(labels: Tensor, num_classes: int, ignore_index: int, name: str) -> NoReturn:
-    """Raises for the first label that is neither ``ignore_index`` nor in ``[0, num_classes)``; one must exist."""
+    """Raises for the first flat label that is neither ``ignore_index`` nor in ``[0, num_classes)``; one must exist."""
     bad = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
     row = int(bad.nonzero()[0])
     raise ValueError(
         f"{name}: expected values in [0, {num_classes}) or ignore_index={ignore_index}, "
-        f"got {int(labels[row])} at row {row}"
+        f"got {int(labels[row])} at row {row} of {labels.shape[0]}"
     )
 
 

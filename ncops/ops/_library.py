@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from .._autocast import autocast_dtype, outside_autocast
+
 _LIBRARY = torch.library.Library("ncops", "DEF")
 
 
@@ -13,10 +15,10 @@ def _outside_autocast(implementation: Callable) -> Callable:
     """Autocast would turn the float32 products inside an implementation into bfloat16 ones."""
 
     def run(*args):
-        device = next(a.device.type for a in args if isinstance(a, torch.Tensor))
-        if not torch.is_autocast_enabled(device):
+        device = next(a.device for a in args if isinstance(a, torch.Tensor))
+        if autocast_dtype(device) is None:
             return implementation(*args)
-        with torch.autocast(device, enabled=False):
+        with outside_autocast(device):
             return implementation(*args)
 
     return run

@@ -38,7 +38,7 @@ class LinearStats(NamedTuple):
         target_rank: how many logits are strictly greater than the target's (int64; 0 is top-1).
         nll: ``lse - target_logit`` as ``(max - target_logit) + gap``.
         entropy: ``-sum p log p``.
-        mean, var: over the V logits; the variance divides by V.
+        mean, var: over the V logits; the variance divides by V. With a masked class (-inf) -inf and NaN.
         valid: bool, the target is not ``ignore_index``.
         target: the targets, int64. num_classes: V.
     """
@@ -88,8 +88,10 @@ class LinearStats(NamedTuple):
 
     @property
     def sumsq(self) -> Tensor:
-        """Sum of the V squared logits."""
-        return self.num_classes * (self.var + self.mean.square())
+        """Sum of the V squared logits; +inf, without a gradient, where a class is masked by -inf (var is NaN there)."""
+        masked = self.mean == -torch.inf
+        mean, var = self.mean.masked_fill(masked, 0.0), self.var.masked_fill(masked, 0.0)
+        return (self.num_classes * (var + mean.square())).masked_fill(masked, torch.inf)
 
     def loss(self, kind: str, reduction: str = "mean") -> Tensor:
         """A training loss from the columns; differentiable.

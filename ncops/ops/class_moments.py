@@ -13,6 +13,7 @@ from ._checks import (
     check_device,
     check_dtype,
     check_floating,
+    check_integer,
     check_shape,
     flatten_labels,
     raise_bad_label,
@@ -58,8 +59,8 @@ def class_moments(
         raise ValueError("x: expected shape (..., D), got a scalar")
     flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     y = flatten_labels(labels, "labels", x, "x")
-    if num_classes < 0:
-        raise ValueError(f"num_classes: expected a non-negative integer, got {num_classes}")
+    num_classes = check_integer(num_classes, "num_classes", 0)
+    ignore_index = check_integer(ignore_index, "ignore_index")
     if center is not None:
         check_center(center, flat, num_classes)
     refuse_forward_mode("class_moments", x, center)
@@ -99,6 +100,7 @@ def accumulate_class_moments_(
         raise ValueError("x: expected shape (..., D), got a scalar")
     flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     y = flatten_labels(labels, "labels", x, "x")
+    ignore_index = check_integer(ignore_index, "ignore_index")
     check_shape(counts, "counts", (counts.shape[0],) if counts.ndim else (0,), "(C,)")
     check_center(center, flat, counts.shape[0])
     check_shape(sums, "sums", tuple(center.shape), "(C, D)")

@@ -11,6 +11,7 @@ from ._checks import (
     check_device,
     check_dtype,
     check_floating,
+    check_integer,
     check_label_values,
     check_shape,
     flatten_labels,
@@ -45,6 +46,7 @@ def class_scatter(
     Gradients flow to ``x`` and ``center``. The workspace is one block of rows.
     """
     flat, y = check_rows(x, labels, center)
+    ignore_index = check_integer(ignore_index, "ignore_index")
     refuse_forward_mode("class_scatter", x, center)
     return torch.ops.ncops.class_scatter(flat, y, center, ignore_index, allow_tf32(x))
 

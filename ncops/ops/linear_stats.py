@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from .._autocast import autocast_dtype
 from .._dtypes import compute_dtype
 from ._checks import (
     check_device,
     check_floating,
+    check_integer,
     check_label_values,
+    check_number,
     check_shape,
     flatten_labels,
     refuse_forward_mode,
@@ -35,7 +38,8 @@ def linear_stats(
         weight: ``(V, D)`` classifier rows, V >= 1, dtype of ``x``.
         bias: ``(V,)`` or None, dtype of ``x``. ``-inf`` masks a class.
         target: ``(...)`` integer class of each row, or None.
-        scale: multiplies the products, not the bias.
+        scale: multiplies the products, not the bias; a number, which has no gradient: to learn a temperature, scale
+            ``x``.
         ignore_index: the target to skip: such a row's target columns are 0 (rank -1) and carry no gradient.
 
     Returns:
@@ -43,8 +47,9 @@ def linear_stats(
         and sums are float32.
 
     Raises:
-        ValueError: shape, dtype or device mismatch; mixed dtypes outside autocast; no class; on CPU also a target
-            outside ``[0, V)``, naming row and value (elsewhere such a row has nll NaN and rank -1).
+        ValueError: shape, dtype or device mismatch; mixed dtypes outside autocast; no class; a scale that requires a
+            gradient; on CPU also a target outside ``[0, V)``, naming row and value (elsewhere such a row has nll NaN
+            and rank -1).
 
     Gradients flow to ``x``, ``weight`` and ``bias`` through every float column.
     """
@@ -62,8 +67,10 @@ def linear_stats(
         check_floating(bias, "bias")
         check_shape(bias, "bias", (weight.shape[0],), "(V,)")
         check_device(bias, "bias", x, "x")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)  # which leaves float64 alone, in torch's own ops too
+    ignore_index = check_integer(ignore_index, "ignore_index")
+    scale = check_number(scale, "scale", "fold a learned temperature into x (linear_stats(x * scale, ...))")
+    dtype = autocast_dtype(x.device)
+    if dtype is not None:  # which leaves float64 alone, in torch's own ops too
         x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
     for t, name in ((weight, "weight"), (bias, "bias")):
         if t is not None and t.dtype != x.dtype:
@@ -71,7 +78,7 @@ def linear_stats(
     y = None if target is None else flatten_labels(target, "target", x, "x")
     flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     refuse_forward_mode("linear_stats", x, weight, bias)
-    outputs = torch.ops.ncops.linear_stats(flat, weight, bias, y, float(scale), ignore_index, allow_tf32(x))
+    outputs = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
     return unflatten(outputs, tuple(x.shape[:-1]), y, weight.shape[0])
 
 

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._checks import check_floating, check_label_values, flatten_labels, refuse_forward_mode, shape
+from ._checks import (
+    check_floating,
+    check_integer,
+    check_label_values,
+    check_number,
+    flatten_labels,
+    refuse_forward_mode,
+    shape,
+)
 from ._library import define, differentiate, differentiate_once
 from ._row_stats import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
 
@@ -19,25 +27,27 @@ def logit_stats(
     Args:
         logits: ``(..., V)``, V >= 1; float32, float64, bfloat16 or float16; any strides. ``-inf`` masks a class.
         target: ``(...)`` integer class of each row, or None.
-        scale: multiplies the logits.
+        scale: multiplies the logits; a number, which has no gradient: to learn a temperature, scale ``logits``.
         ignore_index: the target to skip: such a row's target columns are 0 (rank -1) and carry no gradient.
 
     Returns:
         :class:`LinearStats`, computed in float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: shape, dtype or device mismatch, no class; on CPU also a target outside ``[0, V)``, naming row and
-            value (elsewhere such a row has nll NaN and rank -1).
+        ValueError: shape, dtype or device mismatch, no class, a scale that requires a gradient; on CPU also a target
+            outside ``[0, V)``, naming row and value (elsewhere such a row has nll NaN and rank -1).
 
     Gradients flow to ``logits`` through every float column.
     """
     check_floating(logits, "logits")
     if logits.ndim < 1 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., V) with at least one class, got {shape(logits)}")
+    ignore_index = check_integer(ignore_index, "ignore_index")
+    scale = check_number(scale, "scale", "fold a learned temperature into it (logit_stats(logits * scale, ...))")
     y = None if target is None else flatten_labels(target, "target", logits, "logits")
     flat = logits.reshape(-1, logits.shape[-1]) if logits.ndim != 2 else logits
     refuse_forward_mode("logit_stats", logits)
-    outputs = torch.ops.ncops.logit_stats(flat, y, float(scale), ignore_index)
+    outputs = torch.ops.ncops.logit_stats(flat, y, scale, ignore_index)
     return unflatten(outputs, tuple(logits.shape[:-1]), y, logits.shape[-1])
 
 

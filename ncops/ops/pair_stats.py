@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import backends
 from .._dtypes import compute_dtype
-from ._checks import check_device, check_floating, check_shape, refuse_forward_mode, shape
+from ._checks import check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
 from ._library import define, differentiate, differentiate_once
 from ._precision import allow_tf32
 
@@ -79,9 +79,10 @@ def pair_stats(
         check_device(variances, "variances", rows, "rows")
         variances = variances.to(compute_dtype(rows.dtype))
     check_valid(valid, k, rows, "rows", "(K,)")
+    power = check_number(power, "power", "there is no gradient of power")
     refuse_forward_mode("pair_stats", rows, variances)
     mean, var, low, high, row_max, count, row_argmax = torch.ops.ncops.pair_stats(
-        rows, kernel, variances, float(power), valid, allow_tf32(rows)
+        rows, kernel, variances, power, valid, allow_tf32(rows)
     )
     return PairStats(mean, var, low, high, count, row_max, row_argmax)
 

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from .. import backends
 from .._dtypes import compute_dtype
-from ._checks import check_device, check_floating, check_label_values, check_shape, refuse_forward_mode
+from ._checks import (
+    check_device,
+    check_floating,
+    check_integer,
+    check_label_values,
+    check_shape,
+    refuse_forward_mode,
+)
 from ._library import define, differentiate, differentiate_once
 from ._precision import allow_tf32
 from .class_scatter import check_rows
@@ -36,6 +43,7 @@ def projected_sqnorms(
     Gradients flow to ``x``, ``basis`` and ``center``.
     """
     flat, y = check_rows(x, labels, center)
+    ignore_index = check_integer(ignore_index, "ignore_index")
     check_floating(basis, "basis", 2)
     check_shape(basis, "basis", (basis.shape[0], x.shape[-1]), "(r, D)")
     check_device(basis, "basis", x, "x")

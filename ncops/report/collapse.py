@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import metrics
 from ..conventions import Convention, resolve
-from ..decisions import DecisionStatistics
+from ..decisions import DecisionStatistics, check_geometry
 from ..geometry import ClassGeometry
 from ..ops._checks import check_device, check_floating, check_shape
 
@@ -157,8 +157,9 @@ def collapse(
         everything between classes when fewer than two are kept.
 
     Raises:
+        TypeError: statistics in the place of the geometry computed from them.
         ValueError: shapes that do not fit; decisions made with another convention, other classes or another number of
-            them.
+            them; decisions that hold their classifier (all but those read from a file), made with another one.
     """
     settings = resolve(convention)
     _check(geometry, weight, bias, decisions, settings)
@@ -173,15 +174,14 @@ def collapse(
         between = [name for name in NAMES if name.startswith(("nc1", "vci", "nc2", "gnc2", "nc3"))]
         notes.update(dict.fromkeys(between, f"NaN: needs two kept classes, there are {geometry.num_kept}"))
     if not bool(torch.isfinite(geometry.means).all() & torch.isfinite(geometry.within_trace)):
-        reason = 'NaN: some features are NaN or infinite; ClassStatistics(nonfinite="skip") leaves such rows out'
+        reason = "NaN: some features are NaN or infinite; with nonfinite set to skip such rows are left out"
         notes.update({name: reason for name in NAMES if math.isnan(values[name]) and name not in notes})
     coverage = {**geometry.coverage, **({} if decisions is None else decisions.coverage)}
     return CollapseReport({name: float(values[name]) for name in NAMES}, coverage, settings, notes)
 
 
 def _check(geometry, weight, bias, decisions, settings: Convention) -> None:
-    if not isinstance(geometry, ClassGeometry):
-        raise TypeError(f"geometry: expected ClassGeometry, got {type(geometry).__name__}")
+    check_geometry(geometry)
     if weight is not None:
         check_floating(weight, "weight", 2)
         check_shape(weight, "weight", (geometry.num_classes, geometry.dim), "(num_classes, D)")
@@ -201,6 +201,18 @@ def _check(geometry, weight, bias, decisions, settings: Convention) -> None:
     kept = decisions.kept.nonzero()[:, 0].to(geometry.classes.device)
     if decisions.num_classes != geometry.num_classes or not torch.equal(kept, geometry.classes):
         raise ValueError("decisions: made with a geometry of other classes than this one")
+    for name, given, used in (("weight", weight, decisions._weight), ("bias", bias, decisions._bias)):
+        if given is not None and used is not None and not _same(given.detach(), used):
+            raise ValueError(f"{name}: expected the one that the decisions were made with, got another")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two classifiers are one, a copy in another dtype included."""
+    if a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.stride() == b.stride():
+        return True
+    narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    a, b = a.to(b.device, narrow), b.to(narrow)
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _origin(geometry: ClassGeometry, settings: Convention) -> Tensor | None:
@@ -217,7 +229,7 @@ def _variability(geometry: ClassGeometry, settings: Convention, notes: dict[str,
         ),
     }
     if geometry.within_cov is None:
-        notes.update(dict.fromkeys(("nc1_pinv", "vci"), "NaN: needs ClassStatistics(scatter=True)"))
+        notes.update(dict.fromkeys(("nc1_pinv", "vci"), "NaN: needs the D x D scatter, which was not kept"))
         return values
     rtol = metrics.rounding_rtol(means, geometry.input_dtype, global_mean=origin)
     values["nc1_pinv"] = metrics.nc1_pinv(
@@ -252,7 +264,7 @@ def _configuration(
     if settings.etf_of == "means":
         values["nc2_etf_error"] = metrics.etf_error(means, global_mean=origin)
     elif rows is None:
-        notes["nc2_etf_error"] = f"NaN: of the classifier rows under convention {settings.name!r}, which need weight="
+        notes["nc2_etf_error"] = f"NaN: of the classifier rows under convention {settings.name!r}, which were not given"
     else:
         values["nc2_etf_error"] = metrics.simplex_error(rows, rows)
         notes["nc2_etf_error"] = f"of the classifier rows under convention {settings.name!r}"
@@ -264,7 +276,7 @@ def _duality(
 ) -> dict[str, Tensor]:
     names = ("nc3_cos_mean", "nc3_cos_cv", "nc3_duality_error")
     if rows is None:
-        notes.update(dict.fromkeys(names, "NaN: needs the classifier, weight="))
+        notes.update(dict.fromkeys(names, "NaN: needs the classifier's weight, which was not given"))
         return {}
     shared = {"global_mean": _origin(geometry, settings), "center_weight": settings.center_weight}
     cosines = metrics.alignment(
@@ -281,7 +293,7 @@ def _duality(
 def _decisions(decisions: DecisionStatistics | None, notes: dict[str, str]) -> dict[str, Tensor | float]:
     names = ("nc4_agreement", "ncc_accuracy", "accuracy", "nll", "ece")
     if decisions is None:
-        notes.update(dict.fromkeys(names, "NaN: needs the decision pass, decisions="))
+        notes.update(dict.fromkeys(names, "NaN: needs a decision pass over held-out rows"))
         return {}
     d = decisions
     values = {

@@ -238,7 +238,7 @@ def caveats(report: Mapping[str, float]) -> list[str]:
     if kept is not None and kept < 2:
         found.append(
             f"Only {kept} class has enough samples: every number between classes is undefined. "
-            "Give more data or a lower --min-count."
+            "Give more data, or ask for fewer samples per class."
         )
     return found
 

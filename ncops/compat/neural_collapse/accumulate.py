@@ -116,7 +116,11 @@ class Accumulator:
         raise NotImplementedError("accumulate: use one of the subclasses")
 
     def _batch(self, x: Tensor, y: Tensor) -> _Batch:
-        """Checks a batch: ``x (B, D)``, or ``(D,)`` for a single row, ``y`` B integers, negative ones ignored."""
+        """Checks a batch: ``x (B, D)``, or ``(D,)`` for a single row, ``y`` B integers, negative ones ignored.
+
+        Labels of data loaders, arrays and lists among them, are taken as ``torch.as_tensor`` takes them.
+        """
+        y = torch.as_tensor(y)
         x = x.detach().to(self.device)
         x = x[None] if x.ndim == 1 else x
         y = y.detach().to(self.device).reshape(-1)
