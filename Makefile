@@ -30,9 +30,10 @@ demo: setup
 	$(BIN)/ncops demo --output ncops-demo
 
 # Tests of one file stay in one process. CPU kernels, Triton kernels in its interpreter, CUDA kernels in the host harness.
+# TEST_FLAGS=--triton-all runs every combination in the interpreter, of which this runs a quarter.
 TEST_JOBS ?= 2
 test: setup
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(TEST_FLAGS)
 
 # Speed, memory and accuracy against goals, in about two minutes; `ncops bench --full` for the sweeps.
 bench: setup

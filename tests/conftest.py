@@ -49,3 +49,13 @@ def backend(request):
         pytest.skip(f"backend {request.param!r} cannot run {request.module.OP}: {reason}")
     with ncops.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def on_ranks():
+    """Runs functions in several processes, which stay for the whole file: ``on_ranks(size, function, *args)``."""
+    from rank_pool import RankPool
+
+    pool = RankPool()
+    yield pool
+    pool.stop()

@@ -10,18 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from class_shard_cases import D, batch, bits, check_same_bits, one_and_shards, same
-from rank_pool import RankPool
 
 import ncops
 from ncops.distributed import ShardedClassStatistics, class_shards
-
-
-@pytest.fixture(scope="module")
-def on_ranks():
-    pool = RankPool()
-    yield pool
-    pool.stop()
-
 
 
 def store(rank, ranks, classes, folder, own_folders):

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from class_shard_cases import D, batch, bits, check_same_bits, check_same_geometry, one_and_shards, same
-from rank_pool import RankPool
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,14 +15,6 @@ import ncops
 from ncops import _streaming
 from ncops.distributed import ShardedClassStatistics, class_shards
 from ncops.distributed.exchange import rounds
-
-
-@pytest.fixture(scope="module")
-def on_ranks():
-    pool = RankPool()
-    yield pool
-    pool.stop()
-
 
 # -- equal to one process ---------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from processes import on_ranks
 
 import ncops
 
@@ -58,7 +57,7 @@ def reduce_classes(rank: int, scatter: bool, inplace: bool) -> dict:
 
 
 @pytest.mark.parametrize(("scatter", "inplace"), [(True, False), (False, True)])
-def test_class_statistics_equal_one_process(scatter, inplace):
+def test_class_statistics_equal_one_process(on_ranks, scatter, inplace):
     ranks = on_ranks(RANKS, reduce_classes, scatter, inplace)
     assert ranks[0] == ranks[1] == ranks[2], "every rank is left with the same bits"
     one = ncops.ClassStatistics(C, D, scatter=scatter)
@@ -83,7 +82,7 @@ def reduce_decisions(rank: int) -> dict:
     return {name: value.tolist() for name, value in total.state_dict().items() if name != "config"}
 
 
-def test_decision_statistics_equal_one_process():
+def test_decision_statistics_equal_one_process(on_ranks):
     ranks = on_ranks(RANKS, reduce_decisions)
     geometry = seen(0, False).compute()
     one = ncops.DecisionStatistics(geometry, torch.randn(C, D, generator=torch.Generator().manual_seed(5)))
@@ -106,7 +105,7 @@ def reduce_unlike(rank: int) -> str:
     return str(error.value)
 
 
-def test_unlike_statistics_are_refused_on_every_rank():
+def test_unlike_statistics_are_refused_on_every_rank(on_ranks):
     first, second = on_ranks(2, reduce_unlike)
     assert first == second
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from logit_columns import COEFFICIENTS, FLOATS
-from processes import on_ranks
 from testing import IGNORE
 
 import ncops
@@ -79,7 +78,7 @@ def on_shards(rank, starts, padding, given, dtype):
     ],
     ids=["halves", "padded", "only-padding", "empty-bfloat16"],
 )
-def test_every_column_and_gradient_equals_unsharded(starts, padding, given, dtype):
+def test_every_column_and_gradient_equals_unsharded(on_ranks, starts, padding, given, dtype):
     ranks = on_ranks(len(starts) - 1, on_shards, starts, padding, given, dtype)
     want, grads = expected(dtype)
     for found, _ in ranks:
@@ -129,7 +128,7 @@ def with_dtensors(rank):
         ncops.linear_stats(x, w, None, target)
 
 
-def test_dtensors():
+def test_dtensors(on_ranks):
     on_ranks(2, with_dtensors)
 
 
@@ -145,7 +144,7 @@ def in_subgroups(rank):
         torch.testing.assert_close(getattr(stats, name), getattr(truth, name), msg=name)
 
 
-def test_groups():
+def test_groups(on_ranks):
     on_ranks(4, in_subgroups)
 
 
@@ -172,7 +171,7 @@ def train(rank, size):
     return losses
 
 
-def test_training_with_shards_follows_training_without():
+def test_training_with_shards_follows_training_without(on_ranks):
     two, one = on_ranks(2, train, 2), on_ranks(1, train, 1)
     assert two[0] == two[1]
     assert two[0][-1] < 0.7 * two[0][0]
@@ -202,7 +201,7 @@ def refusals(rank):
         g.sum().backward()
 
 
-def test_errors_name_the_argument_on_every_rank():
+def test_errors_name_the_argument_on_every_rank(on_ranks):
     on_ranks(2, refusals)
 
 
