@@ -114,8 +114,8 @@ def nearest_class_mean(x: Tensor, means: Tensor, valid: Tensor | None, allow_tf3
 
 
 def best_scores(config: Launch, x: Tensor, means: Tensor, valid: Tensor | None, tf32: bool) -> tuple[Tensor, Tensor]:
-    """``(value, index int32)``, both ``(splits, N)``: the arg-max of each split of the classes, for rows about the mean
-    of the valid means."""
+    """``(value, index int32)``, both ``(splits, N)``: the arg-max over each split of the classes, rows and means taken
+    about ``row_center``."""
     (count, dim), classes, dtype = x.shape, means.shape[0], compute_dtype(x.dtype)
     exact = row_center(means, valid, column_mean(means, valid)[0])
     centred, half = centred_rows(means, valid, exact, dtype)

@@ -17,7 +17,10 @@ OWN = "selftest"  # the op of the harness's own tests
 # What a sanitizer repeats of the tests of an op. ThreadSanitizer is 25 times slower than the plain build, and needs one
 # run through every path; AddressSanitizer is 3 times slower, and needs the odd shapes, layouts and addresses.
 REPEATED = {
-    "tsan": re.compile("^test_check|schedules"),
+    "tsan": re.compile(
+        "^test_check|schedules|slabs|distributions|stream|accumulate_layouts|rows_split|alignment|wide_float32"
+        "|nothing|invalid_labels|out_of_range"
+    ),
     "asan": re.compile("^test_check|schedules|float64|every_column|layouts|alignment|offset"),
 }
 
