@@ -63,6 +63,16 @@ def test_nearest_class_mean():
     assert index[0].tolist() == list(range(7))
 
 
+def test_linear_stats():
+    from ncops.triton_kernels.linear_stats import linear_stats
+
+    x, weight = torch.rand(6, DEPTH), torch.rand(9, DEPTH)
+    with launch.override("linear_stats_16", BLOCK_D=1):
+        peak = linear_stats(x, weight, None, None, 1.0, -100, False)[2]
+    truth = (x.double() @ weight.double().t()).amax(1)
+    assert worst(peak, truth) <= 2 * worst((x @ weight.t()).amax(1), truth) + A_FEW_EPS
+
+
 def test_pair_gradients_of_many_rows():
     """Two rows between two clusters, whose rows come one cluster after the other."""
     from ncops.triton_kernels._pair_backward import _apply

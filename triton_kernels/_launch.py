@@ -45,7 +45,7 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 64, "HALVES": 0}, 8, 3),
         ("half", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64, "HALVES": 1}, 8, 3),
         ("half", 100): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64, "HALVES": 0}, 8, 3),
-        ("float32", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 16, "HALVES": 0}, 4, 3),
+        ("float32", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 16, "HALVES": 0}, 8, 3),
         ("float32", 90): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
         ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16, "HALVES": 0}, 4, 2),
@@ -70,7 +70,7 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
     },
     "linear_stats_64": {
         ("half", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 64, "HALVES": 0}, 8, 3),
-        ("float32", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 16, "HALVES": 0}, 4, 3),
+        ("float32", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 16, "HALVES": 0}, 8, 3),
         ("float32", 90): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16, "HALVES": 0}, 4, 2),
     },

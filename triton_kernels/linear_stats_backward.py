@@ -213,23 +213,29 @@ class _Chunks:
 
 def ahead_of_time(there: int):
     """Every kernel with its launch parameters: ``(name, function, signature, constexprs, options)``."""
-    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float64, "fp64")):
-        config = launch("linear_stats_backward", dtype, there)
+    for dtype, name, tf32 in (
+        (torch.float32, "fp32", False), (torch.float32, "tf32", True), (torch.bfloat16, "bf16", False),
+        (torch.float16, "fp16", False), (torch.float64, "fp64", False),
+    ):  # fmt: skip
+        config = launch("linear_stats_backward", dtype, there, tf32)
+        pointer = f"*{'fp32' if tf32 else name}"
         state = "*fp64" if dtype == torch.float64 else "*fp32"
         chunk = "*bf16" if dtype == torch.bfloat16 else state
         integers = ("num_rows", "num_classes", "num_features", "all_rows", "first_row", "row_blocks", "first_class")
         strides = ("stride_xn", "stride_wv", "stride_chunk", "stride_live")
         signature = {
-            "x": f"*{name}", "weight": f"*{name}", "bias": f"*{name}", "coefficients": state, "indices": "*i32",
+            "x": pointer, "weight": pointer, "bias": pointer, "coefficients": state, "indices": "*i32",
             "chunk": chunk, "live": "*i32", "bias_sums": state, **dict.fromkeys(integers + strides, "i32"),
             "scale": "fp64",
         }  # fmt: skip
         constexprs = {
             "stride_xd": 1, "stride_wd": 1, "stride_b": 1, "HAS_BIAS": True, "NEED_CHUNK": True, "NEED_BIAS": True,
-            "NEED_LIVE": dtype == torch.bfloat16, "EVEN_D": True, "PRECISION": "ieee",
+            "NEED_LIVE": dtype.itemsize == 2, "EVEN_D": True, "PRECISION": input_precision(tf32),
             "DTYPE": TRITON[compute_dtype(dtype)], **config.blocks,
         }  # fmt: skip
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["num_features"]}
+        if dtype.itemsize == 2 or tf32:
+            options["tensor_cores"] = "HMMA"
         yield f"linear_stats_backward[{name}]", _chunk_gradient, signature, constexprs, options
     for name, kind, chunk in (("bf16", torch.bfloat16, "*bf16"), ("fp16", torch.float16, "*fp32")):
         tile = launch("linear_stats_backward", kind, there)
