@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -232,6 +232,7 @@ def lm(
     with _clean_stdout(as_json), _resumable(checkpoint):
         from . import lm as work
         from .lm.ranks import join
+        from .saved import read_statistics
 
         given = origin = None
         if statistics is not None:
@@ -243,7 +244,7 @@ def lm(
             measured = work.measure(
                 loaded, [work.read_chunks(path) for path in text], tokens=tokens, window=window, batch_size=batch_size,
                 layers=layers, min_count=min_count, ignore_softcap=ignore_softcap, given=given, given_origin=origin,
-                save=save,                 checkpoint=checkpoint, every=every, ranks=ranks,
+                save=save, checkpoint=checkpoint, every=every, ranks=ranks,
                 facts={
                     "model_name": name, "data": ", ".join(p.name for p in text),
                     "model_path": str(source.folder), "gguf": source.gguf,
@@ -266,65 +267,9 @@ def merge(
     all.
     """
     from .report.console import say
-    from .storage import check_target, save_statistics
+    from .saved import add_up
 
-    try:
-        check_target(output)
-    except OSError as error:
-        raise CommandError(f"--output: {str(error).removeprefix('path: ')}") from None
-    files = [statistics_file(path, "FILE") for path in files]
-    for i, path in enumerate(files):
-        if any(path.samefile(other) for other in files[:i]):
-            raise CommandError(f"FILE: {path} is given twice, so that its rows would count twice")
-    total, origin = read_statistics(files[0], "FILE")
-    for path in files[1:]:
-        other, another = read_statistics(path, "FILE", type(total).__name__)
-        if origin is not None and another is not None and origin["classifier"] != another["classifier"]:
-            raise CommandError(f"{path} does not fit {files[0]}: made with {_model(another)}, not {_model(origin)}")
-        origin = origin or another
-        try:
-            total.merge(other)
-        except ValueError as error:
-            raise CommandError(f"{path} does not fit {files[0]}: {error}") from None
-    try:
-        save_statistics(output, total, origin)
-    except OSError as error:
-        raise CommandError(f"--output: {output} cannot be written: {error.strerror or error}") from None
-    say(f"wrote {output}: {total!r}")
-
-
-def _model(origin: dict[str, Any]) -> str:
-    return f"{origin['model']} in {origin['dtype']} (classifier {origin['classifier']})"
-
-
-def statistics_file(path: Path, option: str) -> Path:
-    """The file of statistics that ``path`` is, or that the folder ``path`` holds, as --save has filled it.
-
-    Raises:
-        CommandError: no such file.
-    """
-    found = path / "class_statistics.safetensors" if path.is_dir() else path
-    if not found.is_file():
-        raise CommandError(f"{option}: no file {found}")
-    return found
-
-
-def read_statistics(path: Path, option: str, kind: str | None = None) -> tuple[Any, dict[str, Any] | None]:
-    """The statistics in a file or folder, and what it says about the model that they were made with.
-
-    Raises:
-        CommandError: no such file, not one of ours, or not of this kind.
-    """
-    from .storage import load, read_origin
-
-    path = statistics_file(path, option)
-    try:
-        statistics, origin = load(path), read_origin(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise CommandError(f"{option}: {str(error).removeprefix('path: ')}") from None
-    if kind is not None and type(statistics).__name__ != kind:
-        raise CommandError(f"{option}: {path} holds {type(statistics).__name__}, expected {kind}")
-    return statistics, origin
+    say(f"wrote {output}: {add_up(files, output)!r}")
 
 
 def _device(name: str) -> str:

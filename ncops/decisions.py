@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autocast import outside_autocast
+from ._dtypes import outside_autocast
 from ._streaming import StreamingState, stateful
 from .conventions import Convention, resolve
 from .geometry import ClassGeometry

@@ -15,6 +15,7 @@ from ._streaming import StreamingState, blocks, stateful
 from .decisions import DecisionStatistics
 from .geometry import FREQUENT, ClassGeometry, PooledRows, class_geometry
 from .ops import accumulate_class_moments_, class_scatter
+from .ops._checks import check_integer
 
 __all__ = ["ClassStatistics", "DecisionStatistics"]
 
@@ -58,13 +59,11 @@ class ClassStatistics(StreamingState):
         nonfinite: str = "propagate",
         ignore_index: int = -100,
     ):
-        for name, value in (("num_classes", num_classes), ("dim", dim)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        num_classes, dim = check_integer(num_classes, "num_classes", 1), check_integer(dim, "dim", 1)
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite: expected one of {', '.join(NONFINITE)}, got {nonfinite!r}")
         self.num_classes, self.dim = num_classes, dim
-        self.nonfinite, self.ignore_index = nonfinite, int(ignore_index)
+        self.nonfinite, self.ignore_index = nonfinite, check_integer(ignore_index, "ignore_index")
         self.input_dtype: torch.dtype | None = None
         self.center: Tensor | None = None
         self.counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
@@ -256,8 +255,8 @@ class ClassStatistics(StreamingState):
         Temporaries are blocks of 8 MB and, with scatter, two ``(D, D)``; the result holds ``K * D`` float64.
 
         Raises:
-            ValueError: ``min_count < 1``, or rows with labels outside ``[0, C)`` were met on a device that cannot raise
-                while it runs.
+            ValueError: ``min_count`` is no integer or below 1, or rows with labels outside ``[0, C)`` were met on a
+                device that cannot raise while it runs.
         """
         kept = self._kept(min_count)
         pooled = self._pool()
@@ -266,12 +265,13 @@ class ClassStatistics(StreamingState):
         for rows in blocks(kept.numel(), self.dim):
             class_var[rows], means[rows] = self._describe(kept[rows])
         return class_geometry(
-            kept, self.counts[kept], class_var, means, pooled, num_classes=self.num_classes, min_count=min_count,
+            kept, self.counts[kept], class_var, means, pooled, num_classes=self.num_classes, min_count=int(min_count),
             input_dtype=self.input_dtype,
         )  # fmt: skip
 
     def _kept(self, min_count: int) -> Tensor:
         """The classes with at least ``min_count`` rows, ``(K,) int64`` ascending."""
+        min_count = check_integer(min_count, "min_count")
         if min_count < 1:
             raise ValueError(f"min_count: expected at least 1 (a class without rows has no mean), got {min_count}")
         if int(self.invalid) > 0:

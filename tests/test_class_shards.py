@@ -208,7 +208,7 @@ def test_what_one_rank_must_refuse_every_rank_refuses(on_ranks):
     assert ranks[0] == {
         "shape": "update: rank 1: x: expected shape (..., dim) with dim = 5, got (30, 3)",
         "labels' shape": "update: rank 1: labels: expected shape x.shape[:-1] = (30,), got (29,)",
-        "label": "update: rank 1: labels: expected values in [0, 7) or ignore_index=-100, got 7 at row 0",
+        "label": "update: rank 1: labels: expected values in [0, 7) or ignore_index=-100, got 7 at row 0 of 30",
         "label's dtype": "update: rank 1: labels: expected an integer dtype, got torch.float32",
         "no tensor": "update: rank 1: x: expected a tensor, got NoneType",
         "dtype": "update: rank 1: x: expected torch.float32, the dtype of the first update, got torch.float64",

@@ -27,3 +27,10 @@ def test_forward_mode_is_refused(op):
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=op):
         CALLS[op](forward_ad.make_dual(X, torch.ones_like(X)))
     CALLS[op](X)  # and only there
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_functional_gradients_are_refused(op):
+    """As docs/integrations.md says: torch's own words, and never a wrong number."""
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda x: CALLS[op](x).sum())(X)

@@ -262,6 +262,14 @@ def test_what_is_wrong_is_named():
         metric.update(x[:, 1:], y)
     with pytest.raises(TypeError, match="^logits: expected a tensor, got ndarray"):
         LogitStatistics().update(x.numpy(), y)
+    with pytest.raises(ValueError, match="scale: expected a number, got a tensor that requires a gradient"):
+        LogitStatistics(scale=torch.ones((), requires_grad=True))
+
+
+def test_logit_statistics_on_a_device_without_autocast():
+    metric = LogitStatistics().to("meta")
+    metric.update(torch.empty(3, 4, device="meta"), torch.empty(3, dtype=torch.int64, device="meta"))
+    assert metric.sums.is_meta
 
 
 def test_plots():

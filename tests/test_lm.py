@@ -319,6 +319,7 @@ def test_parse_layers_refuses(text):
         (["--window", "65"], "takes 64 tokens at most, got 65"),
         (["--window", "64", "--tokens", "64"], "two are needed"),
         (["--layers", "9"], "has layers 0 to 3, got 9"),
+        (["--layers", "-5"], "has layers 0 to 3, got -5"),  # -4 to -1 count from the last
         (["--device", "nowhere"], "not a device"),
         (["--dtype", "float8"], "--dtype"),
         (["--gguf", "a.gguf"], "no 'a.gguf'"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy_metrics import class_geometry
 
+import ncops
 from ncops import ClassStatistics, DecisionStatistics, statistics
 from ncops._anchored import drifted, move
 
@@ -285,10 +286,21 @@ def test_arguments():
     for bad in ({"num_classes": 0}, {"dim": -1}, {"dim": 2.0}, {"nonfinite": "drop"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             ClassStatistics(**{"num_classes": 3, "dim": 4, **bad})
-    with pytest.raises(ValueError, match="min_count"):
-        ClassStatistics(3, 4).compute(min_count=0)
+    for bad in (0, 1.5, True):
+        with pytest.raises(ValueError, match="min_count: expected a"):
+            ClassStatistics(3, 4).compute(min_count=bad)
+    with pytest.raises(TypeError, match="min_count: expected an integer, got None"):
+        ClassStatistics(3, 4).compute(min_count=None)
     with pytest.raises(TypeError, match="x: expected a tensor"):
         ClassStatistics(3, 4).update([[1.0]], torch.tensor([0]))
+
+
+def test_integers_of_numpy_are_integers(tmp_path):
+    stats = ClassStatistics(np.int64(3), np.int32(4), ignore_index=np.int64(-1))
+    stats.update(torch.randn(6, 4), torch.arange(6) % 3)
+    stats.save(tmp_path / "a")  # JSON has no numbers of NumPy
+    report = ncops.collapse(stats.compute(min_count=np.int64(2)))
+    assert report.coverage["classes_kept"] == 3 and '"min_count": 2' in report.to_json()
 
 
 def test_invalid_rows_raise_at_compute():

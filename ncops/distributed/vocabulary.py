@@ -15,8 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._dtypes import compute_dtype
-from ..ops._checks import check_device, check_floating, check_shape, flatten_labels, refuse_forward_mode, shape
+from .._dtypes import autocast_dtype, compute_dtype
+from ..ops._checks import (
+    check_device,
+    check_floating,
+    check_integer,
+    check_number,
+    check_shape,
+    flatten_labels,
+    refuse_forward_mode,
+    shape,
+)
 from ..ops._precision import allow_tf32
 from ..ops._row_stats import LinearStats, unflatten
 from ._shard_columns import local_columns, merge_columns, shard_gradients, target_columns
@@ -75,12 +84,14 @@ def linear_stats(
         check_floating(bias, "bias")
         check_shape(bias, "bias", (weight.shape[0],), "(V_local,)")
         check_device(bias, "bias", x, "x")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x.device)
+    if dtype is not None:
         x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
     for t, name in ((weight, "weight"), (bias, "bias")):
         if t is not None and t.dtype != x.dtype:
             raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
+    scale = check_number(scale, "scale", "fold a learned temperature into x (linear_stats(x * scale, ...))")
+    ignore_index = check_integer(ignore_index, "ignore_index")
     y = None if target is None else flatten_labels(target, "target", x, "x")
     shard = shard.known(weight.shape[0], x.device)
     if y is not None and x.device.type == "cpu":
@@ -89,7 +100,7 @@ def linear_stats(
     weight, bias = weight[:kept], None if bias is None else bias[:kept]
     flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     refuse_forward_mode("linear_stats", x, weight, bias)
-    columns = _Parallel.apply(flat, weight, bias, y, shard, float(scale), ignore_index, allow_tf32(x))
+    columns = _Parallel.apply(flat, weight, bias, y, shard, scale, ignore_index, allow_tf32(x))
     return unflatten(columns, tuple(x.shape[:-1]), y, shard.num_classes)
 
 
@@ -129,7 +140,7 @@ class Shard:
             row = int(bad.nonzero()[0])
             raise ValueError(
                 f"target: expected classes in [0, {self.num_classes}) or {ignore_index}, "
-                f"got {int(target[row])} at row {row}"
+                f"got {int(target[row])} at row {row} of {target.shape[0]}"
             )
 
 

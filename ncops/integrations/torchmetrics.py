@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from .._autocast import outside_autocast
+from .._dtypes import outside_autocast
 from ..conventions import Convention, resolve
 from ..geometry import ClassGeometry
 from ..ops import linear_stats, logit_stats

@@ -14,6 +14,7 @@ from .._errors import CommandError
 from ..decisions import DecisionStatistics
 from ..report.collapse import collapse
 from ..report.details import Measured, class_rows, decision_details, geometry_details
+from ..saved import describe, same_model
 from ..statistics import ClassStatistics
 from ..storage import save_statistics
 from .collect import Corpus, LayerStatistics, collect_classes, collect_decisions
@@ -93,9 +94,10 @@ def check_given(
             f"--statistics: expected {weight.shape[0]} classes in {weight.shape[1]} dimensions, as this model has, "
             f"got {given.num_classes} in {given.dim}"
         )
-    if theirs is not None and theirs["classifier"] != ours["classifier"]:
-        here, there = (f"{o['model']} in {o['dtype']} (classifier {o['classifier']})" for o in (ours, theirs))
-        raise CommandError(f"--statistics: expected those of this model, {here}, got those of {there}")
+    if not same_model(ours, theirs):
+        raise CommandError(
+            f"--statistics: expected those of this model, {describe(ours)}, got those of {describe(theirs)}"
+        )
 
 
 @torch.no_grad()

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._autocast import autocast_dtype
-from .._dtypes import compute_dtype
+from .._dtypes import autocast_dtype, compute_dtype
 from ._checks import (
     check_device,
     check_floating,
