@@ -15,19 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._dtypes import autocast_dtype, compute_dtype
-from ..ops._checks import (
-    check_device,
-    check_floating,
-    check_integer,
-    check_number,
-    check_shape,
-    flatten_labels,
-    refuse_forward_mode,
-    shape,
-)
+from .._dtypes import compute_dtype
+from ..ops._checks import check_integer, check_number, check_shape, flatten_labels, refuse_forward_mode, shape
 from ..ops._precision import allow_tf32
 from ..ops._row_stats import LinearStats, unflatten
+from ..ops.linear_stats import INSTEAD_OF_SCALE, check_classifier
 from ._shard_columns import local_columns, merge_columns, shard_gradients, target_columns
 from .reduce import Group, gather
 
@@ -74,23 +66,8 @@ def linear_stats(
     weight, bias, shard = _placed(weight, bias, group, vocab_start, num_classes)
     x = _replicated(x, "x")
     target = None if target is None else _replicated(target, "target")
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
-    check_floating(weight, "weight", 2)
-    check_shape(weight, "weight", (weight.shape[0], x.shape[-1]), "(V_local, D)")
-    check_device(weight, "weight", x, "x")
-    if bias is not None:
-        check_floating(bias, "bias")
-        check_shape(bias, "bias", (weight.shape[0],), "(V_local,)")
-        check_device(bias, "bias", x, "x")
-    dtype = autocast_dtype(x.device)
-    if dtype is not None:
-        x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
-    for t, name in ((weight, "weight"), (bias, "bias")):
-        if t is not None and t.dtype != x.dtype:
-            raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
-    scale = check_number(scale, "scale", "fold a learned temperature into x (linear_stats(x * scale, ...))")
+    x, weight, bias = check_classifier(x, weight, bias, "V_local", 0)
+    scale = check_number(scale, "scale", INSTEAD_OF_SCALE)
     ignore_index = check_integer(ignore_index, "ignore_index")
     y = None if target is None else flatten_labels(target, "target", x, "x")
     shard = shard.known(weight.shape[0], x.device)

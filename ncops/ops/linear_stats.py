@@ -22,6 +22,8 @@ from ._library import define, differentiate, differentiate_once
 from ._precision import allow_tf32
 from ._row_stats import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
 
+INSTEAD_OF_SCALE = "fold a learned temperature into x (linear_stats(x * scale, ...))"
+
 
 def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, target: Tensor | None = None, *,
@@ -54,31 +56,39 @@ def linear_stats(
     """
     if hasattr(weight, "placements"):
         raise ValueError("weight: expected a plain tensor, got a DTensor: ncops.distributed.linear_stats takes it")
+    x, weight, bias = check_classifier(x, weight, bias, "V", 1)
+    ignore_index = check_integer(ignore_index, "ignore_index")
+    scale = check_number(scale, "scale", INSTEAD_OF_SCALE)
+    y = None if target is None else flatten_labels(target, "target", x, "x")
+    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    refuse_forward_mode("linear_stats", x, weight, bias)
+    outputs = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
+    return unflatten(outputs, tuple(x.shape[:-1]), y, weight.shape[0])
+
+
+def check_classifier(
+    x: Tensor, weight: Tensor, bias: Tensor | None, classes: str, least: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The three in one dtype, as autocast asks, after checks; at least ``least`` rows, whose number is ``classes``."""
     check_floating(x, "x")
     if x.ndim < 1:
         raise ValueError("x: expected shape (..., D), got a scalar")
     check_floating(weight, "weight", 2)
-    check_shape(weight, "weight", (weight.shape[0], x.shape[-1]), "(V, D)")
-    if weight.shape[0] == 0:
+    check_shape(weight, "weight", (weight.shape[0], x.shape[-1]), f"({classes}, D)")
+    if weight.shape[0] < least:
         raise ValueError(f"weight: expected at least one class, got shape {shape(weight)}")
     check_device(weight, "weight", x, "x")
     if bias is not None:
         check_floating(bias, "bias")
-        check_shape(bias, "bias", (weight.shape[0],), "(V,)")
+        check_shape(bias, "bias", (weight.shape[0],), f"({classes},)")
         check_device(bias, "bias", x, "x")
-    ignore_index = check_integer(ignore_index, "ignore_index")
-    scale = check_number(scale, "scale", "fold a learned temperature into x (linear_stats(x * scale, ...))")
     dtype = autocast_dtype(x.device)
     if dtype is not None:  # which leaves float64 alone, in torch's own ops too
         x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
     for t, name in ((weight, "weight"), (bias, "bias")):
         if t is not None and t.dtype != x.dtype:
             raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
-    y = None if target is None else flatten_labels(target, "target", x, "x")
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
-    refuse_forward_mode("linear_stats", x, weight, bias)
-    outputs = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
-    return unflatten(outputs, tuple(x.shape[:-1]), y, weight.shape[0])
+    return x, weight, bias
 
 
 def _forward(x, weight, bias, target, scale, ignore_index, allow_tf32, target_logit=None):
