@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,7 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from processes import SECONDS, _free_port
+
+SECONDS = 120
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def _serve(rank: int, size: int, port: int, jobs, results) -> None:
@@ -30,7 +38,10 @@ def _serve(rank: int, size: int, port: int, jobs, results) -> None:
 
 
 class RankPool:
-    """What ``processes.on_ranks`` does, ``pool(size, function, *args)``, with processes that are started once."""
+    """``pool(size, function, *args)``: what ``function(rank, *args)`` returned on each of ``size`` ranks.
+
+    Values are plain, functions importable; the ranks talk over the loopback interface.
+    """
 
     def __init__(self) -> None:
         self.groups: dict[int, tuple[list, list, Any]] = {}

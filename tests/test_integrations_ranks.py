@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from processes import on_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -39,7 +38,7 @@ def measured(rank: int) -> dict[str, float]:
     return Settings().flat(report)
 
 
-def test_two_ranks_equal_one_process():
+def test_two_ranks_equal_one_process(on_ranks):
     ranks, one = on_ranks(2, measured), measured(0)
     assert ranks[0] == ranks[1], "both ranks log the same bits"
     assert one["nc/samples"] == TRAIN and one["nc/decision_samples"] == HELD

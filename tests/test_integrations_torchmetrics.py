@@ -8,7 +8,6 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import on_ranks
 from torch import nn
 
 import ncops
@@ -321,7 +320,7 @@ def head_of_ranks() -> nn.Linear:
     return classifier
 
 
-def test_two_ranks_equal_one_process():
+def test_two_ranks_equal_one_process(on_ranks):
     cases = zip(*on_ranks(2, both_cases), strict=True)
     for idle, ranks in zip((False, True), cases, strict=True):
         check_ranks(ranks, idle)

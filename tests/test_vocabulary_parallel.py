@@ -189,7 +189,7 @@ def refusals(rank):
     refused(r"weight: expected shape \(V_local, D\) = \(37, 11\)", x[:, :11], weight)
     refused("bias: expected the dtype of x", x, weight, bias.double())
     target[3] = 74
-    refused(r"target: expected classes in \[0, 74\) or -100, got 74 at row 3", x, weight, None, target)
+    refused(r"target: expected values in \[0, 74\) or ignore_index=-100, got 74 at row 3", x, weight, None, target)
     refused("num_classes: expected together with vocab_start=0", x, weight, vocab_start=0)
     refused("num_classes: expected 1 to 74, the rows of all ranks, got 75", x, weight, num_classes=75)
     refused("vocab_start, num_classes: expected a start of 0 or more", x, weight, vocab_start=-1, num_classes=5)

@@ -16,9 +16,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .._dtypes import compute_dtype
-from ..ops._checks import check_integer, check_number, check_shape, flatten_labels, refuse_forward_mode, shape
+from ..ops._checks import (
+    check_integer,
+    check_label_values,
+    check_number,
+    check_shape,
+    flatten_labels,
+    refuse_forward_mode,
+    shape,
+)
 from ..ops._precision import allow_tf32
-from ..ops._row_stats import LinearStats, unflatten
+from ..ops._row_stats import LinearStats, save_columns, unflatten
 from ..ops.linear_stats import INSTEAD_OF_SCALE, check_classifier
 from ._shard_columns import local_columns, merge_columns, shard_gradients, target_columns
 from .reduce import Group, gather
@@ -71,8 +79,8 @@ def linear_stats(
     ignore_index = check_integer(ignore_index, "ignore_index")
     y = None if target is None else flatten_labels(target, "target", x, "x")
     shard = shard.known(weight.shape[0], x.device)
-    if y is not None and x.device.type == "cpu":
-        shard.check_targets(y, ignore_index)
+    if y is not None:
+        check_label_values(y, shard.num_classes, ignore_index, "target")
     kept = shard.kept(weight.shape[0])
     weight, bias = weight[:kept], None if bias is None else bias[:kept]
     flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
@@ -110,15 +118,6 @@ class Shard:
     def kept(self, rows: int) -> int:
         """How many of the local rows are classes; the rest is padding."""
         return min(rows, max(0, self.num_classes - self.start))
-
-    def check_targets(self, target: Tensor, ignore_index: int) -> None:
-        bad = ((target < 0) | (target >= self.num_classes)) & (target != ignore_index)
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            raise ValueError(
-                f"target: expected classes in [0, {self.num_classes}) or {ignore_index}, "
-                f"got {int(target[row])} at row {row} of {target.shape[0]}"
-            )
 
 
 def _is_dtensor(t: Any) -> bool:
@@ -184,9 +183,7 @@ class _Parallel(torch.autograd.Function):
         gather(every, mine, shard.group)
         every = every.view(ranks, *mine.shape)
         columns = merge_columns(every, level, target, shard.num_classes, ignore_index, compute_dtype(x.dtype))
-        _, gap, peak, _, _, _, entropy, mean, _, argmax, second_index, rank, valid = columns
-        ctx.save_for_backward(gap, peak, entropy, mean, argmax, second_index, x, weight, bias, target)
-        ctx.mark_non_differentiable(argmax, second_index, rank, valid)
+        save_columns(ctx, columns, x, weight, bias, target)
         ctx.shard, ctx.options = shard, options
         return columns
 

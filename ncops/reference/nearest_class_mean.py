@@ -26,10 +26,11 @@ def nearest_class_mean(x: Tensor, means: Tensor, valid: Tensor | None, allow_tf3
         return sqdist, index
     # |x - m|^2 orders as m.x - |m|^2 / 2 does, but only about a centre near the means: a common offset of 1000 has
     # the products agree in every digit that tells the classes apart.
-    origin = row_center(means[kept], None, means[kept].mean(0, dtype=torch.float64))
+    chosen = means[kept]
+    origin = row_center(chosen, None, chosen.mean(0, dtype=torch.float64))
     centred = torch.empty((kept.numel(), x.shape[1]), dtype=dtype, device=x.device)
     for rows in row_blocks(*centred.shape):
-        centred[rows] = (means[kept[rows]].double() - origin).to(dtype)
+        centred[rows] = (chosen[rows].double() - origin).to(dtype)
     half = 0.5 * centred.square().sum(1, dtype=torch.float64).to(dtype)
     for rows in row_blocks(x.shape[0], max(centred.shape)):
         block = x[rows].double()

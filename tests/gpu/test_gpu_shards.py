@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from logit_columns import problem
-from processes import on_ranks
 from test_vocabulary_shards import assert_same, sharded, whole
 from testing import dtypes, skip_unless_runs
 
@@ -56,7 +55,7 @@ def one_gpu_each(rank):
     torch.testing.assert_close(inputs[1].grad, truth[1].grad[mine])
 
 
-def test_ranks_with_a_gpu_each():
+def test_ranks_with_a_gpu_each(on_ranks):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     on_ranks(2, one_gpu_each)
