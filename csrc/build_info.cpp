@@ -5,6 +5,10 @@
 
 #include "cpu/kernels.h"
 
+#ifdef NCOPS_WITH_CUDA
+#include "cuda_stream.h"
+#endif
+
 namespace ncops {
 
 #define NCOPS_STRING_(x) #x
@@ -23,12 +27,23 @@ static std::string build_info() {
 
 static std::string cpu_isa() { return isa_name(); }
 
+// Whether the CUDA kernels can be launched: they are in this library, and torch's CUDA library is loaded and found.
+static bool reaches_cuda() {
+#ifdef NCOPS_WITH_CUDA
+  return current_stream() != nullptr;
+#else
+  return false;
+#endif
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
+  m.def("reaches_cuda() -> bool");
   m.def("build_info() -> str");
   m.def("cpu_isa() -> str");
 }
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&build_info));
+  m.impl("reaches_cuda", TORCH_BOX(&reaches_cuda));
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
 }
 

@@ -1,22 +1,32 @@
 // What a call of a CUDA kernel needs from torch: its tensors' device made current, and that device's current stream.
 #pragma once
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
 #include "tensors.h"
 
-// Lives in libtorch_cuda: weak, so that a library with CUDA kernels also loads where torch has no CUDA.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                   void** ret_stream);
-
 namespace ncops {
+
+using CurrentStream = AOTITorchError (*)(int32_t device_index, void** ret_stream);
+
+// Of libtorch_cuda, null where torch has none. Asked for by name: torch loads that library for itself alone, so the
+// linker finds no symbol of it here, and linking with it would bind this library to a torch with CUDA.
+inline CurrentStream current_stream() {
+  static const CurrentStream found = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<CurrentStream>(symbol);
+  }();
+  return found;
+}
 
 class CudaCall {
  public:
   explicit CudaCall(const Tensor& x) : guard_(device_of(x)) {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+    STD_TORCH_CHECK(current_stream() != nullptr,
                     "ncops: got a CUDA tensor, but this torch has no CUDA (libtorch_cuda is not loaded)");
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream_));
+    STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(x.get_device_index(), &stream_));
   }
   void* stream() const { return stream_; }
 

@@ -54,14 +54,20 @@ def fake(inputs):
 @pytest.mark.parametrize("op", COMPILED)
 def test_compiled_kernels_are_registered_for_both_devices(op):
     assert _native.has(op, "CPU") and _native.has(op, "CUDA")
-    assert backends.choose(op, "cuda", torch.float32) == "cuda"
+    assert backends.why_not("cuda", op, "cuda") is None
+
+
+@with_cuda
+def test_the_library_finds_torchs_own():
+    """torch loads libtorch_cuda for itself alone: without asking for it by name every call said that there was none."""
+    assert torch.ops.ncops_C.reaches_cuda() == (torch.version.cuda is not None)
 
 
 @with_cuda
 def test_info_names_the_architectures(capsys):
     facts = info.collect(torch_env=False)
     assert "cuda=" in facts["native"]["build_info"] and "sm_80" in facts["native"]["build_info"]
-    assert facts["ops"]["linear_stats"]["cuda"]["runs"] == "cuda"
+    assert facts["ops"]["logit_stats"]["cuda"]["runs"] == "cuda"
     info.show(facts)
     assert "sm_80" in capsys.readouterr().out
 
@@ -76,7 +82,11 @@ def test_a_call_says_what_is_missing():
 
 def test_choice_of_backend():
     assert backends.choose("pair_stats", "cuda", torch.float32) == "triton"
-    assert backends.choose("linear_stats", "cuda", torch.bfloat16) == "triton"
+    for op in ("linear_stats", "class_scatter"):
+        assert backends.choose(op, "cuda", torch.bfloat16) == backends.choose(op, "cuda", torch.float32) == "triton"
+    for op in ("class_moments", "accumulate_class_moments_", "logit_stats"):
+        with_them = _native.has(op, "CUDA")
+        assert backends.choose(op, "cuda", torch.float32) == ("cuda" if with_them else "triton")
     assert backends.choose("linear_stats_backward", "cuda", torch.float32) == "triton"
     assert backends.choose("pair_stats", "mps") == "reference"
     with ncops.use_backend("triton"):
