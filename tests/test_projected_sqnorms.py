@@ -27,9 +27,9 @@ from ncops._dtypes import compute_dtype
 
 OP = "projected_sqnorms"
 BLOCKS = {
-    "projected_sqnorms": {"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 32, "FOLD": 64},
+    "projected_sqnorms": {"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 32},
     "projected_sqnorms.basis": {"BLOCK_R": 32, "BLOCK_D": 32, "BLOCK_N": 32, "FOLD": 64},
-    "row_products": {"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 32, "FOLD": 64},
+    "row_products": {"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 32},
     "class_moments": {"CHUNK": 32, "BLOCK_D": 128},
     "class_moments.merge": {"BLOCK_D": 128},
 }

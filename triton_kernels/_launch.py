@@ -43,35 +43,46 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
     # A tile of logits in float32 registers: 64 per thread, since its statistics need as many again.
     "linear_stats": {
         ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 64, "HALVES": 0}, 8, 3),
-        ("half", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64, "HALVES": 1}, 8, 3),
+        ("half", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64, "HALVES": 1}, 8, 4),
         ("half", 100): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64, "HALVES": 0}, 8, 3),
-        ("float32", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 16, "HALVES": 0}, 8, 3),
-        ("float32", 90): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
+        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
+        ("float32", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 32, "HALVES": 1}, 8, 3),
         ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16, "HALVES": 0}, 4, 2),
+    },
+    # A wider tile would multiply padding; one that holds all classes needs no pass for the targets.
+    "linear_stats_64_classes": {
+        ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 64, "HALVES": 0}, 8, 3),
+        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
+        ("float32", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 4, 3),
+        ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16, "HALVES": 0}, 4, 2),
+    },
+    "linear_stats_16_classes": {
+        ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 16, "BLOCK_D": 64, "HALVES": 0}, 4, 3),
+        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 16, "BLOCK_D": 32, "HALVES": 0}, 4, 3),
+        ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 16, "BLOCK_D": 16, "HALVES": 0}, 4, 2),
     },
     # Half a tile's worth of registers per thread is a whole row's 4096 logits per 256 threads.
     "logit_stats": {("any", 80): Launch({"BLOCK_N": 1, "BLOCK_V": 4096}, 8, 3)},
     "logit_stats_backward": {("any", 80): Launch({"BLOCK_N": 1, "BLOCK_V": 4096}, 8, 2)},
     "linear_stats_backward": {
         ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 64}, 8, 3),
-        ("float32", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
+        ("half", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64}, 8, 3),
+        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
+        ("float32", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 32}, 8, 3),
         ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16}, 4, 2),
     },
-    # The other side of these tiles is BLOCK_N rows or BLOCK_V classes of the backward above.
-    "linear_stats_g_x": {
-        ("half", 80): Launch({"BLOCK_D": 128, "BLOCK_K": 32}, 8, 3),
-        ("half", 90): Launch({"BLOCK_D": 128, "BLOCK_K": 64}, 8, 4),
-    },
-    "linear_stats_g_weight": {
-        ("half", 80): Launch({"BLOCK_D": 128, "BLOCK_K": 32}, 4, 3),
-        ("half", 90): Launch({"BLOCK_D": 256, "BLOCK_K": 64}, 8, 3),
-    },
     "linear_stats_64": {
         ("half", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 64, "HALVES": 0}, 8, 3),
-        ("float32", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 16, "HALVES": 0}, 8, 3),
-        ("float32", 90): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
+        ("half", 90): Launch({"BLOCK_N": 64, "BLOCK_V": 128, "BLOCK_D": 64, "HALVES": 0}, 4, 4),
+        ("float32", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 4, 3),
+        ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16, "HALVES": 0}, 4, 2),
+    },
+    "linear_stats_32": {
+        ("half", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 64, "BLOCK_D": 128, "HALVES": 0}, 4, 3),
+        ("half", 90): Launch({"BLOCK_N": 32, "BLOCK_V": 128, "BLOCK_D": 128, "HALVES": 0}, 4, 3),
+        ("float32", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 4, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16, "HALVES": 0}, 4, 2),
     },
     "linear_stats_16": {
@@ -97,19 +108,20 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
     "class_scatter": {
         ("half", 80): Launch({"BLOCK_D": 128, "BLOCK_N": 32, "FOLD": 2048}, 8, 4),
         ("float32", 80): Launch({"BLOCK_D": 64, "BLOCK_N": 16, "FOLD": 256}, 4, 2),
+        ("float32", 90): Launch({"BLOCK_D": 64, "BLOCK_N": 32, "FOLD": 256}, 4, 3),
         ("tf32", 80): Launch({"BLOCK_D": 64, "BLOCK_N": 16, "FOLD": 1024}, 4, 2),
         ("float64", 80): Launch({"BLOCK_D": 32, "BLOCK_N": 16, "FOLD": 1024}, 4, 2),
     },
-    # Exact float32 products keep 64 sums per thread of 128 in registers and spill: 256 threads.
     "row_products": {
-        ("any", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 2),
-        ("tf32", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32, "FOLD": 1024}, 4, 3),
-        ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 16, "FOLD": 1024}, 4, 2),
+        ("any", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32}, 4, 3),
+        ("tf32", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32}, 4, 3),
+        ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 16}, 4, 2),
     },
     "projected_sqnorms": {
-        ("any", 80): Launch({"BLOCK_N": 32, "BLOCK_J": 64, "BLOCK_D": 16, "FOLD": 256}, 4, 2),
-        ("tf32", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32, "FOLD": 1024}, 4, 3),
-        ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 16, "FOLD": 1024}, 4, 2),
+        ("any", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32}, 4, 3),
+        ("any", 90): Launch({"BLOCK_N": 128, "BLOCK_J": 128, "BLOCK_D": 32}, 8, 3),
+        ("tf32", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32}, 4, 3),
+        ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 16}, 4, 2),
     },
     "projected_sqnorms.basis": {
         ("any", 80): Launch({"BLOCK_R": 64, "BLOCK_D": 64, "BLOCK_N": 16, "FOLD": 256}, 8, 3),
@@ -122,28 +134,38 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
     "nearest_distance": {("any", 80): Launch({"BLOCK_R": 8, "BLOCK_D": 128}, 4, 2)},
     # Blocks are 16 deep or more: Triton 3.7 multiplies nothing less. 128 x 128 x 16 spills up to 88 times.
     "nearest_class_mean": {
-        ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 3),
-        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 3),
-        ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 32, "FOLD": 1024}, 8, 3),
-        ("float64", 80): Launch({"BLOCK_N": 64, "BLOCK_C": 64, "BLOCK_D": 16, "FOLD": 1024}, 8, 3),
+        ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 32}, 8, 3),
+        ("half", 90): Launch({"BLOCK_N": 128, "BLOCK_C": 128, "BLOCK_D": 32}, 8, 3),
+        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 32}, 8, 3),
+        ("float32", 90): Launch({"BLOCK_N": 128, "BLOCK_C": 128, "BLOCK_D": 32}, 8, 3),
+        ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 32}, 8, 3),
+        ("float64", 80): Launch({"BLOCK_N": 64, "BLOCK_C": 64, "BLOCK_D": 16}, 8, 3),
     },
-    # With three stages ptxas holds the float32 products to 128 registers at 80 and spills 5; with four it takes 176.
     "pair_products": {
-        ("half", 80): Launch({"BLOCK": 64, "BLOCK_D": 64, "FOLD": 2048}, 8, 3),
-        ("float32", 80): Launch({"BLOCK": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 4),
-        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32, "FOLD": 1024}, 8, 3),
-        ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16, "FOLD": 1024}, 4, 3),
+        ("half", 80): Launch({"BLOCK": 64, "BLOCK_D": 64}, 8, 3),
+        ("half", 90): Launch({"BLOCK": 128, "BLOCK_D": 64}, 8, 3),
+        ("float32", 80): Launch({"BLOCK": 64, "BLOCK_D": 16}, 4, 3),
+        ("float32", 90): Launch({"BLOCK": 128, "BLOCK_D": 32}, 8, 3),
+        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32}, 8, 3),
+        ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16}, 4, 3),
     },
-    # With three stages ptxas holds the factors of the gradient to 128 registers at 90 and spills 8.
+    # The backward's tile, whose factors the next kernel multiplies: of 128 x 128 neither fits its registers.
+    "pair_factors": {
+        ("any", 80): Launch({"BLOCK": 64, "BLOCK_D": 16}, 4, 3),
+        ("any", 90): Launch({"BLOCK": 64, "BLOCK_D": 32}, 4, 3),
+        ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16}, 4, 3),
+    },
     "pair_distances": {
-        ("half", 80): Launch({"BLOCK": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 2),
-        ("float32", 80): Launch({"BLOCK": 64, "BLOCK_D": 16, "FOLD": 256}, 8, 2),
-        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32, "FOLD": 1024}, 8, 3),
-        ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16, "FOLD": 1024}, 4, 3),
+        ("half", 80): Launch({"BLOCK": 64, "BLOCK_D": 16}, 4, 3),
+        ("half", 90): Launch({"BLOCK": 128, "BLOCK_D": 32}, 8, 3),
+        ("float32", 80): Launch({"BLOCK": 64, "BLOCK_D": 16}, 4, 3),
+        ("float32", 90): Launch({"BLOCK": 128, "BLOCK_D": 32}, 8, 3),
+        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32}, 8, 3),
+        ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16}, 4, 3),
     },
     # A power of any exponent is a float64 logarithm and exponential per pair: 64 x 64 by 256 threads spills 32 times.
     # With two stages ptxas holds it to 128 registers at 90 and spills 8.
-    "pair_distances_power": {("any", 80): Launch({"BLOCK": 32, "BLOCK_D": 16, "FOLD": 256}, 4, 3)},
+    "pair_distances_power": {("any", 80): Launch({"BLOCK": 32, "BLOCK_D": 16}, 4, 3)},
     # (BLOCK x BLOCK) factors times (BLOCK x BLOCK_D) rows.
     "pair_gradient": {
         ("float32", 80): Launch({"BLOCK_D": 32, "FOLD": 256}, 8, 2),
@@ -192,9 +214,18 @@ def dtype_class(dtype: torch.dtype, tf32: bool = False) -> str:
     return "float64" if dtype == torch.float64 else "half"
 
 
-def input_precision(tf32: bool) -> str:
-    """``tl.dot``'s argument: float32 products are exact unless the user allowed otherwise."""
-    return "tf32" if tf32 else "ieee"
+def input_precision(tf32: bool, across: bool = False) -> str:
+    """``tl.dot``'s argument for float32 products: tf32 where the user allowed it, else exact.
+
+    Exact are three tf32 products of upper and lower halves. What is left out, the lower ones' own, is 2^-22 of a term,
+    and Triton gives each block of features a sum of its own, so that late ones keep their digits. On an H200 they take
+    a fourth to an eighth of the time of Triton's plain float32 and are no less exact. ``across``: the sum runs over the
+    rows of both operands. Tensor cores do not take tf32 that way; turned by way of shared memory it takes twice as long
+    as plain products.
+    """
+    if tf32:
+        return "tf32"
+    return "ieee" if across or torch.version.hip is not None else "tf32x3"
 
 
 def launch(kernel: str, dtype: torch.dtype, capability: int | None, tf32: bool = False) -> Launch:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._logit_state import UNDERFLOW, expm1
 
-COEFFICIENTS, INDICES = 11, 4
+COEFFICIENTS, INDICES = 10, 4
 BLOCK, WARPS = 256, 4
 
 
@@ -25,10 +25,10 @@ def _times(gradient, value):
 @triton.jit(do_not_specialize=["num_rows", "num_classes", "ignore_index"])
 def fold(
     gradients, gap, max, entropy, mean, argmax, second_index, target, stride_target, coefficients, indices,
-    num_rows, num_classes, ignore_index, negligible: "fp64",  # noqa: F821
+    num_rows, num_classes, ignore_index,
     HAS_TARGET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``gradients (9, N)`` in the order of the columns -> ``coefficients (11, N)`` and ``indices (4, N)``, in float64.
+    """``gradients (9, N)`` in the order of the columns -> ``coefficients (10, N)`` and ``indices (4, N)``, in float64.
 
     The indices are argmax, second index, target unless it is the argmax (-1 for none), and the row's kind: 0 without
     gradient, 1 with, 2 with one of a spoilt row.
@@ -80,7 +80,6 @@ def fold(
     tl.store(coefficients + 7 * plane + row, g_mean / num_classes, here)
     tl.store(coefficients + 8 * plane + row, g_var * 2 / num_classes, here)
     tl.store(coefficients + 9 * plane + row, tl.load(mean + row, here, 0), here)
-    tl.store(coefficients + 10 * plane + row, tl.abs(in_peak) * negligible, here)
     tl.store(indices + row, at_top.to(tl.int32), here)
     tl.store(indices + plane + row, tl.load(second_index + row, here, -1).to(tl.int32), here)
     tl.store(indices + 2 * plane + row, tl.where(hit, -1, own).to(tl.int32), here)
@@ -115,13 +114,9 @@ def logit_gradient(z, column, row, coefficients, indices, num_rows):
 
 def row_coefficients(
     gradients: tuple[Tensor, ...], saved: tuple[Tensor, ...], target: Tensor | None, num_classes: int,
-    ignore_index: int, dtype: torch.dtype,
+    ignore_index: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Runs ``fold``; ``dtype`` is that of the result, whose resolution decides which gradients are negligible.
-
-    A logit's gradient is negligible below eps / (8 V) of that of the row's argmax: all of a row's together are then
-    below eps / 8 of its largest one.
-    """
+    """Runs ``fold``."""
     n = saved[0].shape[0]
     stacked = torch.stack([g if g.numel() == n else g.new_zeros(n) for g in gradients])
     coefficients = stacked.new_empty((COEFFICIENTS, n))
@@ -129,8 +124,8 @@ def row_coefficients(
     gap, peak, entropy, mean, argmax, second_index = (s.contiguous() for s in saved)
     fold[(triton.cdiv(n, BLOCK),)](
         stacked, gap, peak, entropy, mean, argmax, second_index, target, 0 if target is None else target.stride(0),
-        coefficients, indices, n, num_classes, ignore_index, torch.finfo(dtype).eps / (8 * num_classes),
-        HAS_TARGET=target is not None, BLOCK=BLOCK, num_warps=WARPS,
+        coefficients, indices, n, num_classes, ignore_index, HAS_TARGET=target is not None,
+        BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return coefficients, indices
 
@@ -141,7 +136,7 @@ def fold_signature():
         floats = ("gradients", "gap", "max", "entropy", "mean", "coefficients")
         signature = {
             **dict.fromkeys(floats, f"*{name}"), **dict.fromkeys(("argmax", "second_index", "target"), "*i64"),
-            "indices": "*i32", "num_rows": "i32", "num_classes": "i32", "ignore_index": "i32", "negligible": "fp64",
+            "indices": "*i32", "num_rows": "i32", "num_classes": "i32", "ignore_index": "i32",
         }  # fmt: skip
         constexprs = {"stride_target": 1, "HAS_TARGET": True, "BLOCK": BLOCK}
         yield f"logit_gradient_fold[{name}]", fold, signature, constexprs, {"num_warps": WARPS, "num_stages": 2}

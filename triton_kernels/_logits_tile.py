@@ -6,7 +6,6 @@ import triton.language as tl
 from ._launch import interpreted
 
 INTERPRETED = tl.constexpr(interpreted())
-FOLD = tl.constexpr(256)  # a multiple of every BLOCK_D
 
 
 @triton.jit
@@ -27,13 +26,19 @@ def dot(a, b, products, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _chain(
-    products, xs, ws, first, last, num_features, stride_xd, stride_wd,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr,
+def logits_tile(
+    x, weight, bias, row, column, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
+    HAS_BIAS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``(products`` with features ``first`` to ``last`` added one after another, both pointers at ``last)``."""
+    """``scale * x[row] @ weight[column].T + bias[column]``, a (BLOCK_N, BLOCK_V) tile. Rows and columns must exist."""
+    row, column = tl.cast(row, tl.int64), tl.cast(column, tl.int64)
     feature = tl.arange(0, BLOCK_D)
-    for start in range(first, last, BLOCK_D):
+    offset = tl.cast(feature, tl.int64)
+    xs = x + row[:, None] * stride_xn + offset[None, :] * stride_xd
+    ws = weight + column[None, :] * stride_wv + offset[:, None] * stride_wd
+    products = tl.zeros([BLOCK_N, BLOCK_V], DTYPE)
+    for start in range(0, num_features, BLOCK_D):
         if EVEN_D:
             a, b = tl.load(xs), tl.load(ws)
         else:
@@ -42,35 +47,6 @@ def _chain(
         products = dot(a, b, products, PRECISION)
         xs += BLOCK_D * stride_xd
         ws += BLOCK_D * stride_wd
-    return products, xs, ws
-
-
-@triton.jit
-def logits_tile(
-    x, weight, bias, row, column, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-    HAS_BIAS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """``scale * x[row] @ weight[column].T + bias[column]``, a (BLOCK_N, BLOCK_V) tile. Rows and columns must exist.
-
-    Exact float32 products are added up in chains of FOLD: in one over thousands of features the late ones lose digits.
-    """
-    row, column = tl.cast(row, tl.int64), tl.cast(column, tl.int64)
-    offset = tl.cast(tl.arange(0, BLOCK_D), tl.int64)
-    xs = x + row[:, None] * stride_xn + offset[None, :] * stride_xd
-    ws = weight + column[None, :] * stride_wv + offset[:, None] * stride_wd
-    products = tl.zeros([BLOCK_N, BLOCK_V], DTYPE)
-    if x.dtype.element_ty == tl.float32 and PRECISION == "ieee":
-        for fold in range(0, num_features, FOLD):
-            part, xs, ws = _chain(
-                tl.zeros([BLOCK_N, BLOCK_V], DTYPE), xs, ws, fold, tl.minimum(fold + FOLD, num_features),
-                num_features, stride_xd, stride_wd, EVEN_D, PRECISION, BLOCK_D,
-            )  # fmt: skip
-            products += part
-    else:
-        products, xs, ws = _chain(
-            products, xs, ws, 0, num_features, num_features, stride_xd, stride_wd, EVEN_D, PRECISION, BLOCK_D
-        )
     z = scaled(products, scale)
     if HAS_BIAS:
         z += tl.load(bias + column * stride_b).to(DTYPE)[None, :]

@@ -39,7 +39,7 @@ def _factors(
     rows, stride_row, stride_column, valid, origin, norms, variances, power, power_rest, share, g_row, partner,
     factors, close_bits, by_variance, first_row, count, dim, tiles,
     KERNEL: tl.constexpr, TWICE: tl.constexpr, HAS_VALID: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One tile of a strip of rows: factors[i, j] multiply x_i - x_j; close_bits name columns with close pairs."""
     i, j = tl.program_id(0), tl.program_id(1)
@@ -49,7 +49,7 @@ def _factors(
     first_a, first_b = first_row + i * BLOCK, j * BLOCK
     product = tile_products(
         rows, stride_row, stride_column, origin, first_a, first_b, count, dim, True,
-        PRECISION, dtype, BLOCK, BLOCK_D, FOLD,
+        PRECISION, dtype, BLOCK, BLOCK_D,
     )  # fmt: skip
     wanted = wanted_pairs(first_a, first_b, valid, count, False, HAS_VALID, BLOCK)
     d2, close = close_pairs(product, norms, wanted, first_a, first_b, count, BLOCK)
@@ -251,13 +251,18 @@ def _products(
     )  # fmt: skip
 
 
+def _tile_row(kernel: str, power: float) -> str:
+    name = launch_row(kernel, power)
+    return name if name.endswith("power") else "pair_factors"
+
+
 def _distances(
     grad: Tensor, g_variances: Tensor, share: Tensor, g_row: Tensor, partner: Tensor, rows: Tensor, kernel: str,
     variances: Tensor | None, power: float, valid: Tensor | None, tf32: bool,
 ) -> None:  # fmt: skip
     (count, dim), dtype, device = rows.shape, share.dtype, rows.device
     there = capability(device)
-    tile: Launch = launch(launch_row(kernel, power), rows.dtype, there, tf32)
+    tile: Launch = launch(_tile_row(kernel, power), rows.dtype, there, tf32)
     chunk: Launch = launch("pair_gradient", rows.dtype, there)
     block, tiles, chunks = tile["BLOCK"], triton.cdiv(count, tile["BLOCK"]), triton.cdiv(dim, chunk["BLOCK_D"])
     origin = column_mean(rows, valid)[0].to(dtype)
@@ -302,7 +307,7 @@ def ahead_of_time(capability: int):
         (torch.float64, "fp64", 1, False), (torch.float32, "fp32", 1.3, False),
     ):  # fmt: skip
         products = "*fp64" if name == "fp64" else "*fp32"
-        tile = launch(launch_row("cdnv", power), dtype, capability, tf32)
+        tile = launch(_tile_row("cdnv", power), dtype, capability, tf32)
         chunk = launch("pair_gradient", dtype, capability)
         variant = ",tf32" if tf32 else ",any power" if power == 1.3 else ""
         common = {"rows": f"*{name}", "stride_row": "i64", "valid": "*i1", "origin": products, "factors": products}

@@ -67,33 +67,29 @@ def inverse_power(d2, exponent, TWICE: tl.constexpr):
 def tile_products(
     rows, stride_row, stride_column, origin, first_a, first_b, count, dim,
     HAS_ORIGIN: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Products of BLOCK rows from ``first_a`` with BLOCK rows from ``first_b``, about ``origin`` if there is one.
 
-    Rows are multiplied as they are, half types on their own units, unless they are centred. The products of a pair are
-    added up in chains of FOLD.
+    Rows are multiplied as they are, half types on their own units, unless they are centred.
     """
     total = tl.zeros((BLOCK, BLOCK), DTYPE)
     a, b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, BLOCK)
     from_a = rows + a.to(tl.int64)[:, None] * stride_row
     from_b = rows + b.to(tl.int64)[None, :] * stride_row
-    for fold in range(0, dim, FOLD):
-        part = tl.zeros((BLOCK, BLOCK), DTYPE)
-        for depth in range(fold, tl.minimum(fold + FOLD, dim), BLOCK_D):
-            d = depth + tl.arange(0, BLOCK_D)
-            deep = d < dim
-            column = d.to(tl.int64) * stride_column
-            left = tl.load(from_a + column[None, :], mask=(a < count)[:, None] & deep[None, :], other=0)
-            right = tl.load(from_b + column[:, None], mask=(b < count)[None, :] & deep[:, None], other=0)
-            if HAS_ORIGIN:
-                centre = tl.load(origin + d, mask=deep, other=0)
-                left = left.to(DTYPE) - centre[None, :]
-                right = right.to(DTYPE) - centre[:, None]
-            elif INTERPRETED:  # which multiplies the bits of bfloat16
-                left, right = left.to(DTYPE), right.to(DTYPE)
-            part = tl.dot(left, right, part, input_precision=PRECISION, out_dtype=DTYPE)
-        total += part
+    for depth in range(0, dim, BLOCK_D):
+        d = depth + tl.arange(0, BLOCK_D)
+        deep = d < dim
+        column = d.to(tl.int64) * stride_column
+        left = tl.load(from_a + column[None, :], mask=(a < count)[:, None] & deep[None, :], other=0)
+        right = tl.load(from_b + column[:, None], mask=(b < count)[None, :] & deep[:, None], other=0)
+        if HAS_ORIGIN:
+            centre = tl.load(origin + d, mask=deep, other=0)
+            left = left.to(DTYPE) - centre[None, :]
+            right = right.to(DTYPE) - centre[:, None]
+        elif INTERPRETED:  # which multiplies the bits of bfloat16
+            left, right = left.to(DTYPE), right.to(DTYPE)
+        total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=DTYPE)
     return total
 
 

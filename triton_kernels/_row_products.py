@@ -17,23 +17,20 @@ def product_tile(
     x, center, matrix, rows, y, keep, columns, dim, width,
     stride_xn, stride_xd, stride_cc, stride_cd, stride_md, stride_mj,
     HAS_CENTER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``(rows, columns)`` tile of deviations times ``matrix (dim, width)``, added up in chains of FOLD products."""
+    """``(rows, columns)`` tile of deviations times ``matrix (dim, width)``."""
     inside = columns < width
     wide = columns.to(tl.int64)[None, :] * stride_mj
     total = tl.zeros((BLOCK_N, BLOCK_J), DTYPE)
-    for fold in range(0, dim, FOLD):
-        part = tl.zeros((BLOCK_N, BLOCK_J), DTYPE)
-        for start in range(fold, tl.minimum(fold + FOLD, dim), BLOCK_D):
-            d = start + tl.arange(0, BLOCK_D)
-            a = load_deviations(
-                x, center, rows, y, keep, d, d < dim, stride_xn, stride_xd, stride_cc, stride_cd, HAS_CENTER, DTYPE
-            )
-            mask = (d < dim)[:, None] & inside[None, :]
-            b = tl.load(matrix + d.to(tl.int64)[:, None] * stride_md + wide, mask=mask, other=0)
-            part = tl.dot(a, b, part, input_precision=PRECISION, out_dtype=DTYPE)
-        total += part
+    for start in range(0, dim, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        a = load_deviations(
+            x, center, rows, y, keep, d, d < dim, stride_xn, stride_xd, stride_cc, stride_cd, HAS_CENTER, DTYPE
+        )
+        mask = (d < dim)[:, None] & inside[None, :]
+        b = tl.load(matrix + d.to(tl.int64)[:, None] * stride_md + wide, mask=mask, other=0)
+        total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=DTYPE)
     return total
 
 
@@ -43,7 +40,7 @@ def _row_products(
     stride_y, stride_xn, stride_xd, stride_cc, stride_cd, stride_f, stride_md, stride_mj,
     HAS_LABELS: tl.constexpr, HAS_CENTER: tl.constexpr, HAS_FACTOR: tl.constexpr, SCALE: tl.constexpr,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(width, BLOCK_J)  # one axis: the others end at 65535 blocks
     columns = tl.program_id(0) % blocks * BLOCK_J + tl.arange(0, BLOCK_J)
@@ -55,7 +52,7 @@ def _row_products(
     product = product_tile(
         x, center, matrix, rows, y, keep, columns, dim, width,
         stride_xn, stride_xd, stride_cc, stride_cd, stride_md, stride_mj,
-        HAS_CENTER, DTYPE, PRECISION, BLOCK_N, BLOCK_J, BLOCK_D, FOLD,
+        HAS_CENTER, DTYPE, PRECISION, BLOCK_N, BLOCK_J, BLOCK_D,
     )  # fmt: skip
     if HAS_FACTOR:
         product *= scale[:, None]

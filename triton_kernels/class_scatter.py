@@ -144,8 +144,8 @@ def class_scatter(
         tiles = out if splits == 1 else torch.empty((splits, pairs, block, block), dtype=dtype, device=x.device)
         _scatter[(pairs, splits)](
             x=x, out=tiles, n=n, dim=dim, ignore_index=ignore_index, rows_per_split=rows, DIRECT=splits == 1,
-            DTYPE=compute_type(x.dtype), PRODUCT=product, PRECISION=input_precision(allow_tf32), **arguments,
-            **config.options | {"BLOCK_D": block, "num_warps": warps_of(block, config)},
+            DTYPE=compute_type(x.dtype), PRODUCT=product, PRECISION=input_precision(allow_tf32, across=True),
+            **arguments, **config.options | {"BLOCK_D": block, "num_warps": warps_of(block, config)},
         )  # fmt: skip
         if splits > 1:
             _merge[(pairs,)](
@@ -198,8 +198,8 @@ def ahead_of_time(capability: int):
             {**row_signature(dtype), "out": POINTERS[compute_dtype(dtype)], "rows_per_split": "i32"},
             {
                 "HAS_LABELS": True, "HAS_CENTER": centred, "DIRECT": False, "DTYPE": compute,
-                "PRODUCT": half[dtype] if raw else compute, "PRECISION": input_precision(tf32), **config.blocks,
-                "stride_y": 1, "stride_xd": 1, "stride_cd": 1,
+                "PRODUCT": half[dtype] if raw else compute, "PRECISION": input_precision(tf32, across=True),
+                **config.blocks, "stride_y": 1, "stride_xd": 1, "stride_cd": 1,
             },
             {
                 "num_warps": config.num_warps, "num_stages": config.num_stages,

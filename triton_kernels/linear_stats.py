@@ -8,6 +8,7 @@ bfloat16) would not, and the tensor cores would wait for memory.
 
 The target's logit is needed before its rivals are counted. A first kernel forms it as the diagonal of a tile of the
 same shape, with the targets' weight rows gathered, so target and rivals come from the same sequence of operations.
+Where one tile holds all classes it is there already, and that kernel does not run.
 """
 
 import torch
@@ -25,6 +26,7 @@ from .linear_stats_backward import linear_stats_backward
 __all__ = ["ahead_of_time", "linear_stats", "linear_stats_backward", "linear_stats_targets"]
 
 ROWS_AT_ONCE = 32768  # bounds the partial states: at 17 splits 20 MB
+ROWS_OF_ONE_TILE = 1 << 19  # the same for rows that are not split
 ROW_BLOCKS_SIDE_BY_SIDE = 16
 
 
@@ -86,6 +88,48 @@ def _next_tile(
         )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["num_rows", "num_classes"])
+def _only_states(
+    x, weight, bias, target, target_logit, floats, integers,
+    num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
+    stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_target,
+    HAS_BIAS: tl.constexpr, HAS_TARGET: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    """The state of BLOCK_N rows over one tile that holds all classes, and the rows' own logits."""
+    rows = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.minimum(rows, num_rows - 1)
+    column = tl.arange(0, BLOCK_V)
+    z = logits_tile(
+        x, weight, bias, row, tl.minimum(column, num_classes - 1), num_features, scale,
+        stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
+        HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
+    )  # fmt: skip
+    t = tl.full([BLOCK_N], float("inf"), DTYPE)
+    if HAS_TARGET:
+        y = tl.load(target + row * stride_target).to(tl.int64)
+        y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
+        t = tl.sum(tl.where(column[None, :] == y[:, None], z, 0), 1)
+        tl.store(target_logit + rows, t, rows < num_rows)
+    top, second, rest, spread, mean, m2, top_index, second_index, rank = empty_state(BLOCK_N, DTYPE)
+    if HALVES:
+        z, right = halves(z)
+        column = tl.arange(0, BLOCK_V // 2)
+    top, second, rest, spread, mean, m2, top_index, second_index, rank = add_tile(
+        top, second, rest, spread, mean, m2, top_index, second_index, rank,
+        z, column, 0, 0, num_classes, t, False, True,
+    )  # fmt: skip
+    if HALVES:
+        top, second, rest, spread, mean, m2, top_index, second_index, rank = add_tile(
+            top, second, rest, spread, mean, m2, top_index, second_index, rank,
+            right, column + BLOCK_V // 2, 0, BLOCK_V // 2, num_classes, t, False, True,
+        )  # fmt: skip
+    store_partial(
+        floats, integers, 0, 1, rows, num_rows,
+        top, second, rest, spread, mean, m2, top_index, second_index, rank,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["num_rows", "num_classes", "tiles_per_split", "splits"])
 def _partial_states(
     x, weight, bias, target_logit, floats, integers, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
@@ -126,17 +170,12 @@ def _partial_states(
     )  # fmt: skip
 
 
-def table_row(num_rows: int) -> str:
-    """Few rows are bound by the reading of the weight: a tall tile would multiply padding."""
-    return "linear_stats_16" if num_rows <= 16 else "linear_stats_64" if num_rows <= 64 else "linear_stats"
-
-
-def _registers(dtype: torch.dtype, tf32: bool) -> dict[str, int]:
-    """A limit that ptxas need not guess: for sm_80 it gives the float32 target kernel 56 registers and spills six.
-
-    The larger tile of tf32 has more to keep: with a limit of 128 it spills 23.
-    """
-    return {"maxnreg": 168} if dtype == torch.float32 and not tf32 and torch.version.hip is None else {}
+def table_row(num_rows: int, num_classes: int | None = None) -> str:
+    """Few rows are bound by the reading of the weight: a tall tile would multiply padding, as a wide one would for few
+    classes. None for a shard of the classes: its tiles are those of the targets, which may belong to another."""
+    if num_classes is not None and num_classes <= 64:
+        return "linear_stats_16_classes" if num_classes <= 16 else "linear_stats_64_classes"
+    return next((f"linear_stats_{most}" for most in (16, 32, 64) if num_rows <= most), "linear_stats")
 
 
 def linear_stats(
@@ -145,11 +184,13 @@ def linear_stats(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """``(lse, gap, max, second, target_logit, nll, entropy, mean, var, argmax, second_index, target_rank, valid)``.
 
-    Workspace: 36 bytes per row and split (60 in float64), of at most 32768 rows at a time.
+    Workspace: 36 bytes per row and split (60 in float64), of at most 32768 rows at a time, 2^19 of up to 64 classes.
     """
     columns = empty_columns(x, target)
-    for start in range(0, x.shape[0], ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
+    few = table_row(x.shape[0], weight.shape[0]).endswith("classes") and target_logit is None
+    step = ROWS_OF_ONE_TILE if few else ROWS_AT_ONCE
+    for start in range(0, x.shape[0], step):
+        rows = slice(start, start + step)
         part = [column[rows] for column in columns]  # a size-0 column stays so
         y, own = (None if t is None else t[rows] for t in (target, target_logit))
         arguments = (x[rows], weight, bias, y, scale, ignore_index, allow_tf32, own)
@@ -157,8 +198,9 @@ def linear_stats(
             with device_of(x):
                 _run(_untuned(x[rows], allow_tf32), part, *arguments)
             continue
-        shape = (min(ROWS_AT_ONCE, x.shape[0] - start), *weight.shape)
-        tuned(table_row(shape[0]), x, shape, lambda config, a=arguments, p=part: _run(config, p, *a), allow_tf32)
+        shape = (min(step, x.shape[0] - start), *weight.shape)
+        run = lambda config, a=arguments, p=part: _run(config, p, *a)  # noqa: E731
+        tuned(table_row(shape[0], shape[1]), x, shape, run, allow_tf32)
     return columns
 
 
@@ -174,13 +216,22 @@ def _run(
     n, v = x.shape[0], weight.shape[0]
     block_n, block_v = config["BLOCK_N"], config["BLOCK_V"]
     row_blocks, tiles = triton.cdiv(n, block_n), triton.cdiv(v, block_v)
+    flags, strides = _problem(config, x, weight, bias, allow_tf32)
+    if tiles == 1 and target_logit is None:
+        own = None if target is None else torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
+        floats, integers = partials(x, 1)
+        _only_states[(row_blocks,)](
+            x, weight, bias, target, own, floats, integers, n, v, x.shape[1], scale, *strides,
+            0 if target is None else target.stride(0), HAS_TARGET=target is not None, **flags, **config.options,
+        )  # fmt: skip
+        launch_columns(columns, floats, integers, target, own, v, v, ignore_index)
+        return
     splits = split_count(capability(x.device), min(row_blocks, ROW_BLOCKS_SIDE_BY_SIDE), tiles)
     per_split = triton.cdiv(tiles, splits)
     own_here = target_logit is None
     if target is not None and own_here:
         target_logit = _run_targets(config, x, weight, bias, target, scale, allow_tf32)
     floats, integers = partials(x, splits)
-    flags, strides = _problem(config, x, weight, bias, allow_tf32)
     _partial_states[(row_blocks * splits,)](
         x, weight, bias, target_logit, floats, integers, n, v, x.shape[1], scale, per_split, splits, *strides,
         HAS_TARGET=target is not None, **flags, **config.options,
@@ -209,7 +260,7 @@ def _run_targets(
     out = torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
     _target_logits[(triton.cdiv(n, config["BLOCK_N"]),)](
         x, weight, bias, target, out, n, weight.shape[0], d, scale, *strides, target.stride(0),
-        **flags, **config.options, **_registers(x.dtype, allow_tf32),
+        **flags, **config.options,
     )  # fmt: skip
     return out
 
@@ -232,7 +283,10 @@ def ahead_of_time(there: int):
         "fp32": (torch.float32, False), "tf32": (torch.float32, True), "bf16": (torch.bfloat16, False),
         "fp16": (torch.float16, False), "fp64": (torch.float64, False),
     }  # fmt: skip
-    for table in ("linear_stats", "linear_stats_64", "linear_stats_16"):
+    for table in (
+        "linear_stats", "linear_stats_64", "linear_stats_32", "linear_stats_16",
+        "linear_stats_64_classes", "linear_stats_16_classes",
+    ):  # fmt: skip
         for name, (dtype, tf32) in kinds.items():
             config = launch(table, dtype, there, tf32)
             pointer, state = f"*{'fp32' if tf32 else name}", "*fp64" if dtype == torch.float64 else "*fp32"
@@ -248,13 +302,17 @@ def ahead_of_time(there: int):
             options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["num_features"]}
             if dtype.itemsize == 2 or tf32:
                 options["tensor_cores"] = "HMMA"
+            own = {"target": "*i64"}
+            if table == "linear_stats" or table.endswith("classes"):  # where one tile may hold all classes
+                yield (
+                    f"{table}_only[{name}]", _only_states, signature | own | {"floats": state, "integers": "*i32"},
+                    constexprs | {"HAS_TARGET": True, "stride_target": 1}, options,
+                )  # fmt: skip
             partial = {"floats": state, "integers": "*i32", "tiles_per_split": "i32", "splits": "i32"}
             yield (
                 f"{table}[{name}]", _partial_states, signature | partial, constexprs | {"HAS_TARGET": True}, options
             )  # fmt: skip
-            own = {"target": "*i64"}
             yield (
-                f"{table}_target[{name}]", _target_logits, signature | own, constexprs | {"stride_target": 1},
-                options | _registers(dtype, tf32),
+                f"{table}_target[{name}]", _target_logits, signature | own, constexprs | {"stride_target": 1}, options,
             )  # fmt: skip
     yield from column_signature()

@@ -148,7 +148,7 @@ def logit_stats_backward(
     saved = (gap, max, entropy, mean, argmax, second_index)
 
     def run(config: Launch) -> None:
-        coefficients, indices = row_coefficients(grads, saved, target, v, ignore_index, logits.dtype)
+        coefficients, indices = row_coefficients(grads, saved, target, v, ignore_index)
         block_n, block_v = _config(logits, config)
         _gradient[(triton.cdiv(n, block_n), triton.cdiv(v, block_v))](
             logits, gradient, coefficients, indices, n, v, scale, *logits.stride(), *gradient.stride(),

@@ -23,7 +23,7 @@ def _nearest(
     x, stride_row, stride_column, centred, half, origin, rest, best_value, best_index,
     count, classes, dim, row_tiles, tiles_per_split,
     PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The best class of one split for BLOCK_N rows: best_value[split, row] (NaN if any score was) and best_index."""
     # Neighbouring programs share the split, and so read the same means at the same time.
@@ -41,20 +41,17 @@ def _nearest(
         c = start + tl.arange(0, BLOCK_C)
         known = c < classes
         score = tl.zeros((BLOCK_N, BLOCK_C), dtype)
-        for fold in range(0, dim, FOLD):  # in one chain over many features the late ones lose their digits
-            part = tl.zeros((BLOCK_N, BLOCK_C), dtype)
-            for depth in range(fold, tl.minimum(fold + FOLD, dim), BLOCK_D):
-                d = depth + tl.arange(0, BLOCK_D)
-                deep = d < dim
-                place = x + row[:, None] * stride_row + d[None, :].to(tl.int64) * stride_column
-                left = tl.load(place, mask=inside[:, None] & deep[None, :], other=0).to(dtype)
-                # The float64 centre in two parts: the first difference is exact for rows near it.
-                left -= tl.load(origin + d, mask=deep, other=0)[None, :]
-                left -= tl.load(rest + d, mask=deep, other=0)[None, :]
-                place = centred + c[None, :].to(tl.int64) * dim + d[:, None]
-                right = tl.load(place, mask=known[None, :] & deep[:, None], other=0)
-                part = tl.dot(left, right, part, input_precision=PRECISION, out_dtype=dtype)
-            score += part
+        for depth in range(0, dim, BLOCK_D):
+            d = depth + tl.arange(0, BLOCK_D)
+            deep = d < dim
+            place = x + row[:, None] * stride_row + d[None, :].to(tl.int64) * stride_column
+            left = tl.load(place, mask=inside[:, None] & deep[None, :], other=0).to(dtype)
+            # The float64 centre in two parts: the first difference is exact for rows near it.
+            left -= tl.load(origin + d, mask=deep, other=0)[None, :]
+            left -= tl.load(rest + d, mask=deep, other=0)[None, :]
+            place = centred + c[None, :].to(tl.int64) * dim + d[:, None]
+            right = tl.load(place, mask=known[None, :] & deep[:, None], other=0)
+            score = tl.dot(left, right, score, input_precision=PRECISION, out_dtype=dtype)
         bias = tl.load(half + c, mask=known, other=float("-inf"))
         allowed = bias > float("-inf")  # false for a NaN bias too, see below
         score = tl.where(allowed[None, :], score + bias[None, :], float("-inf"))

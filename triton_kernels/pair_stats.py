@@ -63,7 +63,7 @@ def _pairs(
     rows, stride_row, stride_column, valid, origin, norms, variances, power, power_rest,
     moments, best_value, best_index, count, dim, tiles, group, groups,
     KERNEL: tl.constexpr, TWICE: tl.constexpr, HAS_VALID: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One group of tiles: moments[:, group], and per row and column its best partner among the group's pairs."""
     row_group, column_group = tl.program_id(0), tl.program_id(1)
@@ -88,7 +88,7 @@ def _pairs(
             first_b = tl.full((), BLOCK, tl.int32) * j
             value = tile_products(
                 rows, stride_row, stride_column, origin, first_a, first_b, count, dim, KERNEL >= DISTANCE,
-                PRECISION, dtype, BLOCK, BLOCK_D, FOLD,
+                PRECISION, dtype, BLOCK, BLOCK_D,
             )  # fmt: skip
             a, b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, BLOCK)
             wanted = wanted_pairs(first_a, first_b, valid, count, True, HAS_VALID, BLOCK)

@@ -26,7 +26,7 @@ def _sqnorms(
     x, labels, center, basis, out, n, dim, rank, num_classes, ignore_index, rank_per_split,
     stride_y, stride_xn, stride_xd, stride_cc, stride_cd, stride_br, stride_bd,
     HAS_LABELS: tl.constexpr, HAS_CENTER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
@@ -37,7 +37,7 @@ def _sqnorms(
         product = product_tile(
             x, center, basis, rows, y, keep, start + tl.arange(0, BLOCK_J), dim, rank,
             stride_xn, stride_xd, stride_cc, stride_cd, stride_bd, stride_br,
-            HAS_CENTER, DTYPE, PRECISION, BLOCK_N, BLOCK_J, BLOCK_D, FOLD,
+            HAS_CENTER, DTYPE, PRECISION, BLOCK_N, BLOCK_J, BLOCK_D,
         )  # fmt: skip
         norm += tl.sum(product * product, 1).to(tl.float64)
     norm = tl.where(keep, norm, 0)  # an ignored row is 0 whatever the basis holds
@@ -123,7 +123,7 @@ def _add_basis_gradient(
         _basis_gradient[(*grid, splits)](
             projections=projections, x=x, factor=factor, out=parts, n=n, dim=dim, rank=rank,
             ignore_index=ignore_index, rows_per_split=rows, stride_f=factor.stride(0), DTYPE=compute_type(x.dtype),
-            PRECISION=input_precision(tf32), **arguments, **config.options,
+            PRECISION=input_precision(tf32, across=True), **arguments, **config.options,
         )  # fmt: skip
         return parts
 
@@ -198,6 +198,6 @@ def ahead_of_time(capability: int):
                 **row_signature(dtype), "projections": compute, "factor": compute, "out": compute, "rank": "i32",
                 "rows_per_split": "i32",
             },
-            {**fixed, "stride_f": 1, **config.blocks},
+            {**fixed, "PRECISION": input_precision(tf32, across=True), "stride_f": 1, **config.blocks},
             {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim", "rank"]},
         )  # fmt: skip
