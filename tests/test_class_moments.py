@@ -27,7 +27,6 @@ import ncops
 from ncops import _native
 from ncops._dtypes import compute_dtype
 
-OP = "class_moments"
 wide_blocks = interpreter_blocks(
     {"class_moments": {"CHUNK": 32, "BLOCK_D": 128}, "class_moments.merge": {"BLOCK_D": 128}}
 )

@@ -25,7 +25,6 @@ from testing import (
 import ncops
 from ncops._dtypes import compute_dtype
 
-OP = "class_scatter"
 BLOCKS = {
     "class_scatter": {"BLOCK_D": 32, "BLOCK_N": 32, "FOLD": 64},
     "row_products": {"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 32},

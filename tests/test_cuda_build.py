@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, fresh
+from op_cases import CASES, GPU_OPS, fresh
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ncops
 from ncops import _native, backends, info
 
-COMPILED = ("class_moments", "accumulate_class_moments_", "class_scatter", "linear_stats", "logit_stats")
 with_cuda = pytest.mark.skipif(not _native.has("class_moments", "CUDA"), reason="built without nvcc")
 
 
@@ -51,7 +50,7 @@ def fake(inputs):
 
 
 @with_cuda
-@pytest.mark.parametrize("op", COMPILED)
+@pytest.mark.parametrize("op", GPU_OPS["cuda"])
 def test_compiled_kernels_are_registered_for_both_devices(op):
     assert _native.has(op, "CPU") and _native.has(op, "CUDA")
     assert backends.why_not("cuda", op, "cuda") is None

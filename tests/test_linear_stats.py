@@ -26,7 +26,6 @@ from testing import (
 
 import ncops
 
-OP = "linear_stats"
 INTEGERS = ("argmax", "second_index", "target_rank", "valid", "correct")
 # One row, one class, one feature; below, at and above register tiles and vectors; nothing at all.
 SHAPES = [

@@ -20,8 +20,6 @@ from testing import (
 
 import ncops
 
-OP = "linear_stats"
-
 
 @pytest.mark.parametrize("kind", ["nll", "gap", "entropy", "max_prob"])
 def test_collapsed_regime_gradient_keeps_its_digits(backend, kind):

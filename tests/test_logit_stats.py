@@ -25,7 +25,6 @@ from testing import (
 
 import ncops
 
-OP = "logit_stats"
 INDICES = ("argmax", "second_index", "target_rank", "valid", "correct")
 
 

@@ -12,7 +12,6 @@ from testing import IGNORE, LAYOUTS, assert_accurate, assert_deterministic, dtyp
 import ncops
 from ncops import _native, backends
 
-OP = "logit_stats"
 COLUMNS = [(name,) for name in FLOATS] + [("nll", "entropy"), ("max", "second", "target_logit"), ("mean", "var")]
 
 

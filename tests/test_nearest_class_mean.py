@@ -11,7 +11,6 @@ from testing import LAYOUTS, assert_accurate, assert_compiles, assert_determinis
 import ncops
 from ncops._dtypes import compute_dtype
 
-OP = "nearest_class_mean"
 SHAPES = [(1, 1, 1), (1, 17, 2), (2, 5, 33), (65, 33, 130), (130, 65, 7), (33, 130, 1), (0, 5, 3)]
 
 

@@ -23,7 +23,6 @@ import ncops
 from ncops._dtypes import compute_dtype
 from ncops.ops.pair_stats import KERNELS
 
-OP = "pair_stats"
 FLOATS = ("mean", "var", "min", "max", "row_max")
 POWER = 1.5
 kernels = pytest.mark.parametrize("kernel", KERNELS)

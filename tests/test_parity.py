@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 from op_cases import CASES, check
-from testing import dtypes, skip_unless_runs
+from testing import dtypes
 
 
 @dtypes
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
-@pytest.mark.parametrize("name", ["reference", "cpu", pytest.param("triton", marks=pytest.mark.triton)])
-def test_parity(name, case, dtype):
-    skip_unless_runs(name, case.op, "cpu")
-    check(case, name, dtype)
+@pytest.mark.parametrize("cpu_backend", ["reference", "cpu", pytest.param("triton", marks=pytest.mark.triton)])
+def test_parity(cpu_backend, case, dtype):
+    check(case, cpu_backend, dtype)

@@ -25,7 +25,6 @@ from testing import (
 import ncops
 from ncops._dtypes import compute_dtype
 
-OP = "projected_sqnorms"
 BLOCKS = {
     "projected_sqnorms": {"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 32},
     "projected_sqnorms.basis": {"BLOCK_R": 32, "BLOCK_D": 32, "BLOCK_N": 32, "FOLD": 64},

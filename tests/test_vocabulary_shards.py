@@ -13,7 +13,6 @@ import ncops
 from ncops._dtypes import compute_dtype
 from ncops.distributed._shard_columns import local_columns, merge_columns, shard_gradients, target_columns
 
-OP = "linear_stats"
 COLUMNS = (
     "lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var",
     "argmax", "second_index", "target_rank", "valid",

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncops import backends
 from ncops._dtypes import compute_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -77,12 +76,6 @@ def bits(outputs) -> list[Tensor]:
     views = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     return [t.detach().contiguous().view(views[t.element_size()]) for t in outputs if isinstance(t, Tensor)]
-
-
-def skip_unless_runs(backend: str, op: str, device: str = "cuda") -> None:
-    reason = backends.why_not(backend, op, device)
-    if reason is not None:
-        pytest.skip(f"backend {backend!r} cannot run {op}: {reason}")
 
 
 @contextmanager

@@ -41,6 +41,8 @@ class LinearStats(NamedTuple):
         mean, var: over the V logits; the variance divides by V. With a masked class (-inf) -inf and NaN.
         valid: bool, the target is not ``ignore_index``.
         target: the targets, int64. num_classes: V.
+
+    Under ``torch.compile`` torch 2.10 cannot compute with the properties below; with columns and ``loss`` it can.
     """
 
     lse: Tensor
@@ -67,6 +69,9 @@ class LinearStats(NamedTuple):
     def margin(self) -> Tensor:
         """``target_logit`` minus the largest logit of the other classes; +inf when V = 1; 0 on ignored rows."""
         self._need_target("margin")
+        return self._margin()
+
+    def _margin(self) -> Tensor:
         rival = torch.where(self.target == self.argmax, self.second, self.max)
         return torch.where(self.valid, self.target_logit - rival, 0.0)
 
@@ -112,7 +117,7 @@ class LinearStats(NamedTuple):
         if kind in ("nll", "cross_entropy", "margin"):
             self._need_target(f"loss({kind!r})")
         if kind == "margin":
-            values = -self.margin
+            values = -self._margin()  # torch 2.10 traces methods, not properties
         elif kind == "z_loss":
             # Masked before the square: the gradient of an ignored NaN row would be 0 * NaN.
             values = (self.lse if self.valid is None else self.lse.where(self.valid, 0.0)).square()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from testing import skip_unless_runs
+from op_cases import gpu_backends
 
 import ncops
 
@@ -28,8 +28,8 @@ def _grown(run) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
+@gpu_backends("class_moments")
 def test_class_moments_beyond_32_bits(gpu_backend):
-    skip_unless_runs(gpu_backend, "class_moments")
     _needs(6)
     d = 4096
     n = BEYOND // d + 1
@@ -42,8 +42,8 @@ def test_class_moments_beyond_32_bits(gpu_backend):
     assert (moments.sums[0] == 0).all() and (moments.sums[1] == 3).all() and moments.sqnorms[1] == 9 * d
 
 
+@gpu_backends("class_scatter")
 def test_class_scatter_beyond_32_bits(gpu_backend):
-    skip_unless_runs(gpu_backend, "class_scatter")
     _needs(6)
     d = 64
     n = BEYOND // d + 1
@@ -53,8 +53,8 @@ def test_class_scatter_beyond_32_bits(gpu_backend):
         assert (ncops.class_scatter(x) == 4).all()
 
 
+@gpu_backends("logit_stats")
 def test_logit_stats_beyond_32_bits(gpu_backend):
-    skip_unless_runs(gpu_backend, "logit_stats")
     _needs(7)
     v = 131072
     n = BEYOND // v + 1
@@ -67,8 +67,8 @@ def test_logit_stats_beyond_32_bits(gpu_backend):
     assert (stats.argmax[:-1] == 0).all() and torch.allclose(stats.lse[0], torch.tensor(float(v)).log().cuda())
 
 
+@gpu_backends("linear_stats")
 def test_linear_stats_with_more_than_2_31_logits_needs_little_memory(gpu_backend):
-    skip_unless_runs(gpu_backend, "linear_stats")
     _needs(3)
     n, d, v = 16640, 128, 131072  # 2.2e9 logits: 8.7 GB in float32
     x = torch.randn(n, d, device="cuda", dtype=torch.bfloat16)
@@ -84,8 +84,8 @@ def test_linear_stats_with_more_than_2_31_logits_needs_little_memory(gpu_backend
     assert torch.equal(last.argmax[-4:], part.argmax(1))
 
 
-def test_linear_stats_gradient_needs_little_memory():
-    skip_unless_runs("triton", "linear_stats_backward")
+@pytest.mark.parametrize("gpu_backend", ["triton"])
+def test_linear_stats_gradient_needs_little_memory(gpu_backend):
     _needs(3)
     n, d, v = 8192, 256, 65536  # 2.1 GB of float32 logits
     x = torch.randn(n, d, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -95,23 +95,23 @@ def test_linear_stats_gradient_needs_little_memory():
     def run():
         return torch.autograd.grad(ncops.linear_stats(x, weight, None, target).loss("nll"), (x, weight))
 
-    with ncops.use_backend("triton"):
+    with ncops.use_backend(gpu_backend):
         run()
         assert _grown(run) < 300 + (x.nbytes + weight.nbytes) * 3 / 1e6
 
 
 @pytest.mark.parametrize("kernel", ["cosine", "log_distance"])
-def test_pair_stats_needs_little_memory(kernel):
-    skip_unless_runs("triton", "pair_stats")
+@gpu_backends("pair_stats")
+def test_pair_stats_needs_little_memory(gpu_backend, kernel):
     _needs(2)
     rows = torch.randn(32768, 128, device="cuda")  # the grid would be 4.3 GB
-    with ncops.use_backend("triton"):
+    with ncops.use_backend(gpu_backend):
         ncops.pair_stats(rows, kernel)
         assert _grown(lambda: ncops.pair_stats(rows, kernel)) < 300
 
 
+@gpu_backends("class_scatter")
 def test_class_scatter_workspace(gpu_backend):
-    skip_unless_runs(gpu_backend, "class_scatter")
     _needs(2)
     d = 1024
     x = torch.randn(100_000, d, device="cuda")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, check, fresh
-from testing import dtypes, skip_unless_runs
+from op_cases import CASES, check, fresh, gpu_cases
+from testing import dtypes
 
 import ncops
 
 
 @dtypes
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+@gpu_cases(CASES)
 def test_parity(gpu_backend, case, dtype):
-    skip_unless_runs(gpu_backend, case.op)
     check(case, gpu_backend, dtype, "cuda")
 
 
@@ -22,10 +21,9 @@ def test_reference_runs_on_the_gpu_too(case):
     check(case, "reference", torch.float64, "cuda")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.gradient], ids=lambda case: case.title)
+@gpu_cases(case for case in CASES if not case.gradient)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_every_time(gpu_backend, case, dtype):
-    skip_unless_runs(gpu_backend, case.op)
     inputs = case.make(dtype)
     with ncops.use_backend(gpu_backend):
         runs = [case.run(**fresh(inputs, "cuda")) for _ in range(20)]
@@ -34,9 +32,8 @@ def test_same_bits_every_time(gpu_backend, case, dtype):
             assert torch.equal(value.nan_to_num(7), other[name].nan_to_num(7)), name
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.gradient], ids=lambda case: case.title)
+@gpu_cases(case for case in CASES if case.gradient)
 def test_same_gradient_bits_every_time(gpu_backend, case):
-    skip_unless_runs(gpu_backend, case.op)
     inputs = case.make(torch.float32)
     with ncops.use_backend(gpu_backend):
         runs = [case.run(**fresh(inputs, "cuda")) for _ in range(20)]

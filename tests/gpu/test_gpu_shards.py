@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from logit_columns import problem
+from op_cases import gpu_backends
 from test_vocabulary_shards import assert_same, sharded, whole
-from testing import dtypes, skip_unless_runs
+from testing import dtypes
 
 import ncops
 import ncops.distributed
@@ -19,16 +20,16 @@ def on_gpu(*tensors):
 
 @dtypes
 @pytest.mark.parametrize("rows", [1, 19, 300])
+@gpu_backends("linear_stats")
 def test_shards_equal_all_classes(gpu_backend, rows, dtype):
-    skip_unless_runs(gpu_backend, "linear_stats")
     x, weight, bias, target = on_gpu(*problem(rows, 72, 1000, dtype))
     with ncops.use_backend(gpu_backend):
         assert_same(sharded(x, weight, bias, target, (300, 650)), whole(x, weight, bias, target), eps=16)
 
 
+@gpu_backends("linear_stats")
 def test_targets_are_formed_as_their_rivals(gpu_backend):
     """Every row's target is its argmax, then its second: ranks are 0 and 1 only if the logits have the same bits."""
-    skip_unless_runs(gpu_backend, "linear_stats")
     x, weight, bias, target = on_gpu(*problem(300, 72, 1000, torch.float32))
     with ncops.use_backend(gpu_backend):
         best = whole(x, weight, bias, target)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, check, fresh
-from testing import skip_unless_runs
+from op_cases import CASES, check, fresh, gpu_backends, gpu_cases
 from torch import Tensor
 
 import ncops
 
-cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
-forward = pytest.mark.parametrize("case", [case for case in CASES if not case.gradient], ids=lambda case: case.title)
+cases = gpu_cases(CASES)
+forward = gpu_cases(case for case in CASES if not case.gradient)
 
 
 @cases
 def test_never_synchronises(gpu_backend, case):
-    skip_unless_runs(gpu_backend, case.op)
     inputs = case.make(torch.float32)
     with ncops.use_backend(gpu_backend):
         case.run(**fresh(inputs, "cuda"))  # compiles
@@ -32,7 +30,6 @@ def test_never_synchronises(gpu_backend, case):
 @forward
 def test_runs_on_the_current_stream(gpu_backend, case):
     """Inputs that are still being written on the side stream must be waited for, so the stream must be that one."""
-    skip_unless_runs(gpu_backend, case.op)
     inputs = fresh(case.make(torch.float32), "cuda")
     with ncops.use_backend(gpu_backend):
         expected = case.run(**inputs)
@@ -59,14 +56,12 @@ def _is_float(value) -> bool:
 def test_second_device(gpu_backend, case):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    skip_unless_runs(gpu_backend, case.op)
     with torch.cuda.device(0):
         check(case, gpu_backend, torch.float32, "cuda:1")
 
 
 @forward
 def test_graph_capture(gpu_backend, case):
-    skip_unless_runs(gpu_backend, case.op)
     first, second = fresh(case.make(torch.float32), "cuda"), fresh(case.make(torch.float32), "cuda")
     with ncops.use_backend(gpu_backend):
         expected = case.run(**second)
@@ -88,8 +83,8 @@ def test_graph_capture(gpu_backend, case):
         assert torch.equal(value.nan_to_num(7), found[name].nan_to_num(7)), name
 
 
+@gpu_backends("class_moments", "linear_stats")
 def test_bad_labels_are_counted_not_raised(gpu_backend):
-    skip_unless_runs(gpu_backend, "class_moments")
     x = torch.randn(6, 4, device="cuda")
     labels = torch.tensor([0, 1, -100, 2, -1, 9], device="cuda")
     with ncops.use_backend(gpu_backend):
@@ -100,8 +95,8 @@ def test_bad_labels_are_counted_not_raised(gpu_backend):
     assert stats.target_rank[2:].tolist()[0] == -1 and (stats.target_rank[4:] == -1).all()
 
 
+@gpu_backends("accumulate_class_moments_")
 def test_class_statistics_raise_in_compute(gpu_backend):
-    skip_unless_runs(gpu_backend, "accumulate_class_moments_")
     with ncops.use_backend(gpu_backend):
         stats = ncops.ClassStatistics(num_classes=2, dim=4, device="cuda")
         stats.update(torch.randn(3, 4, device="cuda"), torch.tensor([0, 1, 5], device="cuda"))
