@@ -1,4 +1,4 @@
-"""Every kernel compiles for sm_80, sm_90 and sm_100, spills nothing and stays in its budget of registers and memory.
+"""Every kernel compiles for sm_80, sm_90 and sm_100, spills what is known, few or none, and stays in its budget of registers and memory.
 
 `make test-oldest-triton` runs this file with the oldest Triton: every kernel compiles, fits, and spills what is known.
 """
@@ -75,7 +75,7 @@ def test_what_exceeds_a_budget():
         ({"registers": 111}, "111 registers"),
         ({"shared": 4100}, "4100 bytes of shared"),
         ({"stack": 8}, "8 bytes of stack"),
-        ({"spills": 2}, "2 instructions spill"),
+        ({"spills": 2}, "2 instructions spill registers, 0 may"),
         ({"tensor_cores": 0}, "tensor cores are no longer used"),
         ({"async_copies": 0}, "async copies are no longer used"),
         ({"broken": "no HMMA instruction"}, "no HMMA"),

@@ -35,7 +35,8 @@ CACHE = ROOT / "build" / "budgets"
 RARE = ("fp64", "float64", "fp16", "[float16")  # compiled for one capability unless everything is asked for
 COMPILERS = {"triton": "3.9.0", "nvcc": "13.0"}  # of the figures in BUDGETS; another release has figures of its own
 OLDEST_TRITON = "3.6.0"  # of the figures in SPILLS
-MOST_SPILLS = 24  # a few registers cost little; more, and a kernel needs other blocks
+MOST_SPILLS = 40  # outside a loop a few cost little; more, and a kernel needs other blocks
+MEASURED = (("pairs[", 90),)  # may spill more: docs/gpu.md has the time of smaller tiles, which do not, and it is longer
 MORE_REGISTERS = 0.1  # a compiler's next patch release may take that much more
 
 
@@ -176,16 +177,14 @@ def exceeded(
 ) -> list[str]:
     """What is over its budget, spills, or has none, one line each.
 
-    With ``spills`` Triton is the oldest: its kernels may spill so much, and its registers and stack are not compared.
+    Spills are in their budget up to MOST_SPILLS. With ``spills`` Triton is the oldest: its kernels may spill so much, and
+    its registers and stack are not compared.
     """
     lines = []
     for kernel, uses in found.items():
         old = spills is not None and ".cu: " not in kernel
         for capability, use in uses.items():
             where = f"{kernel} on sm_{capability}"
-            allowed = min(spills.get(kernel, {}).get(str(capability), 0), MOST_SPILLS) if old else 0
-            if use["spills"] > allowed:
-                lines.append(f"{where}: {use['spills']} instructions spill registers, {allowed} may")
             if "broken" in use:
                 lines.append(f"{where}: {use['broken']}")
             if use["shared"] > SHARED_PER_BLOCK[capability]:
@@ -194,6 +193,11 @@ def exceeded(
             if budget is None:
                 lines.append(f"{where}: no budget, run tools/budgets.py --write")
                 continue
+            allowed = spills.get(kernel, {}).get(str(capability), 0) if old else budget["spills"]
+            if not any(kernel.startswith(name) and capability == measured for name, measured in MEASURED):
+                allowed = min(allowed, MOST_SPILLS)
+            if use["spills"] > allowed:
+                lines.append(f"{where}: {use['spills']} instructions spill registers, {allowed} may")
             for what in ("tensor_cores", "async_copies"):
                 if budget[what] and not use[what]:
                     lines.append(f"{where}: {what.replace('_', ' ')} are no longer used")
