@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from testing import threads
 
 pytest.importorskip("tools.gpu_day", reason="tools/ is part of the repository, not of the package")
 from tools.gpu_day import __main__, bench, cases, ncu, pack, smoke, steps, table, tree  # noqa: E402
@@ -34,13 +35,15 @@ def module(name: str, *arguments) -> str:
 def test_cases_are_right_on_a_cpu(op, tmp_path):
     if smoke.backends.why_not("cpu", op, "cpu"):
         pytest.skip("no native kernels")
-    assert smoke.run(op, "cpu", HERE, False, tmp_path / "rows") == 0, (tmp_path / "rows").read_text()
+    with threads(1):
+        assert smoke.run(op, "cpu", HERE, False, tmp_path / "rows") == 0, (tmp_path / "rows").read_text()
     assert len(table.read(tmp_path / "rows")) == len(cases.cases(op, HERE))
 
 
 @pytest.mark.parametrize("op", cases.OPS)
 def test_cases_are_right_in_plain_torch(op):
-    rows = [smoke.check(case, "reference") for case in cases.cases(op, HERE) if case.dtype == torch.bfloat16]
+    with threads(1):
+        rows = [smoke.check(case, "reference") for case in cases.cases(op, HERE) if case.dtype == torch.bfloat16]
     assert rows and [row for row in rows if not row["ok"]] == []
 
 
@@ -142,6 +145,15 @@ def test_a_process_that_dies_is_a_wrong_row(day, monkeypatch):
     why = {row["op"]: row["why"] for row in table.read(day.out / "smoke.jsonl")}
     assert "-6" in why["linear_stats"] and "checked nothing" in why["logit_stats"] and "limit" in why["pair_stats"]
     assert day.failures == ["smoke: 3 of 3 wrong"]
+
+
+def test_smoke_table_says_once_what_is_wrong_in_many_cases():
+    row = {"op": "logit_stats", "backend": "cuda", "dtype": "float32", "ok": False, "worst": 1.0, "why": "no CUDA"}
+    fine = row | {"backend": "triton", "case": "c", "ok": True, "worst": 1e-7}
+    lines = table.smoke([row | {"case": "a"}, row | {"case": "b"}, fine]).splitlines()
+    assert lines[1].split() == ["logit_stats", "cuda", "0", "of", "2"]
+    assert lines[2].split() == ["logit_stats", "triton", "1", "of", "1", "1.0e-07"]
+    assert lines[3:] == ["WRONG logit_stats cuda a float32 and 1 more: no CUDA"]
 
 
 def test_bench_goes_on_after_the_group_in_which_a_process_died(day, monkeypatch):

@@ -22,7 +22,7 @@ from torch import Tensor
 import ncops
 from ncops import backends
 
-from . import cases
+from . import cases, keys
 from .cases.data import Case, Data, Outputs
 
 NEAR_TIES = 0.02  # share of rows whose best or rank may be another than float64's, where there are 32 rows or more
@@ -132,6 +132,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("/dev/stdout"))
     options = parser.parse_args()
     data = Data(options.device, options.reduced)
+    keys.settle()
     if options.op != "small":
         return run(options.op, options.backend, data, options.tf32, options.out)
     with ncops.use_backend(options.backend):

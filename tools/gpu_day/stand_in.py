@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-import pkgutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
 from triton.runtime import jit
 from triton.runtime.driver import driver
+
+from .keys import kernel_modules, settle
 
 CAPABILITY = 90
 PROPERTIES = {  # of an H100, as far as Triton asks
@@ -82,17 +81,12 @@ def utilities(folder: Path) -> None:
         nvidia.CudaUtils()
 
 
-def kernel_modules() -> Iterator[ModuleType]:
-    package = importlib.import_module("ncops.triton_kernels")
-    for module in pkgutil.iter_modules(package.__path__):
-        yield importlib.import_module(f"{package.__name__}.{module.name}")
-
-
 def install() -> None:
     """From here on Triton believes in a GPU of CAPABILITY, and this library runs on it with CPU tensors."""
     from ncops import backends
 
     driver.set_active(Driver())
+    settle()
     backends._interpreted = lambda: True
     for module in kernel_modules():
         if hasattr(module, "capability"):

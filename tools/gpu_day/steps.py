@@ -143,7 +143,8 @@ def bench(day: Day, limit: float) -> None:
 def pytest(day: Day, limit: float) -> None:
     log = day.out / "pytest.txt"
     command = [PYTHON, "-m", "pytest", "tests/gpu", "-q", "-n", 16, "--dist", "worksteal", "--maxfail=60", "--tb=short"]
-    status = run([*command, "-p", "no:cacheprovider", *(["-k", day.only] if day.only else [])], limit, log)
+    command += ["-p", "no:cacheprovider", "-p", f"{__package__}.keys"]
+    status = run([*command, *(["-k", day.only] if day.only else [])], limit, log)
     day.say(f"pytest: {(log.read_text().splitlines() or [''])[-1]}")
     if status != 0:
         day.fail(f"pytest: {status}, see pytest.txt")

@@ -21,7 +21,7 @@ def read(path: Path) -> list[dict]:
 
 
 def smoke(rows: list[dict]) -> str:
-    """How many cases were right by op and backend, the worst error, and every WRONG row with its reason."""
+    """How many cases were right by op and backend, the worst error, and what is WRONG with every reason."""
     lines = [f"{'op':28}{'backend':14}{'right':>11}{'worst error':>14}"]
     of, right, worst = Counter(), Counter(), {}
     for row in rows:
@@ -33,8 +33,14 @@ def smoke(rows: list[dict]) -> str:
     for key in sorted(of):
         error = f"{worst[key]:.1e}" if key in worst else ""
         lines.append(f"{key[0]:28}{key[1]:14}{f'{right[key]} of {of[key]}':>11}{error:>14}")
-    wrong = [row for row in rows if not row["ok"]]
-    lines += [f"WRONG {r['op']} {r['backend']} {r['case']} {r.get('dtype', '')}: {r['why'][:200]}" for r in wrong]
+    wrong: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        if not row["ok"]:
+            case = f"{row['case']} {row.get('dtype', '')}".strip()
+            wrong.setdefault((row["op"], row["backend"], row["why"]), []).append(case)
+    for (op, backend, why), those in wrong.items():
+        more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+        lines.append(f"WRONG {op} {backend} {those[0]}{more}: {why[:200]}")
     return "\n".join(lines)
 
 
