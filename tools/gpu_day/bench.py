@@ -34,7 +34,7 @@ from .cases import COMPILED, WITH_TF32
 from .smoke import append
 
 F32, BF16 = torch.float32, torch.bfloat16
-SECONDS, LEAST, MOST = 0.6, 3, 15  # of one contestant, and its repetitions
+SECONDS, LEAST, MOST = 0.5, 3, 15  # of one contestant, and its repetitions
 SHORTEST = 0.003  # seconds; shorter calls are timed in groups
 
 

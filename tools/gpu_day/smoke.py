@@ -25,8 +25,10 @@ from ncops import backends
 from . import cases, keys
 from .cases.data import Case, Data, Outputs
 
-NEAR_TIES = 0.02  # share of rows whose best or rank may be another than float64's, where there are 32 rows or more
-INDICES = ("index", "argmax", "second_index", "target_rank", "row_argmax")
+# Shares of rows, where there are 32 or more, whose best or whose rank may be another than float64's. Among 300,000
+# classes some are as near to the target as float32 rounds, so that a rank may be off by a few.
+NEAR_TIES = {"index": 0.02, "argmax": 0.02, "second_index": 0.02, "row_argmax": 0.02, "target_rank": 0.25}
+OFF_BY = 3
 
 
 def wide(args: list) -> list:
@@ -40,10 +42,12 @@ def differences(case: Case, ours: Outputs, truth: Outputs, tf32: bool) -> tuple[
         mine, true = ours[name].detach(), true.detach()
         if mine.shape != true.shape:
             wrong.append(f"{name}: shape {tuple(mine.shape)}, not {tuple(true.shape)}")
-        elif name in INDICES:
-            apart = (mine != true).sum().item()
-            if not tf32 and apart > (NEAR_TIES * len(true) if len(true) >= 32 else 0):
-                wrong.append(f"{name}: {apart} of {len(true)} differ")
+        elif name in NEAR_TIES:
+            apart, most = (mine != true).sum().item(), (mine - true).abs().max().item()
+            near = name == "target_rank" and most <= OFF_BY
+            allowed = NEAR_TIES[name] * len(true) if len(true) >= 32 else len(true) if near else 0
+            if not tf32 and (apart > allowed or (name == "target_rank" and not near)):
+                wrong.append(f"{name}: {apart} of {len(true)} differ, by {most} at most")
         elif not true.is_floating_point():
             if not torch.equal(mine, true):
                 wrong.append(f"{name}: not equal")

@@ -26,6 +26,8 @@ class Day:
         self.out, self.only, self.end = out, only, time.monotonic() + total
         self.failures: list[str] = []
         out.mkdir(parents=True, exist_ok=True)
+        for name in ("summary.txt", "log.txt"):
+            (out / name).unlink(missing_ok=True)
 
     def left(self) -> float:
         return self.end - time.monotonic()
@@ -39,8 +41,9 @@ class Day:
         self.failures.append(line)
         self.say(f"FAILED {line}")
 
-    def step(self, name: str, function: Callable[[Day, float], None], most: float) -> None:
-        """Runs a step for at most ``most`` seconds, and never more than what is left."""
+    def step(self, name: str, function: Callable[[Day, float], None], most: float, result: str) -> None:
+        """Runs a step for at most ``most`` seconds, and never more than what is left; ``result`` is its file."""
+        (self.out / result).unlink(missing_ok=True)
         limit, begin = min(most, self.left() - GRACE), time.monotonic()
         if limit < GRACE:
             self.fail(f"{name}: no time left")
@@ -52,13 +55,13 @@ class Day:
         self.say(f"{name}: {time.monotonic() - begin:.0f} s of {limit:.0f}, {self.left():.0f} s left")
 
 
-def run(command: list, limit: float, log: Path | None = None) -> int | str:
+def run(command: list, limit: float, log: Path | None = None, **variables: str) -> int | str:
     """The exit status of a command, or what became of it in words; its output is appended to ``log``."""
     with open(log or os.devnull, "a") as output:
         try:
             process = subprocess.Popen(
                 list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                start_new_session=True, env=tree.environment(), cwd=tree.ROOT,
+                start_new_session=True, env=tree.environment() | variables, cwd=tree.ROOT,
             )  # fmt: skip
         except OSError as error:
             return f"did not start: {error.strerror}"
@@ -156,7 +159,8 @@ def sanitizer(day: Day, limit: float) -> None:
 
     def check(tool: str) -> int | str:
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", 9, *module("smoke", "small", "cuda")]
-        return run(command, limit, day.out / f"{tool}.part")
+        # Without torch's pool an access beyond a tensor is one beyond an allocation.
+        return run(command, limit, day.out / f"{tool}.part", PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
     with ThreadPoolExecutor() as pool:
         ended = dict(zip(tools, pool.map(check, tools), strict=True))
@@ -179,8 +183,9 @@ def profile(day: Day, limit: float) -> None:
         day.fail(f"ncu: {status}, see ncu.txt")
 
 
-# In the order of their worth, each with the seconds it may take; the day's total stands above them.
-STEPS: dict[str, tuple[Callable[[Day, float], None], float]] = {
-    "env": (environment, 40), "smoke": (smoke, 100), "bench": (bench, 170), "pytest": (pytest, 110),
-    "sanitizer": (sanitizer, 60), "ncu": (profile, 80),
+# In the order of their worth, each with the seconds it may take, the day's total standing above them, and its result.
+STEPS: dict[str, tuple[Callable[[Day, float], None], float, str]] = {
+    "env": (environment, 40, "env.txt"), "smoke": (smoke, 100, "smoke.jsonl"), "bench": (bench, 200, "bench.jsonl"),
+    "pytest": (pytest, 110, "pytest.txt"), "sanitizer": (sanitizer, 60, "sanitizer.txt"),
+    "ncu": (profile, 80, "ncu.txt"),
 }  # fmt: skip
