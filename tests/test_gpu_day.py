@@ -13,6 +13,8 @@ import pytest
 import torch
 from testing import threads
 
+from ncops.bench.case import ON_CUDA
+
 pytest.importorskip("tools.gpu_day", reason="tools/ is part of the repository, not of the package")
 from tools.gpu_day import __main__, bench, cases, ncu, pack, smoke, steps, table, tree  # noqa: E402
 from tools.gpu_day.cases.data import Data  # noqa: E402
@@ -224,13 +226,21 @@ def test_profile_table():
     assert ncu.table(text).splitlines()[1].split() == ["f(int)", "(8,", "1,", "1)", "1,234", "ns"]
 
 
+def test_peers_that_are_there_are_contestants(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    (case, *_) = bench.GROUPS["linear_stats_backward"]
+    assert list(bench.contestants(case)) == ["triton", "eager", "compile", "liger", "cut_cross_entropy"]
+    (case, *_) = bench.GROUPS["class_scatter"]
+    assert list(bench.contestants(case)) == ["triton", "cuda", "triton tf32", "eager", "compile", "matmul"]
+
+
 @pytest.mark.parametrize("name", bench.GROUPS)
 def test_contestants_run(name, tmp_path):
     """Ours and the peers at small sizes, but for the times; compiling is left to torch's own tests."""
     for case in bench.GROUPS[name]:
         small = case.at_most(dict.fromkeys(case.sizes, 48))
         for peer in small.names(everything=False):
-            if peer != "compile":
+            if peer not in ("compile", *ON_CUDA):
                 small.bench.contestants[peer](*bench.inputs(small, "cpu"))
 
 

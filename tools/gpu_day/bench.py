@@ -43,7 +43,7 @@ def case(bench: Bench, dtype: torch.dtype, data: str = "uniform", note: str = ""
     shape = "x".join(map(str, sizes.values()))
     kind = "" if data == "uniform" else f" {data}"
     name = f"{bench.op}{full}{note} {str(dtype).removeprefix('torch.')} {shape}{kind}"
-    return Case(bench, name, sizes, dtype, data, contestants=(OURS, *peers))
+    return Case(bench, name, sizes, dtype, data, contestants=(OURS, *peers), device="cuda")
 
 
 def raw_scatter(x, labels, center):
