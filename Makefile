@@ -10,7 +10,7 @@ OLDEST_TRITON_NUMPY := numpy==2.3.5
 OLDEST_TRITON_DIR := build/triton-$(OLDEST_TRITON)
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: setup demo test test-oldest-triton bench budgets lint wheels test-cuda-wheel clean
+.PHONY: setup demo test test-oldest-triton bench budgets lint wheels test-cuda-wheel gpu-day-pack clean
 
 setup: .venv/installed
 
@@ -74,5 +74,40 @@ test-cuda-wheel: setup
 	build/cuda-venv/bin/python -m pip install --quiet --disable-pip-version-check $(CUDA_TORCH) numpy pytest build/cuda-wheel/ncops-*.whl
 	cd tests && ../build/cuda-venv/bin/python -P -m pytest -q -c /dev/null -p no:cacheprovider test_cuda_build.py test_parity.py
 
+# What `python -m tools.gpu_day` is brought on a machine with a GPU and no network, in gpu-day-pack/ (docs/gpu.md): the
+# library for sm_90, and Triton's cache, made by the Python, Triton and torch that are there. About a quarter of an hour.
+GPU_DAY_BASE ?= python3.12
+GPU_DAY_PYTHON ?= build/gpu-day-venv/bin/python
+GPU_DAY_PACKAGES ?= torch==2.11.0 triton==3.6.0 numpy pytest
+GPU_DAY_PEERS ?= liger-kernel==0.8.5 cut-cross-entropy==25.1.1
+GPU_DAY_ARCHS ?= 90
+GPU_DAY := build/gpu-day
+GPU_DAY_TREE := $(GPU_DAY)/tree
+
+build/gpu-day-venv/bin/python:
+	$(GPU_DAY_BASE) -m venv build/gpu-day-venv
+	$@ -m pip install --quiet --disable-pip-version-check $(GPU_DAY_PACKAGES)
+
+# In a copy of the tree, so that nothing of the checkout's own build is touched; times are kept, and so what is built.
+$(GPU_DAY)/library: .venv/requirements $(SOURCES)
+	rm -rf $(GPU_DAY_TREE)/csrc && mkdir -p $(GPU_DAY_TREE)/ncops
+	cp -pr setup.py pyproject.toml README.md LICENSE csrc $(GPU_DAY_TREE) && cp -p ncops/_version.py $(GPU_DAY_TREE)/ncops
+	cd $(GPU_DAY_TREE) && NCOPS_REQUIRE_EXT=1 NCOPS_CUDA=1 NCOPS_CUDA_ARCHS="$(GPU_DAY_ARCHS)" \
+	  $(abspath $(BIN))/python setup.py --quiet build_ext --build-lib ../built
+	strip --strip-unneeded $(GPU_DAY)/built/ncops/_C.abi3.so
+	touch $@
+
+$(GPU_DAY)/peers:
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $@ $(GPU_DAY_PEERS) \
+	  || { echo "no peers: the benchmark will do without them"; mkdir -p $@; }
+
+gpu-day-pack: $(GPU_DAY)/library $(GPU_DAY)/peers $(GPU_DAY_PYTHON)
+	cd $(GPU_DAY_TREE) && rm -rf ncops triton_kernels tests tools
+	cp -pr ncops triton_kernels tests tools $(GPU_DAY_TREE)
+	cd $(GPU_DAY_TREE) && $(abspath $(GPU_DAY_PYTHON)) -m tools.gpu_day.warm --cache ../triton --jobs $(TEST_JOBS) \
+	  || echo "some cases did not compile: the GPU will meet them cold, and so may its users"
+	$(BIN)/python -m tools.gpu_day.pack --library $(GPU_DAY)/built/ncops/_C.abi3.so --sources $(GPU_DAY_TREE) \
+	  --cache $(GPU_DAY)/triton --wheels $(GPU_DAY)/peers
+
 clean:
-	rm -rf build dist ncops.egg-info ncops/_C*.so ncops-demo ncops-bench
+	rm -rf build dist ncops.egg-info ncops/_C*.so ncops-demo ncops-bench gpu-day-pack gpu-day-out

@@ -1,4 +1,4 @@
-"""Every kernel compiles for sm_80, sm_90 and sm_100, spills what is known, few or none, and stays in its budget of registers and memory.
+"""Every kernel compiles for sm_80, sm_90 and sm_100, spills few registers or none, and stays in its budget.
 
 `make test-oldest-triton` runs this file with the oldest Triton: every kernel compiles, fits, and spills what is known.
 """

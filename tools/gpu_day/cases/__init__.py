@@ -1,0 +1,57 @@
+"""The smoke cases: every op at the sizes of a production launch, on every path that the launchers choose among.
+
+Between them the cases reach each row of triton_kernels/_launch.py (tests/test_gpu_day.py holds them to it), features
+that fill whole vectors and tiles and that do not, more than one tile per split, several splits and chunks, sums longer
+than one float32 chain, and tensors whose last rows begin beyond 2^31 elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import ncops
+
+from . import classes, logits, pairs
+from .data import DTYPES, F32, SUMS, TF32, Case, Data, columns
+
+COMPILED = ("linear_stats", "logit_stats", "class_moments", "class_scatter")  # have CUDA kernels
+OPS = {
+    maker.__name__: maker
+    for maker in (
+        logits.linear_stats, logits.linear_stats_backward, logits.logit_stats, logits.logit_stats_backward,
+        classes.class_moments, classes.class_moments_backward, classes.class_scatter, classes.class_scatter_backward,
+        pairs.nearest_class_mean, pairs.projected_sqnorms, pairs.projected_sqnorms_backward,
+        pairs.pair_stats, pairs.pair_stats_backward,
+    )
+}  # fmt: skip
+# The ops that multiply float32 features: torch's switch for tf32 concerns them.
+WITH_TF32 = tuple(name for name in OPS if not name.startswith(("logit_stats", "class_moments")))
+
+
+def cases(name: str, data: Data, tf32: bool = False) -> list[Case]:
+    """The cases of one op; with ``tf32`` those of float32, held to tf32's accuracy."""
+    found = [case for case in OPS[name](data) if not (case.huge and data.reduced)]
+    return [case._replace(tolerance=TF32) for case in found if case.dtype == F32] if tf32 else found
+
+
+def jobs(only: str = "") -> list[tuple[str, str, bool]]:
+    """What a GPU has to get right: (op, backend, tf32), each for a process of its own."""
+    names = [name for name in OPS if name.startswith(only)]
+    compiled = [(name, "cuda", False) for name in names if name in COMPILED]
+    tf32 = [(name, "triton", True) for name in names if name in WITH_TF32]
+    return compiled + [(name, "triton", False) for name in names] + tf32
+
+
+def small(data: Data) -> Iterator[Case]:
+    """Every compiled kernel once, small, for a sanitizer, which is a hundred times slower."""
+    for dtype in DTYPES:
+        for d in (64, 131):
+            features = partial(classes.features, data, 700, d, 9, dtype)
+            for run in (classes.moments, classes.accumulate, classes.scatter):
+                yield Case(f"{run.__name__} {d}", dtype, features, run, SUMS[dtype])
+            for n in (200, 9):
+                inputs = partial(logits.linear, data, n, d, 700, dtype)
+                yield Case(f"linear_stats {n} {d}", dtype, inputs, logits.linear_columns, SUMS[dtype])
+        stored = partial(logits.stored, data, 9, 20001, 0, dtype)
+        yield Case("logit_stats", dtype, stored, lambda *args: columns(ncops.logit_stats(*args)), SUMS[dtype])
