@@ -36,7 +36,7 @@ RARE = ("fp64", "float64", "fp16", "[float16")  # compiled for one capability un
 COMPILERS = {"triton": "3.9.0", "nvcc": "13.0"}  # of the figures in BUDGETS; another release has figures of its own
 OLDEST_TRITON = "3.6.0"  # of the figures in SPILLS
 MOST_SPILLS = 40  # outside a loop a few cost little; more, and a kernel needs other blocks
-MEASURED = (("pairs[", 90),)  # may spill more: docs/gpu.md has the time of smaller tiles, which do not, and it is longer
+MEASURED = (("pairs[", 90),)  # may spill more: smaller tiles, which do not, take longer (docs/gpu.md)
 MORE_REGISTERS = 0.1  # a compiler's next patch release may take that much more
 
 
@@ -177,8 +177,8 @@ def exceeded(
 ) -> list[str]:
     """What is over its budget, spills, or has none, one line each.
 
-    Spills are in their budget up to MOST_SPILLS. With ``spills`` Triton is the oldest: its kernels may spill so much, and
-    its registers and stack are not compared.
+    Spills are in the budget, up to MOST_SPILLS. With ``spills`` Triton is the oldest: its kernels may spill so much,
+    and its registers and stack are not compared.
     """
     lines = []
     for kernel, uses in found.items():

@@ -96,7 +96,9 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         case(nearest_class_mean.FORWARD, F32, peers=(EAGER, "matmul"), N=100_000, D=512, C=1000),
         case(nearest_class_mean.FORWARD, F32, peers=("matmul",), N=20_000, D=512, C=128256),
     ),
-    "projected_sqnorms": (case(projected_sqnorms.FORWARD, F32, peers=(EAGER, "matmul"), N=200_000, D=512, R=512, C=1000),),
+    "projected_sqnorms": (
+        case(projected_sqnorms.FORWARD, F32, peers=(EAGER, "matmul"), N=200_000, D=512, R=512, C=1000),
+    ),
 }
 
 

@@ -56,10 +56,12 @@ def _ceilings(rows: list[dict]) -> dict[str, float]:
 def bench(rows: list[dict]) -> str:
     """Every contestant beside the ceilings and the predictions.
 
-    ``host`` is how many milliseconds pass until a call returns; ``share`` is the part of the time that the card's own products, or its copies, would take for the same work.
+    ``host`` is how many milliseconds pass until a call returns, ``share`` the part of the time that the card's own
+    products, or its copies, would take for the same work.
     """
     rates = _ceilings(rows)
-    head = f"{'case':50}{'who':18}{'ms':>9}{'TFLOP/s':>9}{'GB/s':>7}{'MB':>8}{'host':>7}{'share':>7}{'foretold':>10}{'best':>7}"
+    head = f"{'case':50}{'who':18}{'ms':>9}{'TFLOP/s':>9}{'GB/s':>7}{'MB':>8}{'host':>7}{'share':>7}"
+    head += f"{'foretold':>10}{'best':>7}"
     lines = [head]
     for row in rows:
         if "case" not in row:
