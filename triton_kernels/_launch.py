@@ -71,6 +71,7 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("half", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64}, 8, 3),
         ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
         ("float32", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 32}, 8, 3),
+        ("float32", 100): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
         ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16}, 4, 2),
     },
