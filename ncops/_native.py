@@ -81,6 +81,13 @@ def _torch_said() -> str | None:
 
 
 @functools.cache
+def reaches_cuda() -> bool:
+    """Whether the loaded extension finds the CUDA library of a torch that has one."""
+    asked = getattr(getattr(torch.ops, NAMESPACE), "reaches_cuda", None)
+    return torch.version.cuda is None or asked is None or asked()
+
+
+@functools.cache
 def has(name: str, key: str) -> bool:
     """Whether the loaded extension has a kernel ``name`` for the dispatch key ``"CPU"`` or ``"CUDA"``."""
     if load() is not None or op(name) is None:

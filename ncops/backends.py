@@ -71,6 +71,12 @@ def _too_old(index: int | None) -> str | None:
     return None if capability >= (8, 0) else f"needs compute capability 8.0 or later, this GPU has {capability}"
 
 
+@functools.cache
+def _is_hopper(index: int | None) -> bool:
+    """Whether the order of backends measured on an H200 holds; also where no device is there to be asked."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(index) >= (9, 0)
+
+
 def why_not(backend: str, op: str, device: str | torch.device) -> str | None:
     """None if ``backend`` can run ``op`` on tensors of this device, else the reason in a few words."""
     device = torch.device(device)
@@ -91,7 +97,7 @@ def why_not(backend: str, op: str, device: str | torch.device) -> str | None:
         return "compiled kernels are for NVIDIA GPUs"
     if not _native.has("class_moments", "CUDA"):
         return "the extension was built without nvcc"
-    if torch.version.cuda is not None and not torch.ops.ncops_C.reaches_cuda():
+    if not _native.reaches_cuda():
         return "the extension does not find this torch's CUDA library"
     return _too_old(device.index) if _native.has(op, "CUDA") else "no CUDA kernel for this op"
 
@@ -112,9 +118,12 @@ def _order(op: str, device: torch.device, dtype: torch.dtype | None) -> tuple[st
     """The backends to try, best first."""
     if device.type == "cpu":
         return ("cpu",)
-    # Triton's products run on Hopper's wgmma, also for float32 (three of tf32), which the compiled kernels do not use:
-    # on an H200 twice as fast for linear_stats, 1.2 to 2 times for class_scatter (docs/gpu.md).
-    if op in ("linear_stats", "linear_stats_targets", "class_scatter") and dtype != torch.float64:
+    # Triton's products use Hopper's wgmma, linear_stats also for float32; the compiled ones mma.sync or plain units. On an
+    # H200 it takes half the time for linear_stats, 0.4 to 1.04 of it for class_scatter (docs/gpu.md).
+    half = dtype in (torch.bfloat16, torch.float16)
+    if op in ("linear_stats", "linear_stats_targets") and (half or dtype != torch.float64 and _is_hopper(device.index)):
+        return ("triton", "cuda")
+    if op == "class_scatter" and dtype != torch.float64 and _is_hopper(device.index):
         return ("triton", "cuda")
     return ("cuda", "triton")
 

@@ -236,7 +236,9 @@ def gpu_backends(*ops: str) -> pytest.MarkDecorator:
 
 def gpu_cases(cases: Iterable[OpCase]) -> pytest.MarkDecorator:
     """Parametrizes ``gpu_backend`` and ``case`` by the pairs that are there by design."""
+    cases = list(cases)
     pairs = [(name, case) for name, ops in GPU_OPS.items() for case in cases if case.op in ops]
+    assert {name for name, _ in pairs} == GPU_OPS.keys()
     titles = [f"{name}-{case.title}" for name, case in pairs]
     return pytest.mark.parametrize(("gpu_backend", "case"), pairs, ids=titles)
 

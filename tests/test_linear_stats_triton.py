@@ -1,4 +1,4 @@
-"""What only the Triton kernels of linear_stats can get wrong: splits, chunks, skipped tiles, the target's own tile."""
+"""What only the Triton kernels of linear_stats can get wrong: splits, chunks, the target's own tile."""
 
 from __future__ import annotations
 
@@ -59,10 +59,13 @@ def test_any_number_of_splits(monkeypatch, splits):
 
 
 def test_rows_in_several_launches(monkeypatch):
-    x, weight, bias, target = problem(45, 7, 20, torch.float32)
+    x, weight, bias, target = problem(45, 7, 70, torch.float32)
     whole = ncops.linear_stats(x, weight, bias, target)
     monkeypatch.setattr(forward, "ROWS_AT_ONCE", 32)  # a multiple of the block of rows, so the tiles are the same
+    sizes, run = [], forward._run
+    monkeypatch.setattr(forward, "_run", lambda *a: sizes.append(a[2].shape[0]) or run(*a))
     parts = ncops.linear_stats(x, weight, bias, target)
+    assert sizes == [32, 13]
     bare = ncops.linear_stats(x, weight, bias)
     for a, b in zip(parts[:13], whole[:13], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
@@ -99,7 +102,7 @@ def test_gradients_over_many_chunks(monkeypatch, dtype, bias):
     itemsize = dtype.itemsize
     monkeypatch.setattr(backward, "WORKSPACE_BYTES", 16 * 16 * itemsize)
     monkeypatch.setattr(backward, "LEAST_CLASSES", 16)
-    assert backward.chunk_shape(20, 40, itemsize) == (16, 16)
+    assert backward.chunk_shape(20, 40, itemsize, 16) == (16, 16)
     for a, b in zip(gradients(ncops.linear_stats), truth, strict=True):
         eps = torch.finfo(dtype).eps
         assert (a.double() - b.double()).abs().max() <= (16 if dtype == torch.float32 else 1) * eps * b.abs().max()
@@ -146,6 +149,33 @@ def test_small_mean_gradients_survive_float16():
     g_weight = torch.autograd.grad(stats.loss("nll"), inputs)[1]
     truth = math.exp(-10.5) / (1 + 39 * math.exp(-10.5))
     assert ((g_weight[1:].double() / truth - 1).abs() < 3e-3).all()  # 2.7e-5 in float16 is good to 0.1 %
+
+
+@pytest.mark.parametrize("mask", [-6e4, -math.inf])
+def test_float16_gradients_of_unlike_sizes(mask):
+    """Upstream gradients from 1e-4 to 1e4, and logits far below the mean: no row takes another's digits."""
+    x, weight, bias, target = problem(40, 9, 90, torch.float16)
+    bias[5], target[:] = mask, 7
+    size = 10.0 ** torch.linspace(-4, 4, 40)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+
+    def run(function):
+        stats = function(*inputs, target)
+        spread = stats.var if mask > -math.inf else stats.entropy
+        return torch.autograd.grad((stats.nll * size).sum() + 1e-5 * spread[20:].sum(), inputs)
+
+    ours, truth = run(ncops.linear_stats), run(reference)
+    eps = torch.finfo(torch.float16).eps
+    for a, b in zip(ours[0].double(), truth[0].double(), strict=True):  # row by row
+        assert (a - b).abs().max() <= 2 * eps * b.abs().max() + 1e-7
+    assert (ours[1].double() - truth[1].double()).abs().max() <= 2 * eps * truth[1].double().abs().max()
+
+
+def test_chunks_count_the_padding_of_few_classes(monkeypatch):
+    monkeypatch.setattr(backward, "WORKSPACE_BYTES", 64 << 10)
+    for classes in (1, 10, 60, 100):
+        rows, wide = backward.chunk_shape(10_000, classes, 4, 16)
+        assert wide == classes and rows * -(-classes // 16) * 16 * 4 <= 64 << 10
 
 
 @DTYPES
@@ -195,3 +225,15 @@ def test_many_rows_of_few_classes_go_in_one_launch(monkeypatch):
     ours = ncops.linear_stats(x, weight, bias, target)
     assert sizes == [32, 32, 6]
     torch.testing.assert_close(ours.nll, reference(x, weight, bias, target).nll)
+
+
+def test_a_wide_tile_that_holds_all_classes_goes_in_halves():
+    from ncops.triton_kernels._launch import override
+
+    x, weight, bias, target = problem(9, 21, 50, torch.float32)
+    with override("linear_stats_64_classes", BLOCK_V=64, HALVES=1):
+        ours = ncops.linear_stats(x, weight, bias, target)
+    truth = reference(*(t.double() for t in (x, weight, bias)), target)
+    torch.testing.assert_close(ours.nll.double(), truth.nll, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.var.double(), truth.var, rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours.target_rank, truth.target_rank) and torch.equal(ours.argmax, truth.argmax)

@@ -48,7 +48,6 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
         ("float32", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 32, "HALVES": 1}, 8, 3),
         ("float32", 100): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
-        ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16, "HALVES": 0}, 4, 2),
     },
     # A wider tile would multiply padding; one that holds all classes needs no pass for the targets.
@@ -72,8 +71,17 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
         ("float32", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 32}, 8, 3),
         ("float32", 100): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
-        ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16}, 4, 2),
+    },
+    "linear_stats_backward_64_classes": {
+        ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 64}, 8, 3),
+        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3),
+        ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16}, 4, 2),
+    },
+    "linear_stats_backward_16_classes": {
+        ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 16, "BLOCK_D": 64}, 4, 3),
+        ("float32", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 16, "BLOCK_D": 32}, 4, 3),
+        ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 16, "BLOCK_D": 16}, 4, 2),
     },
     "linear_stats_64": {
         ("half", 80): Launch({"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 64, "HALVES": 0}, 8, 3),
@@ -116,13 +124,11 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
     },
     "row_products": {
         ("any", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32}, 4, 3),
-        ("tf32", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32}, 4, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 16}, 4, 2),
     },
     "projected_sqnorms": {
         ("any", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32}, 4, 3),
         ("any", 90): Launch({"BLOCK_N": 128, "BLOCK_J": 128, "BLOCK_D": 32}, 8, 3),
-        ("tf32", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32}, 4, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 16}, 4, 2),
     },
     "projected_sqnorms.basis": {
@@ -138,7 +144,6 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
     "nearest_class_mean": {
         ("any", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 32}, 8, 3),
         ("any", 90): Launch({"BLOCK_N": 128, "BLOCK_C": 128, "BLOCK_D": 32}, 8, 3),
-        ("tf32", 80): Launch({"BLOCK_N": 128, "BLOCK_C": 64, "BLOCK_D": 32}, 8, 3),
         ("float64", 80): Launch({"BLOCK_N": 64, "BLOCK_C": 64, "BLOCK_D": 16}, 8, 3),
     },
     # At 90 tiles of 128 x 128 spill outside the loop over features, and take 0.8 of the time of 64 x 64 (H200).
@@ -149,7 +154,6 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("float32", 80): Launch({"BLOCK": 64, "BLOCK_D": 16}, 4, 3),
         ("float32", 90): Launch({"BLOCK": 128, "BLOCK_D": 32}, 8, 3),
         ("float32", 100): Launch({"BLOCK": 64, "BLOCK_D": 16}, 4, 3),
-        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32}, 8, 3),
         ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16}, 4, 3),
     },
     # The backward's tile, whose factors the next kernel multiplies: of 128 x 128 neither fits its registers.
@@ -163,7 +167,6 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("any", 80): Launch({"BLOCK": 64, "BLOCK_D": 16}, 4, 3),
         ("any", 90): Launch({"BLOCK": 128, "BLOCK_D": 32}, 8, 3),
         ("any", 100): Launch({"BLOCK": 64, "BLOCK_D": 16}, 4, 3),
-        ("tf32", 80): Launch({"BLOCK": 64, "BLOCK_D": 32}, 8, 3),
         ("float64", 80): Launch({"BLOCK": 32, "BLOCK_D": 16}, 4, 3),
     },
     # A power of any exponent is a float64 logarithm and exponential per pair: 64 x 64 by 256 threads spills 32 times.
@@ -220,8 +223,8 @@ def dtype_class(dtype: torch.dtype, tf32: bool = False) -> str:
 def input_precision(tf32: bool, across: bool = False) -> str:
     """``tl.dot``'s argument for float32 products: tf32 where the user allowed it, else exact.
 
-    Exact are three tf32 products of upper and lower halves. What is left out, the lower ones' own, is 2^-22 of a term,
-    and Triton gives each block of features a sum of its own, so that late ones keep their digits. On an H200 they take
+    Exact are three tf32 products of upper and lower halves. What is left out is below 2^-21 of a term, and
+    Triton gives each block of features a sum of its own, so that late ones keep their digits. On an H200 they take
     a fourth to an eighth of the time of Triton's plain float32 and are no less exact. ``across``: the sum runs over the
     rows of both operands. Tensor cores do not take tf32 that way; turned by way of shared memory it takes twice as long
     as plain products.

@@ -3,9 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._launch import interpreted
-
-INTERPRETED = tl.constexpr(interpreted())
+from ._products import add_products
 
 
 @triton.jit
@@ -15,14 +13,6 @@ def scaled(value, scale):
         return value * scale
     else:
         return value * tl.cast(scale, tl.float32)
-
-
-@triton.jit
-def dot(a, b, products, PRECISION: tl.constexpr):
-    """``tl.dot``; the interpreter of Triton 3.9 multiplies the bit patterns of bfloat16, so it is given float32."""
-    if INTERPRETED and a.dtype == tl.bfloat16:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, products, input_precision=PRECISION, out_dtype=products.dtype)
 
 
 @triton.jit
@@ -44,9 +34,9 @@ def logits_tile(
         else:
             left = feature < num_features - start
             a, b = tl.load(xs, left[None, :], 0.0), tl.load(ws, left[:, None], 0.0)
-        products = dot(a, b, products, PRECISION)
-        xs += BLOCK_D * stride_xd
-        ws += BLOCK_D * stride_wd
+        products = add_products(products, a, b, PRECISION)
+        xs += BLOCK_D * tl.cast(stride_xd, tl.int64)
+        ws += BLOCK_D * tl.cast(stride_wd, tl.int64)
     z = scaled(products, scale)
     if HAS_BIAS:
         z += tl.load(bias + column * stride_b).to(DTYPE)[None, :]

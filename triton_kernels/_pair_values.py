@@ -5,9 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._launch import interpreted
+from ._products import add_products
 
-INTERPRETED = tl.constexpr(interpreted())
 CODES = {"dot": 0, "cosine": 1, "distance": 2, "log_distance": 3, "riesz": 4, "gaussian": 5, "cdnv": 6}
 DOT = tl.constexpr(0)
 COSINE = tl.constexpr(1)
@@ -87,9 +86,7 @@ def tile_products(
             centre = tl.load(origin + d, mask=deep, other=0)
             left = left.to(DTYPE) - centre[None, :]
             right = right.to(DTYPE) - centre[:, None]
-        elif INTERPRETED:  # which multiplies the bits of bfloat16
-            left, right = left.to(DTYPE), right.to(DTYPE)
-        total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=DTYPE)
+        total = add_products(total, left, right, PRECISION)
     return total
 
 

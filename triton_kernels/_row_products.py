@@ -10,6 +10,7 @@ from torch import Tensor
 from .._dtypes import compute_dtype
 from ._deviations import NAMES, POINTERS, compute_type, load_deviations, row_arguments, row_classes, row_signature
 from ._launch import Launch, input_precision, launch, tuned
+from ._products import add_products
 
 
 @triton.jit
@@ -30,7 +31,7 @@ def product_tile(
         )
         mask = (d < dim)[:, None] & inside[None, :]
         b = tl.load(matrix + d.to(tl.int64)[:, None] * stride_md + wide, mask=mask, other=0)
-        total = tl.dot(a, b, total, input_precision=PRECISION, out_dtype=DTYPE)
+        total = add_products(total, a, b, PRECISION)
     return total
 
 

@@ -1,7 +1,7 @@
 """Logit statistics of a linear classifier: logits live in registers, tile by tile, and never in memory.
 
 One program owns a block of rows and a contiguous part of the vocabulary. It forms a tile of logits (the products run
-on tensor cores for half precision), folds it into the rows' states (``_logit_state.py``) and goes on; a second kernel
+on tensor cores), folds it into the rows' states (``_logit_state.py``) and goes on; a second kernel
 merges the parts in order. Programs of one block of rows stand side by side in the grid: 132 of them then share about
 8 blocks of x and 17 streams of weight rows, which stay in the L2 cache, where 132 blocks of x (132 MB at D = 4096 in
 bfloat16) would not, and the tensor cores would wait for memory.
@@ -172,7 +172,7 @@ def _partial_states(
 
 def table_row(num_rows: int, num_classes: int | None = None) -> str:
     """Few rows are bound by the reading of the weight: a tall tile would multiply padding, as a wide one would for few
-    classes. None for a shard of the classes: its tiles are those of the targets, which may belong to another."""
+    classes. Shards of the classes leave their number out: tiles must be those of the targets, of whichever shard."""
     if num_classes is not None and num_classes <= 64:
         return "linear_stats_16_classes" if num_classes <= 16 else "linear_stats_64_classes"
     return next((f"linear_stats_{most}" for most in (16, 32, 64) if num_rows <= most), "linear_stats")
@@ -268,7 +268,10 @@ def _run_targets(
 def linear_stats_targets(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, ignore_index: int, allow_tf32: bool
 ) -> Tensor:
-    """``(N)`` logits of the targets, with the bits that ``linear_stats`` gives; any number where one is no class."""
+    """``(N)`` logits of the targets, any number where one is no class.
+
+    They have the bits of their rivals in ``linear_stats`` that is given these.
+    """
     parts = []
     for rows in range(0, x.shape[0], ROWS_AT_ONCE):
         part, y = x[rows : rows + ROWS_AT_ONCE], target[rows : rows + ROWS_AT_ONCE]
@@ -300,10 +303,10 @@ def ahead_of_time(there: int):
                 "DTYPE": TRITON[compute_dtype(dtype)], "stride_xd": 1, "stride_wd": 1, "stride_b": 1, **config.blocks,
             }  # fmt: skip
             options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["num_features"]}
-            if dtype.itemsize == 2 or tf32:
+            if dtype != torch.float64:
                 options["tensor_cores"] = "HMMA"
             own = {"target": "*i64"}
-            if table == "linear_stats" or table.endswith("classes"):  # where one tile may hold all classes
+            if table.endswith("classes") or config["BLOCK_V"] > 64:  # where one tile may hold all classes
                 yield (
                     f"{table}_only[{name}]", _only_states, signature | own | {"floats": state, "integers": "*i32"},
                     constexprs | {"HAS_TARGET": True, "stride_target": 1}, options,

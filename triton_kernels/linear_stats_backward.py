@@ -8,8 +8,9 @@ traffic for 6 D flops, and what is left are dense products of a chunk: with 8192
 of g_x and g_weight move 1 byte per 1000 flops. Those are torch's: on an H200 it multiplies such chunks at 700 TFLOP/s.
 
 Sums are float32 (float64 for float64), also those of half precision, over all chunks. The gradient of bfloat16 logits
-is kept in bfloat16; that of float16 logits in float16, times a power of two: p / N of a mean loss is below float16's
-smallest number. No atomics: every sum has one owner and a fixed order.
+is kept in bfloat16. That of float16 logits is kept as two bfloat16 numbers, since p / N of a mean loss is below
+float16's smallest, and multiplied with the two that a float16 number is: three products, the last digits' own left out.
+No atomics: every sum has one owner and a fixed order.
 """
 
 import torch
@@ -26,20 +27,19 @@ from ._logits_tile import logits_tile, scaled
 WORKSPACE_BYTES = 64 << 20
 LEAST_CLASSES = 4096  # of a chunk, where there are so many
 ROW_BLOCKS_TOGETHER = 8  # with 16 blocks of classes in flight 24 MB at D = 4096 in bfloat16, which an L2 cache keeps
-FLOAT16_TOP = 8  # the binary exponent of the largest float16 gradient: 2^8 over, 2^33 under it before digits are gone
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes", "all_rows", "first_row", "row_blocks", "class_blocks"])
 def _chunk_gradient(
-    x, weight, bias, coefficients, indices, shift, chunk, bias_sums,
+    x, weight, bias, coefficients, indices, chunk, bias_sums,
     num_rows, num_classes, num_features, all_rows, first_row, row_blocks, class_blocks, scale: "fp64",  # noqa: F821
-    stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_chunk, first_class,
-    HAS_BIAS: tl.constexpr, NEED_CHUNK: tl.constexpr, NEED_BIAS: tl.constexpr, HAS_SHIFT: tl.constexpr,
+    stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_part, stride_chunk, first_class,
+    HAS_BIAS: tl.constexpr, NEED_CHUNK: tl.constexpr, NEED_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, TOGETHER: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One tile of a chunk: the logits' gradient times scale (and ``shift``) into ``chunk``, its sums over rows into
-    ``bias_sums``.
+    """One tile of a chunk: the logits' gradient times scale into ``chunk``, with ``SPLIT`` what is lost of it into the
+    next part of ``chunk``; its sums over rows into ``bias_sums``.
 
     ``x``, ``weight`` and ``bias`` begin at the chunk's rows and classes, of which there are ``num_rows`` and
     ``num_classes``; the last tiles are filled up with zeros.
@@ -63,18 +63,23 @@ def _chunk_gradient(
         tl.store(bias_sums + tl.cast(block_n, tl.int64) * stride_chunk + column, tl.sum(gradient, 0))
     if NEED_CHUNK:
         gradient = scaled(gradient, scale)
-        if HAS_SHIFT:
-            gradient *= tl.load(shift)
-        tl.store(chunk + row[:, None] * stride_chunk + column[None, :], gradient.to(chunk.dtype.element_ty))
+        out = chunk + row[:, None] * stride_chunk + column[None, :]
+        rounded = gradient.to(chunk.dtype.element_ty)
+        tl.store(out, rounded)
+        if SPLIT:
+            tl.store(out + stride_part, (gradient - rounded.to(DTYPE)).to(chunk.dtype.element_ty))
 
 
-def chunk_shape(rows: int, classes: int, itemsize: int) -> tuple[int, int]:
-    """Rows and classes of a chunk: all rows first, as then g_weight needs no running sum, down to 4096 classes."""
+def chunk_shape(rows: int, classes: int, itemsize: int, block_v: int) -> tuple[int, int]:
+    """Rows and classes of a chunk: all rows first, as then g_weight needs no running sum, down to 4096 classes.
+
+    Classes are stored in whole blocks of ``block_v``.
+    """
     elements = WORKSPACE_BYTES // itemsize
     wide = min(classes, max(elements // rows, min(LEAST_CLASSES, elements // 16)))
     if wide < classes:
-        wide = max(16, wide // 128 * 128 or wide // 16 * 16)
-    return min(rows, max(1, elements // wide)), wide
+        wide = max(block_v, wide // block_v * block_v)
+    return min(rows, max(1, elements // (triton.cdiv(wide, block_v) * block_v))), wide
 
 
 def linear_stats_backward(
@@ -86,8 +91,9 @@ def linear_stats_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed.
 
-    Workspace: a chunk of 64 MB; for half precision also float32 sums of g_x and of one chunk of g_weight; for
-    g_weight a copy of x.
+    Workspace: a chunk of 64 MB (two for float16); for g_weight a copy of the chunk's rows of x; for half precision
+    float32 sums of one chunk of g_weight, and of g_x, of all of it where the vocabulary takes more than one chunk. A
+    float16 x and a chunk of the weight are copied as two bfloat16.
     """
     v = weight.shape[0]
     g_x = x.new_empty(x.shape if need_x else 0)
@@ -104,15 +110,6 @@ def linear_stats_backward(
     return g_x, g_weight, g_bias
 
 
-def float16_shift(coefficients: Tensor, scale: float) -> Tensor:
-    """The power of two ``()`` that takes the largest gradient of a logit near 2^FLOAT16_TOP, from the rows' bounds."""
-    peak, slope, bend, offset, in_peak, own, second, all_alike, spread, mean = coefficients.double()
-    bound = (slope.abs() + bend.abs() * (0.37 + offset.abs())).maximum(in_peak.abs()) + own.abs() + second.abs()
-    bound += all_alike.abs() + (spread * (peak - mean)).nan_to_num(0).abs()
-    largest = (bound * abs(scale)).nan_to_num(0, 0, 0).max().clamp(2.0**-100, 2.0**100)
-    return torch.exp2(FLOAT16_TOP - largest.log2().ceil()).float()
-
-
 def add_product(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     """``out = a @ b`` if ``first``, else ``out += a @ b``, summed in the dtype of ``out``."""
     if a.dtype == out.dtype:
@@ -125,6 +122,22 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
 
 
+def parts_of(x: Tensor) -> tuple[Tensor, ...]:
+    """``x``, or the two bfloat16 whose sum a float16 ``x`` is."""
+    if x.dtype != torch.float16:
+        return (x,)
+    upper = x.bfloat16()
+    return upper, (x.float() - upper.float()).nan_to_num(0, 0, 0).bfloat16()  # an infinity is in the upper one
+
+
+def add_parts(out: Tensor, a: tuple[Tensor, ...], b: tuple[Tensor, ...], first: bool) -> None:
+    """``add_product`` of numbers in parts, without the product of the last ones."""
+    add_product(out, a[0], b[0], first)
+    if len(a) > 1:
+        add_product(out, a[0], b[1], False)
+        add_product(out, a[1], b[0], False)
+
+
 class _Chunks:
     """Walks the chunks: classes outside, rows inside, so that the rows of g_weight are finished one chunk after another
     and only g_x (N x D, where g_weight is V x D) keeps a running sum."""
@@ -133,48 +146,54 @@ class _Chunks:
         self.x, self.weight, self.bias, self.scale, self.allow_tf32 = x, weight, bias, scale, allow_tf32
         self.coefficients, self.indices = coefficients, indices
         self.dtype = compute_dtype(x.dtype)
-        self.config = launch("linear_stats_backward", x.dtype, capability(x.device), allow_tf32)
+        self.config = launch(table_row(weight.shape[0]), x.dtype, capability(x.device), allow_tf32)
         self.block_n, self.block_v = self.config["BLOCK_N"], self.config["BLOCK_V"]
-        self.shift = float16_shift(coefficients, scale) if x.dtype == torch.float16 else None
+        self.parts = 2 if x.dtype == torch.float16 else 1
+        self.chunk_dtype = torch.bfloat16 if x.dtype == torch.float16 else x.dtype
 
     def __call__(self, g_x: Tensor, g_weight: Tensor, g_bias: Tensor) -> None:
         n, v = self.x.shape[0], self.weight.shape[0]
-        rows, classes = chunk_shape(n, v, self.x.element_size())
+        rows, classes = chunk_shape(n, v, self.x.element_size(), self.block_v)
         width = triton.cdiv(classes, self.block_v) * self.block_v
-        needed = g_x.numel() > 0 or g_weight.numel() > 0
-        height = triton.cdiv(rows, self.block_n) * self.block_n
-        chunk = self.x.new_empty((height if needed else 0, width))
+        height = triton.cdiv(rows, self.block_n) * self.block_n if g_x.numel() or g_weight.numel() else 0
+        chunk = self.x.new_empty((self.parts, height, width), dtype=self.chunk_dtype)
         starts = range(0, n, rows)
         all_blocks = sum(triton.cdiv(min(rows, n - start), self.block_n) for start in starts)
         bias_sums = self.x.new_empty((all_blocks if g_bias.numel() else 0, width), dtype=self.dtype)
-        x_sums = g_x if g_x.dtype == self.dtype else g_x.new_empty(g_x.shape, dtype=self.dtype)
-        weight_sums = None
-        if g_weight.dtype != self.dtype and g_weight.numel():
-            weight_sums = g_weight.new_empty((classes, g_weight.shape[1]), dtype=self.dtype)
-        if g_weight.numel():  # a NaN in a row without gradient must not reach the weight: 0 * NaN is NaN
-            counted = torch.where((self.indices[3] != 0)[:, None], self.x, 0)
+        x_sums, weight_sums = self.sums(g_x, rows if classes == v else n), self.sums(g_weight, classes)
+        counted = self.counted(slice(0, n)) if g_weight.numel() and len(starts) == 1 else None
         for first_class in range(0, v, classes):
             these = slice(first_class, min(v, first_class + classes))
-            own_sums = g_weight[these] if weight_sums is None else weight_sums[: these.stop - these.start]
+            of_weight = g_weight[these] if weight_sums is None else weight_sums[: these.stop - these.start]
+            weight = parts_of(self.weight[these]) if g_x.numel() else ()
             block = 0
             for start in starts:
                 here = slice(start, min(n, start + rows))
                 self.chunk_gradient(here, these, chunk, bias_sums[block:])
                 block += triton.cdiv(here.stop - here.start, self.block_n)
-                part = chunk[: here.stop - here.start, : these.stop - these.start]
+                part = chunk[:, : here.stop - here.start, : these.stop - these.start]
                 if g_x.numel():
-                    add_product(x_sums[here], part, self.weight[these], first_class == 0)
+                    of_x = g_x[here] if x_sums is None else x_sums[: part.shape[1]] if classes == v else x_sums[here]
+                    add_parts(of_x, part.unbind(), weight, first_class == 0)
+                    if x_sums is not None and these.stop == v:
+                        g_x[here] = of_x
                 if g_weight.numel():
-                    add_product(own_sums, part.t(), counted[here], start == 0)
+                    own = self.counted(here) if counted is None else counted
+                    add_parts(of_weight, part.mT.unbind(), own, start == 0)
             if weight_sums is not None:
-                self.finish(g_weight[these], own_sums)
+                g_weight[these] = of_weight
             if g_bias.numel():
                 g_bias[these] = bias_sums[:, : these.stop - these.start].sum(0, dtype=torch.float64)
-        if x_sums is not g_x:
-            self.finish(g_x, x_sums)
 
-    def finish(self, result: Tensor, sums: Tensor) -> None:
-        result.copy_(sums if self.shift is None else sums / self.shift)
+    def sums(self, result: Tensor, rows: int) -> Tensor | None:
+        """Memory for the sums of so many rows of ``result``; None where it holds them itself, or is not wanted."""
+        if result.numel() == 0 or result.dtype == self.dtype:
+            return None
+        return result.new_empty((rows, result.shape[1]), dtype=self.dtype)
+
+    def counted(self, here: slice) -> tuple[Tensor, ...]:
+        """These rows of x; a NaN in one without gradient must not reach the weight: 0 * NaN is NaN."""
+        return parts_of(torch.where((self.indices[3, here] != 0)[:, None], self.x[here], 0))
 
     def chunk_gradient(self, here: slice, these: slice, chunk: Tensor, bias_sums: Tensor) -> None:
         """Fills ``chunk`` and ``bias_sums`` for rows ``here`` and classes ``these``."""
@@ -183,42 +202,48 @@ class _Chunks:
         bias = None if self.bias is None else self.bias[these]
         row_blocks, class_blocks = triton.cdiv(n, self.block_n), triton.cdiv(v, self.block_v)
         _chunk_gradient[(row_blocks * class_blocks,)](
-            x, weight, bias, self.coefficients, self.indices, self.shift, chunk, bias_sums,
+            x, weight, bias, self.coefficients, self.indices, chunk, bias_sums,
             n, v, d, self.x.shape[0], here.start, row_blocks, class_blocks, self.scale,
-            *x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0), chunk.stride(0), these.start,
+            *x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0), *chunk.stride()[:2], these.start,
             HAS_BIAS=bias is not None, NEED_CHUNK=chunk.numel() > 0, NEED_BIAS=bias_sums.numel() > 0,
-            HAS_SHIFT=self.shift is not None, EVEN_D=d % self.config["BLOCK_D"] == 0,
+            SPLIT=self.parts == 2, EVEN_D=d % self.config["BLOCK_D"] == 0,
             PRECISION=input_precision(self.allow_tf32), DTYPE=TRITON[self.dtype], TOGETHER=ROW_BLOCKS_TOGETHER,
             **self.config.options,
         )  # fmt: skip
 
 
+def table_row(num_classes: int) -> str:
+    """Wider tiles would multiply padding, and store it."""
+    few = next((f"_{most}_classes" for most in (16, 64) if num_classes <= most), "")
+    return f"linear_stats_backward{few}"
+
+
 def ahead_of_time(there: int):
     """Every kernel with its launch parameters: ``(name, function, signature, constexprs, options)``."""
-    for dtype, name, tf32 in (
+    kinds = (
         (torch.float32, "fp32", False), (torch.float32, "tf32", True), (torch.bfloat16, "bf16", False),
         (torch.float16, "fp16", False), (torch.float64, "fp64", False),
-    ):  # fmt: skip
-        config = launch("linear_stats_backward", dtype, there, tf32)
-        pointer = f"*{'fp32' if tf32 else name}"
-        state = "*fp64" if dtype == torch.float64 else "*fp32"
-        integers = ("num_rows", "num_classes", "num_features", "all_rows", "first_row", "row_blocks", "class_blocks")
-        strides = ("stride_xn", "stride_wv", "stride_chunk", "first_class")
-        signature = {
-            "x": pointer, "weight": pointer, "bias": pointer, "coefficients": state, "indices": "*i32",
-            "shift": "*fp32", "chunk": pointer, "bias_sums": state, **dict.fromkeys(integers + strides, "i32"),
-            "scale": "fp64",
-        }  # fmt: skip
-        constexprs = {
-            "stride_xd": 1, "stride_wd": 1, "stride_b": 1, "HAS_BIAS": True, "NEED_CHUNK": True, "NEED_BIAS": True,
-            "HAS_SHIFT": dtype == torch.float16, "EVEN_D": True, "PRECISION": input_precision(tf32),
-            "DTYPE": TRITON[compute_dtype(dtype)], "TOGETHER": ROW_BLOCKS_TOGETHER, **config.blocks,
-        }  # fmt: skip
-        if dtype != torch.float16:
-            del signature["shift"]
-            constexprs["shift"] = None
-        options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["num_features"]}
-        if dtype.itemsize == 2 or tf32:
-            options["tensor_cores"] = "HMMA"
-        yield f"linear_stats_backward[{name}]", _chunk_gradient, signature, constexprs, options
+    )  # fmt: skip
+    for table in map(table_row, (16, 64, 65)):
+        for dtype, name, tf32 in kinds:
+            config = launch(table, dtype, there, tf32)
+            pointer = f"*{'fp32' if tf32 else name}"
+            state = "*fp64" if dtype == torch.float64 else "*fp32"
+            sizes = ("num_rows", "num_classes", "num_features", "all_rows", "first_row", "row_blocks", "class_blocks")
+            strides = ("stride_xn", "stride_wv", "stride_part", "stride_chunk", "first_class")
+            signature = {
+                "x": pointer, "weight": pointer, "bias": pointer, "coefficients": state, "indices": "*i32",
+                "chunk": "*bf16" if dtype == torch.float16 else pointer, "bias_sums": state,
+                **dict.fromkeys(sizes + strides, "i32"), "scale": "fp64",
+            }  # fmt: skip
+            constexprs = {
+                "stride_xd": 1, "stride_wd": 1, "stride_b": 1, "HAS_BIAS": True, "NEED_CHUNK": True,
+                "NEED_BIAS": True, "SPLIT": dtype == torch.float16, "EVEN_D": True,
+                "PRECISION": input_precision(tf32), "DTYPE": TRITON[compute_dtype(dtype)],
+                "TOGETHER": ROW_BLOCKS_TOGETHER, **config.blocks,
+            }  # fmt: skip
+            options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["num_features"]}
+            if dtype != torch.float64:
+                options["tensor_cores"] = "HMMA"
+            yield f"{table}[{name}]", _chunk_gradient, signature, constexprs, options
     yield from fold_signature()

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._center import row_center
 from .._dtypes import compute_dtype
 from ._launch import Launch, capability, input_precision, launch, split_count, tuned
+from ._products import add_products
 from ._rows import centred_rows, column_mean
 
 NO_CLASS = tl.constexpr(2**31 - 1)
@@ -51,7 +52,7 @@ def _nearest(
             left -= tl.load(rest + d, mask=deep, other=0)[None, :]
             place = centred + c[None, :].to(tl.int64) * dim + d[:, None]
             right = tl.load(place, mask=known[None, :] & deep[:, None], other=0)
-            score = tl.dot(left, right, score, input_precision=PRECISION, out_dtype=dtype)
+            score = add_products(score, left, right, PRECISION)
         bias = tl.load(half + c, mask=known, other=float("-inf"))
         allowed = bias > float("-inf")  # false for a NaN bias too, see below
         score = tl.where(allowed[None, :], score + bias[None, :], float("-inf"))

@@ -33,8 +33,9 @@ def test_same_bits_every_time(gpu_backend, case, dtype):
 
 
 @gpu_cases(case for case in CASES if case.gradient)
-def test_same_gradient_bits_every_time(gpu_backend, case):
-    inputs = case.make(torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_same_gradient_bits_every_time(gpu_backend, case, dtype):
+    inputs = case.make(dtype)
     with ncops.use_backend(gpu_backend):
         runs = [case.run(**fresh(inputs, "cuda")) for _ in range(20)]
     for other in runs[1:]:

@@ -11,11 +11,13 @@ import ncops
 
 cases = gpu_cases(CASES)
 forward = gpu_cases(case for case in CASES if not case.gradient)
+some_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
+@some_dtypes
 @cases
-def test_never_synchronises(gpu_backend, case):
-    inputs = case.make(torch.float32)
+def test_never_synchronises(gpu_backend, case, dtype):
+    inputs = case.make(dtype)
     with ncops.use_backend(gpu_backend):
         case.run(**fresh(inputs, "cuda"))  # compiles
         again = fresh(inputs, "cuda")
@@ -81,6 +83,25 @@ def test_graph_capture(gpu_backend, case):
     torch.cuda.synchronize()
     for name, value in expected.items():
         assert torch.equal(value.nan_to_num(7), found[name].nan_to_num(7)), name
+
+
+@some_dtypes
+@gpu_cases(case for case in CASES if case.gradient and case.op in ("linear_stats", "logit_stats"))
+def test_graph_capture_of_gradients(gpu_backend, case, dtype):
+    static = fresh(case.make(dtype), "cuda")
+    with ncops.use_backend(gpu_backend):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            expected = case.run(**{k: v.detach().clone() for k, v in static.items()})
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = case.run(**static)
+    graph.replay()
+    torch.cuda.synchronize()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
 
 
 @gpu_backends("class_moments", "linear_stats")

@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 class Data:
     """Inputs on a device, the same in every run. ``reduced`` sizes keep their remainder of 16 and the launcher's choice
-    by the number of rows (up to 16, up to 64, more), so that a CPU gets through them in seconds."""
+    by the number of rows and classes (up to 64, more), so that a CPU gets through them in seconds."""
 
     def __init__(self, device: str = "cuda", reduced: bool = False):
         self.device, self.reduced = device, reduced

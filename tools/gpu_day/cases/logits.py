@@ -48,7 +48,7 @@ def linear_columns(*args) -> Outputs:
 def linear_stats(data: Data) -> Iterator[Case]:
     shapes = (
         (4096, 512, 5000), (300, 250, 1001), (130, 1024, 40000), (40, 512, 40000), (40, 250, 999), (30, 512, 40000),
-        (1, 512, 50257), (16, 250, 300_000), (16, 768, 3000), (5000, 512, 10), (3000, 250, 60),
+        (1, 512, 50257), (16, 250, 300_000), (16, 768, 3000), (5000, 512, 10), (3000, 250, 60), (200, 250, 100),
         (500, 12288, 700),
     )  # fmt: skip
     for shape in shapes:
@@ -72,7 +72,9 @@ def linear_stats(data: Data) -> Iterator[Case]:
 
 def linear_stats_backward(data: Data) -> Iterator[Case]:
     run = partial(gradients, lambda *args: objective(ncops.linear_stats(*args, scale=0.7)), (0, 1, 2))
-    for shape in ((1000, 512, 5000), (300, 250, 1001), (8192, 256, 20000), (40, 264, 70000), (5000, 512, 10)):
+    for shape in (
+        (1000, 512, 5000), (300, 250, 1001), (8192, 256, 20000), (40, 264, 70000), (5000, 512, 10), (3000, 250, 60),
+    ):  # fmt: skip
         sizes = data.sizes(*shape)
         for dtype in DTYPES:
             yield Case(str(sizes), dtype, partial(linear, data, *sizes, dtype), run, GRADIENTS[dtype])
