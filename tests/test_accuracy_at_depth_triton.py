@@ -1,7 +1,8 @@
 """Triton's sums over thousands of features: exact float32 products lose no more digits than torch's own.
 
-Products of float32 are three of tf32, which Triton adds up block by block: to a running sum goes what a block of 32
-features gives, in the interpreter as on a GPU. tools/gpu_day checks the same at 12288 features on one.
+A running sum takes what a block of features gives, block by block. The interpreter adds the products of a block at once
+and in float32, so this is a test of the chain over blocks; tools/gpu_day has the split into three tf32 products as well,
+at 12288 features.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Launch parameters: one table of block sizes by kernel, dtype and compute capability, and what launchers share.
 
 Nothing here synchronises and nothing happens at import. Split counts follow from shapes and this table alone, never
-from the device that happens to be there, so that results keep their bits between calls and between cards of a kind.
+from the device that happens to be there, so that results keep their bits between calls and between cards of a kind;
+the dense products that torch does in the backward of linear_stats, between those with the same cuBLAS.
 """
 
 from __future__ import annotations
