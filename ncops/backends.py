@@ -118,8 +118,8 @@ def _order(op: str, device: torch.device, dtype: torch.dtype | None) -> tuple[st
     """The backends to try, best first."""
     if device.type == "cpu":
         return ("cpu",)
-    # Triton's products use Hopper's wgmma, linear_stats also for float32; the compiled ones mma.sync or plain units. On an
-    # H200 it takes half the time for linear_stats, 0.4 to 1.04 of it for class_scatter (docs/gpu.md).
+    # Triton's products use Hopper's wgmma, linear_stats also for float32; the compiled ones mma.sync or plain units. On
+    # an H200 it takes half the time for linear_stats, 0.4 to 1.04 of it for class_scatter (docs/gpu.md).
     half = dtype in (torch.bfloat16, torch.float16)
     if op in ("linear_stats", "linear_stats_targets") and (half or dtype != torch.float64 and _is_hopper(device.index)):
         return ("triton", "cuda")

@@ -1,8 +1,7 @@
 """Triton's sums over thousands of features: exact float32 products lose no more digits than torch's own.
 
 A running sum takes what a block of features gives, block by block. The interpreter adds the products of a block at once
-and in float32, so this is a test of the chain over blocks; tools/gpu_day has the split into three tf32 products as well,
-at 12288 features.
+and in float32, so this is a test of the chain over blocks; tools/gpu_day also meets the split into three tf32 products.
 """
 
 from __future__ import annotations
