@@ -72,7 +72,7 @@ def _too_old(index: int | None) -> str | None:
 
 
 @functools.cache
-def _is_hopper(index: int | None) -> bool:
+def _hopper_or_later(index: int | None) -> bool:
     """Whether the order of backends measured on an H200 holds; also where no device is there to be asked."""
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(index) >= (9, 0)
 
@@ -120,11 +120,10 @@ def _order(op: str, device: torch.device, dtype: torch.dtype | None) -> tuple[st
         return ("cpu",)
     # Triton's products use Hopper's wgmma, linear_stats also for float32; the compiled ones mma.sync or plain units. On
     # an H200 it takes half the time for linear_stats, 0.4 to 1.04 of it for class_scatter (docs/gpu.md).
-    half = dtype in (torch.bfloat16, torch.float16)
-    if op in ("linear_stats", "linear_stats_targets") and (half or dtype != torch.float64 and _is_hopper(device.index)):
-        return ("triton", "cuda")
-    if op == "class_scatter" and dtype != torch.float64 and _is_hopper(device.index):
-        return ("triton", "cuda")
+    if op in ("linear_stats", "linear_stats_targets", "class_scatter") and dtype != torch.float64:
+        half = dtype in (torch.bfloat16, torch.float16) and op != "class_scatter"
+        if half or _hopper_or_later(device.index):
+            return ("triton", "cuda")
     return ("cuda", "triton")
 
 

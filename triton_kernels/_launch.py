@@ -235,6 +235,14 @@ def input_precision(tf32: bool, across: bool = False) -> str:
     return "ieee" if across or torch.version.hip is not None else "tf32x3"
 
 
+CLASS_TILES = (16, 64)  # tiles so wide hold all classes where there are no more
+
+
+def row_for_classes(kernel: str, num_classes: int) -> str:
+    """The name of the launch parameters of ``kernel`` for so many classes: wider tiles would multiply padding."""
+    return next((f"{kernel}_{most}_classes" for most in CLASS_TILES if num_classes <= most), kernel)
+
+
 def launch(kernel: str, dtype: torch.dtype, capability: int | None, tf32: bool = False) -> Launch:
     """The parameters of ``kernel`` for inputs of ``dtype``; ``capability`` None gives the interpreter's."""
     rows, wanted = TABLE[kernel], dtype_class(dtype, tf32)

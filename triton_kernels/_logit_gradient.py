@@ -116,7 +116,7 @@ def row_coefficients(
     gradients: tuple[Tensor, ...], saved: tuple[Tensor, ...], target: Tensor | None, num_classes: int,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Runs ``fold``."""
+    """The ``coefficients`` and ``indices`` of ``fold``, from the columns' gradients and what the forward kept."""
     n = saved[0].shape[0]
     stacked = torch.stack([g if g.numel() == n else g.new_zeros(n) for g in gradients])
     coefficients = stacked.new_empty((COEFFICIENTS, n))

@@ -253,7 +253,7 @@ def _products(
 
 def _tile_row(kernel: str, power: float) -> str:
     name = launch_row(kernel, power)
-    return name if name.endswith("power") else "pair_factors"
+    return "pair_factors" if name == "pair_distances" else name
 
 
 def _distances(

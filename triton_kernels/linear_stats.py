@@ -17,7 +17,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .._dtypes import compute_dtype
-from ._launch import Launch, capability, device_of, input_precision, launch, split_count, tuned
+from ._launch import (
+    CLASS_TILES,
+    Launch,
+    capability,
+    device_of,
+    input_precision,
+    launch,
+    row_for_classes,
+    split_count,
+    tuned,
+)
 from ._logit_columns import TRITON, column_signature, empty_columns, launch_columns, partials
 from ._logit_state import add_tile, empty_state, halves, store_partial
 from ._logits_tile import logits_tile
@@ -27,6 +37,7 @@ __all__ = ["ahead_of_time", "linear_stats", "linear_stats_backward", "linear_sta
 
 ROWS_AT_ONCE = 32768  # bounds the partial states: at 17 splits 20 MB
 ROWS_OF_ONE_TILE = 1 << 19  # the same for rows that are not split
+FEW_CLASSES = CLASS_TILES[-1]  # up to so many one tile holds them all
 ROW_BLOCKS_SIDE_BY_SIDE = 16
 
 
@@ -173,8 +184,8 @@ def _partial_states(
 def table_row(num_rows: int, num_classes: int | None = None) -> str:
     """Few rows are bound by the reading of the weight: a tall tile would multiply padding, as a wide one would for few
     classes. Shards of the classes leave their number out: tiles must be those of the targets, of whichever shard."""
-    if num_classes is not None and num_classes <= 64:
-        return "linear_stats_16_classes" if num_classes <= 16 else "linear_stats_64_classes"
+    if num_classes is not None and num_classes <= FEW_CLASSES:
+        return row_for_classes("linear_stats", num_classes)
     return next((f"linear_stats_{most}" for most in (16, 32, 64) if num_rows <= most), "linear_stats")
 
 
@@ -187,8 +198,7 @@ def linear_stats(
     Workspace: 36 bytes per row and split (60 in float64), of at most 32768 rows at a time, 2^19 of up to 64 classes.
     """
     columns = empty_columns(x, target)
-    few = table_row(x.shape[0], weight.shape[0]).endswith("classes") and target_logit is None
-    step = ROWS_OF_ONE_TILE if few else ROWS_AT_ONCE
+    step = ROWS_OF_ONE_TILE if weight.shape[0] <= FEW_CLASSES and target_logit is None else ROWS_AT_ONCE
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
         part = [column[rows] for column in columns]  # a size-0 column stays so
@@ -286,10 +296,8 @@ def ahead_of_time(there: int):
         "fp32": (torch.float32, False), "tf32": (torch.float32, True), "bf16": (torch.bfloat16, False),
         "fp16": (torch.float16, False), "fp64": (torch.float64, False),
     }  # fmt: skip
-    for table in (
-        "linear_stats", "linear_stats_64", "linear_stats_32", "linear_stats_16",
-        "linear_stats_64_classes", "linear_stats_16_classes",
-    ):  # fmt: skip
+    of_few = [table_row(1, most) for most in CLASS_TILES]
+    for table in ("linear_stats", "linear_stats_64", "linear_stats_32", "linear_stats_16", *of_few):
         for name, (dtype, tf32) in kinds.items():
             config = launch(table, dtype, there, tf32)
             pointer, state = f"*{'fp32' if tf32 else name}", "*fp64" if dtype == torch.float64 else "*fp32"
@@ -306,12 +314,12 @@ def ahead_of_time(there: int):
             if dtype != torch.float64:
                 options["tensor_cores"] = "HMMA"
             own = {"target": "*i64"}
-            if table.endswith("classes") or config["BLOCK_V"] > 64:  # where one tile may hold all classes
+            if table in of_few or config["BLOCK_V"] > FEW_CLASSES:  # where one tile may hold all classes
                 yield (
                     f"{table}_only[{name}]", _only_states, signature | own | {"floats": state, "integers": "*i32"},
                     constexprs | {"HAS_TARGET": True, "stride_target": 1}, options,
                 )  # fmt: skip
-            if table.endswith("classes"):  # one tile holds them all
+            if table in of_few:
                 continue
             partial = {"floats": state, "integers": "*i32", "tiles_per_split": "i32", "splits": "i32"}
             yield (

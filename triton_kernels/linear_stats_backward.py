@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._dtypes import compute_dtype
-from ._launch import capability, device_of, input_precision, launch
+from ._launch import CLASS_TILES, capability, device_of, input_precision, launch, row_for_classes
 from ._logit_columns import TRITON
 from ._logit_gradient import fold_signature, logit_gradient, row_coefficients
 from ._logits_tile import logits_tile, scaled
@@ -146,7 +146,8 @@ class _Chunks:
         self.x, self.weight, self.bias, self.scale, self.allow_tf32 = x, weight, bias, scale, allow_tf32
         self.coefficients, self.indices = coefficients, indices
         self.dtype = compute_dtype(x.dtype)
-        self.config = launch(table_row(weight.shape[0]), x.dtype, capability(x.device), allow_tf32)
+        row = row_for_classes("linear_stats_backward", weight.shape[0])
+        self.config = launch(row, x.dtype, capability(x.device), allow_tf32)
         self.block_n, self.block_v = self.config["BLOCK_N"], self.config["BLOCK_V"]
         self.parts = 2 if x.dtype == torch.float16 else 1
         self.chunk_dtype = torch.bfloat16 if x.dtype == torch.float16 else x.dtype
@@ -212,19 +213,13 @@ class _Chunks:
         )  # fmt: skip
 
 
-def table_row(num_classes: int) -> str:
-    """Wider tiles would multiply padding, and store it."""
-    few = next((f"_{most}_classes" for most in (16, 64) if num_classes <= most), "")
-    return f"linear_stats_backward{few}"
-
-
 def ahead_of_time(there: int):
     """Every kernel with its launch parameters: ``(name, function, signature, constexprs, options)``."""
     kinds = (
         (torch.float32, "fp32", False), (torch.float32, "tf32", True), (torch.bfloat16, "bf16", False),
         (torch.float16, "fp16", False), (torch.float64, "fp64", False),
     )  # fmt: skip
-    for table in map(table_row, (16, 64, 65)):
+    for table in (row_for_classes("linear_stats_backward", v) for v in (*CLASS_TILES, CLASS_TILES[-1] + 1)):
         for dtype, name, tf32 in kinds:
             config = launch(table, dtype, there, tf32)
             pointer = f"*{'fp32' if tf32 else name}"

@@ -15,10 +15,12 @@ from .gpu import CASES
 
 
 class Rates(NamedTuple):
-    """Of one GPU: products per dtype in flop/s, other arithmetic in instructions/s, memory in byte/s."""
+    """Of one GPU: products per dtype in flop/s, float32 ones on the ordinary units too, other arithmetic in
+    instructions/s, memory in byte/s."""
 
     name: str
     products: dict[torch.dtype, float]
+    ordinary: float
     instructions: float
     memory: float
 
@@ -26,7 +28,7 @@ class Rates(NamedTuple):
 # Data sheet of the H100 SXM5: dense rates; float32 products are three of tf32, which has half the rate of bfloat16.
 H100 = Rates(
     "H100 SXM", {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 165e12, torch.float64: 67e12},
-    instructions=33.5e12, memory=3.35e12,
+    ordinary=67e12, instructions=33.5e12, memory=3.35e12,
 )  # fmt: skip
 # What there is of logits, distances, elements or pairs, and the instructions that each costs beside its product.
 EPILOGUE = {
@@ -37,7 +39,7 @@ EPILOGUE = {
     "nearest_class_mean": (lambda s: s["N"] * s["C"], 4),
 }
 STREAMING = ("logit_stats", "class_moments")  # no products there: what they add up is in the epilogue
-ORDINARY = 67e12  # of an H100's float32 units, which multiply centred rows in class_scatter whatever their dtype
+BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype
 
 
 class Estimate(NamedTuple):
@@ -56,9 +58,9 @@ def estimate(case: Case, rates: Rates = H100) -> Estimate:
     """The least time of a case on a GPU of these rates."""
     op = case.bench.op
     count, instructions = EPILOGUE.get(op, (lambda sizes: 0, 0))
-    multiplied = ORDINARY if op == "class_scatter" else rates.products[case.dtype]
+    products = rates.ordinary if op == BY_ORDINARY else rates.products[case.dtype]
     return Estimate(
-        0.0 if op in STREAMING else case.flops / multiplied,
+        0.0 if op in STREAMING else case.flops / products,
         count(case.sizes) * instructions / rates.instructions,
         case.bytes / rates.memory,
     )
