@@ -3,13 +3,13 @@
 from . import conventions, metrics
 from ._version import __version__
 from .backends import use_backend
-from .decisions import DecisionStatistics
-from .geometry import ClassGeometry
 from .ops import *  # noqa: F403
 from .ops import __all__ as _ops
 from .report.collapse import CollapseReport, collapse
-from .statistics import ClassStatistics
-from .storage import load
+from .stats.classes import ClassStatistics
+from .stats.decisions import DecisionStatistics
+from .stats.files import load
+from .stats.geometry import ClassGeometry
 
 __all__ = [
     *_ops,

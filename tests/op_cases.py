@@ -13,8 +13,8 @@ from testing import IGNORE, assert_accurate, randn, random_labels
 from torch import Tensor
 
 import ncops
-from ncops import info
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
+from ncops.cli import info
 
 Inputs = dict[str, Any]
 Outputs = dict[str, Tensor]

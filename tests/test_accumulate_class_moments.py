@@ -20,7 +20,7 @@ from testing import (
 )
 
 import ncops
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
 
 wide_blocks = interpreter_blocks(
     {"class_moments": {"CHUNK": 32, "BLOCK_D": 128}, "class_moments.merge": {"BLOCK_D": 128}}

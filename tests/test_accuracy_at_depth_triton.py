@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ncops._center import row_center
 from ncops.reference import pair_stats as reference
+from ncops.reference.center import row_center
 
 pytestmark = pytest.mark.triton
 launch = pytest.importorskip("ncops.triton_kernels._launch")

@@ -9,9 +9,10 @@ import time
 import pytest
 import torch
 
-from ncops import cli, commands
+from ncops import cli
 from ncops.bench import OPS, accuracy, limits, memory, plan, records, runner, table, timing, verdict
 from ncops.bench.case import COMPILE, EAGER, OURS, Case, Goal, labels
+from ncops.cli import commands
 
 TINY = {"N": 40, "D": 8, "V": 13, "C": 5, "K": 9, "R": 4}
 BENCHES = [bench for op in OPS for bench in plan.benches(op)]

@@ -24,8 +24,8 @@ from testing import (
 )
 
 import ncops
-from ncops import _native
-from ncops._dtypes import compute_dtype
+from ncops.backends import native
+from ncops.backends.dtypes import compute_dtype
 
 wide_blocks = interpreter_blocks(
     {"class_moments": {"CHUNK": 32, "BLOCK_D": 128}, "class_moments.merge": {"BLOCK_D": 128}}
@@ -190,7 +190,7 @@ def test_the_row_of_a_bad_label_is_that_of_all_rows():
 
 
 def test_too_little_memory_is_said():
-    if _native.load() is not None:
+    if native.load() is not None:
         pytest.skip("needs the native extension")
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
         pytest.skip("this torch does not tell what went wrong behind its C interface")

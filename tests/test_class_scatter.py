@@ -23,7 +23,7 @@ from testing import (
 )
 
 import ncops
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
 
 BLOCKS = {
     "class_scatter": {"BLOCK_D": 32, "BLOCK_N": 32, "FOLD": 64},

@@ -65,7 +65,7 @@ def test_help_reads_well(capsys):
 
 
 def test_module_and_version():
-    from ncops.info import version
+    from ncops.cli.info import version
 
     done = subprocess.run([sys.executable, "-m", "ncops", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"ncops {version()}\n")
@@ -82,7 +82,7 @@ def test_info(capsys):
 
 
 def test_info_tells_what_is_forced(capsys, monkeypatch):
-    from ncops import info
+    from ncops.cli import info
 
     monkeypatch.setenv("NCOPS_BACKEND", "reference")
     facts = info.collect(torch_env=False)
@@ -228,7 +228,7 @@ def test_text_takes_many_files():
 
 
 def test_missing_cli_extra_is_one_line(capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "ncops.commands", raising=False)
+    monkeypatch.delitem(sys.modules, "ncops.cli.commands", raising=False)
     monkeypatch.setitem(sys.modules, "typer", None)
     assert "pip install 'ncops[cli]'" in error(capsys, "info")
 

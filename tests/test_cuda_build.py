@@ -11,9 +11,11 @@ from op_cases import CASES, GPU_OPS, fresh
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ncops
-from ncops import _native, backends, info
+from ncops import backends
+from ncops.backends import native
+from ncops.cli import info
 
-with_cuda = pytest.mark.skipif(not _native.has("class_moments", "CUDA"), reason="built without nvcc")
+with_cuda = pytest.mark.skipif(not native.has("class_moments", "CUDA"), reason="built without nvcc")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
@@ -52,7 +54,7 @@ def fake(inputs):
 @with_cuda
 @pytest.mark.parametrize("op", GPU_OPS["cuda"])
 def test_compiled_kernels_are_registered_for_both_devices(op):
-    assert _native.has(op, "CPU") and _native.has(op, "CUDA")
+    assert native.has(op, "CPU") and native.has(op, "CUDA")
     assert backends.why_not("cuda", op, "cuda") is None
 
 
@@ -84,7 +86,7 @@ def test_choice_of_backend():
     for op in ("linear_stats", "class_scatter"):
         assert backends.choose(op, "cuda", torch.bfloat16) == backends.choose(op, "cuda", torch.float32) == "triton"
     for op in ("class_moments", "accumulate_class_moments_", "logit_stats"):
-        with_them = _native.has(op, "CUDA")
+        with_them = native.has(op, "CUDA")
         assert backends.choose(op, "cuda", torch.float32) == ("cuda" if with_them else "triton")
     assert backends.choose("linear_stats_backward", "cuda", torch.float32) == "triton"
     assert backends.choose("pair_stats", "mps") == "reference"

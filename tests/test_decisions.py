@@ -11,8 +11,9 @@ import pytest
 import torch
 from numpy_metrics import decision_metrics
 
-from ncops import ClassStatistics, DecisionStatistics, decisions
+from ncops import ClassStatistics, DecisionStatistics
 from ncops.conventions import PRESETS
+from ncops.stats import decisions
 
 
 def problem(n=700, classes=11, dim=9, dtype=torch.float64, noise=1.0, missing=2):

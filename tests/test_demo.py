@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ncops import cli, demo
-from ncops._errors import CommandError
 from ncops.demo import checkpoints, digits, smollm2, text, tiny
+from ncops.errors import CommandError
 
 
 def run(capsys, folder, *arguments):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ncops import backends, info
+from ncops import backends
+from ncops.cli import info
 
 
 @pytest.mark.parametrize("op", info.OPS)

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from ncops.integrations._loaders import same_data
 from ncops.integrations._passes import Settings, measure, world
+from ncops.integrations.loaders import same_data
 
 C, D, TRAIN, HELD = 5, 8, 101, 37
 

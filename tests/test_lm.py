@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ncops import cli
-from ncops._errors import CommandError
+from ncops.errors import CommandError
 from ncops.lm.measure import parse_layers
 from ncops.lm.windows import IGNORE, Windows, tokenize
 

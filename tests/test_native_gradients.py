@@ -19,8 +19,9 @@ from testing import (
 )
 from torch import Tensor
 
-from ncops import _native, backends
-from ncops._dtypes import compute_dtype
+from ncops import backends
+from ncops.backends import native as extension
+from ncops.backends.dtypes import compute_dtype
 from ncops.ops.pair_stats import KERNELS
 
 CLASS_OPS = ("class_moments", "class_scatter", "projected_sqnorms")
@@ -30,7 +31,7 @@ problems = pytest.mark.parametrize("name", PROBLEMS)
 SHAPES = [(1, 1), (1, 17), (33, 65), (300, 130), (40, 300), (33, 65), (5, 0), (0, 5)]
 ISAS = ("generic", "avx2", "avx512")
 
-pytestmark = pytest.mark.skipif(_native.load() is not None, reason="needs the native extension")
+pytestmark = pytest.mark.skipif(extension.load() is not None, reason="needs the native extension")
 
 
 @pytest.fixture(params=ISAS)
@@ -38,7 +39,7 @@ def isa(request, monkeypatch):
     """Forces an instruction set."""
     monkeypatch.setenv("NCOPS_CPU_ISA", request.param)
     try:
-        _native.op("cpu_isa")()
+        extension.op("cpu_isa")()
     except RuntimeError as error:
         pytest.skip(str(error))
 
@@ -71,7 +72,7 @@ def op_of(name: str) -> str:
 
 
 def native(name: str, arguments: tuple) -> list[Tensor]:
-    out = _native.op(op_of(name))(*arguments)
+    out = extension.op(op_of(name))(*arguments)
     return [out] if isinstance(out, Tensor) else list(out)
 
 

@@ -9,7 +9,7 @@ import torch
 from testing import LAYOUTS, assert_accurate, assert_compiles, assert_deterministic, block_rows, dtypes, layouts, randn
 
 import ncops
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
 
 SHAPES = [(1, 1, 1), (1, 17, 2), (2, 5, 33), (65, 33, 130), (130, 65, 7), (33, 130, 1), (0, 5, 3)]
 

@@ -138,9 +138,9 @@ def test_a_broken_extension_is_one_line_and_the_reference(source, tmp_path):
 
 
 def test_extension_sees_torch_only_through_the_stable_abi():
-    from ncops import _native
+    from ncops.backends import native
 
-    library = _native._find()
+    library = native._find()
     if library is None:
         pytest.skip("the native extension is not built")
     symbols = run("nm", "-D", "--undefined-only", "-C", library, cwd=ROOT)

@@ -20,7 +20,7 @@ from testing import (
 )
 
 import ncops
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
 from ncops.ops.pair_stats import KERNELS
 
 FLOATS = ("mean", "var", "min", "max", "row_max")

@@ -23,7 +23,7 @@ from testing import (
 )
 
 import ncops
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
 
 BLOCKS = {
     "projected_sqnorms": {"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 32},

@@ -11,8 +11,9 @@ import torch
 from numpy_metrics import class_geometry
 
 import ncops
-from ncops import ClassStatistics, DecisionStatistics, statistics
-from ncops._anchored import drifted, move
+from ncops import ClassStatistics, DecisionStatistics
+from ncops.stats import classes as statistics
+from ncops.stats.anchored import drifted, move
 
 STATE = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
 

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 
 import ncops
-from ncops import ClassStatistics, DecisionStatistics, storage
+from ncops import ClassStatistics, DecisionStatistics
+from ncops.stats import files as storage
 
 
 def make(dtype=torch.float32, scatter=True):

@@ -10,8 +10,8 @@ from logit_columns import COEFFICIENTS, FLOATS, collapsed, problem
 from testing import IGNORE, assert_accurate, dtypes, randn
 
 import ncops
-from ncops._dtypes import compute_dtype
-from ncops.distributed._shard_columns import local_columns, merge_columns, shard_gradients, target_columns
+from ncops.backends.dtypes import compute_dtype
+from ncops.distributed.shard_columns import local_columns, merge_columns, shard_gradients, target_columns
 
 COLUMNS = (
     "lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF = (torch.bfloat16, torch.float16)

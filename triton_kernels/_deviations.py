@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 from ._launch import Launch, capability, device_of, input_precision, launch, split_count
 from ._pair_values import (
     CDNV,

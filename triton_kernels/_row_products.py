@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 from ._deviations import NAMES, POINTERS, compute_type, load_deviations, row_arguments, row_classes, row_signature
 from ._launch import Launch, input_precision, launch, tuned
 from ._products import add_products

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 from ._deviations import NAMES, POINTERS, compute_type, load_deviations, row_arguments, row_classes, row_signature
 from ._launch import capability, device_of, launch
 from ._sorted_rows import SortedRows, sort_rows

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 from ._launch import CLASS_TILES, capability, device_of, input_precision, launch, row_for_classes
 from ._logit_columns import TRITON
 from ._logit_gradient import fold_signature, logit_gradient, row_coefficients

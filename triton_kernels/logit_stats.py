@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 from ._launch import Launch, capability, interpreted, launch, split_count, tuned
 from ._logit_columns import TRITON, empty_columns, launch_columns, partials
 from ._logit_gradient import logit_gradient, row_coefficients

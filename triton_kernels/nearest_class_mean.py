@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._center import row_center
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
+from ..reference.center import row_center
 from ._launch import Launch, capability, input_precision, launch, split_count, tuned
 from ._products import add_products
 from ._rows import centred_rows, column_mean

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 from ._launch import INTERPRETED_MULTIPROCESSORS, MULTIPROCESSORS, Launch, capability, input_precision, launch, tuned
 from ._pair_backward import pair_stats_backward
 from ._pair_values import (

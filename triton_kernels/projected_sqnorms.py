@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 from ._deviations import NAMES, POINTERS, compute_type, load_deviations, row_arguments, row_classes, row_signature
 from ._launch import Launch, capability, input_precision, launch, split_count, tuned
 from ._row_products import product_tile, row_products

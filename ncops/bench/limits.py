@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import _native
+from ..backends import native
 
 READ_ELEMENTS = 1 << 26  # 268 MB of float32: more than any cache
 REGISTER_SECONDS = 0.03  # shorter, and a thread that wakes late counts
@@ -31,7 +31,7 @@ def limits(dtype: torch.dtype, device: str = "cpu") -> dict[str, Limit]:
     """By name: ``"register"`` or ``"matmul"`` for products of this dtype, ``"read"`` or ``"copy"`` for memory."""
     if device != "cpu":
         return {"matmul": matmul(dtype, device), "copy": copy(device)}
-    if _native.op("register_products") is None or _native.op("read_memory") is None:
+    if native.op("register_products") is None or native.op("read_memory") is None:
         return {}
     return {"register": _register(dtype, torch.get_num_threads()), "read": _read()}
 
@@ -55,7 +55,7 @@ def copy(device: str) -> Limit:
 
 @functools.cache
 def _register(dtype: torch.dtype, _threads: int) -> Limit:
-    like, run = torch.ones(1, dtype=dtype), _native.op("register_products")
+    like, run = torch.ones(1, dtype=dtype), native.op("register_products")
     steps, best = 100_000, float("inf")
     for _ in range(8):  # the first calls find threads asleep; a slow one here would make the yardstick too short
         begin = time.perf_counter()
@@ -68,5 +68,5 @@ def _register(dtype: torch.dtype, _threads: int) -> Limit:
 @functools.cache
 def _read() -> Limit:
     x = torch.ones(1, READ_ELEMENTS)  # ones: pages of zeros need not exist
-    run = _native.op("read_memory")
+    run = native.op("read_memory")
     return Limit(float(x.nbytes), lambda: run(x))

@@ -10,7 +10,7 @@ import multiprocessing
 import torch
 from torch import Tensor
 
-from .. import _memory
+from .. import memory
 from .case import COMPILE, Case
 
 SMALL = 64  # sizes of the call that loads code before the measured one
@@ -65,11 +65,11 @@ def _growth(case: Case, run, warm: Case) -> float | None:
         return _growth_on_gpu(run, inputs)
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed: the call would grow into that
         ctypes.CDLL(None).malloc_trim(0)
-    before = _memory.resident()
-    if before is None or not _memory.reset_peak():
+    before = memory.resident()
+    if before is None or not memory.reset_peak():
         return None
     results = run(*inputs)
-    return _beyond(_memory.peak() - before, results)
+    return _beyond(memory.peak() - before, results)
 
 
 def _growth_on_gpu(run, inputs: tuple) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from .. import _native
+from ..backends import native
 from . import accuracy, memory, timing
 from .case import OURS, Case
 from .limits import Limit, limits
@@ -137,7 +137,7 @@ def machine(device: str = "cpu") -> dict[str, object]:
         "ncops": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "isa": str(_native.op("cpu_isa")()) if device == "cpu" and _native.op("cpu_isa") is not None else None,
+        "isa": str(native.op("cpu_isa")()) if device == "cpu" and native.op("cpu_isa") is not None else None,
     }
 
 

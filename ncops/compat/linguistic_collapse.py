@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._dtypes import compute_dtype
-from ..statistics import ClassStatistics
+from ..backends.dtypes import compute_dtype
+from ..stats.classes import ClassStatistics
 from .neural_collapse.util import hashify
 
 Path = str | os.PathLike

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._errors import CommandError
+from ..errors import CommandError
 from ..report.console import say
 from ..report.details import Measured
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ..decisions import DecisionStatistics
 from ..report.collapse import collapse
 from ..report.console import LiveTable
 from ..report.details import Measured, class_rows, decision_details, geometry_details, trajectory
 from ..report.explain import format_value
-from ..statistics import ClassStatistics
+from ..stats.classes import ClassStatistics
+from ..stats.decisions import DecisionStatistics
 
 Batches = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from .._errors import CommandError
+from ..errors import CommandError
 from ..report.details import Measured
 from . import text as corpus
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .._errors import CommandError
+from ..errors import CommandError
 from ..report.details import Measured
 from . import text as corpus
 from .checkpoints import Watch, schedule

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
-from .reduce import Group
+from ..stats.collectives import Group
 
 T = TypeVar("T")
 

@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._rows import check_rows, leave_out
-from .._streaming import stateful
-from ..geometry import ClassGeometry, class_geometry
-from ..ops._checks import raise_bad_label
-from ..statistics import ClassStatistics
-from ..storage import read_state, save_state
+from ..ops.checks import raise_bad_label
+from ..stats.batch import check_rows, leave_out
+from ..stats.classes import ClassStatistics
+from ..stats.collectives import Group
+from ..stats.files import read_state, save_state
+from ..stats.geometry import ClassGeometry, class_geometry
+from ..stats.state import stateful
 from .agreement import Offer, together
 from .exchange import concatenate, rows_to_owners, sum_at
-from .reduce import Group
 from .shard_files import ShardFiles
 
 KIND = "ClassShard"

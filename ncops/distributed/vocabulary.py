@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._dtypes import compute_dtype
-from ..ops._checks import (
+from ..backends.dtypes import compute_dtype
+from ..ops.checks import (
     check_integer,
     check_label_values,
     check_number,
@@ -25,11 +25,11 @@ from ..ops._checks import (
     refuse_forward_mode,
     shape,
 )
-from ..ops._precision import allow_tf32
-from ..ops._row_stats import LinearStats, save_columns, unflatten
+from ..ops.columns import LinearStats, save_columns, unflatten
 from ..ops.linear_stats import INSTEAD_OF_SCALE, check_classifier
-from ._shard_columns import local_columns, merge_columns, shard_gradients, target_columns
-from .reduce import Group, gather
+from ..ops.precision import allow_tf32
+from ..stats.collectives import Group, gather
+from .shard_columns import local_columns, merge_columns, shard_gradients, target_columns
 
 
 def linear_stats(

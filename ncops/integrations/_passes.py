@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..conventions import Convention
-from ..decisions import DecisionStatistics
-from ..distributed.reduce import dist
 from ..report.collapse import NAMES, CollapseReport, collapse
-from ..statistics import ClassStatistics
-from ._classifier import evaluating, features_into, find_classifier, rows
-from ._loaders import to_device, untouched_randomness
+from ..stats.classes import ClassStatistics
+from ..stats.collectives import dist
+from ..stats.decisions import DecisionStatistics
+from .classifier import evaluating, features_into, find_classifier, rows
+from .loaders import to_device, untouched_randomness
 
 NEED_SCATTER = ("nc1_pinv", "vci")
 MEANS_FROM = ("train", "eval")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..conventions import Convention
 from ..report.collapse import CollapseReport
-from ._loaders import same_data
 from ._need import missing
 from ._passes import Align, Settings, Unpack, measure, world
+from .loaders import same_data
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

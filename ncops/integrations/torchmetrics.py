@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from .._dtypes import outside_autocast
+from ..backends.dtypes import outside_autocast
 from ..conventions import Convention, resolve
-from ..geometry import ClassGeometry
 from ..ops import linear_stats, logit_stats
-from ..ops._checks import FLOATING, check_floating, check_integer, check_number, check_shape, shape
+from ..ops.checks import FLOATING, check_floating, check_integer, check_number, check_shape, shape
 from ..report.collapse import NAMES, CollapseReport, collapse
-from ..statistics import NONFINITE, ClassStatistics
-from ._classifier import Classifier, rows
+from ..stats.classes import NONFINITE, ClassStatistics
+from ..stats.geometry import ClassGeometry
 from ._metric_state import ExactMetric
+from .classifier import Classifier, rows
 
 __all__ = ["LogitStatistics", "NeuralCollapse"]
 

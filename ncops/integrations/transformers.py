@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..conventions import Convention
 from ..lm.load import _scales
 from ..report.collapse import CollapseReport
-from ._loaders import same_data
 from ._need import missing
 from ._passes import Align, Settings, Unpack, measure, unwrapped, world
+from .loaders import same_data
 
 try:
     from transformers import Trainer, TrainerCallback

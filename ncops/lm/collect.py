@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .._streaming import StreamingState
-from ..decisions import DecisionStatistics
 from ..report.collapse import collapse
 from ..report.details import trajectory
-from ..statistics import ClassStatistics
+from ..stats.classes import ClassStatistics
+from ..stats.decisions import DecisionStatistics
+from ..stats.state import StreamingState
 from .load import LoadedModel
 from .progress import Progress
 from .ranks import Ranks

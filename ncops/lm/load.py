@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .._errors import CommandError, need
+from ..errors import CommandError, need
 
 DTYPES = {
     "float32": torch.float32,

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from .. import _memory
-from .._errors import CommandError
-from ..decisions import DecisionStatistics
+from .. import memory
+from ..errors import CommandError
+from ..measure.saved import describe, same_model
 from ..report.collapse import collapse
 from ..report.details import Measured, class_rows, decision_details, geometry_details
-from ..saved import describe, same_model
-from ..statistics import ClassStatistics
-from ..storage import save_statistics
+from ..stats.classes import ClassStatistics
+from ..stats.decisions import DecisionStatistics
+from ..stats.files import save_statistics
 from .collect import Corpus, LayerStatistics, collect_classes, collect_decisions
 from .load import LoadedModel, body, find_head
 from .progress import Progress, signature
@@ -146,8 +146,8 @@ def measure(
     """
     started = time.perf_counter()
     model, device = loaded.model, next(loaded.model.parameters()).device
-    _memory.reset_peak()
-    before = _memory.resident()
+    memory.reset_peak()
+    before = memory.resident()
     depth = loaded.model.config.get_text_config().num_hidden_layers
     chosen = parse_layers(layers, depth)
     windows = read_windows(loaded, texts, tokens=tokens, window=window)
@@ -191,7 +191,7 @@ def measure(
     details["classes"] = class_rows(geometry, head.weight, decisions, token_text(loaded.tokenizer), noun="token")
     if hidden is not None:
         details["layers"] = hidden.compute(min_count, LAYER_METRICS)
-    top, now = _memory.peak(), time.perf_counter()
+    top, now = memory.peak(), time.perf_counter()
     details["run"] = {
         **(facts or {}),
         "vocabulary": vocabulary,

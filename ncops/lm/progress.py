@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import CommandError
-from .._streaming import StreamingState
-from ..storage import read_state, save_state
+from ..errors import CommandError
+from ..stats.files import read_state, save_state
+from ..stats.state import StreamingState
 from .ranks import Ranks
 
 KIND = "lm-progress"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from .._errors import CommandError
+from ..errors import CommandError
 
 IGNORE = -100
 CHUNK_CHARACTERS = (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops import pair_stats
-from ._common import blocks, centred, check_rows, global_mean_of, nan_like, spread
+from .common import blocks, centred, check_rows, global_mean_of, nan_like, spread
 
 
 class PairMoments(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import blocks, centred, check_rows, global_mean_of, nan_like, spread
+from .common import blocks, centred, check_rows, global_mean_of, nan_like, spread
 from .configuration import simplex_error
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..ops import pair_stats
-from ..ops._checks import check_shape
+from ..ops.checks import check_shape
 from ..ops.pinv_trace import between_svd, pinv_trace, solve_trace
-from ._common import between_trace, centred, check_rows, nan_like
+from .common import between_trace, centred, check_rows, nan_like
 
 
 def rounding_rtol(means: Tensor, input_dtype: torch.dtype, *, global_mean: Tensor | None = None) -> float | None:

@@ -1,8 +1,8 @@
 """The ops: one file each, one name each."""
 
-from ._row_stats import LinearStats
 from .class_moments import ClassMoments, accumulate_class_moments_, class_moments
 from .class_scatter import class_scatter
+from .columns import LinearStats
 from .linear_stats import linear_stats
 from .logit_stats import logit_stats
 from .nearest_class_mean import NearestClassMean, nearest_class_mean

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._dtypes import compute_dtype
-from ._checks import (
+from ..backends.dtypes import compute_dtype
+from .checks import (
     check_device,
     check_dtype,
     check_floating,
@@ -19,7 +19,7 @@ from ._checks import (
     raise_bad_label,
     refuse_forward_mode,
 )
-from ._library import define, differentiate, differentiate_once
+from .op import define, differentiate, differentiate_once
 
 
 class ClassMoments(NamedTuple):

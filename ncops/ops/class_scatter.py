@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._dtypes import compute_dtype
-from ._checks import (
+from ..backends.dtypes import compute_dtype
+from .checks import (
     check_device,
     check_dtype,
     check_floating,
@@ -17,8 +17,8 @@ from ._checks import (
     flatten_labels,
     refuse_forward_mode,
 )
-from ._library import define, differentiate, differentiate_once
-from ._precision import allow_tf32
+from .op import define, differentiate, differentiate_once
+from .precision import allow_tf32
 
 
 def class_scatter(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._dtypes import autocast_dtype, compute_dtype
-from ._checks import (
+from ..backends.dtypes import autocast_dtype, compute_dtype
+from .checks import (
     check_device,
     check_floating,
     check_integer,
@@ -18,9 +18,9 @@ from ._checks import (
     refuse_forward_mode,
     shape,
 )
-from ._library import define, differentiate, differentiate_once
-from ._precision import allow_tf32
-from ._row_stats import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
+from .columns import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
+from .op import define, differentiate, differentiate_once
+from .precision import allow_tf32
 
 INSTEAD_OF_SCALE = "fold a learned temperature into x (linear_stats(x * scale, ...))"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ._checks import (
+from .checks import (
     check_floating,
     check_integer,
     check_label_values,
@@ -15,8 +15,8 @@ from ._checks import (
     refuse_forward_mode,
     shape,
 )
-from ._library import define, differentiate, differentiate_once
-from ._row_stats import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
+from .columns import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
+from .op import define, differentiate, differentiate_once
 
 
 def logit_stats(

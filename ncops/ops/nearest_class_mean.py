@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._dtypes import compute_dtype
-from ._checks import check_device, check_floating, check_shape
-from ._library import define, differentiate
-from ._precision import allow_tf32
+from ..backends.dtypes import compute_dtype
+from .checks import check_device, check_floating, check_shape
+from .op import define, differentiate
 from .pair_stats import check_valid
+from .precision import allow_tf32
 
 
 class NearestClassMean(NamedTuple):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._dtypes import compute_dtype
-from ._checks import check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
-from ._library import define, differentiate, differentiate_once
-from ._precision import allow_tf32
+from ..backends.dtypes import compute_dtype
+from .checks import check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
+from .op import define, differentiate, differentiate_once
+from .precision import allow_tf32
 
 KERNELS = ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
 

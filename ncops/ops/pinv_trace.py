@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._checks import check_device, check_floating, check_shape, shape
+from .checks import check_device, check_floating, check_shape, shape
 
 NAN = float("nan")
 

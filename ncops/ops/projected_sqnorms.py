@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from .._dtypes import compute_dtype
-from ._checks import (
+from ..backends.dtypes import compute_dtype
+from .checks import (
     check_device,
     check_floating,
     check_integer,
@@ -15,9 +15,9 @@ from ._checks import (
     check_shape,
     refuse_forward_mode,
 )
-from ._library import define, differentiate, differentiate_once
-from ._precision import allow_tf32
 from .class_scatter import check_rows
+from .op import define, differentiate, differentiate_once
+from .precision import allow_tf32
 
 
 def projected_sqnorms(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 from ._blocks import row_blocks
 from .logit_stats import fold, row_columns, row_gradient
 

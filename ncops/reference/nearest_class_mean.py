@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._center import row_center
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 from ._blocks import row_blocks
+from .center import row_center
 
 INF = float("inf")
 NAN = float("nan")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .. import metrics
 from ..conventions import Convention, resolve
-from ..decisions import DecisionStatistics, check_geometry
-from ..geometry import ClassGeometry
-from ..ops._checks import check_device, check_floating, check_shape
+from ..ops.checks import check_device, check_floating, check_shape
+from ..stats.decisions import DecisionStatistics, check_geometry
+from ..stats.geometry import ClassGeometry
 
 NAMES = (
     "nc1_pinv", "nc1_quotient", "nc1_cdnv", "vci",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..decisions import MARGIN_LIMIT
+from ..stats.decisions import MARGIN_LIMIT
 from .explain import format_value
 
 PAIR_SAMPLE = 512

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .._errors import CommandError
+from ..errors import CommandError
 from .comparison import Comparison
 from .console import say, show_report, show_table
 from .details import Measured, caveats, document

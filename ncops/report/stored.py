@@ -219,9 +219,9 @@ def read_statistics(
         ValueError: not statistics of ours, of another kind, or parts that do not fit each other.
         FileNotFoundError: no such classifier.
     """
-    from ..decisions import DecisionStatistics
-    from ..statistics import ClassStatistics
-    from ..storage import load
+    from ..stats.classes import ClassStatistics
+    from ..stats.decisions import DecisionStatistics
+    from ..stats.files import load
     from .details import class_rows, decision_details, geometry_details
 
     statistics, decisions, notes = load(path), None, []
@@ -268,8 +268,8 @@ def _min_count_of(statistics, decisions) -> int:
 
 
 def _classifier(path: Path, folder: Path):
-    from .._errors import CommandError
-    from ..measure import Arrays, read_classifier
+    from ..errors import CommandError
+    from ..measure.features import Arrays, read_classifier
 
     places = [p for p in (path, folder / path) if p.is_file()]
     if not places:

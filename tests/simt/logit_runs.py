@@ -6,7 +6,7 @@ import torch
 from logit_columns import FLOATS, naive
 from testing import IGNORE, assert_accurate
 
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
 
 COLUMNS = (*FLOATS, "argmax", "second_index", "target_rank", "valid")
 INDICES = ("argmax", "second_index", "target_rank", "valid")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from testing import IGNORE, LAYOUTS, assert_accurate, bits, dtypes, exact, layouts, plain, randn, random_labels
 
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
 from ncops.reference.class_moments import accumulate_class_moments_ as reference
 
 OP = "class_moments"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from testing import IGNORE, LAYOUTS, assert_accurate, bits, dtypes, exact, layouts, plain, randn, random_labels
 
-from ncops._dtypes import compute_dtype
+from ncops.backends.dtypes import compute_dtype
 
 OP = "class_scatter"
 MODES = ("uncentred", "one_centre", "classes")

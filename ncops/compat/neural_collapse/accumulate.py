@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ..._dtypes import compute_dtype
+from ...backends.dtypes import compute_dtype
 from .util import hashify
 
 IGNORED = -1

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._anchored import Undo, drifted, move, shifted
-from ._dtypes import compute_dtype
-from ._rows import NONFINITE, check_rows, leave_out
-from ._streaming import StreamingState, blocks, stateful
+from ..backends.dtypes import compute_dtype
+from ..ops import accumulate_class_moments_, class_scatter
+from ..ops.checks import check_integer
+from .anchored import Undo, drifted, move, shifted
+from .batch import NONFINITE, check_rows, leave_out
 from .decisions import DecisionStatistics
 from .geometry import FREQUENT, ClassGeometry, PooledRows, class_geometry
-from .ops import accumulate_class_moments_, class_scatter
-from .ops._checks import check_integer
+from .state import StreamingState, blocks, stateful
 
 __all__ = ["ClassStatistics", "DecisionStatistics"]
 
@@ -191,7 +191,7 @@ class ClassStatistics(StreamingState):
         return {**self._identity(), "input_dtype": self.input_dtype}
 
     def _reduce(self, group, agreed: dict[str, Any]) -> None:
-        from .distributed.reduce import reduce_class_state, sum_over_ranks
+        from .collectives import reduce_class_state, sum_over_ranks
 
         self.input_dtype = agreed["input_dtype"]
         sum_over_ranks([self.invalid, self.skipped, self.ignored], group)

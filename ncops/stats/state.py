@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .storage import save_state
+from .files import save_state
 
 BLOCK_BYTES = 8 << 20
 
@@ -77,7 +77,7 @@ class StreamingState:
             ValueError: the ranks' statistics differ in what must be the same (sizes, dtype, convention); on every rank
                 alike, and nothing has changed.
         """
-        from .distributed.reduce import check_alike, dist
+        from .collectives import check_alike, dist
 
         self._check_not_reduced("all_reduce")
         if not (dist.is_available() and dist.is_initialized()):

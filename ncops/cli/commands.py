@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ._errors import CommandError, Interrupted, need
+from ..errors import CommandError, Interrupted, need
 
 app = typer.Typer(
     help="Measures the geometry of trained classifiers and language models: neural collapse NC1 to NC4, in one pass.",
@@ -155,8 +155,8 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure stored features, read in batches. Arrays val_features and val_labels, if there, are the held-out part."""
-    from . import measure as work
-    from .report.output import check_folder, deliver
+    from ..measure import features as work
+    from ..report.output import check_folder, deliver
 
     check_folder(output)
     if html is not None and not html.absolute().parent.is_dir():
@@ -222,7 +222,7 @@ def lm(
     windows and write one report: torchrun --nproc_per_node=N -m ncops lm ...
     """
     need("cli", "tqdm")
-    from .report.output import check_folder, deliver
+    from ..report.output import check_folder, deliver
 
     for option, folder in (("--output", output), ("--save", save), ("--checkpoint", checkpoint)):
         check_folder(folder, option)
@@ -230,9 +230,9 @@ def lm(
         if not path.is_file():
             raise CommandError(f"--text: no file {str(path)!r}")
     with _clean_stdout(as_json), _resumable(checkpoint):
-        from . import lm as work
-        from .lm.ranks import join
-        from .saved import read_statistics
+        from .. import lm as work
+        from ..lm.ranks import join
+        from ..measure.saved import read_statistics
 
         given = origin = None
         if statistics is not None:
@@ -266,8 +266,8 @@ def merge(
     The files are read one after the other, so that memory holds two at a time; the output is written whole or not at
     all.
     """
-    from .report.console import say
-    from .saved import add_up
+    from ..measure.saved import add_up
+    from ..report.console import say
 
     say(f"wrote {output}: {add_up(files, output)!r}")
 
@@ -300,8 +300,8 @@ def demo(
 ) -> None:
     """See it work: SmolLM2-135M on Python's own documentation, or a network that collapses while you watch."""
     need("cli", "tqdm", "matplotlib")
-    from .demo import run
-    from .report.output import check_folder, deliver
+    from ..demo import run
+    from ..report.output import check_folder, deliver
 
     check_folder(output)
     with _clean_stdout(as_json):
@@ -328,12 +328,12 @@ def bench(
     takes about two minutes on two cores, the full one many times that.
     """
     need("cli", "tqdm", *(["matplotlib"] if output is not None else []))
-    from .bench import OPS, records, runner
-    from .bench.plan import cuda as cuda_cases
-    from .bench.plan import full as full_cases
-    from .bench.plan import quick as quick_cases
-    from .report.console import say
-    from .report.output import check_folder
+    from ..bench import OPS, records, runner
+    from ..bench.plan import cuda as cuda_cases
+    from ..bench.plan import full as full_cases
+    from ..bench.plan import quick as quick_cases
+    from ..report.console import say
+    from ..report.output import check_folder
 
     check_folder(output)
     chosen = list(OPS) if ops is None else [name.strip() for name in ops.split(",") if name.strip()]
@@ -358,11 +358,11 @@ def bench(
     if as_json:
         print(json.dumps(records.document(machine, results), indent=1))
     else:
-        from .bench.table import show
+        from ..bench.table import show
 
         show(machine, results)
     if output is not None:
-        from .bench.plots import save_plots
+        from ..bench.plots import save_plots
 
         say("wrote " + ", ".join(str(path) for path in [output / records.NAME, *save_plots(results, output)]))
 
@@ -401,8 +401,8 @@ def compare_runs(
     Runs whose names hold a number (step-1000) lie on an axis and are sorted by it; others keep their order. Decision
     statistics are read from decision_statistics.safetensors beside saved class statistics.
     """
-    from .report.comparison import compare
-    from .report.output import check_folder, deliver_comparison
+    from ..report.comparison import compare
+    from ..report.output import check_folder, deliver_comparison
 
     check_folder(output)
     names = None if labels is None else [name.strip() for name in labels.split(",")]

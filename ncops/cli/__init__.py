@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ._errors import CommandError, Interrupted
+from ..errors import CommandError, Interrupted
 
 SWITCH_ERRORS = ("NCOPS_", "backend '")
 """How the messages about a wrong environment switch begin, from whichever layer they come."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._streaming import blocks
-from ..ops._checks import check_floating, check_shape
+from ..ops.checks import check_floating, check_shape
+from ..stats.state import blocks
 
 NAN = float("nan")
 

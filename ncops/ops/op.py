@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from .._dtypes import autocast_dtype, outside_autocast
+from ..backends.dtypes import autocast_dtype, outside_autocast
 
 _LIBRARY = torch.library.Library("ncops", "DEF")
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from . import _native, backends
+from .. import backends
+from ..backends import native
 
 OPS = (
     "class_moments", "accumulate_class_moments_", "class_scatter", "projected_sqnorms",
@@ -23,14 +24,14 @@ EXTRAS = {
 
 def version() -> str:
     """The version of ncops that is imported."""
-    from ._version import __version__
+    from .._version import __version__
 
     return __version__
 
 
 def _build() -> dict[str, Any]:
-    reason = _native.load()
-    build: dict[str, Any] = {"loaded": reason is None, "reason": reason, "path": _native._find()}
+    reason = native.load()
+    build: dict[str, Any] = {"loaded": reason is None, "reason": reason, "path": native._find()}
     if reason is None:
         try:
             build["build_info"] = str(torch.ops.ncops_C.build_info())
@@ -75,7 +76,7 @@ def collect(torch_env: bool = True) -> dict[str, Any]:
 
 def show(facts: dict[str, Any]) -> None:
     """Prints the facts for a person."""
-    from .report.console import show_table
+    from ..report.console import show_table
 
     native = facts["native"]
     print(f"ncops {facts['ncops']} · torch {facts['torch']} · Python {facts['python']} · {facts['threads']} threads")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-from . import _native
+from . import native
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 ENVIRONMENT = "NCOPS_BACKEND"
@@ -88,18 +88,18 @@ def why_not(backend: str, op: str, device: str | torch.device) -> str | None:
         return _no_triton()
     if device.type != backend:
         return f"tensors are on {device.type}"
-    reason = _native.load()
+    reason = native.load()
     if reason is not None:
         return reason
     if backend == "cpu":
-        return None if _native.has(op, "CPU") else "no native kernel for this op"
+        return None if native.has(op, "CPU") else "no native kernel for this op"
     if torch.version.hip is not None:
         return "compiled kernels are for NVIDIA GPUs"
-    if not _native.has("class_moments", "CUDA"):
+    if not native.has("class_moments", "CUDA"):
         return "the extension was built without nvcc"
-    if not _native.reaches_cuda():
+    if not native.reaches_cuda():
         return "the extension does not find this torch's CUDA library"
-    return _too_old(device.index) if _native.has(op, "CUDA") else "no CUDA kernel for this op"
+    return _too_old(device.index) if native.has(op, "CUDA") else "no CUDA kernel for this op"
 
 
 def _file(op: str) -> str:
@@ -111,7 +111,7 @@ def _file(op: str) -> str:
 
 def reference(op: str) -> Callable:
     """The plain-PyTorch implementation of ``op``: ``ncops.reference.<file>.<op>``."""
-    return getattr(importlib.import_module(f"{__package__}.reference.{_file(op)}"), op)
+    return getattr(importlib.import_module(f"ncops.reference.{_file(op)}"), op)
 
 
 def _order(op: str, device: torch.device, dtype: torch.dtype | None) -> tuple[str, ...]:
@@ -148,10 +148,10 @@ def kernel(op: str, x: torch.Tensor) -> Callable:
     global _warned
     backend = choose(op, x.device, x.dtype)
     if backend in ("cpu", "cuda"):
-        return _native.op(op)
+        return native.op(op)
     if backend == "triton":
-        return getattr(importlib.import_module(f"{__package__}.triton_kernels.{_file(op)}"), op)
-    if x.device.type == "cpu" and not _warned and forced() is None and _native.load() is not None:
+        return getattr(importlib.import_module(f"ncops.triton_kernels.{_file(op)}"), op)
+    if x.device.type == "cpu" and not _warned and forced() is None and native.load() is not None:
         _warned = True
-        warnings.warn(f"ncops runs on its plain PyTorch reference: {_native.load()}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"ncops runs on its plain PyTorch reference: {native.load()}", RuntimeWarning, stacklevel=3)
     return reference(op)

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._anchored import drifted, move, shifted
-from .._streaming import blocks
+from .anchored import drifted, move, shifted
+from .state import blocks
 
 Group = dist.ProcessGroup | None if dist.is_available() else Any
 

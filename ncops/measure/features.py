@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ._errors import CommandError
-from .decisions import DecisionStatistics
-from .geometry import ClassGeometry
-from .report.collapse import collapse
-from .report.details import Measured, class_rows, decision_details, geometry_details
-from .statistics import ClassStatistics
+from ..errors import CommandError
+from ..report.collapse import collapse
+from ..report.details import Measured, class_rows, decision_details, geometry_details
+from ..stats.classes import ClassStatistics
+from ..stats.decisions import DecisionStatistics
+from ..stats.geometry import ClassGeometry
 
 FEATURES, LABELS = ("features", "x", "H"), ("labels", "y")
 WEIGHT, BIAS = (

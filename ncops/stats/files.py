@@ -149,8 +149,8 @@ def load(path: str | os.PathLike, *, device: torch.device | str = "cpu"):
         FileNotFoundError: no such file.
         ValueError: the file is truncated, damaged, written by another program or by a newer ncops.
     """
+    from .classes import ClassStatistics
     from .decisions import DecisionStatistics
-    from .statistics import ClassStatistics
 
     kinds = {cls.__name__: cls for cls in (ClassStatistics, DecisionStatistics)}
     kind, config, tensors = read_state(path, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ops._checks import check_floating, check_label_values, flatten_labels, shape
+from ..ops.checks import check_floating, check_label_values, flatten_labels, shape
 
 NONFINITE = ("propagate", "skip", "raise")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._dtypes import compute_dtype
+from ..backends.dtypes import compute_dtype
 
 LOSSES = ("nll", "cross_entropy", "z_loss", "entropy", "margin")
 REDUCTIONS = ("mean", "sum", "none")

@@ -16,7 +16,7 @@ _reason: str | None = None
 
 
 def _find() -> str | None:
-    here = os.path.dirname(os.path.abspath(__file__))
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     found = sorted(glob.glob(os.path.join(here, "_C*.so")) + glob.glob(os.path.join(here, "_C*.pyd")))
     return found[0] if found else None
 

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dtypes import outside_autocast
-from ._streaming import StreamingState, stateful
-from .conventions import Convention, resolve
-from .geometry import ClassGeometry
-from .ops import LinearStats, linear_stats, nearest_class_mean
-from .ops._checks import (
+from ..backends.dtypes import outside_autocast
+from ..conventions import Convention, resolve
+from ..ops import LinearStats, linear_stats, nearest_class_mean
+from ..ops.checks import (
     check_device,
     check_dtype,
     check_floating,
@@ -24,6 +22,8 @@ from .ops._checks import (
     flatten_labels,
     shape,
 )
+from .geometry import ClassGeometry
+from .state import StreamingState, stateful
 
 ENTROPY_BINS = 64
 MARGIN_BINS = 64
@@ -253,7 +253,7 @@ class DecisionStatistics(StreamingState):
         self._reduced = False
 
     def _alike(self) -> dict[str, Any]:
-        from .distributed.reduce import fingerprint
+        from .collectives import fingerprint
 
         return {
             "num_classes": self.num_classes, "convention": self.convention.as_dict(), "scale": self.scale,
@@ -261,7 +261,7 @@ class DecisionStatistics(StreamingState):
         }  # fmt: skip
 
     def _reduce(self, group, agreed: dict[str, Any]) -> None:
-        from .distributed.reduce import sum_over_ranks
+        from .collectives import sum_over_ranks
 
         sum_over_ranks([tensor for name, tensor in self._tensors().items() if name != "kept"], group)
 

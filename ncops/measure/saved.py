@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._errors import CommandError
-from .storage import check_target, load, read_origin, save_statistics
+from ..errors import CommandError
+from ..stats.files import check_target, load, read_origin, save_statistics
 
 CLASSES = "class_statistics.safetensors"
 

@@ -1,0 +1,1 @@
+"""Measurements from files: stored features, and statistics that jobs have saved."""

@@ -1,0 +1,1 @@
+"""Streaming statistics of classes and decisions: one pass, mergeable, exact near collapse."""
