@@ -30,6 +30,8 @@
 
 namespace ncops::NCOPS_SHARE_NAMESPACE {
 
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN(), kInf = std::numeric_limits<double>::infinity();
+
 // Sums over e^(z - max): of the terms below the maximum, how many are at it, and times z - max.
 struct ExpSums {
   double below = 0, equal = 0, weighted = 0;
@@ -91,27 +93,26 @@ struct LogitShare {
     int64_t indices[kIndexColumns];
   };
   NCOPS_BOTH Columns finish(int64_t label, int64_t ignore_index, double target_logit) const {
-    constexpr double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
-    const bool none = max == -inf, poisoned = (flags & kPoisoned) != 0, masked = (flags & kMasked) != 0;  // none: all masked
-    const double gap = none ? nan : log1p(sums.rest());
+    const bool none = max == -kInf, poisoned = (flags & kPoisoned) != 0, masked = (flags & kMasked) != 0;  // none: all masked
+    const double gap = none ? kNaN : log1p(sums.rest());
     Columns c;
-    c.floats[kLse] = none ? -inf : max + gap;
+    c.floats[kLse] = none ? -kInf : max + gap;
     c.floats[kGap] = gap;
     c.floats[kMax] = max;
-    c.floats[kSecond] = count > 1 ? second : -inf;
-    c.floats[kEntropy] = none ? nan : gap - sums.weighted / sums.total();
-    c.floats[kMean] = masked ? -inf : mean;
-    c.floats[kVar] = masked ? nan : squares / double(count);
+    c.floats[kSecond] = count > 1 ? second : -kInf;
+    c.floats[kEntropy] = none ? kNaN : gap - sums.weighted / sums.total();
+    c.floats[kMean] = masked ? -kInf : mean;
+    c.floats[kVar] = masked ? kNaN : squares / double(count);
     c.indices[kArgmax] = none ? 0 : argmax;
     const int64_t other = c.indices[kArgmax] == 0 ? 1 : 0;
-    c.indices[kSecondIndex] = count < 2 ? -1 : c.floats[kSecond] == -inf ? other : second_index;
+    c.indices[kSecondIndex] = count < 2 ? -1 : c.floats[kSecond] == -kInf ? other : second_index;
     if (poisoned) {
-      for (double& value : c.floats) value = nan;
+      for (double& value : c.floats) value = kNaN;
       c.indices[kArgmax] = c.indices[kSecondIndex] = -1;
     }
     const bool valid = label != ignore_index, good = label >= 0 && label < count && !poisoned;
-    c.floats[kTargetLogit] = !valid ? 0 : good ? target_logit : nan;
-    c.floats[kNll] = !valid ? 0 : good ? (max - target_logit) + gap : nan;
+    c.floats[kTargetLogit] = !valid ? 0 : good ? target_logit : kNaN;
+    c.floats[kNll] = !valid ? 0 : good ? (max - target_logit) + gap : kNaN;
     c.indices[kTargetRank] = valid && good ? rank : -1;
     return c;
   }
@@ -125,9 +126,8 @@ template <class T>
 NCOPS_BOTH void write_row(const LogitColumns& out, const LogitShares& shares, int64_t row, const LogitShare& s,
                           const int64_t* target, int64_t ignore_index, T target_logit) {
   if (shares.floats != nullptr) {
-    constexpr double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
-    const double floats[kShareFloats] = {(s.flags & kPoisoned) ? nan : s.max, s.second, s.sums.rest(), s.sums.weighted,
-                                         (s.flags & kMasked) ? -inf : s.mean, s.squares};
+    const double floats[kShareFloats] = {(s.flags & kPoisoned) ? kNaN : s.max, s.second, s.sums.rest(), s.sums.weighted,
+                                         (s.flags & kMasked) ? -kInf : s.mean, s.squares};
     const int64_t indices[kShareIndices] = {s.argmax, s.second_index, s.count, s.rank};
     for (int p = 0; p < kShareFloats; ++p) shares.floats[p * shares.rows + row] = floats[p];
     for (int p = 0; p < kShareIndices; ++p) shares.indices[p * shares.rows + row] = indices[p];
