@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends.dtypes import compute_dtype
 from .checks import (
     check_device,
@@ -17,7 +16,7 @@ from .checks import (
     flatten_labels,
     refuse_forward_mode,
 )
-from .op import define, differentiate, differentiate_once
+from .op import define
 from .precision import allow_tf32
 
 
@@ -71,13 +70,12 @@ def check_rows(x: Tensor, labels: Tensor | None, center: Tensor | None) -> tuple
     return (x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x), y
 
 
-def _forward(x, labels, center, ignore_index, allow_tf32):
+def _check(x, labels, center, ignore_index, allow_tf32):
     if labels is not None:
         check_label_values(labels, center.shape[0], ignore_index, "labels")
-    return backends.kernel("class_scatter", x)(x, labels, center, ignore_index, allow_tf32)
 
 
-def _fake(x, labels, center, ignore_index, allow_tf32):
+def _fake(x, *_):
     return x.new_empty((x.shape[1], x.shape[1]), dtype=compute_dtype(x.dtype))
 
 
@@ -92,20 +90,13 @@ def _backward(ctx, g):
     return g_x if need_x else None, None, g_center if need_center else None, None, None
 
 
-def _backward_kernel(*args):
-    return backends.kernel("class_scatter_backward", args[0])(*args)
-
-
 def _backward_fake(g, x, labels, center, ignore_index, allow_tf32, need_x, need_center):
     return x.new_empty(x.shape if need_x else 0), g.new_empty(center.shape if need_center else 0)
 
 
 _INPUTS = "Tensor x, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
-define(f"class_scatter({_INPUTS}) -> Tensor", _forward, _fake)
+define(f"class_scatter({_INPUTS}) -> Tensor", _fake, check=_check, setup=_setup, backward=_backward)
 define(
     f"class_scatter_backward(Tensor g, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)",
-    _backward_kernel,
     _backward_fake,
 )
-differentiate("class_scatter", _backward, _setup)
-differentiate_once("class_scatter")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends.dtypes import autocast_dtype, compute_dtype
 from ..backends.planes import SHARE_FLOATS, SHARE_INDICES
 from .checks import (
@@ -20,7 +19,7 @@ from .checks import (
     shape,
 )
 from .columns import PLANES, LinearStats, columns_of, fake_planes, save_planes
-from .op import define, differentiate, differentiate_once
+from .op import define
 from .precision import allow_tf32
 
 INSTEAD_OF_SCALE = "fold a learned temperature into x (linear_stats(x * scale, ...))"
@@ -92,18 +91,13 @@ def check_classifier(
     return x, weight, bias
 
 
-def _forward(x, weight, bias, target, scale, ignore_index, allow_tf32):
+def _check(x, weight, bias, target, scale, ignore_index, allow_tf32):
     if target is not None:
         check_label_values(target, weight.shape[0], ignore_index, "target")
-    return backends.kernel("linear_stats", x)(x, weight, bias, target, scale, ignore_index, allow_tf32)
 
 
 def _fake(x, *_):
     return fake_planes(x)
-
-
-def _share(x, *others):
-    return backends.kernel("linear_stats_share", x)(x, *others)
 
 
 def _share_fake(x, *_):
@@ -111,10 +105,7 @@ def _share_fake(x, *_):
     return floats, x.new_empty((len(SHARE_INDICES), x.shape[0]), dtype=torch.int64)
 
 
-def _targets(x, weight, bias, target, scale, ignore_index, allow_tf32):
-    check_label_values(target, weight.shape[0], ignore_index, "target")
-    run = backends.kernel("linear_stats_targets", x)
-    logits = run(x, weight, bias, target, scale, ignore_index, allow_tf32)
+def _zero_elsewhere(logits, x, weight, bias, target, scale, ignore_index, allow_tf32):
     return logits.masked_fill_((target == ignore_index) | (target < 0) | (target >= weight.shape[0]), 0)
 
 
@@ -135,10 +126,6 @@ def _backward(ctx, grad, _):
     return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None)
 
 
-def _backward_kernel(grad, *others):
-    return backends.kernel("linear_stats_backward", grad)(grad, *others)
-
-
 def _backward_fake(
     grad, floats, indices, x, weight, bias, target, scale, ignore_index, allow_tf32, need_x, need_weight, need_bias
 ):
@@ -150,17 +137,25 @@ def _backward_fake(
 
 
 _HEAD, _OPTIONS = "Tensor x, Tensor weight, Tensor? bias", "float scale, int ignore_index, bool allow_tf32"
-define(f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}", _forward, _fake)
+define(
+    f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}",
+    _fake,
+    check=_check,
+    setup=_setup,
+    backward=_backward,
+)
 # The share of these classes of a vocabulary that has others, in which targets may lie: their logits are given.
 define(
-    f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share, _share_fake
+    f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share_fake
 )
-define(f"linear_stats_targets({_HEAD}, Tensor target, {_OPTIONS}) -> Tensor", _targets, _targets_fake)
+define(
+    f"linear_stats_targets({_HEAD}, Tensor target, {_OPTIONS}) -> Tensor",
+    _targets_fake,
+    check=_check,
+    after=_zero_elsewhere,
+)
 define(
     f"linear_stats_backward(Tensor grad, Tensor floats, Tensor indices, {_HEAD}, Tensor? target, {_OPTIONS},"
     " bool need_x, bool need_weight, bool need_bias) -> (Tensor g_x, Tensor g_weight, Tensor g_bias)",
-    _backward_kernel,
     _backward_fake,
 )
-differentiate("linear_stats", _backward, _setup)
-differentiate_once("linear_stats")

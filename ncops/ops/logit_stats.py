@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
 from .checks import (
     check_floating,
     check_integer,
@@ -16,7 +15,7 @@ from .checks import (
     shape,
 )
 from .columns import PLANES, LinearStats, columns_of, fake_planes, save_planes
-from .op import define, differentiate, differentiate_once
+from .op import define
 
 
 def logit_stats(
@@ -51,10 +50,9 @@ def logit_stats(
     return columns_of(planes, tuple(logits.shape[:-1]), y, logits.shape[-1], ignore_index)
 
 
-def _forward(logits, target, scale, ignore_index):
+def _check(logits, target, scale, ignore_index):
     if target is not None:
         check_label_values(target, logits.shape[1], ignore_index, "target")
-    return backends.kernel("logit_stats", logits)(logits, target, scale, ignore_index)
 
 
 def _fake(logits, *_):
@@ -71,20 +69,10 @@ def _backward(ctx, grad, _):
     return g_logits, None, None, None
 
 
-def _backward_kernel(grad, *others):
-    return backends.kernel("logit_stats_backward", grad)(grad, *others)
-
-
 def _backward_fake(grad, floats, indices, logits, target, scale, ignore_index):
     return logits.new_empty(logits.shape)
 
 
 _INPUTS = "Tensor logits, Tensor? target, float scale, int ignore_index"
-define(f"logit_stats({_INPUTS}) -> {PLANES}", _forward, _fake)
-define(
-    f"logit_stats_backward(Tensor grad, Tensor floats, Tensor indices, {_INPUTS}) -> Tensor",
-    _backward_kernel,
-    _backward_fake,
-)
-differentiate("logit_stats", _backward, _setup)
-differentiate_once("logit_stats")
+define(f"logit_stats({_INPUTS}) -> {PLANES}", _fake, check=_check, setup=_setup, backward=_backward)
+define(f"logit_stats_backward(Tensor grad, Tensor floats, Tensor indices, {_INPUTS}) -> Tensor", _backward_fake)

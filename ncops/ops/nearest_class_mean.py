@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends.dtypes import compute_dtype
 from .checks import check_device, check_floating, check_shape
-from .op import define, differentiate
+from .op import define
 from .pair_stats import check_valid
 from .precision import allow_tf32
 
@@ -58,22 +57,14 @@ def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None)
     return NearestClassMean(index.reshape(rows), sqdist.reshape(rows))
 
 
-def _forward(x, means, valid, allow_tf32):
-    return backends.kernel("nearest_class_mean", x)(x, means, valid, allow_tf32)
-
-
-def _fake(x, means, valid, allow_tf32):
+def _fake(x, *_):
     rows = x.shape[0]
     return x.new_empty(rows, dtype=compute_dtype(x.dtype)), x.new_empty(rows, dtype=torch.int64)
 
 
 define(
     "nearest_class_mean(Tensor x, Tensor means, Tensor? valid, bool allow_tf32) -> (Tensor sqdist, Tensor index)",
-    _forward,
     _fake,
-)
-differentiate(
-    "nearest_class_mean",
-    lambda ctx, g_sqdist, g_index: (None, None, None, None),
-    lambda ctx, inputs, output: ctx.mark_non_differentiable(*output),
+    setup=lambda ctx, inputs, output: ctx.mark_non_differentiable(*output),
+    backward=lambda ctx, g_sqdist, g_index: (None, None, None, None),
 )
