@@ -8,8 +8,8 @@ from .ops import __all__ as _ops
 from .report.collapse import CollapseReport, collapse
 from .stats.classes import ClassStatistics
 from .stats.decisions import DecisionStatistics
-from .stats.files import load
 from .stats.geometry import ClassGeometry
+from .stats.load import load
 
 __all__ = [
     *_ops,

@@ -162,7 +162,7 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch):
 def test_origin_is_kept_beside_the_state(tmp_path):
     stats, *_ = make()
     path, origin = tmp_path / "a", {"model": "m", "classifier": "00ff"}
-    storage.save_state(path, "ClassStatistics", stats._config(), stats._tensors(), origin)
+    storage.save_state(path, "ClassStatistics", stats.config(), stats.tensors(), origin)
     assert storage.read_origin(path) == origin and torch.equal(ncops.load(path).counts, stats.counts)
     stats.save(path)
     assert storage.read_origin(path) is None
@@ -171,16 +171,16 @@ def test_origin_is_kept_beside_the_state(tmp_path):
 def test_files_of_version_1_are_read(tmp_path):
     stats, *_ = make()
     metadata = {"format": "ncops-stats", "version": "1", "kind": "ClassStatistics"}
-    write(tmp_path / "a", stats._tensors(), **metadata, config=json.dumps(stats._config()))
+    write(tmp_path / "a", stats.tensors(), **metadata, config=json.dumps(stats.config()))
     loaded = ncops.load(tmp_path / "a")
-    assert loaded._config() == stats._config() and torch.equal(loaded.sums, stats.sums)
+    assert loaded.config() == stats.config() and torch.equal(loaded.sums, stats.sums)
     assert storage.read_origin(tmp_path / "a") is None
 
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     stats, *_ = make()
-    tensors, config = stats._tensors(), json.dumps(stats._config())
+    tensors, config = stats.tensors(), json.dumps(stats.config())
     good = {"format": "ncops-stats", "version": 1, "kind": "ClassStatistics", "config": config}
 
     with pytest.raises(FileNotFoundError, match="no file"):
@@ -201,7 +201,7 @@ def test_foreign_files_are_refused(tmp_path):
         write(path, tensors, **{**good, **change})
         with pytest.raises(ValueError, match=message):
             ncops.load(path)
-    document = {"format": "ncops-stats", "version": 2, "kind": "ClassStatistics", "config": stats._config()}
+    document = {"format": "ncops-stats", "version": 2, "kind": "ClassStatistics", "config": stats.config()}
     for change, message in (
         ({"version": 3}, "version '3'"),
         ({"format": "other"}, "not one of ncops statistics"),

@@ -14,7 +14,8 @@ from ..conventions import Convention, resolve
 from ..ops import linear_stats, logit_stats
 from ..ops.checks import FLOATING, check_floating, check_integer, check_number, check_shape, shape
 from ..report.collapse import NAMES, CollapseReport, collapse
-from ..stats.classes import NONFINITE, ClassStatistics
+from ..stats.batch import NONFINITE
+from ..stats.classes import ClassStatistics
 from ..stats.geometry import ClassGeometry
 from ._metric_state import ExactMetric
 from .classifier import Classifier, rows
@@ -67,7 +68,7 @@ class NeuralCollapse(ExactMetric):
         fresh = ClassStatistics(num_classes, dim, scatter, nonfinite=nonfinite, ignore_index=ignore_index)
         if classifier is not None and not is_lazy(getattr(classifier, "weight", None)):  # that has no shape yet
             check_shape(rows(classifier)[0], "classifier", (fresh.num_classes, fresh.dim), "(num_classes, dim)")
-        self._config = {name: value for name, value in fresh._config().items() if name != "input_dtype"}
+        self._config = {name: value for name, value in fresh.config().items() if name != "input_dtype"}
         self.center: Tensor
         self.meta: Tensor
         for name, tensor in self._as_states(fresh).items():
@@ -77,7 +78,7 @@ class NeuralCollapse(ExactMetric):
 
     def _as_states(self, statistics: ClassStatistics) -> dict[str, Tensor]:
         """The statistics' tensors, and what else tells two of them apart, as tensors that torchmetrics can carry."""
-        tensors = statistics._tensors()
+        tensors = statistics.tensors()
         device = statistics.device
         if statistics.center is None:
             tensors["center"] = torch.zeros((0, statistics.dim), device=device)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CommandError
-from ..stats.files import check_target, load, read_origin, save_statistics
+from ..stats.files import check_target, read_origin, save_statistics
+from ..stats.load import load
 
 CLASSES = "class_statistics.safetensors"
 

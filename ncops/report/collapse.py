@@ -201,7 +201,7 @@ def _check(geometry, weight, bias, decisions, settings: Convention) -> None:
     kept = decisions.kept.nonzero()[:, 0].to(geometry.classes.device)
     if decisions.num_classes != geometry.num_classes or not torch.equal(kept, geometry.classes):
         raise ValueError("decisions: made with a geometry of other classes than this one")
-    for name, given, used in (("weight", weight, decisions._weight), ("bias", bias, decisions._bias)):
+    for name, given, used in zip(("weight", "bias"), (weight, bias), decisions.classifier, strict=True):
         if given is not None and used is not None and not _same(given.detach(), used):
             raise ValueError(f"{name}: expected the one that the decisions were made with, got another")
 

@@ -221,7 +221,7 @@ def read_statistics(
     """
     from ..stats.classes import ClassStatistics
     from ..stats.decisions import DecisionStatistics
-    from ..stats.files import load
+    from ..stats.load import load
     from .details import class_rows, decision_details, geometry_details
 
     statistics, decisions, notes = load(path), None, []

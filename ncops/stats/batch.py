@@ -10,7 +10,7 @@ from ..ops.checks import check_floating, check_label_values, flatten_labels, sha
 NONFINITE = ("propagate", "skip", "raise")
 
 
-def check_rows(
+def check_batch(
     x: Tensor, labels: Tensor, *, num_classes: int, dim: int, ignore_index: int, device: torch.device,
     input_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip

@@ -22,6 +22,7 @@ from ..ops.checks import (
     flatten_labels,
     shape,
 )
+from .collectives import fingerprint, sum_over_ranks
 from .geometry import ClassGeometry
 from .state import StreamingState, stateful
 
@@ -139,6 +140,11 @@ class DecisionStatistics(StreamingState):
     _bias: Tensor | None = None
 
     @property
+    def classifier(self) -> tuple[Tensor | None, Tensor | None]:
+        """``(weight, bias)`` that decide; the weight is None in statistics from a file, before :meth:`bind`."""
+        return self._weight, self._bias
+
+    @property
     def device(self) -> torch.device:
         return self.count.device
 
@@ -247,23 +253,19 @@ class DecisionStatistics(StreamingState):
 
     def reset(self) -> None:
         """Forgets every row seen; the means and the classifier stay."""
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             if name != "kept":
                 tensor.zero_()
         self._reduced = False
 
     def _alike(self) -> dict[str, Any]:
-        from .collectives import fingerprint
-
         return {
             "num_classes": self.num_classes, "convention": self.convention.as_dict(), "scale": self.scale,
             "kept classes": fingerprint(self.kept),
         }  # fmt: skip
 
     def _reduce(self, group, agreed: dict[str, Any]) -> None:
-        from .collectives import sum_over_ranks
-
-        sum_over_ranks([tensor for name, tensor in self._tensors().items() if name != "kept"], group)
+        sum_over_ranks([tensor for name, tensor in self.tensors().items() if name != "kept"], group)
 
     def merge(self, other: DecisionStatistics) -> DecisionStatistics:
         """Adds what ``other`` has seen; ``other`` is not changed. Returns self.
@@ -280,7 +282,7 @@ class DecisionStatistics(StreamingState):
                 raise ValueError(f"other: {name}: expected {getattr(self, name)}, got {getattr(other, name)}")
         if not torch.equal(self.kept, other.kept.to(self.device)):
             raise ValueError("other: kept: it was made with other kept classes")
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             if name != "kept":
                 tensor += getattr(other, name).to(self.device)
         return self
@@ -294,7 +296,7 @@ class DecisionStatistics(StreamingState):
             self._bias = None if self._bias is None else self._bias.to(device)
         return self
 
-    def _config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         return {
             "num_classes": self.num_classes,
             "convention": self.convention.as_dict(),
@@ -314,7 +316,7 @@ class DecisionStatistics(StreamingState):
         self.convention = Convention(**config["convention"])
         self.scale, self.ignore_index = float(config["scale"]), int(config["ignore_index"])
         self._allocate("meta")
-        self._check_tensors(tensors, {k: (tuple(t.shape), t.dtype) for k, t in self._tensors().items()})
+        self._check_tensors(tensors, {k: (tuple(t.shape), t.dtype) for k, t in self.tensors().items()})
         for name, tensor in tensors.items():
             setattr(self, name, tensor)
 
@@ -335,7 +337,7 @@ class DecisionStatistics(StreamingState):
         if not torch.equal(loaded.kept.to(self.device), self.kept):
             raise ValueError("state: kept: it was made with other kept classes")
         device = self.device
-        copied = {name: value.to(device, copy=True) for name, value in loaded._tensors().items()}
+        copied = {name: value.to(device, copy=True) for name, value in loaded.tensors().items()}
         self.scale, self.ignore_index = loaded.scale, loaded.ignore_index
         vars(self).update(copied)
 

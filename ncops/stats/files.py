@@ -73,7 +73,7 @@ def save_state(
 
 def save_statistics(path: str | os.PathLike, statistics: Any, origin: dict[str, Any] | None) -> None:
     """Writes statistics as their ``save`` does, with what they were measured on."""
-    save_state(path, type(statistics).__name__, statistics._config(), statistics._tensors(), origin)
+    save_state(path, type(statistics).__name__, statistics.config(), statistics.tensors(), origin)
 
 
 def _sync_folder(folder: str) -> None:
@@ -136,27 +136,3 @@ def _document(metadata: dict[str, str], name: str) -> dict[str, Any]:
     if not isinstance(document["kind"], str) or not isinstance(document["config"], dict):
         raise ValueError(f"path: {name} is damaged: its kind or its configuration is none")
     return document
-
-
-def load(path: str | os.PathLike, *, device: torch.device | str = "cpu"):
-    """Reads statistics written by ``save``: a :class:`ClassStatistics` or a :class:`DecisionStatistics`.
-
-    Args:
-        path: the file.
-        device: where its tensors go.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is truncated, damaged, written by another program or by a newer ncops.
-    """
-    from .classes import ClassStatistics
-    from .decisions import DecisionStatistics
-
-    kinds = {cls.__name__: cls for cls in (ClassStatistics, DecisionStatistics)}
-    kind, config, tensors = read_state(path, device)
-    if kind not in kinds:
-        raise ValueError(f"path: {os.fspath(path)} holds {kind!r}, expected one of {', '.join(kinds)}")
-    try:
-        return kinds[kind].from_state(config, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"path: {os.fspath(path)} is damaged: {error}") from error
