@@ -130,6 +130,29 @@ def test_a_first_save_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such permissions")
+def test_a_written_file_has_the_permissions_of_any_other(tmp_path):
+    (tmp_path / "other").write_text("")
+    storage.write_file(tmp_path / "a", "\u00e9\n")
+    make()[0].save(tmp_path / "b")
+    assert len({(tmp_path / name).stat().st_mode for name in ("other", "a", "b")}) == 1
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\n"
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    storage.write_file(tmp_path / "link", b"2")
+    assert (tmp_path / "a").read_bytes() == b"2" and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("error", (KeyboardInterrupt, OSError))
+def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path, error):
+    storage.write_file(tmp_path / "a", "old")
+    with pytest.raises(error), storage.replacing(tmp_path / "a") as name:
+        open(name, "w").close()
+        raise error
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+    with pytest.raises(FileNotFoundError, match=r"none/a'$"):
+        storage.write_file(tmp_path / "none" / "a", "new")
+
+
 def write(path, tensors, **metadata):
     safetensors.torch.save_file(tensors, path, {k: str(v) for k, v in metadata.items()} or None)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..conventions import Convention
+from ..model import evaluating, features_into, find_classifier, rows
 from ..report.collapse import NAMES, CollapseReport, collapse
-from ..stats.classes import ClassStatistics
 from ..stats.collectives import dist
-from ..stats.decisions import DecisionStatistics
-from .classifier import evaluating, features_into, find_classifier, rows
+from ..stats.passes import class_pass, decision_pass
 from .loaders import to_device, untouched_randomness
 
 NEED_SCATTER = ("nc1_pinv", "vci")
@@ -77,7 +76,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def measure(
+def measure_model(
     model: nn.Module,
     settings: Settings,
     unpack: Unpack,
@@ -96,34 +95,26 @@ def measure(
     model = unwrapped(model)
     module = find_classifier(model, settings.classifier)
     weight, bias = rows(module)
-    _, ranks = world()
+    shared = {"all_ranks": world()[1] > 1, "ignore_index": settings.ignore_index}
 
     with untouched_randomness(), evaluating(model), features_into(module) as trap:
 
-        def each(batches: Iterable[Any], update: Callable[[Tensor, Tensor], None]) -> None:
+        def features(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
             for batch in batches:
                 inputs, labels = unpack(to_device(batch, weight.device))
                 with precision():
                     x = trap.run(lambda inputs=inputs: _call(model, inputs))
-                update(*_matched(x, labels.to(x.device), align))
+                yield _matched(x, labels.to(x.device), align)
 
-        statistics = ClassStatistics(
-            *weight.shape, scatter=settings.scatter, device=weight.device, ignore_index=settings.ignore_index
+        geometry = class_pass(
+            features(train() if settings.means_from == "train" else evaluation()), *weight.shape,
+            min_count=settings.min_count, scatter=settings.scatter, device=weight.device, **shared,
+        )  # fmt: skip
+        # Under autocast the features come in another dtype than the rows: the pass takes what autocast multiplies.
+        decisions = decision_pass(
+            features(evaluation()), geometry, weight, bias, convention=settings.convention, scale=scale, **shared
         )
-        each(train() if settings.means_from == "train" else evaluation(), statistics.update)
-        if ranks > 1:
-            statistics.all_reduce(inplace=True)
-        geometry = statistics.compute(min_count=settings.min_count)
-        # Under autocast the features come in another dtype than the rows: those are what it multiplies.
-        weight, bias = (t if t is None else t.to(geometry.input_dtype) for t in (weight, bias))
-        decisions = DecisionStatistics(
-            geometry, weight, bias, convention=settings.convention, scale=scale, ignore_index=settings.ignore_index
-        )
-        del statistics
-        each(evaluation(), decisions.update)
-        if ranks > 1:
-            decisions.all_reduce(inplace=True)
-        return collapse(geometry, weight, bias, decisions=decisions, convention=settings.convention)
+        return collapse(geometry, *decisions.classifier, decisions=decisions, convention=settings.convention)
 
 
 def _call(model: nn.Module, inputs: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..conventions import Convention
 from ..report.collapse import CollapseReport
 from ._need import missing
-from ._passes import Align, Settings, Unpack, measure, world
+from ._passes import Align, Settings, Unpack, measure_model, world
 from .loaders import same_data
 
 try:
@@ -116,7 +116,7 @@ class NeuralCollapseCallback(Callback):
         for index, (loader, limit) in enumerate(zip(loaders, limits, strict=True)):
             limit = None if limit == float("inf") else int(limit)  # as the trainer has it: the first so many batches
             with torch.inference_mode(False):  # inference tensors could not be undone by the statistics
-                self.report = measure(
+                self.report = measure_model(
                     pl_module,
                     self.settings,
                     self.unpack,

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from ..backends.dtypes import outside_autocast
 from ..conventions import Convention, resolve
+from ..model import Classifier, rows
 from ..ops import linear_stats, logit_stats
 from ..ops.checks import FLOATING, check_floating, check_integer, check_number, check_shape, shape
 from ..report.collapse import NAMES, CollapseReport, collapse
@@ -18,7 +19,6 @@ from ..stats.batch import NONFINITE
 from ..stats.classes import ClassStatistics
 from ..stats.geometry import ClassGeometry
 from ._metric_state import ExactMetric
-from .classifier import Classifier, rows
 
 __all__ = ["LogitStatistics", "NeuralCollapse"]
 

@@ -7,14 +7,15 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from ..stats.files import write_file
 from .collapse import NAMES, CollapseReport
 from .console import plain_table
 from .curves import Axis
-from .details import Measured, strict
+from .details import strict
 from .explain import format_value, meaning
+from .measured import Measured
 from .places import places, short_names
 from .stored import Run, find, read_run
 
@@ -129,7 +130,7 @@ class Comparison:
 
     def to_html(self, path: str | os.PathLike, *, title: str | None = None) -> None:
         """Writes trajectories, the table of all runs and the last run's details as one self-contained HTML file."""
-        Path(path).write_text(self.html(title=title), encoding="utf-8")
+        write_file(path, self.html(title=title))
 
     def html(self, *, title: str | None = None) -> str:
         """The page of :meth:`to_html` as text."""

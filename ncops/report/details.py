@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -241,10 +241,3 @@ def caveats(report: Mapping[str, float]) -> list[str]:
             "Give more data, or ask for fewer samples per class."
         )
     return found
-
-
-class Measured(NamedTuple):
-    """What a measuring run hands over: the report and everything to show beside it."""
-
-    report: Any
-    details: dict[str, Any]

@@ -7,9 +7,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
+from ..stats.files import write_file
 from .details import caveats
 from .sections import (
     CONTROL,
@@ -91,4 +91,4 @@ def write_html(
     details: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes ``report`` as one HTML file; see ``ncops.report.details`` for what ``details`` may hold."""
-    Path(path).write_text(render(report, title=title, details=details), encoding="utf-8")
+    write_file(path, render(report, title=title, details=details))
