@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import ncops
+from ncops.metrics import table
 from ncops.report import details as parts
-from ncops.report import explain, html, plots
+from ncops.report import html, numbers, plots
 
 NASTY = "</code><script>alert(1)</script>\"'&\n\t\x00\u202e"
 VOID = {"meta", "input", "br", "path", "use", "rect"}
@@ -113,7 +114,7 @@ def test_headline_coverage_and_table(page):
         "a < b",
     ):
         assert wanted in joined
-    assert explain.format_value(report["nc1_quotient"]) in joined
+    assert numbers.format_value(report["nc1_quotient"]) in joined
 
 
 def test_colours_follow_the_page(page):
@@ -168,7 +169,7 @@ def test_plot_returns_figure_and_axes(page):
     own = pyplot.figure().add_subplot()
     assert report.plot(ax=own) == (own.figure, own)
     pyplot.close("all")
-    assert [t.get_text() for t in own.get_yticklabels()][-1] == explain.meaning(plots.OVERVIEW[0]).label
+    assert [t.get_text() for t in own.get_yticklabels()][-1] == table.meaning(plots.OVERVIEW[0]).label
 
 
 def test_histogram():
@@ -180,7 +181,7 @@ def test_histogram():
 
 def test_every_metric_is_explained(page):
     for name in page[0]:
-        assert explain.MEANINGS[name].sentence and explain.MEANINGS[name].goal
+        assert table.METRICS[name].sentence and table.METRICS[name].goal
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_every_metric_is_explained(page):
     ],
 )
 def test_format_value(value, text):
-    assert explain.format_value(value) == text
+    assert numbers.format_value(value) == text
 
 
 # -- colours ----------------------------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_a_broken_extension_is_one_line_and_the_reference(source, tmp_path):
 def test_extension_sees_torch_only_through_the_stable_abi():
     from ncops.backends import native
 
-    library = native._find()
+    library = native.find()
     if library is None:
         pytest.skip("the native extension is not built")
     symbols = run("nm", "-D", "--undefined-only", "-C", library, cwd=ROOT)

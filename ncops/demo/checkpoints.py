@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from ..metrics.table import CHECKPOINTS, shown_in
 from ..report.collapse import collapse
 from ..report.console import LiveTable
 from ..report.details import trajectory
-from ..report.explain import format_value
 from ..report.measured import Measured, assemble
+from ..report.numbers import format_value
 from ..stats.passes import Batches, class_pass, decision_pass
 
 COLUMNS = {
@@ -23,10 +24,6 @@ COLUMNS = {
 HELD_COLUMNS = {"held_out_nll": "held-out NLL", "held_out_accuracy": "held-out accuracy"}
 LEFT_OUT = ("nc1_cdnv", "nc2_cos_std", "held_out_accuracy")  # of the table, on a terminal narrower than WIDE
 WIDE = 126
-NAMES = (
-    "nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error", "nc3_cos_mean",
-    "nc4_agreement", "accuracy", "nll",
-)  # fmt: skip
 
 
 def schedule(last: int, first: int = 25) -> list[int]:
@@ -73,9 +70,7 @@ class Watch:
     def checkpoint(self, point: int) -> None:
         weight, bias = self.classifier()
         geometry = class_pass(self.train(), self.classes, weight.shape[1], min_count=self.min_count, scatter=True)
-        decisions, held_out = (
-            decision_pass(part(), geometry, weight, bias) for part in (self.train, self.held_out)
-        )
+        decisions, held_out = (decision_pass(part(), geometry, weight, bias) for part in (self.train, self.held_out))
         report = collapse(geometry, weight, bias, decisions=decisions)
         outside = collapse(geometry, weight, bias, decisions=held_out)
         self.points.append(point)
@@ -87,7 +82,7 @@ class Watch:
 
     def measured(self, text: Callable[[int], str], noun: str, run: dict[str, Any]) -> Measured:
         """The last checkpoint's report, with all checkpoints in its details."""
-        path = trajectory(self.axis, self.points, self.reports, NAMES)
+        path = trajectory(self.axis, self.points, self.reports, shown_in(CHECKPOINTS))
         path["metrics"] |= {f"held_out_{name}": [h[name] for h in self.held] for name in ("nll", "accuracy")}
         held = self.held[-1]
         note = (

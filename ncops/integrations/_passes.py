@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..conventions import Convention
+from ..metrics.table import NAMES, SCATTER, needing
 from ..model import evaluating, features_into, find_classifier, rows
-from ..report.collapse import NAMES, CollapseReport, collapse
+from ..report.collapse import CollapseReport, collapse
 from ..stats.collectives import dist
 from ..stats.passes import class_pass, decision_pass
 from .loaders import to_device, untouched_randomness
 
-NEED_SCATTER = ("nc1_pinv", "vci")
 MEANS_FROM = ("train", "eval")
 
 Unpack = Callable[[Any], tuple[Any, Tensor]]
@@ -51,7 +51,7 @@ class Settings:
 
     def flat(self, report: CollapseReport, name: str = "") -> dict[str, float]:
         """``prefix/metric -> value``, the same names at every evaluation, and how much they rest on."""
-        chosen = self.metrics or [n for n in NAMES if self.scatter or n not in NEED_SCATTER]
+        chosen = self.metrics or [n for n in NAMES if self.scatter or n not in needing(SCATTER)]
         values = {n: report[n] for n in chosen}
         values |= {n: float(report.coverage[n]) for n in ("classes_kept", "samples", "decision_samples")}
         place = f"{self.prefix}/{name}/" if name else f"{self.prefix}/"

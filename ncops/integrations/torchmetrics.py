@@ -11,10 +11,11 @@ from torch.nn.parameter import is_lazy
 
 from ..backends.dtypes import outside_autocast
 from ..conventions import Convention, resolve
+from ..metrics.table import PAIRS, SCATTER, WEIGHT, needing
 from ..model import Classifier, rows
 from ..ops import linear_stats, logit_stats
 from ..ops.checks import FLOATING, check_floating, check_integer, check_number, check_shape, shape
-from ..report.collapse import NAMES, CollapseReport, collapse
+from ..report.collapse import CollapseReport, collapse
 from ..stats.batch import NONFINITE
 from ..stats.classes import ClassStatistics
 from ..stats.geometry import ClassGeometry
@@ -22,8 +23,8 @@ from ._metric_state import ExactMetric
 
 __all__ = ["LogitStatistics", "NeuralCollapse"]
 
-GEOMETRY = tuple(name for name in NAMES if name.startswith(("nc1", "vci", "nc2", "gnc2")))
-DUALITY = tuple(name for name in NAMES if name.startswith("nc3"))
+DUALITY = needing(WEIGHT)
+GEOMETRY = tuple(name for name in needing(PAIRS) if name not in DUALITY)
 
 
 class NeuralCollapse(ExactMetric):
@@ -121,7 +122,7 @@ class NeuralCollapse(ExactMetric):
 
     def compute(self) -> dict[str, Tensor]:
         report = self._report()
-        names = [n for n in GEOMETRY if self._config["scatter"] or n not in ("nc1_pinv", "vci")]
+        names = [n for n in GEOMETRY if self._config["scatter"] or n not in needing(SCATTER)]
         names += [] if self.classifier is None else DUALITY
         return {n: torch.tensor(report[n], dtype=torch.float64, device=self.counts.device) for n in names}
 

@@ -13,6 +13,7 @@ import torch
 from .. import memory
 from ..errors import CommandError
 from ..measure.saved import CLASSES, describe, same_model
+from ..metrics.table import LAYERS, shown_in
 from ..model import text_config
 from ..report.measured import Measured, assemble
 from ..report.stored import DECISIONS
@@ -28,7 +29,6 @@ from .windows import Windows, leading_bos, tokenize
 
 PROBE_TOKENS = 8
 WINDOW = 256
-LAYER_METRICS = ("nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_mean", "nc2_cos_std", "nc2_etf_error")
 
 
 def parse_layers(text: str | None, count: int) -> list[int]:
@@ -183,7 +183,7 @@ def measure(
         given, hidden = _train_part(corpus, head, train, chosen, place)
         saved.write(CLASSES, given)
         if hidden:
-            parts["layers"] = hidden.compute(min_count, LAYER_METRICS)
+            parts["layers"] = hidden.compute(min_count, shown_in(LAYERS))
     else:
         check_given(given, given_origin, saved.origin, head.weight)
     geometry = given.to(corpus.device).compute(min_count=min_count)

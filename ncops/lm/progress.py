@@ -76,9 +76,7 @@ class Progress:
                 raise CommandError(
                     f"--checkpoint: {path} belongs to a run with another {name}; give another folder, or remove it"
                 )
-        states: dict[str, dict[str, Any]] = {
-            name: {"config": settings} for name, settings in config["states"].items()
-        }
+        states: dict[str, dict[str, Any]] = {name: {"config": settings} for name, settings in config["states"].items()}
         for key, tensor in tensors.items():
             name, _, entry = key.rpartition("/")
             states[name][entry] = tensor

@@ -64,9 +64,7 @@ def measure_features(
     started = time.perf_counter()
     classes = num_classes or (classifier.weight.shape[0] if classifier else _count_classes(train, batch))
     dim = train.arrays.shape(train.features)[1]
-    geometry = class_pass(
-        train.batches(batch), classes, dim, min_count=min_count, scatter=scatter, nonfinite=nonfinite
-    )
+    geometry = class_pass(train.batches(batch), classes, dim, min_count=min_count, scatter=scatter, nonfinite=nonfinite)
     decisions = None
     notes = [NO_CLASSIFIER] if classifier is None else [NOT_HELD_OUT] if decide is None else []
     if classifier is not None:

@@ -73,11 +73,12 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
         shown=(OVERVIEW, SUMMARY, LAYERS, CHECKPOINTS), panel="nc1", short="CDNV",
     ),
     _to_zero(
-        "vci", "NC1", (PAIRS, SCATTER), "VCI", "Share of the variation along the class means that is noise inside classes.",
-        shown=(OVERVIEW,),
+        "vci", "NC1", (PAIRS, SCATTER), "VCI",
+        "Share of the variation along the class means that is noise inside classes.", shown=(OVERVIEW,),
     ),
     _to_zero(
-        "nc2_norm_cv", "NC2", (PAIRS,), "NC2, norm variation", "How unequal the lengths of the centred class means are.",
+        "nc2_norm_cv", "NC2", (PAIRS,), "NC2, norm variation",
+        "How unequal the lengths of the centred class means are.",
         shown=(OVERVIEW, SUMMARY, LAYERS, CHECKPOINTS), panel="nc2", short="norms",
         card="NC2 · equal lengths", far="NC2 norms",
     ),
@@ -102,7 +103,8 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
         "about -0.35 = simplex", "", needs=(PAIRS,),
     ),
     _to_zero(
-        "gnc2_log_var", "NC2", (PAIRS,), "GNC2, uniformity spread", "How much that closeness differs from pair to pair.",
+        "gnc2_log_var", "NC2", (PAIRS,), "GNC2, uniformity spread",
+        "How much that closeness differs from pair to pair.",
     ),
     _to_one(
         "nc3_cos_mean", "NC3", (PAIRS, WEIGHT), "NC3, alignment",

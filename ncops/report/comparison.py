@@ -9,19 +9,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..metrics.table import NAMES, SUMMARY, meaning, shown_in
 from ..stats.files import write_file
-from .collapse import NAMES, CollapseReport
+from .collapse import CollapseReport
 from .console import plain_table
 from .curves import Axis
-from .details import strict
-from .explain import format_value, meaning
 from .measured import Measured
+from .numbers import finite, format_value, strict
 from .places import places, short_names
 from .stored import Run, find, read_run
 
-MAIN = (
-    "accuracy", "nll", "nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_etf_error", "nc3_cos_mean", "nc4_agreement",
-)  # fmt: skip
+MAIN = sorted(shown_in(SUMMARY), key=lambda name: meaning(name).group != "Decisions")
 """The metrics of the table in a terminal."""
 
 
@@ -39,7 +37,7 @@ class Comparison:
         self.runs, self.axis = list(runs), axis
         known = dict.fromkeys([*NAMES, *(name for run in runs for name in run.report)])
         self.metrics = {
-            name: [_value(run.report.get(name)) for run in runs]
+            name: [finite(run.report.get(name)) for run in runs]
             for name in known
             if any(name in run.report for run in runs)
         }
@@ -137,10 +135,6 @@ class Comparison:
         from .comparison_html import render
 
         return render(self, title=title)
-
-
-def _value(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def compare(

@@ -6,14 +6,17 @@ import html
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from ..metrics.table import direction, distance, meaning, takes_log
 from . import curves
-from .comparison import Comparison
-from .curves import PANELS, Axis, Line, direction, draw, draw_panel, has_values, takes_log
-from .explain import distance, meaning
+from .curves import PANELS, Axis, Line, draw, draw_panel, has_values
 from .html import CHECKPOINTS, LAYERS, WITHOUT_PLOTS, body, notes, page
 from .sections import SIZE, WIDE, Figures, cell, data_table
 from .style import SENTINEL
+
+if TYPE_CHECKING:
+    from .comparison import Comparison
 
 
 def visible(text: str, limit: int = 60) -> str:

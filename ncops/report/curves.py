@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .explain import meaning
+from ..metrics.table import HEADLINES, METRICS, direction, distance, meaning, takes_log
 from .style import DASHES, LIGHT, MARKERS, Palette, compact, log_axis, power, spans_decades, style
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -231,13 +231,6 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 # -- the figure of a comparison ---------------------------------------------------------------------------------------
 
-SHORT_NAMES = {
-    "nc1_pinv": "pseudo-inverse", "nc1_quotient": "trace ratio", "nc1_cdnv": "CDNV", "nc2_norm_cv": "norms",
-    "nc2_cos_std": "angles", "nc2_etf_error": "simplex error", "nc3_cos_mean": "alignment",
-    "nc4_agreement": "agreement", "ncc_accuracy": "nearest mean", "accuracy": "accuracy", "nll": "NLL",
-    "held_out_accuracy": "held out", "held_out_nll": "held out",
-}  # fmt: skip
-
 
 class Panel(NamedTuple):
     """One plot of several metrics that move the same way."""
@@ -252,37 +245,21 @@ class Panel(NamedTuple):
         return direction(self.metrics[0])
 
 
-PANELS = (
-    Panel("nc1", "NC1 · variability", ("nc1_pinv", "nc1_quotient", "nc1_cdnv")),
-    Panel("nc2", "NC2 · simplex", ("nc2_norm_cv", "nc2_cos_std", "nc2_etf_error")),
-    Panel("nc3", "NC3 · duality", ("nc3_cos_mean",)),
-    Panel("nc4", "NC4 · nearest mean", ("nc4_agreement", "ncc_accuracy")),
-    Panel("accuracy", "Accuracy", ("accuracy", "held_out_accuracy")),
-    Panel("nll", "NLL (nats)", ("nll", "held_out_nll")),
-)
-
-
-def direction(name: str) -> str:
-    """The goal of a metric behind an arrow that shows which way it lies; empty where it has none."""
-    entry = meaning(name)
-    if not entry.goal:
-        return ""
-    up = entry.target == 1.0 or entry.goal.startswith("higher")
-    down = entry.target == 0.0 or entry.goal.startswith(("lower", "0 ="))
-    return ("↑ " if up else "↓ " if down else "") + entry.goal
+PANELS = tuple(
+    Panel(key, title, tuple(name for name, metric in METRICS.items() if metric.panel == key))
+    for key, title in (
+        ("nc1", "NC1 · variability"), ("nc2", "NC2 · simplex"), ("nc3", "NC3 · duality"), ("nc4", "NC4 · nearest mean"),
+        ("accuracy", "Accuracy"), ("nll", "NLL (nats)"),
+    )
+)  # fmt: skip
 
 
 def draw_panel(ax, panel: Panel, axis: Axis, metrics, palette: Palette = LIGHT) -> None:
     """The lines of a panel that ``metrics`` (name -> values along the axis) holds."""
-    lines = [Line(SHORT_NAMES[name], metrics[name]) for name in panel.metrics if has_values(metrics.get(name))]
+    lines = [Line(meaning(name).short, metrics[name]) for name in panel.metrics if has_values(metrics.get(name))]
     if len(lines) == 1 and has_values(metrics.get(panel.metrics[0])):
         lines = [lines[0]._replace(label="")]  # the title of the panel says what it is
     draw(ax, axis, lines, palette, target=meaning(panel.metrics[0]).target, log=takes_log(panel.metrics[0]))
-
-
-def takes_log(name: str) -> bool:
-    """Whether a metric may be drawn logarithmically: not one that grows to a bound, such as accuracy."""
-    return not meaning(name).goal.startswith(("higher", "1"))
 
 
 def has_values(values: Sequence[float | None] | None) -> bool:
@@ -324,18 +301,11 @@ def plot_panels(axis: Axis, metrics, palette: Palette = LIGHT):
     return figure, list(grid.flat[: len(shown)])
 
 
-HEADLINE_LABELS = {
-    "nc1_quotient": "NC1 trace ratio", "nc2_norm_cv": "NC2 norms", "nc3_cos_mean": "1 − NC3 alignment",
-    "nc4_agreement": "1 − NC4 agreement",
-}  # fmt: skip
-
-
 def plot_distances(ax, axis: Axis, metrics, palette: Palette = LIGHT) -> None:
     """NC1 to NC4 on one plot, each as its distance from full collapse: all of them fall."""
     lines = []
-    for name, label in HEADLINE_LABELS.items():
+    for name in HEADLINES:
         if has_values(metrics.get(name)):
-            target = meaning(name).target or 0.0
-            lines.append(Line(label, [None if v is None else abs(v - target) for v in metrics[name]]))
+            lines.append(Line(meaning(name).far, [None if v is None else distance(name, v) for v in metrics[name]]))
     draw(ax, axis, lines, palette, target=0.0)
     ax.set_ylabel("distance from full collapse")

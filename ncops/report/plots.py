@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..metrics import table
+from ..metrics.table import distance, meaning, shown_in, takes_log
 from . import curves
-from .explain import distance, format_value, meaning
+from .numbers import format_value
 from .style import LIGHT, MARKERS, SENTINEL, Palette, log_axis, power, style
 
 __all__ = [
@@ -14,10 +16,7 @@ __all__ = [
     "reliability", "style",
 ]  # fmt: skip
 
-OVERVIEW = (
-    "nc1_pinv", "nc1_quotient", "nc1_cdnv", "vci", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error",
-    "nc3_cos_mean", "nc3_duality_error", "nc4_agreement", "ncc_accuracy",
-)  # fmt: skip
+OVERVIEW = shown_in(table.OVERVIEW)
 _FLOOR = 1e-4
 
 
@@ -130,7 +129,7 @@ def curve(
         [curves.Line("", values)],
         palette,
         target=meaning(name).target,
-        log=curves.takes_log(name),
+        log=takes_log(name),
     )
 
 

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..metrics.table import HEADLINES, direction, meaning
 from . import plots
-from .curves import CONTROL, direction, has_values
+from .curves import CONTROL, has_values
 from .details import coverage_items
-from .explain import HEADLINE_TITLES, HEADLINES, format_value, meaning
+from .numbers import format_value
 
 SIZE, WIDE = (4.4, 2.9), (4.4, 3.6)
 """Inches of a figure: drawn as wide as a phone shows it, so that its text is never scaled down."""
@@ -53,7 +54,7 @@ def cards(report: Mapping[str, float]) -> str:
         else:
             share = 0.0
         cards.append(
-            f'<div class="card"><div class="name">{html.escape(HEADLINE_TITLES[name])}</div>'
+            f'<div class="card"><div class="name">{html.escape(entry.card)}</div>'
             f'<div class="value">{format_value(value)}</div>'
             f'<div class="track"><i style="width:{100 * share:.1f}%"></i></div>'
             f'<div class="ends"><span>not collapsed</span><span>{html.escape(entry.goal)}</span></div>'
