@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 import ncops
 from ncops.cli import main
-from ncops.report import Comparison, compare, curves
+from ncops.report import Comparison, compare
 from ncops.report import details as parts
 from ncops.report.places import places, short_names
+from ncops.report.plots import curves
 from ncops.report.stored import read_report
 
 STEPS = (0, 100, 1000, 20000)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..conventions import Convention, resolve
 from .collapse import CollapseReport, collapse
+from .columns import CLASS_COLUMNS
 
 REPORT, CLASSES, DECISIONS = "report.json", "class_statistics.safetensors", "decision_statistics.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
@@ -140,8 +141,6 @@ def _scatter(data: Any) -> dict[str, Any]:
 
 
 def _classes(data: Any) -> dict[str, Any]:
-    from .sections import CLASS_COLUMNS
-
     rows = []
     for row in data["rows"]:
         numbers = {k: row[k] for k in CLASS_COLUMNS if k in row}
