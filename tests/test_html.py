@@ -11,7 +11,10 @@ import torch
 import ncops
 from ncops.metrics import table
 from ncops.report import details as parts
-from ncops.report import html, numbers, plots
+from ncops.report import numbers
+from ncops.report import page as html
+from ncops.report.plots.report import OVERVIEW
+from ncops.report.plots.style import LIGHT
 
 NASTY = "</code><script>alert(1)</script>\"'&\n\t\x00\u202e"
 VOID = {"meta", "input", "br", "path", "use", "rect"}
@@ -169,7 +172,7 @@ def test_plot_returns_figure_and_axes(page):
     own = pyplot.figure().add_subplot()
     assert report.plot(ax=own) == (own.figure, own)
     pyplot.close("all")
-    assert [t.get_text() for t in own.get_yticklabels()][-1] == table.meaning(plots.OVERVIEW[0]).label
+    assert [t.get_text() for t in own.get_yticklabels()][-1] == table.meaning(OVERVIEW[0]).label
 
 
 def test_histogram():
@@ -231,7 +234,7 @@ def contrast(one: str, other: str) -> float:
 
 def css(scheme: int) -> dict[str, str]:
     """The variables of the page: 0 light, 1 dark, 2 on paper."""
-    blocks = re.findall(r":root\{(.*?)\}", html.page("", "", []))
+    blocks = re.findall(r":root\{(.*?)\}", html.render({}))
     return {m[1]: m[2] + (m[2][1:] if len(m[2]) == 4 else "") for m in re.finditer(r"--(\w+):(#\w+)", blocks[scheme])}
 
 
@@ -240,7 +243,7 @@ def test_lines_can_be_told_apart(scheme):
     colours = css(scheme)
     series = [colours[f"s{i}"] for i in range(1, 7)]
     if scheme != 1:
-        assert tuple(series) == plots.LIGHT.series
+        assert tuple(series) == LIGHT.series
     for sight in DEFICIENT:
         for i, one in enumerate(series):
             for other in series[:i]:

@@ -114,13 +114,13 @@ class CollapseReport(Mapping[str, float]):
 
     def plot(self, ax=None):
         """Draws the report with matplotlib; returns ``(fig, ax)``."""
-        from .plots import plot_report
+        from .plots.report import plot_report
 
         return plot_report(self, ax)
 
     def to_html(self, path: str | os.PathLike, *, title: str | None = None, details: Any = None) -> None:
         """Writes the report as one self-contained HTML file."""
-        from .html import write_html
+        from .page import write_html
 
         write_html(self, path, title=title, details=details)
 

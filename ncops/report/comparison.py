@@ -13,10 +13,10 @@ from ..metrics.table import NAMES, SUMMARY, meaning, shown_in
 from ..stats.files import write_file
 from .collapse import CollapseReport
 from .console import plain_table
-from .curves import Axis
 from .measured import Measured
 from .numbers import finite, format_value, strict
 from .places import places, short_names
+from .plots.curves import Axis
 from .stored import Run, find, read_run
 
 MAIN = sorted(shown_in(SUMMARY), key=lambda name: meaning(name).group != "Decisions")
@@ -28,8 +28,8 @@ class Comparison:
 
     Attributes:
         runs: :class:`ncops.report.stored.Run` each: ``name``, ``report``, ``details``, ``source``.
-        axis: :class:`ncops.report.curves.Axis`: its name, one point per run, and their names where the order of the
-            runs is all that is known.
+        axis: :class:`ncops.report.plots.curves.Axis`: its name, one point per run, and their names where the order of
+            the runs is all that is known.
         metrics: name -> one value per run, None where it is undefined or was not measured.
     """
 
@@ -119,7 +119,7 @@ class Comparison:
         Raises:
             ModuleNotFoundError: without matplotlib (``pip install ncops[cli]``).
         """
-        from .curves import plot_distances, plot_panels
+        from .plots.panels import plot_distances, plot_panels
 
         if ax is None:
             return plot_panels(*self.trajectory)
@@ -132,9 +132,9 @@ class Comparison:
 
     def html(self, *, title: str | None = None) -> str:
         """The page of :meth:`to_html` as text."""
-        from .comparison_html import render
+        from .page import render_runs
 
-        return render(self, title=title)
+        return render_runs(self.runs, self.axis, self.metrics, self.caveats(), title=title)
 
 
 def compare(

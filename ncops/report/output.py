@@ -12,7 +12,6 @@ from ..stats.files import write_file
 from .comparison import Comparison
 from .console import say, show_report, show_table
 from .details import caveats, document
-from .html import render
 from .measured import Measured
 
 
@@ -36,6 +35,8 @@ def deliver(
     measured: Measured, *, title: str, folder: Path | None = None, html: Path | None = None, as_json: bool = False
 ) -> None:
     """Prints the report (or its JSON) and writes the files that were asked for."""
+    from .page import render
+
     text = json.dumps(document(measured.report, measured.details), indent=1, ensure_ascii=False)
     written = []
     if folder is not None:
@@ -64,7 +65,7 @@ def figure_files(comparison: Comparison, suffixes: tuple[str, ...] = ("pdf", "sv
         return {}
     from matplotlib import pyplot
 
-    from .curves import PAPER
+    from .plots.style import PAPER
 
     # Type 42 fonts are what publishers ask for in a PDF.
     with matplotlib.rc_context({**PAPER, "pdf.fonttype": 42, "svg.hashsalt": "ncops", "backend": "agg"}):

@@ -18,6 +18,7 @@ from ..stats.decisions import DecisionStatistics
 from ..stats.load import load
 from ..stats.passes import in_dtype_of
 from .collapse import CollapseReport
+from .columns import CLASS_COLUMNS
 from .measured import Measured, assemble, geometry_facts
 
 REPORT, CLASSES, DECISIONS = "report.json", "class_statistics.safetensors", "decision_statistics.safetensors"
@@ -147,8 +148,6 @@ def _scatter(data: Any) -> dict[str, Any]:
 
 
 def _classes(data: Any) -> dict[str, Any]:
-    from .sections import CLASS_COLUMNS
-
     rows = []
     for row in data["rows"]:
         numbers = {k: row[k] for k in CLASS_COLUMNS if k in row}

@@ -1,20 +1,14 @@
-"""Matplotlib plots of a report. Every function draws on the axes it is given and never calls ``show``."""
+"""The plots of one report: how far it is from collapse, distributions, calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ..metrics import table
-from ..metrics.table import distance, meaning, shown_in, takes_log
-from . import curves
-from .numbers import format_value
-from .style import LIGHT, MARKERS, SENTINEL, Palette, log_axis, power, style
-
-__all__ = [
-    "LIGHT", "OVERVIEW", "SENTINEL", "Palette", "count_variance", "curve", "distribution", "overview", "plot_report",
-    "reliability", "style",
-]  # fmt: skip
+from ...metrics import table
+from ...metrics.table import distance, meaning, shown_in
+from ..numbers import format_value
+from .style import LIGHT, MARKERS, PAPER, Palette, log_axis, power, style
 
 OVERVIEW = shown_in(table.OVERVIEW)
 _FLOOR = 1e-4
@@ -119,20 +113,6 @@ def reliability(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> None:
     ax.set_ylabel("accuracy in the bin")
 
 
-def curve(
-    ax, axis: str, points: Sequence[float], values: Sequence[float | None], name: str, palette: Palette = LIGHT
-) -> None:
-    """One metric along layers or checkpoints, with its value at full collapse as a dashed line."""
-    curves.draw(
-        ax,
-        curves.Axis(axis, points),
-        [curves.Line("", values)],
-        palette,
-        target=meaning(name).target,
-        log=takes_log(name),
-    )
-
-
 def plot_report(report: Mapping[str, float], ax=None):
     """The overview of a report.
 
@@ -145,11 +125,10 @@ def plot_report(report: Mapping[str, float], ax=None):
     if ax is not None:
         overview(ax, report)
         return ax.figure, ax
-    import matplotlib
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot
 
-    with matplotlib.rc_context(curves.PAPER):
-        figure, ax = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
+    with pyplot.rc_context(PAPER):
+        figure, ax = pyplot.subplots(figsize=(6.4, 3.9), layout="constrained")
         overview(ax, report)
         figure.draw_without_rendering()  # the layout, while these sizes hold
     return figure, ax

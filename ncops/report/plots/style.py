@@ -37,6 +37,11 @@ SENTINEL = Palette(
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (1, 1, 4, 1)))
+PAPER = {
+    "font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 9.0, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "axes.linewidth": 0.8,
+}  # fmt: skip
+"""Sizes in points for a figure as wide as a page of two columns."""
 MANY_DECADES = 30.0
 """Largest over smallest value from which an axis is logarithmic."""
 

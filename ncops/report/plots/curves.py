@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..metrics.table import HEADLINES, METRICS, direction, distance, meaning, takes_log
 from .style import DASHES, LIGHT, MARKERS, Palette, compact, log_axis, power, spans_decades, style
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -46,6 +45,10 @@ def short(label: str, limit: int = MAX_LABEL) -> str:
     """A label that fits beside a plot, without control characters; the end of a name tells more than its middle."""
     label = CONTROL.sub("·", label)
     return label if len(label) <= limit else f"{label[: limit // 2 - 1]}…{label[len(label) - limit // 2 :]}"
+
+
+def has_values(values: Sequence[float | None] | None) -> bool:
+    return any(v is not None and math.isfinite(v) for v in values or ())
 
 
 def drawable(value: float) -> float:
@@ -150,13 +153,11 @@ def _vertical(ax, found: Sequence[float], target: float | None, log: bool, palet
         return
     positive = [v for v in found if v > 0]
     if log and target in (0.0, None) and min(found) >= 0 and spans_decades(positive):
-        if len(positive) == len(found):
-            ax.set_yscale("log")
-        else:
-            ax.set_yscale("symlog", linthresh=min(positive), linscale=0.4)
+        whole = len(positive) == len(found)
+        ax.set_yscale("log") if whole else ax.set_yscale("symlog", linthresh=min(positive), linscale=0.4)
         ax.autoscale_view()
         ax.set_ylim(ax.get_ylim())
-        if len(positive) == len(found):
+        if whole:
             log_axis(ax.yaxis)
         else:
             ax.yaxis.set_major_formatter(power)
@@ -174,6 +175,7 @@ def _vertical(ax, found: Sequence[float], target: float | None, log: bool, palet
 
 def _label_ends(ax, lines: Sequence[Line], colours: Sequence[tuple[str, float]], ordered: bool) -> None:
     """The name of each line beside its last point, moved apart where they would cover each other."""
+    from matplotlib import rcParams
     from matplotlib.transforms import Affine2D
 
     ends = []
@@ -184,7 +186,7 @@ def _label_ends(ax, lines: Sequence[Line], colours: Sequence[tuple[str, float]],
             ends.append((float(height), line.label, colour))
     if ordered and len(ends) > 5:  # the ends of the development and its middle name the rest
         ends = [ends[0], ends[len(ends) // 2], ends[-1]]
-    size, heights = 0.95 * _font_size(), [end[0] for end in ends]
+    size, heights = 0.95 * rcParams["font.size"], [end[0] for end in ends]
 
     def moved(index: int):
         """Where label ``index`` is on the axes, whose height is only known once they are laid out."""
@@ -197,12 +199,6 @@ def _label_ends(ax, lines: Sequence[Line], colours: Sequence[tuple[str, float]],
             textcoords="offset points", va="center", fontsize=size, color=colour, alpha=max(alpha, 0.75),
             parse_math=False, annotation_clip=False,
         )  # fmt: skip
-
-
-def _font_size() -> float:
-    import matplotlib
-
-    return float(matplotlib.rcParams["font.size"])
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -227,85 +223,3 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
         for position, index in enumerate(block):
             result[index] = middle + gap * (position - (len(block) - 1) / 2)
     return result
-
-
-# -- the figure of a comparison ---------------------------------------------------------------------------------------
-
-
-class Panel(NamedTuple):
-    """One plot of several metrics that move the same way."""
-
-    key: str
-    title: str
-    metrics: tuple[str, ...]
-
-    @property
-    def way(self) -> str:
-        """``"↓ 0 = collapsed"``: where the lines go."""
-        return direction(self.metrics[0])
-
-
-PANELS = tuple(
-    Panel(key, title, tuple(name for name, metric in METRICS.items() if metric.panel == key))
-    for key, title in (
-        ("nc1", "NC1 · variability"), ("nc2", "NC2 · simplex"), ("nc3", "NC3 · duality"), ("nc4", "NC4 · nearest mean"),
-        ("accuracy", "Accuracy"), ("nll", "NLL (nats)"),
-    )
-)  # fmt: skip
-
-
-def draw_panel(ax, panel: Panel, axis: Axis, metrics, palette: Palette = LIGHT) -> None:
-    """The lines of a panel that ``metrics`` (name -> values along the axis) holds."""
-    lines = [Line(meaning(name).short, metrics[name]) for name in panel.metrics if has_values(metrics.get(name))]
-    if len(lines) == 1 and has_values(metrics.get(panel.metrics[0])):
-        lines = [lines[0]._replace(label="")]  # the title of the panel says what it is
-    draw(ax, axis, lines, palette, target=meaning(panel.metrics[0]).target, log=takes_log(panel.metrics[0]))
-
-
-def has_values(values: Sequence[float | None] | None) -> bool:
-    return values is not None and any(v is not None and math.isfinite(v) for v in values)
-
-
-PAPER = {
-    "font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 9.0, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
-    "axes.linewidth": 0.8,
-}  # fmt: skip
-"""Sizes in points for a figure as wide as a page of two columns."""
-
-
-def plot_panels(axis: Axis, metrics, palette: Palette = LIGHT):
-    """A figure with one panel per property that was measured, 7 inches wide; returns it and its axes."""
-    import matplotlib
-    import matplotlib.pyplot as plt
-
-    shown = [p for p in PANELS if any(has_values(metrics.get(n)) for n in p.metrics)]
-    columns = min(len(shown), 2 if len(shown) in (2, 4) else 3) or 1
-    rows = max(1, math.ceil(len(shown) / columns))
-    height = 2.2 if axis.labels is None else 2.2 + 0.06 * min(18, max(map(len, axis.labels)))
-    with matplotlib.rc_context(PAPER):
-        figure, grid = plt.subplots(
-            rows, columns, figsize=((3.6, 5.4, 7.2)[columns - 1], 0.1 + height * rows), layout="constrained",
-            squeeze=False,
-        )  # fmt: skip
-        for number, ax in enumerate(grid.flat):
-            if number >= len(shown):
-                ax.set_axis_off()
-                continue
-            draw_panel(ax, shown[number], axis, metrics, palette)
-            for text, up, look in (
-                (shown[number].title, 17, {"color": palette.ink, "fontweight": "bold"}),
-                (shown[number].way, 5, {"color": palette.muted, "fontsize": 8.5}),
-            ):  # not titles: the layout leaves no room for a title wider than its plot
-                ax.annotate(text, (0, 1), xycoords="axes fraction", xytext=(0, up), textcoords="offset points", **look)
-        figure.draw_without_rendering()  # the layout, while these sizes hold
-    return figure, list(grid.flat[: len(shown)])
-
-
-def plot_distances(ax, axis: Axis, metrics, palette: Palette = LIGHT) -> None:
-    """NC1 to NC4 on one plot, each as its distance from full collapse: all of them fall."""
-    lines = []
-    for name in HEADLINES:
-        if has_values(metrics.get(name)):
-            lines.append(Line(meaning(name).far, [None if v is None else distance(name, v) for v in metrics[name]]))
-    draw(ax, axis, lines, palette, target=0.0)
-    ax.set_ylabel("distance from full collapse")
