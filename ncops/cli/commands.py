@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
+from ..conventions import PRESETS
 from ..errors import CommandError, Interrupted, need
+from ..stats.batch import NONFINITE
 
 app = typer.Typer(
     help="Measures the geometry of trained classifiers and language models: neural collapse NC1 to NC4, in one pass.",
@@ -46,22 +48,8 @@ class Dtype(str, Enum):
     auto = "auto"
 
 
-class Nonfinite(str, Enum):
-    """What a row of features with a NaN or an infinity does."""
-
-    propagate = "propagate"
-    skip = "skip"
-    refuse = "raise"
-
-
-class Preset(str, Enum):
-    """Definitions of the metrics."""
-
-    ncops = "ncops"
-    neural_collapse = "neural-collapse"
-    linguistic_collapse = "linguistic-collapse"
-    papyan = "papyan"
-    zhu = "zhu"
+Nonfinite = Enum("Nonfinite", {name: name for name in NONFINITE}, type=str)
+Preset = Enum("Preset", {name: name for name in PRESETS}, type=str)
 
 
 @contextlib.contextmanager

@@ -16,10 +16,11 @@ from .checks import (
     check_integer,
     check_shape,
     flatten_labels,
+    flatten_rows,
     raise_bad_label,
     refuse_forward_mode,
 )
-from .op import define, differentiate, differentiate_once
+from .op import define, differentiate, differentiate_once, dispatched
 
 
 class ClassMoments(NamedTuple):
@@ -54,10 +55,7 @@ def class_moments(
 
     Gradients flow to ``x`` and ``center`` through ``sums`` and ``sqnorms``. A NaN in ``x`` touches only its class.
     """
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    flat = flatten_rows(x)
     y = flatten_labels(labels, "labels", x, "x")
     num_classes = check_integer(num_classes, "num_classes", 0)
     ignore_index = check_integer(ignore_index, "ignore_index")
@@ -95,10 +93,7 @@ def accumulate_class_moments_(
     Raises:
         ValueError: shape, dtype, layout or device mismatch, or on CPU a label outside ``[0, C)``: nothing has changed.
     """
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    flat = flatten_rows(x)
     y = flatten_labels(labels, "labels", x, "x")
     ignore_index = check_integer(ignore_index, "ignore_index")
     check_shape(counts, "counts", (counts.shape[0],) if counts.ndim else (0,), "(C,)")
@@ -164,11 +159,6 @@ def _backward(ctx, g_sums, g_sqnorms, g_counts, g_invalid):
     return g_x, None, None, g_center, None
 
 
-def _backward_kernel(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index):
-    run = backends.kernel("class_moments_backward", x)
-    return run(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index)
-
-
 def _backward_fake(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index):
     return x.new_empty(x.shape)
 
@@ -182,7 +172,7 @@ define(
 define(
     "class_moments_backward(Tensor g_sums, Tensor g_sqnorms, Tensor x, Tensor labels, SymInt num_classes,"
     " Tensor? center, int ignore_index) -> Tensor",
-    _backward_kernel,
+    dispatched("class_moments_backward"),
     _backward_fake,
 )
 define(

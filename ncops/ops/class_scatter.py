@@ -15,9 +15,10 @@ from .checks import (
     check_label_values,
     check_shape,
     flatten_labels,
+    flatten_rows,
     refuse_forward_mode,
 )
-from .op import define, differentiate, differentiate_once
+from .op import define, differentiate, differentiate_once, dispatched
 from .precision import allow_tf32
 
 
@@ -45,17 +46,15 @@ def class_scatter(
 
     Gradients flow to ``x`` and ``center``. The workspace is one block of rows.
     """
-    flat, y = check_rows(x, labels, center)
+    flat, y = check_labelled(x, labels, center)
     ignore_index = check_integer(ignore_index, "ignore_index")
     refuse_forward_mode("class_scatter", x, center)
     return torch.ops.ncops.class_scatter(flat, y, center, ignore_index, allow_tf32(x))
 
 
-def check_rows(x: Tensor, labels: Tensor | None, center: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def check_labelled(x: Tensor, labels: Tensor | None, center: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Checks features, labels and their centres; flattens the leading dimensions."""
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
+    flat = flatten_rows(x)
     y = None if labels is None else flatten_labels(labels, "labels", x, "x")
     if labels is not None and center is None:
         raise ValueError("center: expected shape (C, D) with labels, got None")
@@ -68,7 +67,7 @@ def check_rows(x: Tensor, labels: Tensor | None, center: Tensor | None) -> tuple
             check_shape(center, "center", (rows, x.shape[-1]), "(C, D) with labels")
         check_dtype(center, "center", compute_dtype(x.dtype), f"x is {x.dtype}")
         check_device(center, "center", x, "x")
-    return (x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x), y
+    return flat, y
 
 
 def _forward(x, labels, center, ignore_index, allow_tf32):
@@ -92,10 +91,6 @@ def _backward(ctx, g):
     return g_x if need_x else None, None, g_center if need_center else None, None, None
 
 
-def _backward_kernel(*args):
-    return backends.kernel("class_scatter_backward", args[0])(*args)
-
-
 def _backward_fake(g, x, labels, center, ignore_index, allow_tf32, need_x, need_center):
     return x.new_empty(x.shape if need_x else 0), g.new_empty(center.shape if need_center else 0)
 
@@ -104,7 +99,7 @@ _INPUTS = "Tensor x, Tensor? labels, Tensor? center, int ignore_index, bool allo
 define(f"class_scatter({_INPUTS}) -> Tensor", _forward, _fake)
 define(
     f"class_scatter_backward(Tensor g, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)",
-    _backward_kernel,
+    dispatched("class_scatter_backward"),
     _backward_fake,
 )
 differentiate("class_scatter", _backward, _setup)

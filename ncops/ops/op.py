@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from .. import backends
 from ..backends.dtypes import autocast_dtype, outside_autocast
 
 _LIBRARY = torch.library.Library("ncops", "DEF")
@@ -22,6 +23,11 @@ def _outside_autocast(implementation: Callable) -> Callable:
             return implementation(*args)
 
     return run
+
+
+def dispatched(name: str) -> Callable:
+    """The implementation of an op that only runs its kernel for the device and dtype of the first argument."""
+    return lambda *args: backends.kernel(name, args[0])(*args)
 
 
 def define(schema: str, implementation: Callable, fake: Callable) -> None:

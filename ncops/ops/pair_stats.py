@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends.dtypes import compute_dtype
 from .checks import check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
-from .op import define, differentiate, differentiate_once
+from .op import define, differentiate, differentiate_once, dispatched
 from .precision import allow_tf32
 
 KERNELS = ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
@@ -99,10 +98,6 @@ def check_valid(valid: Tensor | None, size: int, like: Tensor, like_name: str, m
     check_device(valid, "valid", like, like_name)
 
 
-def _forward(rows, kernel, variances, power, valid, allow_tf32):
-    return backends.kernel("pair_stats", rows)(rows, kernel, variances, power, valid, allow_tf32)
-
-
 def _fake(rows, kernel, variances, power, valid, allow_tf32):
     dtype = compute_dtype(rows.dtype)
     k = rows.shape[0]
@@ -130,10 +125,6 @@ def _backward(ctx, g_mean, g_var, g_min, g_max, g_row_max, g_count, g_row_argmax
     return g_rows, None, None if variances is None else g_variances, None, None, None
 
 
-def _backward_kernel(*args):
-    return backends.kernel("pair_stats_backward", args[0])(*args)
-
-
 def _backward_fake(g_mean, g_row_max, count, row_argmax, rows, kernel, variances, power, valid, allow_tf32):
     return rows.new_empty(rows.shape), g_row_max.new_empty(0 if variances is None else variances.shape)
 
@@ -142,13 +133,13 @@ _INPUTS = "Tensor rows, str kernel, Tensor? variances, float power, Tensor? vali
 define(
     f"pair_stats({_INPUTS}) -> (Tensor mean, Tensor var, Tensor min, Tensor max, Tensor row_max,"
     " Tensor count, Tensor row_argmax)",
-    _forward,
+    dispatched("pair_stats"),
     _fake,
 )
 define(
     f"pair_stats_backward(Tensor g_mean, Tensor g_row_max, Tensor count, Tensor row_argmax, {_INPUTS})"
     " -> (Tensor g_rows, Tensor g_variances)",
-    _backward_kernel,
+    dispatched("pair_stats_backward"),
     _backward_fake,
 )
 differentiate("pair_stats", _backward, _setup)

@@ -15,8 +15,8 @@ from .checks import (
     check_shape,
     refuse_forward_mode,
 )
-from .class_scatter import check_rows
-from .op import define, differentiate, differentiate_once
+from .class_scatter import check_labelled
+from .op import define, differentiate, differentiate_once, dispatched
 from .precision import allow_tf32
 
 
@@ -42,7 +42,7 @@ def projected_sqnorms(
 
     Gradients flow to ``x``, ``basis`` and ``center``.
     """
-    flat, y = check_rows(x, labels, center)
+    flat, y = check_labelled(x, labels, center)
     ignore_index = check_integer(ignore_index, "ignore_index")
     check_floating(basis, "basis", 2)
     check_shape(basis, "basis", (basis.shape[0], x.shape[-1]), "(r, D)")
@@ -78,10 +78,6 @@ def _backward(ctx, g):
     return g_x, g_basis, None, g_center, None, None
 
 
-def _backward_kernel(*args):
-    return backends.kernel("projected_sqnorms_backward", args[0])(*args)
-
-
 def _backward_fake(g, x, basis, labels, center, ignore_index, allow_tf32, need_x, need_basis, need_center):
     return (
         x.new_empty(x.shape if need_x else 0),
@@ -95,7 +91,7 @@ define(f"projected_sqnorms({_INPUTS}) -> Tensor", _forward, _fake)
 define(
     f"projected_sqnorms_backward(Tensor g, {_INPUTS}, bool need_x, bool need_basis, bool need_center)"
     " -> (Tensor g_x, Tensor g_basis, Tensor g_center)",
-    _backward_kernel,
+    dispatched("projected_sqnorms_backward"),
     _backward_fake,
 )
 differentiate("projected_sqnorms", _backward, _setup)

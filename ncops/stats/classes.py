@@ -221,7 +221,7 @@ class ClassStatistics(StreamingState):
         stats.input_dtype = None if dtype is None else getattr(torch, dtype)
         if stats.input_dtype is not None:
             stats.center = torch.zeros(stats.sums.shape, dtype=compute_dtype(stats.input_dtype), device="meta")
-        stats._check_tensors(tensors, {k: (tuple(t.shape), t.dtype) for k, t in stats.tensors().items()})
+        stats._check_tensors(tensors)
         for name, tensor in tensors.items():
             setattr(stats, name, tensor.contiguous())
         return stats

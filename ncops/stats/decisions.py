@@ -30,6 +30,18 @@ ENTROPY_BINS = 64
 MARGIN_BINS = 64
 MARGIN_LIMIT = 32.0
 CONFIDENCE_BINS = 15
+CLASSES = -1
+STATES = {
+    **dict.fromkeys(("count", "agree", "ncc_hit", "hit"), ((CLASSES,), torch.int64)),
+    "nll": ((CLASSES,), torch.float64),
+    "entropy_hist": ((ENTROPY_BINS,), torch.int64),
+    "margin_hist": ((MARGIN_BINS + 2,), torch.int64),
+    **dict.fromkeys(("confidence_count", "confidence_correct"), ((CONFIDENCE_BINS,), torch.int64)),
+    "confidence_sum": ((CONFIDENCE_BINS,), torch.float64),
+    "kept": ((CLASSES,), torch.bool),
+    **dict.fromkeys(("skipped", "ignored", "excluded"), ((), torch.int64)),
+}
+"""Shape (``CLASSES`` stands for the number of classes) and dtype of every tensor of the state."""
 
 
 def check_geometry(geometry: Any) -> None:
@@ -67,10 +79,7 @@ class DecisionStatistics(StreamingState):
             kept under ``decision_rows="kept"``.
     """
 
-    _TENSORS = (
-        "count", "agree", "ncc_hit", "hit", "nll", "entropy_hist", "margin_hist", "confidence_count",
-        "confidence_correct", "confidence_sum", "kept", "skipped", "ignored", "excluded",
-    )  # fmt: skip
+    _TENSORS = tuple(STATES)
 
     @stateful
     def __init__(
@@ -93,21 +102,9 @@ class DecisionStatistics(StreamingState):
         self.bind(geometry, weight, bias)
 
     def _allocate(self, device: torch.device | str) -> None:
-        classes = self.num_classes
-        for name in ("count", "agree", "ncc_hit", "hit"):
-            setattr(self, name, torch.zeros(classes, dtype=torch.int64, device=device))
-        self.nll = torch.zeros(classes, dtype=torch.float64, device=device)
-        self.kept = torch.zeros(classes, dtype=torch.bool, device=device)
-        for name, bins in (
-            ("entropy_hist", ENTROPY_BINS),
-            ("margin_hist", MARGIN_BINS + 2),
-            ("confidence_count", CONFIDENCE_BINS),
-            ("confidence_correct", CONFIDENCE_BINS),
-        ):
-            setattr(self, name, torch.zeros(bins, dtype=torch.int64, device=device))
-        self.confidence_sum = torch.zeros(CONFIDENCE_BINS, dtype=torch.float64, device=device)
-        for name in ("skipped", "ignored", "excluded"):
-            setattr(self, name, torch.zeros((), dtype=torch.int64, device=device))
+        for name, (size, dtype) in STATES.items():
+            shape = [self.num_classes if n == CLASSES else n for n in size]
+            setattr(self, name, torch.zeros(shape, dtype=dtype, device=device))
 
     def bind(self, geometry: ClassGeometry, weight: Tensor, bias: Tensor | None = None) -> DecisionStatistics:
         """Sets the means and the classifier that :meth:`update` decides with; needed once after :func:`ncops.load`.
@@ -308,17 +305,13 @@ class DecisionStatistics(StreamingState):
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> DecisionStatistics:
         """The statistics that :meth:`state_dict` described, without means and classifier: see :meth:`bind`."""
         stats = cls.__new__(cls)
-        stats._adopt(config, tensors)
+        stats.num_classes = int(config["num_classes"])
+        stats.convention = Convention(**config["convention"])
+        stats.scale, stats.ignore_index = float(config["scale"]), int(config["ignore_index"])
+        stats._allocate("meta")
+        stats._check_tensors(tensors)
+        vars(stats).update(tensors)
         return stats
-
-    def _adopt(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.num_classes = int(config["num_classes"])
-        self.convention = Convention(**config["convention"])
-        self.scale, self.ignore_index = float(config["scale"]), int(config["ignore_index"])
-        self._allocate("meta")
-        self._check_tensors(tensors, {k: (tuple(t.shape), t.dtype) for k, t in self.tensors().items()})
-        for name, tensor in tensors.items():
-            setattr(self, name, tensor)
 
     @stateful
     def load_state_dict(self, state: dict[str, Any]) -> None:

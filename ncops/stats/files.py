@@ -44,7 +44,10 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # as the umask has it, whatever the writer makes of it
         yield temporary
+        os.chmod(temporary, mode & 0o777)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -101,15 +101,14 @@ class StreamingState:
             setattr(self, name, tensor.to(device))
         return self
 
-    def _check_tensors(
-        self, tensors: dict[str, Tensor], expected: dict[str, tuple[tuple[int, ...], torch.dtype]]
-    ) -> None:
-        """Raises ValueError unless ``tensors`` has exactly these names, shapes and dtypes."""
+    def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Raises ValueError unless ``tensors`` has the names, shapes and dtypes of this state's."""
+        expected = self.tensors()
         if set(tensors) != set(expected):
             raise ValueError(
                 f"state: expected the tensors {', '.join(sorted(expected))}, got {', '.join(sorted(tensors))}"
             )
-        for name, (shape, dtype) in expected.items():
-            if tuple(tensors[name].shape) != shape or tensors[name].dtype != dtype:
-                got = f"{tensors[name].dtype} {tuple(tensors[name].shape)}"
-                raise ValueError(f"state: {name}: expected {dtype} {shape}, got {got}")
+        for name, (mine, theirs) in {name: (expected[name], tensors[name]) for name in expected}.items():
+            if theirs.shape != mine.shape or theirs.dtype != mine.dtype:
+                got = f"{theirs.dtype} {tuple(theirs.shape)}"
+                raise ValueError(f"state: {name}: expected {mine.dtype} {tuple(mine.shape)}, got {got}")
