@@ -58,6 +58,17 @@ class Settings:
         return {place + n: value for n, value in values.items()}
 
 
+def split_labels(batch: Any, names: Sequence[str]) -> tuple[dict[str, Any], Tensor] | None:
+    """The keywords of the model and the labels of a mapping with one of these names; None for anything else."""
+    name = next((name for name in names if isinstance(batch, Mapping) and name in batch), None)
+    return None if name is None else ({n: value for n, value in batch.items() if n != name}, batch[name])
+
+
+def kind(batch: Any) -> str:
+    """What a batch is, for an error."""
+    return f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+
+
 def world() -> tuple[int, int]:
     """``(rank, number of ranks)`` of torch.distributed; ``(0, 1)`` without it."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -12,7 +12,7 @@ from ..conventions import Convention
 from ..model import stated_scales, stated_softcap, text_config
 from ..report.collapse import CollapseReport
 from ._need import missing
-from ._passes import Align, Settings, Unpack, measure_model, unwrapped, world
+from ._passes import Align, Settings, Unpack, kind, measure_model, split_labels, unwrapped, world
 from .loaders import same_data
 
 try:
@@ -28,11 +28,10 @@ LABELS = ("labels", "label")
 
 def unpack(batch: Any) -> tuple[Any, Tensor]:
     """A mapping with ``labels`` (or ``label``): the model gets the rest as keywords."""
-    name = next((name for name in LABELS if isinstance(batch, Mapping) and name in batch), None)
-    if name is None:
-        what = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(f"unpack: expected a mapping with labels, got {what}; pass unpack= for others")
-    return {n: value for n, value in batch.items() if n != name}, batch[name]
+    found = split_labels(batch, LABELS)
+    if found is None:
+        raise ValueError(f"unpack: expected a mapping with labels, got {kind(batch)}; pass unpack= for others")
+    return found
 
 
 def next_token(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,11 @@ import torch
 
 from .. import memory
 from ..errors import CommandError
-from ..measure.saved import CLASSES, describe, same_model
+from ..measure.saved import describe, same_model
 from ..metrics.table import LAYERS, shown_in
 from ..model import text_config
 from ..report.measured import Measured, assemble
-from ..report.stored import DECISIONS
+from ..report.stored import CLASSES, DECISIONS
 from ..stats.classes import ClassStatistics
 from ..stats.decisions import DecisionStatistics
 from ..stats.files import save_statistics
@@ -182,7 +182,7 @@ def measure(
     if given is None:
         given, hidden = _train_part(corpus, head, train, chosen, place)
         saved.write(CLASSES, given)
-        if hidden:
+        if hidden and ranks.speaks:
             parts["layers"] = hidden.compute(min_count, shown_in(LAYERS))
     else:
         check_given(given, given_origin, saved.origin, head.weight)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CommandError
+from ..report.stored import CLASSES
 from ..stats.files import check_target, read_origin, save_statistics
 from ..stats.load import load
-
-CLASSES = "class_statistics.safetensors"
 
 
 def describe(origin: Mapping[str, str]) -> str:

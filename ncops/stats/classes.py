@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -226,22 +225,10 @@ class ClassStatistics(StreamingState):
             setattr(stats, name, tensor.contiguous())
         return stats
 
-    @stateful
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over, as copies on this device, the content of a :meth:`state_dict` of the same shape.
-
-        Raises:
-            ValueError: missing or foreign tensors, or another ``num_classes``, ``dim`` or ``scatter``.
-        """
-        tensors = {name: value for name, value in state.items() if name != "config"}
-        loaded = type(self).from_state(state["config"], tensors)
+    def _check_fits(self, loaded: ClassStatistics) -> None:
         for name, value in self._identity().items():
             if loaded._identity()[name] != value:
                 raise ValueError(f"state: {name}: expected {value}, got {loaded._identity()[name]}")
-        device = self.device
-        copied = {name: value.to(device, copy=True) for name, value in loaded.tensors().items()}
-        vars(self).update(copy.copy(vars(loaded)), center=None)
-        vars(self).update(copied)
 
     # -- results ------------------------------------------------------------------------------------------------------
 

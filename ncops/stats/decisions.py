@@ -313,15 +313,7 @@ class DecisionStatistics(StreamingState):
         vars(stats).update(tensors)
         return stats
 
-    @stateful
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over, as copies on this device, the content of a :meth:`state_dict`; means and classifier stay.
-
-        Raises:
-            ValueError: missing or foreign tensors, another number of classes, convention or set of kept classes.
-        """
-        tensors = {name: value for name, value in state.items() if name != "config"}
-        loaded = type(self).from_state(state["config"], tensors)
+    def _check_fits(self, loaded: DecisionStatistics) -> None:
         if loaded.num_classes != self.num_classes or loaded.convention != self.convention:
             raise ValueError(
                 f"state: expected {self.num_classes} classes under convention {self.convention.name!r}, "
@@ -329,10 +321,6 @@ class DecisionStatistics(StreamingState):
             )
         if not torch.equal(loaded.kept.to(self.device), self.kept):
             raise ValueError("state: kept: it was made with other kept classes")
-        device = self.device
-        copied = {name: value.to(device, copy=True) for name, value in loaded.tensors().items()}
-        self.scale, self.ignore_index = loaded.scale, loaded.ignore_index
-        vars(self).update(copied)
 
     # -- results ------------------------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ def save_state(
     try:
         with replacing(path) as name:
             save_file(tensors, name, metadata)
-    except SafetensorError as error:
+    except (SafetensorError, PermissionError) as error:
         raise OSError(f"path: {os.path.abspath(path)} cannot be written: {error}") from error
 
 

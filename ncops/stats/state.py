@@ -53,6 +53,24 @@ class StreamingState:
         """The state's tensors by name and, under ``"config"``, plain values. The tensors are not copied."""
         return {**self.tensors(), "config": self.config()}
 
+    @stateful
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over, as copies on this device, the content of a :meth:`state_dict` of statistics like these.
+
+        Means and classifier of :class:`ncops.DecisionStatistics` stay.
+
+        Raises:
+            ValueError: missing or foreign tensors; other sizes, another convention or another set of kept classes.
+        """
+        loaded = type(self).from_state(state["config"], {n: value for n, value in state.items() if n != "config"})
+        self._check_fits(loaded)
+        copied = {name: tensor.to(self.device, copy=True) for name, tensor in loaded.tensors().items()}
+        vars(self).update({**vars(loaded), **copied})
+
+    def _check_fits(self, loaded: Any) -> None:
+        """Raises ValueError unless the content of ``loaded`` may replace that of self."""
+        raise NotImplementedError
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes the state to a safetensors file, whole or not at all; :func:`ncops.load` reads it."""
         save_state(path, type(self).__name__, self.config(), self.tensors())
