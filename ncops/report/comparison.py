@@ -38,7 +38,7 @@ class Comparison:
         self.runs, self.axis = list(runs), axis
         known = dict.fromkeys([*NAMES, *(name for run in runs for name in run.report)])
         self.metrics = {
-            name: [_value(run.report.get(name)) for run in runs]
+            name: [strict(float(run.report.get(name, math.nan))) for run in runs]
             for name in known
             if any(name in run.report for run in runs)
         }
@@ -82,8 +82,7 @@ class Comparison:
         named = self.axis.labels is None and [run.name for run in self.runs] != [f"{p:g}" for p in self.axis.points]
         heads = ["run", *([self.axis.name] if named else []), *(meaning(name).label for name in shown)]
         cells = [
-            [run.name, *([f"{point:g}"] if named else [])]
-            + [format_value(math.nan if self.metrics[n][i] is None else self.metrics[n][i]) for n in shown]
+            [run.name, *([f"{point:g}"] if named else []), *(format_value(self.metrics[n][i]) for n in shown)]
             for i, (run, point) in enumerate(zip(self.runs, self.axis.points, strict=True))
         ]
         return heads, cells
@@ -136,10 +135,6 @@ class Comparison:
         from .page import render_runs
 
         return render_runs(self.runs, self.axis, self.metrics, self.caveats(), title=title)
-
-
-def _value(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def compare(
