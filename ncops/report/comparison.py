@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from ..stats.files import write_file
 from .collapse import CollapseReport
 from .console import plain_table
 from .measured import Measured
-from .numbers import finite, format_value, strict
+from .numbers import format_value, strict
 from .places import places, short_names
 from .plots.curves import Axis
 from .stored import Run, find, read_run
@@ -37,7 +36,7 @@ class Comparison:
         self.runs, self.axis = list(runs), axis
         known = dict.fromkeys([*NAMES, *(name for run in runs for name in run.report)])
         self.metrics = {
-            name: [finite(run.report.get(name)) for run in runs]
+            name: [strict(run.report.get(name)) for run in runs]
             for name in known
             if any(name in run.report for run in runs)
         }
@@ -81,8 +80,7 @@ class Comparison:
         named = self.axis.labels is None and [run.name for run in self.runs] != [f"{p:g}" for p in self.axis.points]
         heads = ["run", *([self.axis.name] if named else []), *(meaning(name).label for name in shown)]
         cells = [
-            [run.name, *([f"{point:g}"] if named else [])]
-            + [format_value(math.nan if self.metrics[n][i] is None else self.metrics[n][i]) for n in shown]
+            [run.name, *([f"{point:g}"] if named else []), *(format_value(self.metrics[n][i]) for n in shown)]
             for i, (run, point) in enumerate(zip(self.runs, self.axis.points, strict=True))
         ]
         return heads, cells

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..stats.decisions import MARGIN_LIMIT
-from .numbers import finite, format_value, strict
+from .numbers import format_value, strict
 
 PAIR_SAMPLE = 512
 """Classes drawn for the histogram of pairwise cosines: 130,816 pairs, which show its shape; nothing is K x K."""
@@ -142,7 +142,7 @@ def class_rows(
         {
             "id": int(ids[i]),
             "text": text(int(ids[i])),
-            **{name: finite(values[i]) for name, values in zip(names, lists, strict=True)},
+            **{name: strict(values[i]) for name, values in zip(names, lists, strict=True)},
         }
         for i in range(ids.numel())
     ]
@@ -156,7 +156,7 @@ def trajectory(
     return {
         "axis": axis,
         "points": list(points),
-        "metrics": {n: [finite(float(r[n])) for r in reports] for n in names if all(n in r for r in reports)},
+        "metrics": {n: [strict(float(r[n])) for r in reports] for n in names if all(n in r for r in reports)},
     }
 
 

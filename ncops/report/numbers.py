@@ -21,15 +21,10 @@ def format_value(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def finite(value: Any) -> Any:
-    """The value; None for a NaN or an infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def strict(value: Any) -> Any:
-    """The same structure with NaN and infinities as null, so that any JSON reader takes it."""
+    """The same structure with NaN and infinities as None, so that any JSON reader takes it."""
     if isinstance(value, Mapping):
         return {str(name): strict(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [strict(item) for item in value]
-    return finite(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .style import DASHES, LIGHT, MARKERS, Palette, compact, log_axis, power, spans_decades, style
+from .style import DASHES, LIGHT, MARKERS, Palette, compact, log_axis, power, style
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 """Characters that show nothing, or change how others are shown."""
 
-MAX_LABEL = 22
+MANY_DECADES = 30.0
+"""Largest over smallest value from which an axis is logarithmic."""
 HUGE = 1e100
 """Values beyond it are drawn there, those under its inverse at 0: the limits of an axis are floats too."""
 
@@ -41,7 +42,7 @@ class Line(NamedTuple):
     points: Sequence[float] | None = None
 
 
-def short(label: str, limit: int = MAX_LABEL) -> str:
+def short(label: str, limit: int = 22) -> str:
     """A label that fits beside a plot, without control characters; the end of a name tells more than its middle."""
     label = CONTROL.sub("·", label)
     return label if len(label) <= limit else f"{label[: limit // 2 - 1]}…{label[len(label) - limit // 2 :]}"
@@ -73,30 +74,25 @@ def draw(
         log: a logarithmic axis is allowed, which takes values over many decades.
     """
     style(ax, palette)
-    alone = len(lines) == 1
-    colours = []
+    drawn = []
     for number, line in enumerate(lines):
         points = axis.points if line.points is None else line.points
         values = [math.nan if v is None else drawable(v) for v in line.values]
-        if ordered and not alone:
-            share = number / (len(lines) - 1)
-            look = {"color": palette.series[0], "alpha": 0.28 + 0.72 * share, "marker": "o", "linestyle": "-"}
-        else:
-            kind = number % len(palette.series)
-            look = {"color": palette.series[kind], "marker": MARKERS[kind], "linestyle": DASHES[kind]}
-            if number >= len(palette.series):  # past six lines the colours come again, hollow
-                look["markerfacecolor"] = "none"
+        kind = 0 if ordered else number % len(palette.series)
+        look = {"color": palette.series[kind], "marker": MARKERS[kind], "linestyle": DASHES[kind], "linewidth": 1.7}
+        if ordered and len(lines) > 1:
+            look["alpha"] = 0.28 + 0.72 * number / (len(lines) - 1)
+        elif number >= len(palette.series):  # past six lines the colours come again, hollow
+            look["markerfacecolor"] = "none"
         if axis.labels is not None:
             look.update(linestyle=(0, (1, 2)), linewidth=1.0)
-        ax.plot(points, values, **{"markersize": 4.5 if len(points) <= 16 else 2.5, "linewidth": 1.7, **look})
-        colours.append((look["color"], look.get("alpha", 1.0)))
+        drawn += ax.plot(points, values, markersize=4.5 if len(points) <= 16 else 2.5, **look)
     found = [drawable(v) for line in lines for v in line.values if v is not None and math.isfinite(v)]
     _horizontal(ax, axis)
     _vertical(ax, found, target, log, palette)
     ax.grid(axis="y", color=palette.line, lw=0.5, alpha=0.7)
     ax.set_axisbelow(True)
-    if any(line.label for line in lines):
-        _label_ends(ax, lines, colours, ordered)
+    _label_ends(ax, lines, drawn, ordered)
 
 
 def _horizontal(ax, axis: Axis) -> None:
@@ -152,7 +148,7 @@ def _vertical(ax, found: Sequence[float], target: float | None, log: bool, palet
         ax.text(0.5, 0.5, "not measured", ha="center", color=palette.muted, transform=ax.transAxes)
         return
     positive = [v for v in found if v > 0]
-    if log and target in (0.0, None) and min(found) >= 0 and spans_decades(positive):
+    if log and target in (0.0, None) and min(found) >= 0 and positive and max(positive) / min(positive) > MANY_DECADES:
         whole = len(positive) == len(found)
         ax.set_yscale("log") if whole else ax.set_yscale("symlog", linthresh=min(positive), linscale=0.4)
         ax.autoscale_view()
@@ -173,17 +169,17 @@ def _vertical(ax, found: Sequence[float], target: float | None, log: bool, palet
     ax.set_ylim(low, high)
 
 
-def _label_ends(ax, lines: Sequence[Line], colours: Sequence[tuple[str, float]], ordered: bool) -> None:
+def _label_ends(ax, lines: Sequence[Line], drawn: Sequence, ordered: bool) -> None:
     """The name of each line beside its last point, moved apart where they would cover each other."""
     from matplotlib import rcParams
     from matplotlib.transforms import Affine2D
 
     ends = []
-    for line, colour in zip(lines, colours, strict=True):
+    for line, artist in zip(lines, drawn, strict=True):
         last = [v for v in line.values if v is not None and math.isfinite(v)]
         if last and line.label:
             height = ax.transLimits.transform(ax.transScale.transform((1.0, last[-1])))[1]
-            ends.append((float(height), line.label, colour))
+            ends.append((float(height), line.label, artist))
     if ordered and len(ends) > 5:  # the ends of the development and its middle name the rest
         ends = [ends[0], ends[len(ends) // 2], ends[-1]]
     size, heights = 0.95 * rcParams["font.size"], [end[0] for end in ends]
@@ -193,11 +189,11 @@ def _label_ends(ax, lines: Sequence[Line], colours: Sequence[tuple[str, float]],
         gap = 1.15 * size * ax.figure.dpi / 72 / max(ax.bbox.height, 1.0)
         return Affine2D().translate(0, spread(heights, gap)[index] - heights[index]) + ax.transAxes
 
-    for index, (height, label, (colour, alpha)) in enumerate(ends):
+    for index, (height, label, artist) in enumerate(ends):
         ax.annotate(
             short(label), (1.0, height), xycoords=lambda _, index=index: moved(index), xytext=(4, 0),
-            textcoords="offset points", va="center", fontsize=size, color=colour, alpha=max(alpha, 0.75),
-            parse_math=False, annotation_clip=False,
+            textcoords="offset points", va="center", fontsize=size, color=artist.get_color(),
+            alpha=max(artist.get_alpha() or 1.0, 0.75), parse_math=False, annotation_clip=False,
         )  # fmt: skip
 
 
@@ -206,20 +202,13 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
     Neighbours that are too close become a block about their mean, and blocks that meet are joined.
     """
-    blocks: list[list[int]] = []  # indices in ascending order of place
-    centre = []
-    for index in sorted(range(len(places)), key=lambda i: places[i]):
-        blocks.append([index])
-        centre.append(places[index])
-        while len(blocks) > 1 and centre[-1] - centre[-2] < gap * (len(blocks[-1]) + len(blocks[-2])) / 2:
-            last = blocks.pop()
-            centre.pop()
-            blocks[-1] += last
-            half = gap * (len(blocks[-1]) - 1) / 2
-            mean = sum(places[i] for i in blocks[-1]) / len(blocks[-1])
-            centre[-1] = min(max(mean, half), max(1 - half, half))
-    result = [0.0] * len(places)
-    for block, middle in zip(blocks, centre, strict=True):
-        for position, index in enumerate(block):
-            result[index] = middle + gap * (position - (len(block) - 1) / 2)
-    return result
+    blocks: list[tuple[list[int], float]] = []  # indices in ascending order of place, and the middle
+    for index in sorted(range(len(places)), key=places.__getitem__):
+        block, middle = [index], places[index]
+        while blocks and middle - blocks[-1][1] < gap * (len(block) + len(blocks[-1][0])) / 2:
+            block = blocks.pop()[0] + block
+            half = gap * (len(block) - 1) / 2
+            middle = min(max(sum(places[i] for i in block) / len(block), half), max(1 - half, half))
+        blocks.append((block, middle))
+    moved = {i: middle + gap * (n - (len(block) - 1) / 2) for block, middle in blocks for n, i in enumerate(block)}
+    return [moved[index] for index in range(len(places))]

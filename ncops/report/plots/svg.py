@@ -41,14 +41,9 @@ def _adapt(text: str, name: str) -> tuple[str, str]:
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.S)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     text = text.replace('xlink:href="', 'href="')
-    used = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
-
-    def rename(match: re.Match) -> str:
-        return f' id="{name}-{match[1]}"' if match[1] in used else ""
-
-    text = re.sub(r'\sid="([^"]+)"', rename, text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    text = re.sub(r'\sid="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
     for colour, variable in SENTINEL.variables().items():
         text = text.replace(colour, f"var(--{variable})")
     return box, text.strip()
