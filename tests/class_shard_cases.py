@@ -55,7 +55,7 @@ def check_same_bits(got, want):
 
 
 def bits(shards: ShardedClassStatistics) -> list:
-    return [t.clone() for t in shards.local._tensors().values()] + [torch.tensor(shards.updates)]
+    return [t.clone() for t in shards.local.tensors().values()] + [torch.tensor(shards.updates)]
 
 
 def same(before: list, after: list) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 import ncops
 from ncops.report import details as parts
+from ncops.report.measured import Measured
 
 CLASSES, DIM, ROWS = 30, 8, 900
 LAYER_METRICS = ("nc1_quotient", "nc2_cos_mean")
@@ -41,7 +42,7 @@ def measured(noise: float):
     details["checkpoints"] = parts.trajectory("step", [0, 50, 800], held, ("nc1_quotient", "nll"))
     details["run"] = {"model_name": "a model", "data": "a text", "seconds": 1.5}
     details["notes"] = []
-    return parts.Measured(report, details)
+    return Measured(report, details)
 
 
 def write_runs(folder: Path, steps=(100, 1000)) -> list[Path]:

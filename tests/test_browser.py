@@ -13,7 +13,8 @@ import chromium
 import pytest
 import report_runs
 
-from ncops.report import compare, html
+from ncops.report import compare
+from ncops.report.page import render
 
 BROWSER = chromium.find()
 pytestmark = [
@@ -33,7 +34,7 @@ def pages(tmp_path_factory):
     runs = report_runs.write_runs(folder / "runs", steps=(0, 100, 1000, 20000))
     compare(runs).to_html(folder / "comparison.html")
     report, details = report_runs.measured(1.0)
-    (folder / "report.html").write_text(html.render(report, details=details, title="One run"), encoding="utf-8")
+    (folder / "report.html").write_text(render(report, details=details, title="One run"), encoding="utf-8")
     many = compare([report] * 12, labels=[f"{HOSTILE}-{100 * i}" for i in range(12)])
     many.to_html(folder / "many.html", title=HOSTILE)
     return {name: folder / f"{name}.html" for name in ("comparison", "report", "many")}

@@ -7,10 +7,9 @@ import torch
 from testing import IGNORE, bits, randn, random_labels
 
 pytest.importorskip("triton")
+from ncops.reference import class_moments as reference  # noqa: E402
 from ncops.triton_kernels import _sorted_rows, class_moments  # noqa: E402
 from ncops.triton_kernels._launch import interpreted, override  # noqa: E402
-
-from ncops.reference import class_moments as reference  # noqa: E402
 
 pytestmark = [
     pytest.mark.triton,

@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 import ncops
 from ncops.distributed import ShardedClassStatistics, class_shards
 from ncops.distributed.exchange import rounds
-from ncops.stats import state
+from ncops.stats import blocks
 
 # -- equal to one process ---------------------------------------------------------------------------------------------
 
 
 def agree_with_one_process(rank, ranks, classes, dtype, scatter, receive_bytes):
-    blocks_of_two_classes = mock.patch.object(state, "BLOCK_BYTES", 2 * 8 * D)
+    blocks_of_two_classes = mock.patch.object(blocks, "BLOCK_BYTES", 2 * 8 * D)
     with blocks_of_two_classes, mock.patch.object(class_shards, "RECEIVE_BYTES", receive_bytes):
         return check_against_one_process(rank, ranks, classes, dtype, scatter)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import numpy_metrics
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from ncops import cli
+from ncops.cli import info
 
 
 def data(n=600, dim=6, classes=5, dtype=np.float64):
@@ -79,6 +82,13 @@ def test_info(capsys):
     for op in ("class_moments", "linear_stats", "pair_stats"):
         assert facts["ops"][op]["cpu"]["runs"] in ("cpu", "reference")
     assert facts["native"]["loaded"] or facts["native"]["reason"]
+
+
+def test_info_knows_every_extra():
+    project = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    found = {line.partition(" =")[0]: re.findall(r'"([\w-]+)', line) for line in section.splitlines() if line}
+    assert {extra: list(modules) for extra, modules in info.EXTRAS.items()} | {"dev": found["dev"]} == found
 
 
 def test_info_tells_what_is_forced(capsys, monkeypatch):

@@ -298,7 +298,7 @@ def test_plot_and_html_are_asked_for_only_when_used(tmp_path):
 
 
 def test_import_is_light():
-    heavy = {"matplotlib", "typer", "rich", "transformers", "safetensors"}
+    heavy = {"jinja2", "ncops.report.page", "matplotlib", "typer", "rich", "transformers", "safetensors"}
     code = f"import sys, ncops; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

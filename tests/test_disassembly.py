@@ -16,7 +16,7 @@ KERNELS = ("multiply_group", "multiply_features", "add_input_gradient", "add_wei
 @pytest.fixture(scope="module")
 def functions() -> dict[str, list[str]]:
     """Instructions by demangled function name."""
-    library = native._find()
+    library = native.find()
     if library is None or shutil.which("objdump") is None:
         pytest.skip("needs the native extension and objdump")
     text = subprocess.run(["objdump", "-dC", "--no-show-raw-insn", library], capture_output=True, text=True).stdout

@@ -9,8 +9,12 @@ import pytest
 import torch
 
 import ncops
+from ncops.metrics import table
 from ncops.report import details as parts
-from ncops.report import explain, html, plots
+from ncops.report import numbers
+from ncops.report import page as html
+from ncops.report.plots.report import OVERVIEW
+from ncops.report.plots.style import LIGHT
 
 NASTY = "</code><script>alert(1)</script>\"'&\n\t\x00\u202e"
 VOID = {"meta", "input", "br", "path", "use", "rect"}
@@ -113,7 +117,7 @@ def test_headline_coverage_and_table(page):
         "a < b",
     ):
         assert wanted in joined
-    assert explain.format_value(report["nc1_quotient"]) in joined
+    assert numbers.format_value(report["nc1_quotient"]) in joined
 
 
 def test_colours_follow_the_page(page):
@@ -168,7 +172,7 @@ def test_plot_returns_figure_and_axes(page):
     own = pyplot.figure().add_subplot()
     assert report.plot(ax=own) == (own.figure, own)
     pyplot.close("all")
-    assert [t.get_text() for t in own.get_yticklabels()][-1] == explain.meaning(plots.OVERVIEW[0]).label
+    assert [t.get_text() for t in own.get_yticklabels()][-1] == table.meaning(OVERVIEW[0]).label
 
 
 def test_histogram():
@@ -180,7 +184,7 @@ def test_histogram():
 
 def test_every_metric_is_explained(page):
     for name in page[0]:
-        assert explain.MEANINGS[name].sentence and explain.MEANINGS[name].goal
+        assert table.METRICS[name].sentence and table.METRICS[name].goal
 
 
 @pytest.mark.parametrize(
@@ -195,7 +199,7 @@ def test_every_metric_is_explained(page):
     ],
 )
 def test_format_value(value, text):
-    assert explain.format_value(value) == text
+    assert numbers.format_value(value) == text
 
 
 # -- colours ----------------------------------------------------------------------------------------------------------
@@ -230,7 +234,7 @@ def contrast(one: str, other: str) -> float:
 
 def css(scheme: int) -> dict[str, str]:
     """The variables of the page: 0 light, 1 dark, 2 on paper."""
-    blocks = re.findall(r":root\{(.*?)\}", html.page("", "", []))
+    blocks = re.findall(r":root\{(.*?)\}", html.render({}))
     return {m[1]: m[2] + (m[2][1:] if len(m[2]) == 4 else "") for m in re.finditer(r"--(\w+):(#\w+)", blocks[scheme])}
 
 
@@ -239,7 +243,7 @@ def test_lines_can_be_told_apart(scheme):
     colours = css(scheme)
     series = [colours[f"s{i}"] for i in range(1, 7)]
     if scheme != 1:
-        assert tuple(series) == plots.LIGHT.series
+        assert tuple(series) == LIGHT.series
     for sight in DEFICIENT:
         for i, one in enumerate(series):
             for other in series[:i]:

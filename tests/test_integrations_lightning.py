@@ -22,9 +22,9 @@ with warnings.catch_warnings():
     import lightning.pytorch as pl
 
 from ncops.integrations import lightning as integration  # noqa: E402
-from ncops.integrations.classifier import evaluating, features_into, find_classifier  # noqa: E402
 from ncops.integrations.lightning import NeuralCollapseCallback  # noqa: E402
 from ncops.integrations.loaders import same_data  # noqa: E402
+from ncops.model import evaluating, features_into, find_classifier  # noqa: E402
 from ncops.report.collapse import NAMES  # noqa: E402
 
 TRAIN, CLASSES, WIDTH = 1000, 10, 24

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from ncops.integrations._passes import Settings, measure, world
+from ncops.integrations._passes import Settings, measure_model, world
 from ncops.integrations.loaders import same_data
 
 C, D, TRAIN, HELD = 5, 8, 101, 37
@@ -27,7 +27,7 @@ def measured(rank: int) -> dict[str, float]:
     number, ranks = world()
     assert number == rank
     train, held = datasets()
-    report = measure(
+    report = measure_model(
         DistributedDataParallel(model) if ranks > 1 else model,
         Settings(),
         lambda batch: (batch[0], batch[1]),

@@ -115,7 +115,7 @@ def test_blocks_change_nothing(monkeypatch):
         ])  # fmt: skip
 
     whole = numbers()
-    monkeypatch.setattr("ncops.stats.state.BLOCK_BYTES", 8 * 40 * 7)
+    monkeypatch.setattr("ncops.stats.blocks.BLOCK_BYTES", 8 * 40 * 7)
     torch.testing.assert_close(numbers(), whole, rtol=1e-12, atol=0)
 
 

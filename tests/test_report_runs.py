@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 
 import ncops
 from ncops.cli import main
-from ncops.report import Comparison, compare, curves
+from ncops.metrics import table
+from ncops.report import Comparison, compare
 from ncops.report import details as parts
 from ncops.report.places import places, short_names
+from ncops.report.plots import curves
 from ncops.report.stored import read_report
 
 STEPS = (0, 100, 1000, 20000)
@@ -333,7 +335,7 @@ def test_spread():
      ("nll", "↓ lower is better"), ("nc2_cos_mean", "-1/(K-1) = simplex"), ("unheard_of", "")],
 )  # fmt: skip
 def test_direction(name, text):
-    assert curves.direction(name) == text
+    assert table.direction(name) == text
 
 
 # -- the page and the command -----------------------------------------------------------------------------------------

@@ -430,7 +430,7 @@ def test_inference_mode_makes_ordinary_state(born):
         geometry = stats.compute()
         decisions = DecisionStatistics(geometry, torch.ones(12, x.shape[1], dtype=x.dtype))
         decisions.update(x, y)
-    assert not any(t.is_inference() for t in (*stats._tensors().values(), *decisions._tensors().values()))
+    assert not any(t.is_inference() for t in (*stats.tensors().values(), *decisions.tensors().values()))
     assert not geometry.means.is_inference()
     other = stream(x[40:], y[40:], 12)
     stats.merge(other)

@@ -130,6 +130,29 @@ def test_a_first_save_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such permissions")
+def test_a_written_file_has_the_permissions_of_any_other(tmp_path):
+    (tmp_path / "other").write_text("")
+    storage.write_file(tmp_path / "a", "\u00e9\n")
+    make()[0].save(tmp_path / "b")
+    assert len({(tmp_path / name).stat().st_mode for name in ("other", "a", "b")}) == 1
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa9\n"
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    storage.write_file(tmp_path / "link", b"2")
+    assert (tmp_path / "a").read_bytes() == b"2" and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("error", (KeyboardInterrupt, OSError))
+def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path, error):
+    storage.write_file(tmp_path / "a", "old")
+    with pytest.raises(error), storage.replacing(tmp_path / "a") as name:
+        open(name, "w").close()
+        raise error
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+    with pytest.raises(FileNotFoundError, match=r"none/a'$"):
+        storage.write_file(tmp_path / "none" / "a", "new")
+
+
 def write(path, tensors, **metadata):
     safetensors.torch.save_file(tensors, path, {k: str(v) for k, v in metadata.items()} or None)
 
@@ -162,7 +185,7 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch):
 def test_origin_is_kept_beside_the_state(tmp_path):
     stats, *_ = make()
     path, origin = tmp_path / "a", {"model": "m", "classifier": "00ff"}
-    storage.save_state(path, "ClassStatistics", stats._config(), stats._tensors(), origin)
+    storage.save_state(path, "ClassStatistics", stats.config(), stats.tensors(), origin)
     assert storage.read_origin(path) == origin and torch.equal(ncops.load(path).counts, stats.counts)
     stats.save(path)
     assert storage.read_origin(path) is None
@@ -171,16 +194,16 @@ def test_origin_is_kept_beside_the_state(tmp_path):
 def test_files_of_version_1_are_read(tmp_path):
     stats, *_ = make()
     metadata = {"format": "ncops-stats", "version": "1", "kind": "ClassStatistics"}
-    write(tmp_path / "a", stats._tensors(), **metadata, config=json.dumps(stats._config()))
+    write(tmp_path / "a", stats.tensors(), **metadata, config=json.dumps(stats.config()))
     loaded = ncops.load(tmp_path / "a")
-    assert loaded._config() == stats._config() and torch.equal(loaded.sums, stats.sums)
+    assert loaded.config() == stats.config() and torch.equal(loaded.sums, stats.sums)
     assert storage.read_origin(tmp_path / "a") is None
 
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     stats, *_ = make()
-    tensors, config = stats._tensors(), json.dumps(stats._config())
+    tensors, config = stats.tensors(), json.dumps(stats.config())
     good = {"format": "ncops-stats", "version": 1, "kind": "ClassStatistics", "config": config}
 
     with pytest.raises(FileNotFoundError, match="no file"):
@@ -201,7 +224,7 @@ def test_foreign_files_are_refused(tmp_path):
         write(path, tensors, **{**good, **change})
         with pytest.raises(ValueError, match=message):
             ncops.load(path)
-    document = {"format": "ncops-stats", "version": 2, "kind": "ClassStatistics", "config": stats._config()}
+    document = {"format": "ncops-stats", "version": 2, "kind": "ClassStatistics", "config": stats.config()}
     for change, message in (
         ({"version": 3}, "version '3'"),
         ({"format": "other"}, "not one of ncops statistics"),

@@ -15,7 +15,8 @@ _tried = False
 _reason: str | None = None
 
 
-def _find() -> str | None:
+def find() -> str | None:
+    """Where the extension lies, None where there is none."""
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     found = sorted(glob.glob(os.path.join(here, "_C*.so")) + glob.glob(os.path.join(here, "_C*.pyd")))
     return found[0] if found else None
@@ -30,7 +31,7 @@ def load() -> str | None:
     # A second registration of a namespace aborts the process, so an extension that is already there is used as it is.
     if hasattr(getattr(torch.ops, NAMESPACE), "build_info"):
         return None
-    path = _find()
+    path = find()
     if path is None:
         _reason = "ncops was installed without its compiled extension (pip install --no-build-isolation builds it)"
         return _reason

@@ -131,6 +131,28 @@ def gradients(loss: Callable[..., Tensor]) -> Callable:
     return run
 
 
+def requiring(make: Callable[..., tuple], *places: int) -> Callable[..., tuple]:
+    """``make``, with the inputs at these places requiring a gradient."""
+
+    def run(*how):
+        return tuple(value.requires_grad_() if i in places else value for i, value in enumerate(make(*how)))
+
+    return run
+
+
+def full(forward: Bench, loss: Callable[[tuple], Tensor], *places: int, **changes: Any) -> Bench:
+    """The bench of forward and backward: a loss of the outputs, and the gradients of the inputs at these places."""
+
+    def of(name: str) -> Callable[..., Tensor]:
+        return lambda *inputs: loss(forward.contestants[name](*inputs))
+
+    contestants = {OURS: of(OURS), EAGER: of(EAGER), COMPILE: compiled(of(EAGER))}
+    return dataclasses.replace(
+        forward, mode="full", make=requiring(forward.make, *places), other=EAGER, averages={}, data=("uniform",),
+        contestants={name: gradients(run) for name, run in contestants.items()}, **changes,
+    )  # fmt: skip
+
+
 def single_thread(function: Callable) -> Callable:
     """``function`` on one thread."""
 

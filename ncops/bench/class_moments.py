@@ -7,7 +7,7 @@ import torch
 
 import ncops
 
-from .case import Bench, Case, Goal, compiled, gradients, labels, numpy, randn
+from .case import Bench, Case, Goal, compiled, full, labels, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
@@ -77,30 +77,11 @@ FORWARD = Bench(
     },
     accuracy={"N": 20000}, data=("uniform", "zipf"),
 )  # fmt: skip
-
-
-def make_full(sizes, dtype, data, generator):
-    x, y, center = make(sizes, dtype, data, generator)
-    return x.requires_grad_(), y, center
-
-
-def loss(function):
-    """One number that every sum and squared norm enters."""
-    return lambda x, y, center: sum(t.double().square().mean() for t in function(x, y, center)[:2])
-
-
-FULL = Bench(
-    op="class_moments", mode="full", make=make_full, other="eager",
-    contestants={
-        "ncops": gradients(loss(ours)),
-        "eager": gradients(loss(eager)),
-        "compile": gradients(compiled(loss(eager))),
-    },
+FULL = full(
+    FORWARD, lambda outputs: sum(t.double().square().mean() for t in outputs[:2]), 0,
     flops=lambda s: 7 * s["N"] * s["D"],
     bytes=lambda s, item: 3 * item * s["N"] * s["D"],  # x twice, and its gradient
-    base={"N": 50000, "D": 512, "C": 1000},
     axes={"N": (1000, 10000, 50000), "C": (10, 1000, 50257)},
-    accuracy={"N": 20000},
 )  # fmt: skip
 BENCHES = (FORWARD, FULL)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ncops
 
 from . import class_moments
-from .case import Bench, Case, Goal, compiled, gradients, numpy
+from .case import Bench, Case, Goal, compiled, full, numpy
 
 
 def ours(x, y, center):
@@ -39,30 +39,11 @@ FORWARD = Bench(
     axes={"N": (1000, 5000, 20000, 100000), "D": (64, 256, 512, 1024, 2048), "C": (10, 1000, 50257)},
     accuracy={"N": 20000}, data=("uniform", "zipf"),
 )  # fmt: skip
-
-
-def make_full(sizes, dtype, data, generator):
-    x, y, center = class_moments.make(sizes, dtype, data, generator)
-    return x.requires_grad_(), y, center
-
-
-def loss(function):
-    """One number that every entry of the scatter enters."""
-    return lambda x, y, center: function(x, y, center)[0].square().mean()
-
-
-FULL = Bench(
-    op="class_scatter", mode="full", make=make_full, other="eager",
-    contestants={
-        "ncops": gradients(loss(ours)),
-        "eager": gradients(loss(eager)),
-        "compile": gradients(compiled(loss(eager))),
-    },
+FULL = full(
+    FORWARD, lambda outputs: outputs[0].square().mean(), 0,
     flops=lambda s: s["N"] * s["D"] * (3 * s["D"] + 1),  # one triangle, and a product
     bytes=lambda s, item: 3 * item * s["N"] * s["D"],
-    base={"N": 20000, "D": 512, "C": 1000},
     axes={"N": (1000, 5000, 20000), "D": (64, 256, 1024)},
-    accuracy={"N": 20000},
 )  # fmt: skip
 BENCHES = (FORWARD, FULL)
 CASES = (

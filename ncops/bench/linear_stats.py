@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import ncops
 
 from . import _rows
-from .case import Bench, Case, Goal, compiled, gradients, labels, numpy, randn, single_thread
+from .case import Bench, Case, Goal, compiled, gradients, labels, numpy, randn, requiring, single_thread
 
 _HAS_FUSED_LOSS = hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions")
 
@@ -23,11 +23,6 @@ def make(sizes, dtype, data, generator):
     else:
         x, weight = randn(generator, n, d), weight * d**-0.5
     return x.to(dtype), weight.to(dtype), target
-
-
-def make_full(sizes, dtype, data, generator):
-    x, weight, target = make(sizes, dtype, data, generator)
-    return x.requires_grad_(), weight.requires_grad_(), target
 
 
 def ours(x, weight, target):
@@ -79,7 +74,7 @@ FORWARD = Bench(
     accuracy={"N": 256, "V": 8192}, averages=_rows.AVERAGES, data=("uniform", "zipf"),
 )  # fmt: skip
 FULL = Bench(
-    op="linear_stats", mode="full", make=make_full, other="linear_cross_entropy",
+    op="linear_stats", mode="full", make=requiring(make, 0, 1), other="linear_cross_entropy",
     contestants={
         "ncops": gradients(lambda x, weight, target: ncops.linear_stats(x, weight, None, target).loss("nll")),
         "eager": gradients(eager_loss),

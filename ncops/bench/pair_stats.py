@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import ncops
 
-from .case import Bench, Case, Goal, compiled, gradients, numpy, randn
+from .case import Bench, Case, Goal, compiled, full, numpy, randn
 
 KERNELS = ("cosine", "log_distance")
 
@@ -74,30 +74,11 @@ FORWARD = Bench(
     axes={"K": (100, 1000, 2048, 4096, 8192), "D": (64, 256, 512, 1024)},
     accuracy={"K": 2048}, averages={0: 1}, data=KERNELS,
 )  # fmt: skip
-
-
-def make_full(sizes, dtype, data, generator):
-    rows, kernel = make(sizes, dtype, data, generator)
-    return rows.requires_grad_(), kernel
-
-
-def loss(function):
-    """The mean over pairs."""
-    return lambda rows, kernel: function(rows, kernel)[0]
-
-
-FULL = Bench(
-    op="pair_stats", mode="full", make=make_full, other="eager",
-    contestants={
-        "ncops": gradients(loss(ours)),
-        "eager": gradients(loss(eager)),
-        "compile": gradients(compiled(loss(eager))),
-    },
+FULL = full(
+    FORWARD, lambda outputs: outputs[0], 0,
     flops=lambda s: s["K"] * (s["K"] - 1) * s["D"],  # the forward's: the gradient of a mean cosine needs no pairs
     bytes=lambda s, item: 2 * item * s["K"] * s["D"],
-    base={"K": 4096, "D": 512},
     axes={"K": (100, 1000, 2048, 4096), "D": (64, 512)},
-    accuracy={"K": 2048},
 )  # fmt: skip
 BENCHES = (FORWARD, FULL)
 _GOAL = Goal(0.70, 12, 8, 3)

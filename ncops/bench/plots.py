@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..report.plots import LIGHT, style
+from ..report.plots.style import LIGHT, style
 from .case import COMPILE, EAGER, OURS
 from .records import LABELS
 from .runner import Result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ncops
 
 from . import class_moments
-from .case import Bench, Case, compiled, gradients, numpy, randn
+from .case import Bench, Case, compiled, full, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
@@ -36,30 +36,11 @@ FORWARD = Bench(
     axes={"N": (64, 1024, 20000, 100000), "D": (128, 512, 1024), "R": (10, 100, 512)},
     accuracy={"N": 2048},
 )  # fmt: skip
-
-
-def make_full(sizes, dtype, data, generator):
-    x, basis, y, center = make(sizes, dtype, data, generator)
-    return x.requires_grad_(), basis.requires_grad_(), y, center
-
-
-def loss(function):
-    """One number that every row enters."""
-    return lambda x, basis, y, center: function(x, basis, y, center)[0].square().mean()
-
-
-FULL = Bench(
-    op="projected_sqnorms", mode="full", make=make_full, other="eager",
-    contestants={
-        "ncops": gradients(loss(ours)),
-        "eager": gradients(loss(eager)),
-        "compile": gradients(compiled(loss(eager))),
-    },
+FULL = full(
+    FORWARD, lambda outputs: outputs[0].square().mean(), 0, 1,
     flops=lambda s: 8 * s["N"] * s["D"] * s["R"],  # four products, one of them recomputed
     bytes=lambda s, item: 3 * item * s["N"] * s["D"] + 8 * s["R"] * s["D"],
-    base={"N": 20000, "D": 512, "R": 512, "C": 1000},
     axes={"N": (64, 1024, 20000), "R": (10, 100, 512)},
-    accuracy={"N": 2048},
 )  # fmt: skip
 BENCHES = (FORWARD, FULL)
 CASES = (Case(FORWARD, "full rank", {"N": 50000, "D": 512, "R": 512, "C": 1000}),)

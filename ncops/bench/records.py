@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..stats.files import write_file
 from . import verdict
 from .runner import Result
 from .table import FLOP_LIMITS, dtype_name, limit_rows
@@ -59,15 +61,14 @@ def write_csv(path: Path, new: Sequence[Mapping[str, Any]]) -> None:
     """Adds rows to a CSV file, in place of those that have the same key."""
     kept: dict[tuple[str, ...], Mapping[str, Any]] = {}
     if path.exists():
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             kept = {_key(row): row for row in csv.DictReader(file)}
     kept.update({_key(row): row for row in new})
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(kept.values())
-    part.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(kept.values())
+    write_file(path, text.getvalue())
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:

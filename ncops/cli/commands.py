@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
+from ..conventions import PRESETS
 from ..errors import CommandError, Interrupted, need
+from ..stats.batch import NONFINITE
 
 app = typer.Typer(
     help="Measures the geometry of trained classifiers and language models: neural collapse NC1 to NC4, in one pass.",
@@ -46,22 +48,8 @@ class Dtype(str, Enum):
     auto = "auto"
 
 
-class Nonfinite(str, Enum):
-    """What a row of features with a NaN or an infinity does."""
-
-    propagate = "propagate"
-    skip = "skip"
-    refuse = "raise"
-
-
-class Preset(str, Enum):
-    """Definitions of the metrics."""
-
-    ncops = "ncops"
-    neural_collapse = "neural-collapse"
-    linguistic_collapse = "linguistic-collapse"
-    papyan = "papyan"
-    zhu = "zhu"
+Nonfinite = Enum("Nonfinite", {name: name for name in NONFINITE}, type=str)
+Preset = Enum("Preset", {name: name for name in PRESETS}, type=str)
 
 
 @contextlib.contextmanager
@@ -157,18 +145,19 @@ def measure(
     """Measure stored features, read in batches. Arrays val_features and val_labels, if there, are the held-out part."""
     from ..measure import features as work
     from ..report.output import check_folder, deliver
+    from ..stats.arrays import Arrays, read_classifier
 
     check_folder(output)
     if html is not None and not html.absolute().parent.is_dir():
         raise CommandError(f"--html: there is no folder {html.absolute().parent}")
     with _clean_stdout(as_json), _plain_errors():
-        arrays = work.Arrays(features)
+        arrays = Arrays(features)
         x = arrays.require(features_key, work.FEATURES, "features", "--features-key")
         y = arrays.require(labels_key, work.LABELS, "labels", "--labels-key")
         held = [arrays.find(None, (f"val_{name}",), "") for name in (x, y)]
         decide = work.Part(arrays, held[0], held[1]) if all(held) else None
-        head = work.read_classifier(classifier, arrays, weight_key, bias_key)
-        measured = work.measure(
+        head = read_classifier(classifier, arrays, weight_key, bias_key)
+        measured = work.measure_features(
             work.Part(arrays, x, y), decide, head,
             num_classes=num_classes, min_count=min_count, batch=batch, convention=convention.value, scatter=scatter,
             nonfinite=nonfinite.value,
@@ -232,11 +221,11 @@ def lm(
     with _clean_stdout(as_json), _resumable(checkpoint):
         from .. import lm as work
         from ..lm.ranks import join
-        from ..measure.saved import read_statistics
+        from ..measure.saved import read_saved
 
         given = origin = None
         if statistics is not None:
-            given, origin = read_statistics(statistics, "--statistics", "ClassStatistics")
+            given, origin = read_saved(statistics, "--statistics", "ClassStatistics")
         source = work.find_source(model, gguf)
         name = Path(model).name or source.folder.name
         with join(_device(device)) as (ranks, here):

@@ -19,6 +19,8 @@ EXTRAS = {
     "cli": ("typer", "rich", "tqdm", "matplotlib"),
     "lm": ("transformers", "accelerate", "gguf"),
     "metrics": ("torchmetrics",),
+    "lightning": ("lightning",),
+    "triton": ("triton",),
 }
 
 
@@ -31,7 +33,7 @@ def version() -> str:
 
 def _build() -> dict[str, Any]:
     reason = native.load()
-    build: dict[str, Any] = {"loaded": reason is None, "reason": reason, "path": native._find()}
+    build: dict[str, Any] = {"loaded": reason is None, "reason": reason, "path": native.find()}
     if reason is None:
         try:
             build["build_info"] = str(torch.ops.ncops_C.build_info())

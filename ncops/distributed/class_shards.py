@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops.checks import raise_bad_label
-from ..stats.batch import check_rows, leave_out
+from ..stats.batch import check_batch, leave_out
 from ..stats.classes import ClassStatistics
 from ..stats.collectives import Group
 from ..stats.files import read_state, save_state
-from ..stats.geometry import ClassGeometry, class_geometry
+from ..stats.geometry import ClassGeometry, class_geometry, describe_classes, kept_classes, pool_rows
 from ..stats.state import stateful
 from .agreement import Offer, together
 from .exchange import concatenate, rows_to_owners, sum_at
@@ -139,7 +139,7 @@ class ShardedClassStatistics:
         return together(call, checked, self._group)
 
     def _config(self) -> dict[str, Any]:
-        return {**self._whole._config(), "input_dtype": self.local._config()["input_dtype"]}
+        return {**self._whole.config(), "input_dtype": self.local.config()["input_dtype"]}
 
     # -- one pass -----------------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class ShardedClassStatistics:
 
     def _sort_by_owner(self, x: Tensor, labels: Tensor) -> Offer:
         whole = self._whole
-        flat, y = check_rows(
+        flat, y = check_batch(
             x, labels, num_classes=whole.num_classes, dim=whole.dim, ignore_index=whole.ignore_index,
             device=self.device, input_dtype=self.input_dtype,
         )  # fmt: skip
@@ -215,7 +215,7 @@ class ShardedClassStatistics:
 
         def prepare() -> Offer:
             self._check_dst(dst)
-            kept, pooled = self.local._kept(min_count), self.local._pool()
+            kept, pooled = kept_classes(self.local, min_count), pool_rows(self.local)
             numbers = {name: value for name, value in vars(pooled).items() if isinstance(value, int)}
             return Offer((kept, pooled), {"min_count": min_count, "dst": dst}, (kept.numel(), numbers))
 
@@ -225,7 +225,7 @@ class ShardedClassStatistics:
 
         def part(rows: slice) -> tuple[Tensor, ...]:
             classes = kept[rows]
-            return classes + self.classes[0], self.local.counts[classes], *self.local._describe(classes)
+            return classes + self.classes[0], self.local.counts[classes], *describe_classes(self.local, classes)
 
         local = self.local
         columns = concatenate(
@@ -272,7 +272,7 @@ class ShardedClassStatistics:
             sizes, [t[:0] for t in state], lambda rows: [t[rows] for t in state],
             group=self._group, dst=dst, device="cpu",
         )  # fmt: skip
-        added = {name: t.clone() for name, t in local._tensors().items() if name not in names}
+        added = {name: t.clone() for name, t in local.tensors().items() if name not in names}
         sum_at(list(added.values()), group=self._group, dst=dst)
         if columns is None:
             return None
@@ -307,7 +307,7 @@ class ShardedClassStatistics:
 
         def write() -> Offer:
             config = {**self._config(), "updates": self.updates, "classes": self.classes, "ranks": self.ranks}
-            save_state(files.path(number), KIND, config, self.local._tensors())
+            save_state(files.path(number), KIND, config, self.local.tensors())
             files.saves.add(number)
             return Offer(None, {})
 

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..stats.blocks import blocks
 from ..stats.collectives import Group
-from ..stats.state import blocks
 
 
 def rounds(counts: Tensor, limit: int) -> Iterator[tuple[Tensor, Tensor]]:

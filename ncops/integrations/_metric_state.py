@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model import Classifier
 from ..stats.collectives import dist
 from ._need import missing
-from .classifier import Classifier
 
 try:
     from torchmetrics import Metric

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..conventions import Convention
-from ..report.collapse import NAMES, CollapseReport, collapse
-from ..stats.classes import ClassStatistics
+from ..metrics.table import NAMES, SCATTER, needing
+from ..model import evaluating, features_into, find_classifier, rows
+from ..report.collapse import CollapseReport, collapse
 from ..stats.collectives import dist
-from ..stats.decisions import DecisionStatistics
-from .classifier import evaluating, features_into, find_classifier, rows
+from ..stats.passes import class_pass, decision_pass
 from .loaders import to_device, untouched_randomness
 
-NEED_SCATTER = ("nc1_pinv", "vci")
 MEANS_FROM = ("train", "eval")
 
 Unpack = Callable[[Any], tuple[Any, Tensor]]
@@ -52,11 +51,22 @@ class Settings:
 
     def flat(self, report: CollapseReport, name: str = "") -> dict[str, float]:
         """``prefix/metric -> value``, the same names at every evaluation, and how much they rest on."""
-        chosen = self.metrics or [n for n in NAMES if self.scatter or n not in NEED_SCATTER]
+        chosen = self.metrics or [n for n in NAMES if self.scatter or n not in needing(SCATTER)]
         values = {n: report[n] for n in chosen}
         values |= {n: float(report.coverage[n]) for n in ("classes_kept", "samples", "decision_samples")}
         place = f"{self.prefix}/{name}/" if name else f"{self.prefix}/"
         return {place + n: value for n, value in values.items()}
+
+
+def split_labels(batch: Any, names: Sequence[str]) -> tuple[dict[str, Any], Tensor] | None:
+    """The keywords of the model and the labels of a mapping with one of these names; None for anything else."""
+    name = next((name for name in names if isinstance(batch, Mapping) and name in batch), None)
+    return None if name is None else ({n: value for n, value in batch.items() if n != name}, batch[name])
+
+
+def kind(batch: Any) -> str:
+    """What a batch is, for an error."""
+    return f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
 
 
 def world() -> tuple[int, int]:
@@ -77,7 +87,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def measure(
+def measure_model(
     model: nn.Module,
     settings: Settings,
     unpack: Unpack,
@@ -96,34 +106,26 @@ def measure(
     model = unwrapped(model)
     module = find_classifier(model, settings.classifier)
     weight, bias = rows(module)
-    _, ranks = world()
+    shared = {"all_ranks": world()[1] > 1, "ignore_index": settings.ignore_index}
 
     with untouched_randomness(), evaluating(model), features_into(module) as trap:
 
-        def each(batches: Iterable[Any], update: Callable[[Tensor, Tensor], None]) -> None:
+        def features(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
             for batch in batches:
                 inputs, labels = unpack(to_device(batch, weight.device))
                 with precision():
                     x = trap.run(lambda inputs=inputs: _call(model, inputs))
-                update(*_matched(x, labels.to(x.device), align))
+                yield _matched(x, labels.to(x.device), align)
 
-        statistics = ClassStatistics(
-            *weight.shape, scatter=settings.scatter, device=weight.device, ignore_index=settings.ignore_index
+        geometry = class_pass(
+            features(train() if settings.means_from == "train" else evaluation()), *weight.shape,
+            min_count=settings.min_count, scatter=settings.scatter, device=weight.device, **shared,
+        )  # fmt: skip
+        # Under autocast the features come in another dtype than the rows: the pass takes what autocast multiplies.
+        decisions = decision_pass(
+            features(evaluation()), geometry, weight, bias, convention=settings.convention, scale=scale, **shared
         )
-        each(train() if settings.means_from == "train" else evaluation(), statistics.update)
-        if ranks > 1:
-            statistics.all_reduce(inplace=True)
-        geometry = statistics.compute(min_count=settings.min_count)
-        # Under autocast the features come in another dtype than the rows: those are what it multiplies.
-        weight, bias = (t if t is None else t.to(geometry.input_dtype) for t in (weight, bias))
-        decisions = DecisionStatistics(
-            geometry, weight, bias, convention=settings.convention, scale=scale, ignore_index=settings.ignore_index
-        )
-        del statistics
-        each(evaluation(), decisions.update)
-        if ranks > 1:
-            decisions.all_reduce(inplace=True)
-        return collapse(geometry, weight, bias, decisions=decisions, convention=settings.convention)
+        return collapse(geometry, *decisions.classifier, decisions=decisions, convention=settings.convention)
 
 
 def _call(model: nn.Module, inputs: Any) -> None:

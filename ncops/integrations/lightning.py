@@ -11,7 +11,7 @@ from torch import Tensor
 from ..conventions import Convention
 from ..report.collapse import CollapseReport
 from ._need import missing
-from ._passes import Align, Settings, Unpack, measure, world
+from ._passes import Align, Settings, Unpack, kind, measure_model, split_labels, world
 from .loaders import same_data
 
 try:
@@ -29,14 +29,12 @@ LABELS = ("labels", "label", "y", "target", "targets")
 
 def unpack(batch: Any) -> tuple[Any, Tensor]:
     """``(x, y)`` calls ``model(x)``; a mapping calls ``model(**the rest)``, its labels under one of ``LABELS``."""
-    if isinstance(batch, Mapping):
-        name = next((name for name in LABELS if name in batch), None)
-        if name is not None:
-            return {n: value for n, value in batch.items() if n != name}, batch[name]
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    what = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
-    raise ValueError(f"unpack: expected a batch (x, y) or a mapping with labels, got {what}; pass unpack= for others")
+    found = tuple(batch) if isinstance(batch, (tuple, list)) and len(batch) == 2 else split_labels(batch, LABELS)
+    if found is None:
+        raise ValueError(
+            f"unpack: expected a batch (x, y) or a mapping with labels, got {kind(batch)}; pass unpack= for others"
+        )
+    return found
 
 
 class NeuralCollapseCallback(Callback):
@@ -116,7 +114,7 @@ class NeuralCollapseCallback(Callback):
         for index, (loader, limit) in enumerate(zip(loaders, limits, strict=True)):
             limit = None if limit == float("inf") else int(limit)  # as the trainer has it: the first so many batches
             with torch.inference_mode(False):  # inference tensors could not be undone by the statistics
-                self.report = measure(
+                self.report = measure_model(
                     pl_module,
                     self.settings,
                     self.unpack,

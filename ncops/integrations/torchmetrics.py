@@ -11,18 +11,20 @@ from torch.nn.parameter import is_lazy
 
 from ..backends.dtypes import outside_autocast
 from ..conventions import Convention, resolve
+from ..metrics.table import PAIRS, SCATTER, WEIGHT, needing
+from ..model import Classifier, rows
 from ..ops import linear_stats, logit_stats
 from ..ops.checks import FLOATING, check_floating, check_integer, check_number, check_shape, shape
-from ..report.collapse import NAMES, CollapseReport, collapse
-from ..stats.classes import NONFINITE, ClassStatistics
+from ..report.collapse import CollapseReport, collapse
+from ..stats.batch import NONFINITE
+from ..stats.classes import ClassStatistics
 from ..stats.geometry import ClassGeometry
 from ._metric_state import ExactMetric
-from .classifier import Classifier, rows
 
 __all__ = ["LogitStatistics", "NeuralCollapse"]
 
-GEOMETRY = tuple(name for name in NAMES if name.startswith(("nc1", "vci", "nc2", "gnc2")))
-DUALITY = tuple(name for name in NAMES if name.startswith("nc3"))
+DUALITY = needing(WEIGHT)
+GEOMETRY = tuple(name for name in needing(PAIRS) if name not in DUALITY)
 
 
 class NeuralCollapse(ExactMetric):
@@ -67,7 +69,7 @@ class NeuralCollapse(ExactMetric):
         fresh = ClassStatistics(num_classes, dim, scatter, nonfinite=nonfinite, ignore_index=ignore_index)
         if classifier is not None and not is_lazy(getattr(classifier, "weight", None)):  # that has no shape yet
             check_shape(rows(classifier)[0], "classifier", (fresh.num_classes, fresh.dim), "(num_classes, dim)")
-        self._config = {name: value for name, value in fresh._config().items() if name != "input_dtype"}
+        self._config = {name: value for name, value in fresh.config().items() if name != "input_dtype"}
         self.center: Tensor
         self.meta: Tensor
         for name, tensor in self._as_states(fresh).items():
@@ -77,7 +79,7 @@ class NeuralCollapse(ExactMetric):
 
     def _as_states(self, statistics: ClassStatistics) -> dict[str, Tensor]:
         """The statistics' tensors, and what else tells two of them apart, as tensors that torchmetrics can carry."""
-        tensors = statistics._tensors()
+        tensors = statistics.tensors()
         device = statistics.device
         if statistics.center is None:
             tensors["center"] = torch.zeros((0, statistics.dim), device=device)
@@ -120,7 +122,7 @@ class NeuralCollapse(ExactMetric):
 
     def compute(self) -> dict[str, Tensor]:
         report = self._report()
-        names = [n for n in GEOMETRY if self._config["scatter"] or n not in ("nc1_pinv", "vci")]
+        names = [n for n in GEOMETRY if self._config["scatter"] or n not in needing(SCATTER)]
         names += [] if self.classifier is None else DUALITY
         return {n: torch.tensor(report[n], dtype=torch.float64, device=self.counts.device) for n in names}
 

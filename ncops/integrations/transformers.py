@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..conventions import Convention
-from ..lm.load import _scales
+from ..model import stated_scales, stated_softcap, text_config
 from ..report.collapse import CollapseReport
 from ._need import missing
-from ._passes import Align, Settings, Unpack, measure, unwrapped, world
+from ._passes import Align, Settings, Unpack, kind, measure_model, split_labels, unwrapped, world
 from .loaders import same_data
 
 try:
@@ -28,11 +28,10 @@ LABELS = ("labels", "label")
 
 def unpack(batch: Any) -> tuple[Any, Tensor]:
     """A mapping with ``labels`` (or ``label``): the model gets the rest as keywords."""
-    name = next((name for name in LABELS if isinstance(batch, Mapping) and name in batch), None)
-    if name is None:
-        what = f"keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(f"unpack: expected a mapping with labels, got {what}; pass unpack= for others")
-    return {n: value for n, value in batch.items() if n != name}, batch[name]
+    found = split_labels(batch, LABELS)
+    if found is None:
+        raise ValueError(f"unpack: expected a mapping with labels, got {kind(batch)}; pass unpack= for others")
+    return found
 
 
 def next_token(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +111,7 @@ class NeuralCollapseCallback(TrainerCallback):
             train = self.train_loader = self.trainer.get_train_dataloader()  # an evaluation outside of training
         rank, ranks = world()
         model = unwrapped(model)
-        self.report = measure(
+        self.report = measure_model(
             model,
             self.settings,
             self.unpack,
@@ -128,10 +127,8 @@ class NeuralCollapseCallback(TrainerCallback):
 
     def _scale(self, model: nn.Module) -> float:
         if self.scale is None:
-            config = getattr(model, "config", None)
-            config = config.get_text_config() if hasattr(config, "get_text_config") else config
-            softcap = getattr(config, "final_logit_softcapping", None)
-            if len(_scales(config)) > 1 or softcap:
+            config = text_config(model)
+            if len(stated_scales(config)) > 1 or stated_softcap(config):
                 warnings.warn(
                     "scale: this model's configuration changes its logits after the classifier (a factor or a soft "
                     "cap); NLL, calibration and margins are measured without, decisions are the same. scale= sets a "

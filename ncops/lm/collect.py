@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..report.details import trajectory
 from ..stats.classes import ClassStatistics
 from ..stats.decisions import DecisionStatistics
 from ..stats.state import StreamingState
-from .load import LoadedModel
+from .load import Head, LoadedModel, body
 from .progress import Progress
 from .ranks import Ranks
 from .windows import IGNORE, Batch, Windows
@@ -32,6 +32,9 @@ class LayerStatistics:
         self._row = torch.full((vocabulary,), IGNORE, dtype=torch.int64, device=device)
         self._row[torch.tensor(labels, dtype=torch.int64, device=device)] = torch.arange(len(labels), device=device)
         self._statistics: list[ClassStatistics] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.layers)
 
     def start(self, hidden: Sequence[torch.Tensor]) -> None:
         """Makes the states, once the widths of the layers are seen."""
@@ -66,14 +69,63 @@ class LayerStatistics:
         return trajectory("layer", self.layers, reports, metrics)
 
 
+class ClassPass:
+    """The train part: statistics of the features that enter the head, and of hidden layers beside them."""
+
+    part = "train"
+
+    def __init__(self, statistics: ClassStatistics, layers: LayerStatistics) -> None:
+        self.statistics, self.layers = statistics, layers
+
+    def states(self) -> dict[str, StreamingState]:
+        return {"classes": self.statistics, **self.layers.states()}
+
+    def restore(self, stored: dict[str, dict[str, Any]]) -> None:
+        self.statistics.load_state_dict(stored["classes"])
+        self.layers.restore(stored)
+
+    def update(self, features: torch.Tensor, hidden: Sequence[torch.Tensor] | None, labels: torch.Tensor) -> None:
+        self.statistics.update(features, labels)
+        if self.layers:
+            self.layers.update(hidden, labels)
+
+    def all_reduce(self) -> None:
+        self.statistics.all_reduce(inplace=True)
+        self.layers.all_reduce()
+
+
+class DecisionPass:
+    """The held-out part: decisions about the features that enter the head."""
+
+    part, layers = "held-out", None
+
+    def __init__(self, decisions: DecisionStatistics) -> None:
+        self.decisions = decisions
+
+    def states(self) -> dict[str, StreamingState]:
+        return {"decisions": self.decisions}
+
+    def restore(self, stored: dict[str, dict[str, Any]]) -> None:
+        self.decisions.load_state_dict(stored["decisions"])
+
+    def update(self, features: torch.Tensor, hidden: Sequence[torch.Tensor] | None, labels: torch.Tensor) -> None:
+        self.decisions.update(features, labels)
+
+    def all_reduce(self) -> None:
+        self.decisions.all_reduce(inplace=True)
+
+
 class Corpus:
     """A model and its windows, run part by part; keeps the place on disk."""
 
-    def __init__(self, loaded: LoadedModel, windows: Windows, batch_size: int, ranks: Ranks, progress: bool | None):
-        self.model, self.windows, self.batch_size, self.ranks = loaded.model, windows, batch_size, ranks
+    def __init__(
+        self, loaded: LoadedModel, head: Head, windows: Windows, batch_size: int, ranks: Ranks, progress: bool | None
+    ) -> None:
+        self.windows, self.batch_size, self.ranks = windows, batch_size, ranks
         self.device = next(loaded.model.parameters()).device
         self.pad = getattr(loaded.tokenizer, "pad_token_id", None) or 0
         self.hide = True if not ranks.speaks else None if progress is None else not progress
+        self._body = body(loaded.model, head)
 
     def batches(self, indices: range, what: str, done: int = 0) -> Iterator[tuple[int, Batch]]:
         """``(windows done after it, batch)`` of this rank's share of the windows, from the ``done``-th on."""
@@ -85,68 +137,28 @@ class Corpus:
                 yield done, batch
                 bar.update(batch.input_ids.shape[0])
 
-    def run(
-        self, part: str, indices: range, step: Callable[[Batch], None], states: Callable[[], dict[str, StreamingState]],
-        place: Progress, done: int,
-    ) -> None:  # fmt: skip
-        """Every batch of a part through ``step``; ``states`` are stored every so many batches and at the end."""
+    def run(self, indices: range, into: ClassPass | DecisionPass, place: Progress) -> None:
+        """Fills a pass from these windows over all ranks, from its last checkpoint on."""
+        done, stored = place.restore(into.part, self.device)
+        if stored:
+            into.restore(stored)
         since = 0
-        for position, batch in self.batches(indices, part, done):
-            step(batch)
+        for position, batch in self.batches(indices, into.part, done):
+            into.update(*self._features(batch, into), batch.labels)
             since += 1
             if since == place.every:
-                place.save(part, position, states())
+                place.save(into.part, position, into.states())
                 since = 0
+        mine = self.ranks.share(indices)
         if since:
-            place.save(part, len(self.ranks.share(indices)), states())
+            place.save(into.part, len(mine), into.states())
+        if self.ranks.size > 1:
+            if into.layers and not mine:  # a rank without windows takes part all the same
+                (batch,) = self.windows.batches(range(1), 1, self.pad, self.device)
+                into.layers.start(self._features(batch, into)[1])
+            into.all_reduce()
 
-
-def collect_classes(
-    corpus: Corpus, run: Callable, indices: range, place: Progress, vocabulary: int, dim: int,
-    hidden: LayerStatistics | None,
-) -> ClassStatistics:  # fmt: skip
-    """Class statistics of these windows over all ranks, from the last checkpoint on; ``hidden`` is filled beside them.
-
-    ``run(ids, mask, with hidden layers)`` gives the features of the LM head and the hidden layers.
-    """
-    statistics = ClassStatistics(num_classes=vocabulary, dim=dim, scatter=True, device=corpus.device)
-    done, stored = place.restore("train", corpus.device)
-    if stored:
-        statistics.load_state_dict(stored["classes"])
-        if hidden is not None:
-            hidden.restore(stored)
-
-    def step(batch: Batch) -> None:
-        features, layers = run(batch.input_ids, batch.attention_mask, hidden is not None)
-        statistics.update(features, batch.labels)
-        if hidden is not None:
-            hidden.update(layers, batch.labels)
-
-    def states() -> dict[str, StreamingState]:
-        return {"classes": statistics, **({} if hidden is None else hidden.states())}
-
-    corpus.run("train", indices, step, states, place, done)
-    if corpus.ranks.size > 1:
-        statistics.all_reduce(inplace=True)
-        if hidden is not None:
-            if not corpus.ranks.share(indices):  # a rank without windows takes part all the same
-                (batch,) = corpus.windows.batches(range(1), 1, corpus.pad, corpus.device)
-                hidden.start(run(batch.input_ids, batch.attention_mask, True)[1])
-            hidden.all_reduce()
-    return statistics
-
-
-def collect_decisions(
-    corpus: Corpus, run: Callable, indices: range, place: Progress, decisions: DecisionStatistics
-) -> None:
-    """Fills ``decisions`` from these windows over all ranks, from the last checkpoint on."""
-    done, stored = place.restore("held-out", corpus.device)
-    if stored:
-        decisions.load_state_dict(stored["decisions"])
-
-    def step(batch: Batch) -> None:
-        decisions.update(run(batch.input_ids, batch.attention_mask)[0], batch.labels)
-
-    corpus.run("held-out", indices, step, lambda: {"decisions": decisions}, place, done)
-    if corpus.ranks.size > 1:
-        decisions.all_reduce(inplace=True)
+    def _features(
+        self, batch: Batch, into: ClassPass | DecisionPass
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
+        return self._body(batch.input_ids, batch.attention_mask, bool(into.layers))

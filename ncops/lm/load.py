@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import CommandError, need
+from ..model import NeverReached, features_into, stated_scales, stated_softcap, text_config
 
 DTYPES = {
     "float32": torch.float32,
@@ -134,38 +135,15 @@ def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> Load
     return LoadedModel(model, tokenizer, source)
 
 
-class _Interrupt(Exception):
-    pass
-
-
-def interrupted_features(model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+def interrupted_features(model: nn.Module, **inputs: Any) -> torch.Tensor:
     """The input of the output embedding; the forward pass is stopped there, so that the logits are never computed."""
-    caught: list[torch.Tensor] = []
-
-    def stop(_module: nn.Module, inputs: tuple) -> None:
-        caught.append(inputs[0])
-        raise _Interrupt
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(stop)
-    try:
-        model(*args, **kwargs)
-    except _Interrupt:
-        pass
-    finally:
-        handle.remove()
-    if not caught:
-        raise CommandError("MODEL: its forward pass never reaches its output embedding, so the features cannot be read")
-    return caught[0]
-
-
-def _scales(config: Any) -> list[float]:
-    """Factors on the logits that model configurations state, under the names in use."""
-    found = [1.0]
-    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale"):
-        value = getattr(config, name, None)
-        if isinstance(value, (int, float)) and value > 0:
-            found += [float(value), 1.0 / float(value)]
-    return found
+    with features_into(model.get_output_embeddings()) as trap:
+        try:
+            return trap.run(lambda: model(**inputs))
+        except NeverReached:
+            raise CommandError(
+                "MODEL: its forward pass never reaches its output embedding, so the features cannot be read"
+            ) from None
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -194,10 +172,8 @@ def find_head(model: nn.Module, ids: torch.Tensor, *, ignore_softcap: bool = Fal
     options = {"input_ids": ids, "use_cache": False}
     x = interrupted_features(model, **options)
     logits = model(**options).logits.reshape(-1, weight.shape[0])
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    softcap = next(
-        (c for n in ("final_logit_softcapping", "output_logits_soft_cap") if (c := getattr(config, n, None))), None
-    )
+    config = text_config(model)
+    softcap = stated_softcap(config)
     if softcap and not ignore_softcap:
         raise CommandError(
             f"MODEL: its logits are soft-capped at {softcap:g}, which no linear classifier expresses: NLL, entropy and "
@@ -210,7 +186,7 @@ def find_head(model: nn.Module, ids: torch.Tensor, *, ignore_softcap: bool = Fal
         shifted = logits.double() - offset
         fitted = float((raw * shifted).sum() / (raw * raw).sum())
         tolerance = _tolerance(x.dtype)
-        scale = next((s for s in _scales(config) if abs(fitted / s - 1) <= tolerance), fitted)
+        scale = next((s for s in stated_scales(config) if abs(fitted / s - 1) <= tolerance), fitted)
         error = float((scale * raw - shifted).abs().max() / shifted.abs().max().clamp_min(1e-30))
         if not error <= tolerance:
             raise CommandError(
@@ -222,7 +198,7 @@ def find_head(model: nn.Module, ids: torch.Tensor, *, ignore_softcap: bool = Fal
         None if bias is None else bias.detach(),
         scale,
         _route(model, x, options),
-        float(softcap) if softcap else None,
+        softcap,
     )
 
 

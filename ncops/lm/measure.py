@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ import torch
 from .. import memory
 from ..errors import CommandError
 from ..measure.saved import describe, same_model
-from ..report.collapse import collapse
-from ..report.details import Measured, class_rows, decision_details, geometry_details
+from ..metrics.table import LAYERS, shown_in
+from ..model import text_config
+from ..report.measured import Measured, assemble
+from ..report.stored import CLASSES, DECISIONS
 from ..stats.classes import ClassStatistics
 from ..stats.decisions import DecisionStatistics
 from ..stats.files import save_statistics
-from .collect import Corpus, LayerStatistics, collect_classes, collect_decisions
-from .load import LoadedModel, body, find_head
+from ..stats.state import StreamingState
+from .collect import ClassPass, Corpus, DecisionPass, LayerStatistics
+from .load import Head, LoadedModel, find_head
 from .progress import Progress, signature
 from .ranks import Ranks
 from .windows import Windows, leading_bos, tokenize
 
 PROBE_TOKENS = 8
 WINDOW = 256
-LAYER_METRICS = ("nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_mean", "nc2_cos_std", "nc2_etf_error")
 
 
 def parse_layers(text: str | None, count: int) -> list[int]:
@@ -56,7 +59,7 @@ def read_windows(
     Raises:
         CommandError: if the window does not fit the model.
     """
-    config = loaded.model.config.get_text_config()
+    config = text_config(loaded.model)
     bos = leading_bos(loaded.tokenizer)
     longest = getattr(config, "max_position_embeddings", None) or 2**31
     longest -= bos is not None
@@ -98,6 +101,18 @@ def check_given(
         raise CommandError(
             f"--statistics: expected those of this model, {describe(ours)}, got those of {describe(theirs)}"
         )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The folder for the statistics of a run, None for none, and what their files say of the model."""
+
+    folder: Path | None
+    origin: dict[str, str]
+
+    def write(self, name: str, statistics: StreamingState) -> None:
+        if self.folder is not None:
+            save_statistics(self.folder / name, statistics, self.origin)
 
 
 @torch.no_grad()
@@ -144,71 +159,88 @@ def measure(
     Raises:
         CommandError: statistics of another model, text or a window that does not fit, no linear classifier.
     """
-    started = time.perf_counter()
-    model, device = loaded.model, next(loaded.model.parameters()).device
-    memory.reset_peak()
-    before = memory.resident()
-    depth = loaded.model.config.get_text_config().num_hidden_layers
+    started, before = time.perf_counter(), _restart_memory()
+    depth = text_config(loaded.model).num_hidden_layers
     chosen = parse_layers(layers, depth)
     windows = read_windows(loaded, texts, tokens=tokens, window=window)
     train, held_out = windows.split() if given is None else (range(0), range(len(windows)))
-    probe = ([windows.bos] if windows.bos is not None else []) + windows[0][:PROBE_TOKENS]
-    head = find_head(model, torch.tensor([probe], device=device), ignore_softcap=ignore_softcap)
-    run = body(model, head)
-    vocabulary, dim = head.weight.shape
-    corpus = Corpus(loaded, windows, batch_size, ranks, progress)
-    same = {
-        "text": windows.fingerprint_bytes(), "model": head.weight, "batch size": batch_size, "layers": chosen,
-        "min count": min_count, "number of processes": ranks.size,
-        "statistics": None if given is None else given.sqnorms,
-    }  # fmt: skip
-    run_signature = signature(same)
-    origin = {
-        "model": (facts or {}).get("model_name", type(model).__name__),
-        "dtype": str(head.weight.dtype).removeprefix("torch."),
-        "classifier": run_signature["model"],
-    }
-    if given is not None:
-        check_given(given, given_origin, origin, head.weight)
-    place = Progress(checkpoint, every, run_signature, ranks)
-    hidden = None
+    head = probe_head(loaded, windows, ignore_softcap)
+    corpus = Corpus(loaded, head, windows, batch_size, ranks, progress)
+    run = signature(
+        {
+            "text": windows.fingerprint_bytes(), "model": head.weight, "batch size": batch_size, "layers": chosen,
+            "min count": min_count, "number of processes": ranks.size,
+            "statistics": None if given is None else given.sqnorms,
+        }
+    )  # fmt: skip
+    place = Progress(checkpoint, every, run, ranks)
+    model_name = (facts or {}).get("model_name", type(loaded.model).__name__)
+    dtype = str(head.weight.dtype).removeprefix("torch.")
+    saved = Saved(save if ranks.speaks else None, {"model": model_name, "dtype": dtype, "classifier": run["model"]})
+
+    parts = {}
     if given is None:
-        hidden = LayerStatistics(chosen, windows.labels_seen(train), vocabulary, device) if chosen else None
-        given = collect_classes(corpus, run, train, place, vocabulary, dim, hidden)
-        if save is not None and ranks.speaks:
-            save_statistics(save / "class_statistics.safetensors", given, origin)
-    geometry = given.to(device).compute(min_count=min_count)
+        given, hidden = _train_part(corpus, head, train, chosen, place)
+        saved.write(CLASSES, given)
+        if hidden and ranks.speaks:
+            parts["layers"] = hidden.compute(min_count, shown_in(LAYERS))
+    else:
+        check_given(given, given_origin, saved.origin, head.weight)
+    geometry = given.to(corpus.device).compute(min_count=min_count)
     del given  # 340 MB for SmolLM2, not needed while the held-out part runs
     decisions = DecisionStatistics(geometry, head.weight, head.bias, scale=head.scale)
-    collect_decisions(corpus, run, held_out, place, decisions)
+    corpus.run(held_out, DecisionPass(decisions), place)
+    saved.write(DECISIONS, decisions)
     if not ranks.speaks:
         return None
-    if save is not None:
-        save_statistics(save / "decision_statistics.safetensors", decisions, origin)
-    report = collapse(geometry, head.weight, head.bias, decisions=decisions)
-    details = geometry_details(geometry, head.weight)
-    details["histograms"].update(decision_details(decisions))
-    details["classes"] = class_rows(geometry, head.weight, decisions, token_text(loaded.tokenizer), noun="token")
-    if hidden is not None:
-        details["layers"] = hidden.compute(min_count, LAYER_METRICS)
-    top, now = memory.peak(), time.perf_counter()
-    details["run"] = {
-        **(facts or {}),
-        "vocabulary": vocabulary,
-        "dim": dim,
-        "layers": depth,
-        "dtype": str(head.weight.dtype).removeprefix("torch."),
-        "device": str(device),
-        "tokens": windows.tokens,
-        "window": windows.size,
-        "train_windows": len(train),
-        "held_out_windows": len(held_out),
-        "processes": ranks.size,
-        "min_count": min_count,
-        "logit_scale": head.scale,
-        "soft_cap_ignored": head.softcap,
-        "features": head.features,
-        "seconds": round(now - started, 2),
-        "peak_mb_above_model": None if top is None or before is None else round((top - before) / 2**20, 1),
+    measured = assemble(
+        geometry, head.weight, head.bias, decisions, text=token_text(loaded.tokenizer), noun="token", **parts,
+        facts={
+            **(facts or {}),
+            "vocabulary": head.weight.shape[0],
+            "dim": geometry.dim,
+            "layers": depth,
+            "dtype": dtype,
+            "device": str(corpus.device),
+            "tokens": windows.tokens,
+            "window": windows.size,
+            "train_windows": len(train),
+            "held_out_windows": len(held_out),
+            "processes": ranks.size,
+            "min_count": min_count,
+            "logit_scale": head.scale,
+            "soft_cap_ignored": head.softcap,
+            "features": head.features,
+        },
+    )  # fmt: skip
+    peak = memory.peak()
+    measured.details["run"] |= {
+        "seconds": round(time.perf_counter() - started, 2),
+        "peak_mb_above_model": None if peak is None or before is None else round((peak - before) / 2**20, 1),
     }
-    return Measured(report, details)
+    return measured
+
+
+def _restart_memory() -> int | None:
+    memory.reset_peak()
+    return memory.resident()
+
+
+def probe_head(loaded: LoadedModel, windows: Windows, ignore_softcap: bool) -> Head:
+    """The classifier of the model, proved on the first tokens of the text."""
+    tokens = ([windows.bos] if windows.bos is not None else []) + windows[0][:PROBE_TOKENS]
+    device = next(loaded.model.parameters()).device
+    return find_head(loaded.model, torch.tensor([tokens], device=device), ignore_softcap=ignore_softcap)
+
+
+def _train_part(
+    corpus: Corpus, head: Head, train: range, layers: Sequence[int], place: Progress
+) -> tuple[ClassStatistics, LayerStatistics]:
+    vocabulary, dim = head.weight.shape
+    labels = corpus.windows.labels_seen(train) if layers else []
+    into = ClassPass(
+        ClassStatistics(num_classes=vocabulary, dim=dim, scatter=True, device=corpus.device),
+        LayerStatistics(layers, labels, vocabulary, corpus.device),
+    )
+    corpus.run(train, into, place)
+    return into.statistics, into.layers

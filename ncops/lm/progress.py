@@ -52,8 +52,8 @@ class Progress:
         """Stores that ``done`` windows of ``part`` are in ``states``."""
         if self.folder is None:
             return
-        tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state._tensors().items()}
-        config = {"run": self.run, "done": done, "states": {name: state._config() for name, state in states.items()}}
+        tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.tensors().items()}
+        config = {"run": self.run, "done": done, "states": {name: state.config() for name, state in states.items()}}
         save_state(self._path(part), KIND, config, tensors)
 
     def restore(self, part: str, device: torch.device | str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -76,9 +76,7 @@ class Progress:
                 raise CommandError(
                     f"--checkpoint: {path} belongs to a run with another {name}; give another folder, or remove it"
                 )
-        states: dict[str, dict[str, Any]] = {
-            name: {"config": settings} for name, settings in config["states"].items()
-        }
+        states: dict[str, dict[str, Any]] = {name: {"config": settings} for name, settings in config["states"].items()}
         for key, tensor in tensors.items():
             name, _, entry = key.rpartition("/")
             states[name][entry] = tensor

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CommandError
-from ..stats.files import check_target, load, read_origin, save_statistics
-
-CLASSES = "class_statistics.safetensors"
+from ..report.stored import CLASSES
+from ..stats.files import check_target, read_origin, save_statistics
+from ..stats.load import load
 
 
 def describe(origin: Mapping[str, str]) -> str:
@@ -34,7 +34,7 @@ def find(path: Path, option: str) -> Path:
     return found
 
 
-def read_statistics(path: Path, option: str, kind: str | None = None) -> tuple[Any, dict[str, Any] | None]:
+def read_saved(path: Path, option: str, kind: str | None = None) -> tuple[Any, dict[str, Any] | None]:
     """The statistics in a file or folder, and what it says about the model that they were made with.
 
     Raises:
@@ -65,9 +65,9 @@ def add_up(places: Sequence[Path], output: Path) -> Any:
     for i, path in enumerate(files):
         if any(path.samefile(other) for other in files[:i]):
             raise CommandError(f"FILE: {path} is given twice, so that its rows would count twice")
-    total, origin = read_statistics(files[0], "FILE")
+    total, origin = read_saved(files[0], "FILE")
     for path in files[1:]:
-        other, theirs = read_statistics(path, "FILE", type(total).__name__)
+        other, theirs = read_saved(path, "FILE", type(total).__name__)
         if not same_model(origin, theirs):
             raise CommandError(f"{path} does not fit {files[0]}: made with {describe(theirs)}, not {describe(origin)}")
         origin = origin or theirs

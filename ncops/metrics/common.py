@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import check_floating, check_shape
-from ..stats.state import blocks
+from ..stats.blocks import blocks
 
 NAN = float("nan")
 

@@ -28,6 +28,14 @@ def check_floating(t: Tensor, name: str, ndim: int | None = None) -> None:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {shape(t)}")
 
 
+def flatten_rows(x: Tensor) -> Tensor:
+    """Features ``(..., D)`` in a dtype of the ops as ``(N, D)``."""
+    check_floating(x, "x")
+    if x.ndim < 1:
+        raise ValueError("x: expected shape (..., D), got a scalar")
+    return x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+
+
 def check_integer(value: Any, name: str, minimum: int | None = None) -> int:
     """``value`` as a Python integer of 64 bits, from NumPy's integers and 0-dim tensors too."""
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):

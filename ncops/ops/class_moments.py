@@ -15,6 +15,7 @@ from .checks import (
     check_integer,
     check_shape,
     flatten_labels,
+    flatten_rows,
     raise_bad_label,
     refuse_forward_mode,
 )
@@ -53,10 +54,7 @@ def class_moments(
 
     Gradients flow to ``x`` and ``center`` through ``sums`` and ``sqnorms``. A NaN in ``x`` touches only its class.
     """
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    flat = flatten_rows(x)
     y = flatten_labels(labels, "labels", x, "x")
     num_classes = check_integer(num_classes, "num_classes", 0)
     ignore_index = check_integer(ignore_index, "ignore_index")
@@ -94,10 +92,7 @@ def accumulate_class_moments_(
     Raises:
         ValueError: shape, dtype, layout or device mismatch, or on CPU a label outside ``[0, C)``: nothing has changed.
     """
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    flat = flatten_rows(x)
     y = flatten_labels(labels, "labels", x, "x")
     ignore_index = check_integer(ignore_index, "ignore_index")
     check_shape(counts, "counts", (counts.shape[0],) if counts.ndim else (0,), "(C,)")

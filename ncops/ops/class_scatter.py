@@ -14,6 +14,7 @@ from .checks import (
     check_label_values,
     check_shape,
     flatten_labels,
+    flatten_rows,
     refuse_forward_mode,
 )
 from .op import define
@@ -44,17 +45,15 @@ def class_scatter(
 
     Gradients flow to ``x`` and ``center``. The workspace is one block of rows.
     """
-    flat, y = check_rows(x, labels, center)
+    flat, y = check_labelled(x, labels, center)
     ignore_index = check_integer(ignore_index, "ignore_index")
     refuse_forward_mode("class_scatter", x, center)
     return torch.ops.ncops.class_scatter(flat, y, center, ignore_index, allow_tf32(x))
 
 
-def check_rows(x: Tensor, labels: Tensor | None, center: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def check_labelled(x: Tensor, labels: Tensor | None, center: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Checks features, labels and their centres; flattens the leading dimensions."""
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
+    flat = flatten_rows(x)
     y = None if labels is None else flatten_labels(labels, "labels", x, "x")
     if labels is not None and center is None:
         raise ValueError("center: expected shape (C, D) with labels, got None")
@@ -67,7 +66,7 @@ def check_rows(x: Tensor, labels: Tensor | None, center: Tensor | None) -> tuple
             check_shape(center, "center", (rows, x.shape[-1]), "(C, D) with labels")
         check_dtype(center, "center", compute_dtype(x.dtype), f"x is {x.dtype}")
         check_device(center, "center", x, "x")
-    return (x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x), y
+    return flat, y
 
 
 def _check(x, labels, center, ignore_index, allow_tf32):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from .checks import check_device, check_floating, check_shape
+from .checks import check_device, check_floating, check_shape, flatten_rows
 from .op import define
 from .pair_stats import check_valid
 from .precision import allow_tf32
@@ -41,9 +41,7 @@ def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None)
     means, which a few far ones do not move. Where means lie in several far clusters, decisions are those of products
     in the compute dtype; float64 ``x`` then has the digits.
     """
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
+    flat = flatten_rows(x)
     check_floating(means, "means", 2)
     check_shape(means, "means", (means.shape[0], x.shape[-1]), "(C, D)")
     dtype = compute_dtype(x.dtype)
@@ -51,7 +49,6 @@ def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None)
         raise ValueError(f"means: expected torch.float64 or {dtype} (x is {x.dtype}), got {means.dtype}")
     check_device(means, "means", x, "x")
     check_valid(valid, means.shape[0], x, "x", "(C,)")
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     sqdist, index = torch.ops.ncops.nearest_class_mean(flat, means, valid, allow_tf32(x))
     rows = x.shape[:-1]
     return NearestClassMean(index.reshape(rows), sqdist.reshape(rows))

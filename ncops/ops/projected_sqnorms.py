@@ -14,7 +14,7 @@ from .checks import (
     check_shape,
     refuse_forward_mode,
 )
-from .class_scatter import check_rows
+from .class_scatter import check_labelled
 from .op import define
 from .precision import allow_tf32
 
@@ -41,7 +41,7 @@ def projected_sqnorms(
 
     Gradients flow to ``x``, ``basis`` and ``center``.
     """
-    flat, y = check_rows(x, labels, center)
+    flat, y = check_labelled(x, labels, center)
     ignore_index = check_integer(ignore_index, "ignore_index")
     check_floating(basis, "basis", 2)
     check_shape(basis, "basis", (basis.shape[0], x.shape[-1]), "(r, D)")

@@ -1,7 +1,15 @@
-"""Reports: the numbers (:mod:`.collapse`), several runs (:mod:`.comparison`), what they mean (:mod:`.explain`), plots
+"""Reports: the numbers (:mod:`.collapse`), a measurement (:mod:`.measured`), several runs (:mod:`.comparison`), plots
 and pages (imported when used)."""
 
-from .collapse import NAMES, CollapseReport, collapse
-from .comparison import Comparison, compare
+from ..metrics.table import NAMES
+from .collapse import CollapseReport, collapse
 
 __all__ = ["NAMES", "CollapseReport", "Comparison", "collapse", "compare"]
+
+
+def __getattr__(name: str):
+    if name in ("Comparison", "compare"):
+        from . import comparison
+
+        return getattr(comparison, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from .. import metrics
 from ..conventions import Convention, resolve
+from ..metrics.table import DECISIONS, NAMES, NEAREST, PAIRS, SCATTER, WEIGHT, meaning, needing
 from ..ops.checks import check_device, check_floating, check_shape
 from ..stats.decisions import DecisionStatistics, check_geometry
 from ..stats.geometry import ClassGeometry
+from .numbers import format_value, strict
 
-NAMES = (
-    "nc1_pinv", "nc1_quotient", "nc1_cdnv", "vci",
-    "nc2_norm_cv", "nc2_log_norm_cv", "nc2_cos_mean", "nc2_cos_std", "nc2_etf_error", "gnc2_log_mean", "gnc2_log_var",
-    "nc3_cos_mean", "nc3_cos_cv", "nc3_duality_error",
-    "nc4_agreement", "ncc_accuracy", "accuracy", "nll", "ece",
-)  # fmt: skip
-"""The metrics of a report, in its order."""
+NAN_WITHOUT = {
+    SCATTER: "NaN: needs the D x D scatter, which was not kept",
+    WEIGHT: "NaN: needs the classifier's weight, which was not given",
+    DECISIONS: "NaN: needs a decision pass over held-out rows",
+}
 
 
 class CollapseReport(Mapping[str, float]):
@@ -75,12 +75,10 @@ class CollapseReport(Mapping[str, float]):
             "settings": self.settings.as_dict(),
             "notes": self.notes,
         }
-        return json.dumps(_finite(document), indent=indent, allow_nan=False)
+        return json.dumps(strict(document), indent=indent, allow_nan=False)
 
     def table(self) -> str:
         """Plain text: one line per metric with its meaning, then the coverage and the notes."""
-        from .explain import format_value, meaning
-
         rows = [(name, format_value(value), meaning(name)) for name, value in self._values.items()]
         width = max((len(name) for name, _, _ in rows), default=0)
         digits = max((len(value) for _, value, _ in rows), default=0)
@@ -116,21 +114,15 @@ class CollapseReport(Mapping[str, float]):
 
     def plot(self, ax=None):
         """Draws the report with matplotlib; returns ``(fig, ax)``."""
-        from .plots import plot_report
+        from .plots.report import plot_report
 
         return plot_report(self, ax)
 
     def to_html(self, path: str | os.PathLike, *, title: str | None = None, details: Any = None) -> None:
         """Writes the report as one self-contained HTML file."""
-        from .html import write_html
+        from .page import write_html
 
         write_html(self, path, title=title, details=details)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @torch.no_grad()
@@ -171,8 +163,7 @@ def collapse(
     values.update(_duality(geometry, rows, settings, notes))
     values.update(_decisions(decisions, notes))
     if geometry.num_kept < 2:
-        between = [name for name in NAMES if name.startswith(("nc1", "vci", "nc2", "gnc2", "nc3"))]
-        notes.update(dict.fromkeys(between, f"NaN: needs two kept classes, there are {geometry.num_kept}"))
+        notes.update(dict.fromkeys(needing(PAIRS), f"NaN: needs two kept classes, there are {geometry.num_kept}"))
     if not bool(torch.isfinite(geometry.means).all() & torch.isfinite(geometry.within_trace)):
         reason = "NaN: some features are NaN or infinite; with nonfinite set to skip such rows are left out"
         notes.update({name: reason for name in NAMES if math.isnan(values[name]) and name not in notes})
@@ -201,7 +192,7 @@ def _check(geometry, weight, bias, decisions, settings: Convention) -> None:
     kept = decisions.kept.nonzero()[:, 0].to(geometry.classes.device)
     if decisions.num_classes != geometry.num_classes or not torch.equal(kept, geometry.classes):
         raise ValueError("decisions: made with a geometry of other classes than this one")
-    for name, given, used in (("weight", weight, decisions._weight), ("bias", bias, decisions._bias)):
+    for name, given, used in zip(("weight", "bias"), (weight, bias), decisions.classifier, strict=True):
         if given is not None and used is not None and not _same(given.detach(), used):
             raise ValueError(f"{name}: expected the one that the decisions were made with, got another")
 
@@ -213,6 +204,10 @@ def _same(a: Tensor, b: Tensor) -> bool:
     narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
     a, b = a.to(b.device, narrow), b.to(narrow)
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _absent(need: str) -> dict[str, str]:
+    return dict.fromkeys(needing(need), NAN_WITHOUT[need])
 
 
 def _origin(geometry: ClassGeometry, settings: Convention) -> Tensor | None:
@@ -229,7 +224,7 @@ def _variability(geometry: ClassGeometry, settings: Convention, notes: dict[str,
         ),
     }
     if geometry.within_cov is None:
-        notes.update(dict.fromkeys(("nc1_pinv", "vci"), "NaN: needs the D x D scatter, which was not kept"))
+        notes.update(_absent(SCATTER))
         return values
     rtol = metrics.rounding_rtol(means, geometry.input_dtype, global_mean=origin)
     values["nc1_pinv"] = metrics.nc1_pinv(
@@ -274,9 +269,8 @@ def _configuration(
 def _duality(
     geometry: ClassGeometry, rows: Tensor | None, settings: Convention, notes: dict[str, str]
 ) -> dict[str, Tensor]:
-    names = ("nc3_cos_mean", "nc3_cos_cv", "nc3_duality_error")
     if rows is None:
-        notes.update(dict.fromkeys(names, "NaN: needs the classifier's weight, which was not given"))
+        notes.update(_absent(WEIGHT))
         return {}
     shared = {"global_mean": _origin(geometry, settings), "center_weight": settings.center_weight}
     cosines = metrics.alignment(
@@ -284,16 +278,20 @@ def _duality(
     )
     error = metrics.duality_error if settings.duality_error == "gram" else metrics.duality_distance
     if settings.duality_similarity == "dot":
-        notes.update(dict.fromkeys(names[:2], f"inner products, not cosines, under convention {settings.name!r}"))
+        text = f"inner products, not cosines, under convention {settings.name!r}"
+        notes.update(dict.fromkeys(("nc3_cos_mean", "nc3_cos_cv"), text))
     if settings.duality_error == "distance":
-        notes[names[2]] = f"squared distance of normalised matrices under convention {settings.name!r}"
-    return dict(zip(names, (*cosines, error(rows, geometry.means, **shared)), strict=True))
+        notes["nc3_duality_error"] = f"squared distance of normalised matrices under convention {settings.name!r}"
+    return {
+        "nc3_cos_mean": cosines.mean,
+        "nc3_cos_cv": cosines.cv,
+        "nc3_duality_error": error(rows, geometry.means, **shared),
+    }
 
 
 def _decisions(decisions: DecisionStatistics | None, notes: dict[str, str]) -> dict[str, Tensor | float]:
-    names = ("nc4_agreement", "ncc_accuracy", "accuracy", "nll", "ece")
     if decisions is None:
-        notes.update(dict.fromkeys(names, "NaN: needs a decision pass over held-out rows"))
+        notes.update(_absent(DECISIONS))
         return {}
     d = decisions
     values = {
@@ -304,9 +302,8 @@ def _decisions(decisions: DecisionStatistics | None, notes: dict[str, str]) -> d
         "ece": metrics.expected_calibration_error(d.confidence_count, d.confidence_correct, d.confidence_sum),
     }
     if d.num_samples == 0:
-        notes.update(dict.fromkeys(names, "NaN: the decision pass counted no row"))
+        notes.update(dict.fromkeys(needing(DECISIONS), "NaN: the decision pass counted no row"))
     elif not d.kept.any():
-        for name in names[:2]:
-            values[name] = math.nan
-            notes[name] = "NaN: no class is kept, so there is no nearest mean"
+        values.update(dict.fromkeys(needing(NEAREST), math.nan))
+        notes.update(dict.fromkeys(needing(NEAREST), "NaN: no class is kept, so there is no nearest mean"))
     return values

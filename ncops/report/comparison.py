@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from .collapse import NAMES, CollapseReport
+from ..metrics.table import NAMES, SUMMARY, meaning, shown_in
+from ..stats.files import write_file
+from .collapse import CollapseReport
 from .console import plain_table
-from .curves import Axis
-from .details import Measured, strict
-from .explain import format_value, meaning
+from .measured import Measured
+from .numbers import format_value, strict
 from .places import places, short_names
+from .plots.curves import Axis
 from .stored import Run, find, read_run
 
-MAIN = (
-    "accuracy", "nll", "nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_etf_error", "nc3_cos_mean", "nc4_agreement",
-)  # fmt: skip
+MAIN = sorted(shown_in(SUMMARY), key=lambda name: meaning(name).group != "Decisions")
 """The metrics of the table in a terminal."""
 
 
@@ -29,8 +27,8 @@ class Comparison:
 
     Attributes:
         runs: :class:`ncops.report.stored.Run` each: ``name``, ``report``, ``details``, ``source``.
-        axis: :class:`ncops.report.curves.Axis`: its name, one point per run, and their names where the order of the
-            runs is all that is known.
+        axis: :class:`ncops.report.plots.curves.Axis`: its name, one point per run, and their names where the order of
+            the runs is all that is known.
         metrics: name -> one value per run, None where it is undefined or was not measured.
     """
 
@@ -38,7 +36,7 @@ class Comparison:
         self.runs, self.axis = list(runs), axis
         known = dict.fromkeys([*NAMES, *(name for run in runs for name in run.report)])
         self.metrics = {
-            name: [_value(run.report.get(name)) for run in runs]
+            name: [strict(run.report.get(name)) for run in runs]
             for name in known
             if any(name in run.report for run in runs)
         }
@@ -82,8 +80,7 @@ class Comparison:
         named = self.axis.labels is None and [run.name for run in self.runs] != [f"{p:g}" for p in self.axis.points]
         heads = ["run", *([self.axis.name] if named else []), *(meaning(name).label for name in shown)]
         cells = [
-            [run.name, *([f"{point:g}"] if named else [])]
-            + [format_value(math.nan if self.metrics[n][i] is None else self.metrics[n][i]) for n in shown]
+            [run.name, *([f"{point:g}"] if named else []), *(format_value(self.metrics[n][i]) for n in shown)]
             for i, (run, point) in enumerate(zip(self.runs, self.axis.points, strict=True))
         ]
         return heads, cells
@@ -120,7 +117,7 @@ class Comparison:
         Raises:
             ModuleNotFoundError: without matplotlib (``pip install ncops[cli]``).
         """
-        from .curves import plot_distances, plot_panels
+        from .plots.panels import plot_distances, plot_panels
 
         if ax is None:
             return plot_panels(*self.trajectory)
@@ -129,17 +126,13 @@ class Comparison:
 
     def to_html(self, path: str | os.PathLike, *, title: str | None = None) -> None:
         """Writes trajectories, the table of all runs and the last run's details as one self-contained HTML file."""
-        Path(path).write_text(self.html(title=title), encoding="utf-8")
+        write_file(path, self.html(title=title))
 
     def html(self, *, title: str | None = None) -> str:
         """The page of :meth:`to_html` as text."""
-        from .comparison_html import render
+        from .page import render_runs
 
-        return render(self, title=title)
-
-
-def _value(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
+        return render_runs(self.runs, self.axis, self.metrics, self.caveats(), title=title)
 
 
 def compare(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from ..metrics.table import meaning
 from .details import coverage_items
-from .explain import format_value, meaning
+from .numbers import format_value
 
 
 def say(text: str) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..stats.decisions import MARGIN_LIMIT
-from .explain import format_value
+from .numbers import format_value, strict
 
 PAIR_SAMPLE = 512
 """Classes drawn for the histogram of pairwise cosines: 130,816 pairs, which show its shape; nothing is K x K."""
@@ -142,7 +142,7 @@ def class_rows(
         {
             "id": int(ids[i]),
             "text": text(int(ids[i])),
-            **{name: _clean(values[i]) for name, values in zip(names, lists, strict=True)},
+            **{name: strict(values[i]) for name, values in zip(names, lists, strict=True)},
         }
         for i in range(ids.numel())
     ]
@@ -156,21 +156,8 @@ def trajectory(
     return {
         "axis": axis,
         "points": list(points),
-        "metrics": {n: [_clean(float(r[n])) for r in reports] for n in names if all(n in r for r in reports)},
+        "metrics": {n: [strict(float(r[n])) for r in reports] for n in names if all(n in r for r in reports)},
     }
-
-
-def _clean(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def strict(value: Any) -> Any:
-    """The same structure with NaN and infinities as null, so that any JSON reader takes it."""
-    if isinstance(value, Mapping):
-        return {str(k): strict(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(v) for v in value]
-    return _clean(value)
 
 
 def document(report: Mapping[str, float], details: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -241,10 +228,3 @@ def caveats(report: Mapping[str, float]) -> list[str]:
             "Give more data, or ask for fewer samples per class."
         )
     return found
-
-
-class Measured(NamedTuple):
-    """What a measuring run hands over: the report and everything to show beside it."""
-
-    report: Any
-    details: dict[str, Any]

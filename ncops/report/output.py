@@ -5,34 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from ..errors import CommandError
+from ..stats.files import write_file
 from .comparison import Comparison
 from .console import say, show_report, show_table
-from .details import Measured, caveats, document
-from .html import render
-
-
-def _write(path: Path, text: str | bytes) -> None:
-    """Whole or not at all: a file of that name is never half a report."""
-    data = text.encode() if isinstance(text, str) else text
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+from .details import caveats, document
+from .measured import Measured
 
 
 def check_folder(folder: Path | None, option: str = "--output") -> None:
@@ -55,15 +35,17 @@ def deliver(
     measured: Measured, *, title: str, folder: Path | None = None, html: Path | None = None, as_json: bool = False
 ) -> None:
     """Prints the report (or its JSON) and writes the files that were asked for."""
+    from .page import render
+
     text = json.dumps(document(measured.report, measured.details), indent=1, ensure_ascii=False)
     written = []
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "report.json", text + "\n")
+        write_file(folder / "report.json", text + "\n")
         written.append(folder / "report.json")
         html = html or folder / "report.html"
     if html is not None:
-        _write(html, render(measured.report, title=title, details=measured.details))
+        write_file(html, render(measured.report, title=title, details=measured.details))
         written.append(html)
     if as_json:
         print(text)
@@ -83,7 +65,7 @@ def figure_files(comparison: Comparison, suffixes: tuple[str, ...] = ("pdf", "sv
         return {}
     from matplotlib import pyplot
 
-    from .curves import PAPER
+    from .plots.style import PAPER
 
     # Type 42 fonts are what publishers ask for in a PDF.
     with matplotlib.rc_context({**PAPER, "pdf.fonttype": 42, "svg.hashsalt": "ncops", "backend": "agg"}):
@@ -111,7 +93,7 @@ def deliver_comparison(
     text = comparison.to_json(indent=1)
     files = {"report.html": comparison.html(title=title), "comparison.json": text + "\n", **figure_files(comparison)}
     for name, content in files.items():
-        _write(folder / name, content)
+        write_file(folder / name, content)
     if as_json:
         print(text)
     else:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..conventions import Convention, resolve
-from .collapse import CollapseReport, collapse
+from ..errors import CommandError
+from ..stats.arrays import Arrays, Classifier, read_classifier
+from ..stats.classes import ClassStatistics
+from ..stats.decisions import DecisionStatistics
+from ..stats.load import load
+from ..stats.passes import in_dtype_of
+from .collapse import CollapseReport
+from .columns import CLASS_COLUMNS
+from .measured import Measured, assemble, geometry_facts
 
 REPORT, CLASSES, DECISIONS = "report.json", "class_statistics.safetensors", "decision_statistics.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
@@ -43,7 +51,7 @@ def find(path: str | os.PathLike) -> Path:
     raise FileNotFoundError(f"run: the folder {str(path)!r} has neither {REPORT} nor {CLASSES}")
 
 
-def read_report(path: Path) -> tuple[CollapseReport, dict[str, Any]]:
+def read_report(path: Path) -> Measured:
     """A report and its details from a ``report.json``. Details that have not the form that plots and tables need are
     left out, which a note tells.
 
@@ -67,7 +75,7 @@ def read_report(path: Path) -> tuple[CollapseReport, dict[str, Any]]:
     reasons = document.get("metric_notes", document.get("notes"))  # as ncops writes it, and as CollapseReport.to_json
     reasons = {k: str(v) for k, v in _mapping(reasons).items() if k in metrics}
     report = CollapseReport(metrics, coverage, _convention(document), reasons)
-    return report, read_details(document)
+    return Measured(report, read_details(document))
 
 
 def _convention(document: Mapping[str, Any]) -> Convention:
@@ -140,8 +148,6 @@ def _scatter(data: Any) -> dict[str, Any]:
 
 
 def _classes(data: Any) -> dict[str, Any]:
-    from .sections import CLASS_COLUMNS
-
     rows = []
     for row in data["rows"]:
         numbers = {k: row[k] for k in CLASS_COLUMNS if k in row}
@@ -198,14 +204,14 @@ def read_details(document: Mapping[str, Any]) -> dict[str, Any]:
 # -- saved statistics -------------------------------------------------------------------------------------------------
 
 
-def read_statistics(
+def measure_statistics(
     path: Path,
     *,
     classifier: str | os.PathLike | None = None,
     min_count: int | None = None,
     convention: str | Convention | None = None,
     lone: bool = True,
-) -> tuple[CollapseReport, dict[str, Any]]:
+) -> Measured:
     """A report from saved class statistics, and from the decision statistics and the classifier beside them.
 
     Args:
@@ -219,11 +225,6 @@ def read_statistics(
         ValueError: not statistics of ours, of another kind, or parts that do not fit each other.
         FileNotFoundError: no such classifier.
     """
-    from ..stats.classes import ClassStatistics
-    from ..stats.decisions import DecisionStatistics
-    from ..stats.files import load
-    from .details import class_rows, decision_details, geometry_details
-
     statistics, decisions, notes = load(path), None, []
     if not isinstance(statistics, ClassStatistics):
         raise ValueError(f"run: {path} holds {type(statistics).__name__}, expected ClassStatistics")
@@ -237,26 +238,17 @@ def read_statistics(
     if min_count is None:
         min_count = 1 if decisions is None else _min_count_of(statistics, decisions)
     geometry = statistics.compute(min_count=min_count)
-    head = None if classifier is None else _classifier(Path(classifier), path.parent)
-    weight, bias = (None, None) if head is None else head
-    if weight is not None:
-        weight = weight.to(geometry.input_dtype)
-        bias = None if bias is None else bias.to(geometry.input_dtype)
-    chosen = convention or (decisions.convention if decisions is not None else "ncops")
+    head = (None, None) if classifier is None else _classifier(Path(classifier), path.parent)
+    weight, bias = in_dtype_of(geometry, *head)
+    facts = {
+        "model_name": path.name, **geometry_facts(geometry),
+        "classifier": None if classifier is None else str(classifier),
+    }  # fmt: skip
+    convention = convention or ("ncops" if decisions is None else decisions.convention)
     try:
-        report = collapse(geometry, weight, bias, decisions=decisions, convention=chosen)
+        return assemble(geometry, weight, bias, decisions, convention=convention, notes=notes, facts=facts)
     except ValueError as error:
         raise ValueError(f"run: {path}: {error}") from error
-    details = geometry_details(geometry, weight)
-    if decisions is not None:
-        details["histograms"].update(decision_details(decisions))
-    details["classes"] = class_rows(geometry, weight, decisions, lambda c: f"class {c}")
-    details["notes"] = notes
-    details["run"] = {
-        "model_name": path.name, "dim": geometry.dim, "dtype": str(geometry.input_dtype).removeprefix("torch."),
-        "min_count": min_count, "classifier": None if classifier is None else str(classifier),
-    }  # fmt: skip
-    return report, details
 
 
 def _min_count_of(statistics, decisions) -> int:
@@ -267,10 +259,7 @@ def _min_count_of(statistics, decisions) -> int:
     return 1 + (int(left_out.max()) if left_out.numel() else 0)
 
 
-def _classifier(path: Path, folder: Path):
-    from ..errors import CommandError
-    from ..measure.features import Arrays, read_classifier
-
+def _classifier(path: Path, folder: Path) -> Classifier:
     places = [p for p in (path, folder / path) if p.is_file()]
     if not places:
         raise FileNotFoundError(f"classifier: no file {str(path)!r}, nor one of that name beside the run in {folder}")
@@ -284,11 +273,11 @@ def read_run(path: str | os.PathLike, name: str | None = None, **options: Any) -
     """A run from a ``report.json``, saved class statistics, or a folder with one of them.
 
     Args:
-        options: ``classifier``, ``min_count``, ``convention`` and ``lone`` of :func:`read_statistics`.
+        options: ``classifier``, ``min_count``, ``convention`` and ``lone`` of :func:`measure_statistics`.
     """
     place = find(path)
     if place.suffix == ".safetensors":
-        report, details = read_statistics(place, **options)
+        measured = measure_statistics(place, **options)
     else:
-        report, details = read_report(place)
-    return Run(name or place.stem, report, details, str(place))
+        measured = read_report(place)
+    return Run(name or place.stem, *measured, str(place))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .state import blocks
+from .blocks import blocks
 
 DRIFT = 16.0
 """A class is re-anchored to its mean when |s / n|^2 exceeds this many times its variance."""

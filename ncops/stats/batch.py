@@ -10,7 +10,7 @@ from ..ops.checks import check_floating, check_label_values, flatten_labels, sha
 NONFINITE = ("propagate", "skip", "raise")
 
 
-def check_rows(
+def check_batch(
     x: Tensor, labels: Tensor, *, num_classes: int, dim: int, ignore_index: int, device: torch.device,
     input_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -50,8 +50,7 @@ def leave_out(x: Tensor, y: Tensor, *, nonfinite: str, ignore_index: int) -> tup
     if nonfinite == "raise":
         if bad.any():
             raise ValueError(
-                f"x: {int(bad.sum())} of {x.shape[0]} rows hold a NaN or an infinity, "
-                f"first row {int(bad.nonzero()[0])}"
+                f"x: {int(bad.sum())} of {x.shape[0]} rows hold a NaN or an infinity, first row {int(bad.nonzero()[0])}"
             )
         return y, 0, ignored
     return y.masked_fill(bad, ignore_index), bad.sum(), ignored

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -12,12 +11,11 @@ from ..backends.dtypes import compute_dtype
 from ..ops import accumulate_class_moments_, class_scatter
 from ..ops.checks import check_integer
 from .anchored import Undo, drifted, move, shifted
-from .batch import NONFINITE, check_rows, leave_out
-from .decisions import DecisionStatistics
-from .geometry import FREQUENT, ClassGeometry, PooledRows, class_geometry
-from .state import StreamingState, blocks, stateful
-
-__all__ = ["ClassStatistics", "DecisionStatistics"]
+from .batch import NONFINITE, check_batch, leave_out
+from .blocks import blocks
+from .collectives import reduce_class_state, sum_over_ranks
+from .geometry import ClassGeometry, class_geometry, describe_classes, kept_classes, pool_rows
+from .state import StreamingState, stateful
 
 
 class ClassStatistics(StreamingState):
@@ -97,7 +95,7 @@ class ClassStatistics(StreamingState):
                 skipped and :meth:`compute` raises); a row that is not finite under ``nonfinite="raise"``.
         """
         self._check_not_reduced("update")
-        flat, y = check_rows(
+        flat, y = check_batch(
             x, labels, num_classes=self.num_classes, dim=self.dim, ignore_index=self.ignore_index, device=self.device,
             input_dtype=self.input_dtype,
         )  # fmt: skip
@@ -191,8 +189,6 @@ class ClassStatistics(StreamingState):
         return {**self._identity(), "input_dtype": self.input_dtype}
 
     def _reduce(self, group, agreed: dict[str, Any]) -> None:
-        from .collectives import reduce_class_state, sum_over_ranks
-
         self.input_dtype = agreed["input_dtype"]
         sum_over_ranks([self.invalid, self.skipped, self.ignored], group)
         if self.input_dtype is None:  # no rank has seen a row
@@ -206,7 +202,7 @@ class ClassStatistics(StreamingState):
 
     # -- storing ------------------------------------------------------------------------------------------------------
 
-    def _config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         dtype = None if self.input_dtype is None else str(self.input_dtype).removeprefix("torch.")
         return {
             **self._identity(),
@@ -224,27 +220,15 @@ class ClassStatistics(StreamingState):
         stats.input_dtype = None if dtype is None else getattr(torch, dtype)
         if stats.input_dtype is not None:
             stats.center = torch.zeros(stats.sums.shape, dtype=compute_dtype(stats.input_dtype), device="meta")
-        stats._check_tensors(tensors, {k: (tuple(t.shape), t.dtype) for k, t in stats._tensors().items()})
+        stats._check_tensors(tensors)
         for name, tensor in tensors.items():
             setattr(stats, name, tensor.contiguous())
         return stats
 
-    @stateful
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over, as copies on this device, the content of a :meth:`state_dict` of the same shape.
-
-        Raises:
-            ValueError: missing or foreign tensors, or another ``num_classes``, ``dim`` or ``scatter``.
-        """
-        tensors = {name: value for name, value in state.items() if name != "config"}
-        loaded = type(self).from_state(state["config"], tensors)
+    def _check_fits(self, loaded: ClassStatistics) -> None:
         for name, value in self._identity().items():
             if loaded._identity()[name] != value:
                 raise ValueError(f"state: {name}: expected {value}, got {loaded._identity()[name]}")
-        device = self.device
-        copied = {name: value.to(device, copy=True) for name, value in loaded._tensors().items()}
-        vars(self).update(copy.copy(vars(loaded)), center=None)
-        vars(self).update(copied)
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -258,58 +242,12 @@ class ClassStatistics(StreamingState):
             ValueError: ``min_count`` is no integer or below 1, or rows with labels outside ``[0, C)`` were met on a
                 device that cannot raise while it runs.
         """
-        kept = self._kept(min_count)
-        pooled = self._pool()
+        kept, pooled = kept_classes(self, min_count), pool_rows(self)
         means = self.sums.new_empty((kept.numel(), self.dim))
         class_var = self.sqnorms.new_empty(kept.numel())
         for rows in blocks(kept.numel(), self.dim):
-            class_var[rows], means[rows] = self._describe(kept[rows])
+            class_var[rows], means[rows] = describe_classes(self, kept[rows])
         return class_geometry(
             kept, self.counts[kept], class_var, means, pooled, num_classes=self.num_classes, min_count=int(min_count),
             input_dtype=self.input_dtype,
         )  # fmt: skip
-
-    def _kept(self, min_count: int) -> Tensor:
-        """The classes with at least ``min_count`` rows, ``(K,) int64`` ascending."""
-        min_count = check_integer(min_count, "min_count")
-        if min_count < 1:
-            raise ValueError(f"min_count: expected at least 1 (a class without rows has no mean), got {min_count}")
-        if int(self.invalid) > 0:
-            raise ValueError(f"labels: {int(self.invalid)} rows had a label outside [0, {self.num_classes})")
-        return (self.counts >= min_count).nonzero()[:, 0]
-
-    def _describe(self, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """``(tr Sigma_c (P,), means (P, D))`` of P classes with rows, float64."""
-        n = self.counts[classes].double()
-        means = self.sums[classes]
-        means /= n[:, None]
-        class_var = (self.sqnorms[classes] / n - means.square().sum(1)).clamp_min(0)
-        means += self.center[classes].double()
-        return class_var, means
-
-    def _pool(self) -> PooledRows:
-        """The sums over every class with rows."""
-        counted = self.counts.nonzero()[:, 0]
-        trace = self.sums.new_zeros(())
-        total = self.sums.new_zeros(self.dim)
-        within = None if self.scatter is None else self.scatter.clone()
-        for rows in blocks(counted.numel(), self.dim):
-            classes = counted[rows]
-            n = self.counts[classes].double()
-            sums = self.sums[classes]
-            drift = sums / n[:, None]
-            trace += (self.sqnorms[classes] - (drift * sums).sum(1)).clamp_min(0).sum()
-            if within is not None:
-                within -= drift.T @ sums
-            total += sums.sum(0)
-            total += n @ self.center[classes].double()
-        return PooledRows(
-            trace=trace,
-            total=total,
-            within=within,
-            samples=int(self.counts.sum()),
-            classes_seen=counted.numel(),
-            classes_frequent=int((self.counts >= FREQUENT).sum()),
-            skipped=int(self.skipped),
-            ignored=int(self.ignored),
-        )

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .anchored import drifted, move, shifted
-from .state import blocks
+from .blocks import blocks
 
 Group = dist.ProcessGroup | None if dist.is_available() else Any
 

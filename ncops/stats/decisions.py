@@ -22,6 +22,7 @@ from ..ops.checks import (
     flatten_labels,
     shape,
 )
+from .collectives import fingerprint, sum_over_ranks
 from .geometry import ClassGeometry
 from .state import StreamingState, stateful
 
@@ -29,6 +30,18 @@ ENTROPY_BINS = 64
 MARGIN_BINS = 64
 MARGIN_LIMIT = 32.0
 CONFIDENCE_BINS = 15
+CLASSES = -1
+STATES = {
+    **dict.fromkeys(("count", "agree", "ncc_hit", "hit"), ((CLASSES,), torch.int64)),
+    "nll": ((CLASSES,), torch.float64),
+    "entropy_hist": ((ENTROPY_BINS,), torch.int64),
+    "margin_hist": ((MARGIN_BINS + 2,), torch.int64),
+    **dict.fromkeys(("confidence_count", "confidence_correct"), ((CONFIDENCE_BINS,), torch.int64)),
+    "confidence_sum": ((CONFIDENCE_BINS,), torch.float64),
+    "kept": ((CLASSES,), torch.bool),
+    **dict.fromkeys(("skipped", "ignored", "excluded"), ((), torch.int64)),
+}
+"""Shape (``CLASSES`` stands for the number of classes) and dtype of every tensor of the state."""
 
 
 def check_geometry(geometry: Any) -> None:
@@ -66,10 +79,7 @@ class DecisionStatistics(StreamingState):
             kept under ``decision_rows="kept"``.
     """
 
-    _TENSORS = (
-        "count", "agree", "ncc_hit", "hit", "nll", "entropy_hist", "margin_hist", "confidence_count",
-        "confidence_correct", "confidence_sum", "kept", "skipped", "ignored", "excluded",
-    )  # fmt: skip
+    _TENSORS = tuple(STATES)
 
     @stateful
     def __init__(
@@ -92,21 +102,9 @@ class DecisionStatistics(StreamingState):
         self.bind(geometry, weight, bias)
 
     def _allocate(self, device: torch.device | str) -> None:
-        classes = self.num_classes
-        for name in ("count", "agree", "ncc_hit", "hit"):
-            setattr(self, name, torch.zeros(classes, dtype=torch.int64, device=device))
-        self.nll = torch.zeros(classes, dtype=torch.float64, device=device)
-        self.kept = torch.zeros(classes, dtype=torch.bool, device=device)
-        for name, bins in (
-            ("entropy_hist", ENTROPY_BINS),
-            ("margin_hist", MARGIN_BINS + 2),
-            ("confidence_count", CONFIDENCE_BINS),
-            ("confidence_correct", CONFIDENCE_BINS),
-        ):
-            setattr(self, name, torch.zeros(bins, dtype=torch.int64, device=device))
-        self.confidence_sum = torch.zeros(CONFIDENCE_BINS, dtype=torch.float64, device=device)
-        for name in ("skipped", "ignored", "excluded"):
-            setattr(self, name, torch.zeros((), dtype=torch.int64, device=device))
+        for name, (size, dtype) in STATES.items():
+            shape = [self.num_classes if n == CLASSES else n for n in size]
+            setattr(self, name, torch.zeros(shape, dtype=dtype, device=device))
 
     def bind(self, geometry: ClassGeometry, weight: Tensor, bias: Tensor | None = None) -> DecisionStatistics:
         """Sets the means and the classifier that :meth:`update` decides with; needed once after :func:`ncops.load`.
@@ -137,6 +135,11 @@ class DecisionStatistics(StreamingState):
     _geometry: ClassGeometry | None = None
     _weight: Tensor | None = None
     _bias: Tensor | None = None
+
+    @property
+    def classifier(self) -> tuple[Tensor | None, Tensor | None]:
+        """``(weight, bias)`` that decide; the weight is None in statistics from a file, before :meth:`bind`."""
+        return self._weight, self._bias
 
     @property
     def device(self) -> torch.device:
@@ -247,23 +250,19 @@ class DecisionStatistics(StreamingState):
 
     def reset(self) -> None:
         """Forgets every row seen; the means and the classifier stay."""
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             if name != "kept":
                 tensor.zero_()
         self._reduced = False
 
     def _alike(self) -> dict[str, Any]:
-        from .collectives import fingerprint
-
         return {
             "num_classes": self.num_classes, "convention": self.convention.as_dict(), "scale": self.scale,
             "kept classes": fingerprint(self.kept),
         }  # fmt: skip
 
     def _reduce(self, group, agreed: dict[str, Any]) -> None:
-        from .collectives import sum_over_ranks
-
-        sum_over_ranks([tensor for name, tensor in self._tensors().items() if name != "kept"], group)
+        sum_over_ranks([tensor for name, tensor in self.tensors().items() if name != "kept"], group)
 
     def merge(self, other: DecisionStatistics) -> DecisionStatistics:
         """Adds what ``other`` has seen; ``other`` is not changed. Returns self.
@@ -280,7 +279,7 @@ class DecisionStatistics(StreamingState):
                 raise ValueError(f"other: {name}: expected {getattr(self, name)}, got {getattr(other, name)}")
         if not torch.equal(self.kept, other.kept.to(self.device)):
             raise ValueError("other: kept: it was made with other kept classes")
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             if name != "kept":
                 tensor += getattr(other, name).to(self.device)
         return self
@@ -294,7 +293,7 @@ class DecisionStatistics(StreamingState):
             self._bias = None if self._bias is None else self._bias.to(device)
         return self
 
-    def _config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         return {
             "num_classes": self.num_classes,
             "convention": self.convention.as_dict(),
@@ -306,27 +305,15 @@ class DecisionStatistics(StreamingState):
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> DecisionStatistics:
         """The statistics that :meth:`state_dict` described, without means and classifier: see :meth:`bind`."""
         stats = cls.__new__(cls)
-        stats._adopt(config, tensors)
+        stats.num_classes = int(config["num_classes"])
+        stats.convention = Convention(**config["convention"])
+        stats.scale, stats.ignore_index = float(config["scale"]), int(config["ignore_index"])
+        stats._allocate("meta")
+        stats._check_tensors(tensors)
+        vars(stats).update(tensors)
         return stats
 
-    def _adopt(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.num_classes = int(config["num_classes"])
-        self.convention = Convention(**config["convention"])
-        self.scale, self.ignore_index = float(config["scale"]), int(config["ignore_index"])
-        self._allocate("meta")
-        self._check_tensors(tensors, {k: (tuple(t.shape), t.dtype) for k, t in self._tensors().items()})
-        for name, tensor in tensors.items():
-            setattr(self, name, tensor)
-
-    @stateful
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over, as copies on this device, the content of a :meth:`state_dict`; means and classifier stay.
-
-        Raises:
-            ValueError: missing or foreign tensors, another number of classes, convention or set of kept classes.
-        """
-        tensors = {name: value for name, value in state.items() if name != "config"}
-        loaded = type(self).from_state(state["config"], tensors)
+    def _check_fits(self, loaded: DecisionStatistics) -> None:
         if loaded.num_classes != self.num_classes or loaded.convention != self.convention:
             raise ValueError(
                 f"state: expected {self.num_classes} classes under convention {self.convention.name!r}, "
@@ -334,10 +321,6 @@ class DecisionStatistics(StreamingState):
             )
         if not torch.equal(loaded.kept.to(self.device), self.kept):
             raise ValueError("state: kept: it was made with other kept classes")
-        device = self.device
-        copied = {name: value.to(device, copy=True) for name, value in loaded._tensors().items()}
-        self.scale, self.ignore_index = loaded.scale, loaded.ignore_index
-        vars(self).update(copied)
 
     # -- results ------------------------------------------------------------------------------------------------------
 

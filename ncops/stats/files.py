@@ -1,4 +1,4 @@
-"""Statistics on disk: one safetensors file, never half of one."""
+"""Files that are never half written; statistics as one safetensors file."""
 
 from __future__ import annotations
 
@@ -30,14 +30,52 @@ def check_target(path: str | os.PathLike) -> None:
         raise IsADirectoryError(f"path: expected a file, got the folder {target}")
 
 
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[str]:
+    """A temporary name to write, in the folder of ``path``, which takes the place of ``path`` once the block has ended.
+
+    ``path`` holds, at every moment, its old content or all of the new: the bytes are flushed to the disk before the
+    name is replaced. Where the block raises, nothing is left of them. A device or a pipe is written as it is.
+    """
+    target = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        yield os.fspath(path)
+        return
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # as the umask has it, whatever the writer makes of it
+        yield temporary
+        os.chmod(temporary, mode & 0o777)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException as error:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            error.filename = os.fspath(path)
+        raise
+    with suppress(OSError):  # the new name itself becomes durable, where the system lets a folder be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes bytes, or text as UTF-8, whole or not at all."""
+    with replacing(path) as name, open(name, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
 def save_state(
     path: str | os.PathLike, kind: str, config: dict[str, Any], tensors: dict[str, Tensor],
     origin: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Writes a state so that ``path`` holds, at every moment, its old content or all of the new.
-
-    The bytes go to a temporary name in the same folder, are flushed to the disk, and the name is then replaced. Equal
-    states make equal files.
+    """Writes a state, whole or not at all. Equal states make equal files.
 
     Args:
         origin: what the state was measured on, as plain values; :func:`read_origin` reads it.
@@ -49,41 +87,20 @@ def save_state(
     from safetensors.torch import save_file
 
     check_target(path)
-    target = os.path.abspath(os.fspath(path))
-    folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.tmp")
     document = {"format": FORMAT, "version": VERSION, "kind": kind, "config": config, "origin": origin}
     # One entry: safetensors keeps its metadata in a hash map, whose order differs from process to process.
     metadata = {"ncops": json.dumps(document, sort_keys=True)}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except SafetensorError as error:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise OSError(f"path: {target} cannot be written: {error}") from error
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(folder)
+        with replacing(path) as name:
+            save_file(tensors, name, metadata)
+    except (SafetensorError, PermissionError) as error:
+        raise OSError(f"path: {os.path.abspath(path)} cannot be written: {error}") from error
 
 
 def save_statistics(path: str | os.PathLike, statistics: Any, origin: dict[str, Any] | None) -> None:
     """Writes statistics as their ``save`` does, with what they were measured on."""
-    save_state(path, type(statistics).__name__, statistics._config(), statistics._tensors(), origin)
-
-
-def _sync_folder(folder: str) -> None:
-    """Makes the new name itself durable, where the system lets a folder be opened."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    save_state(path, type(statistics).__name__, statistics.config(), statistics.tensors(), origin)
 
 
 def read_state(
@@ -136,27 +153,3 @@ def _document(metadata: dict[str, str], name: str) -> dict[str, Any]:
     if not isinstance(document["kind"], str) or not isinstance(document["config"], dict):
         raise ValueError(f"path: {name} is damaged: its kind or its configuration is none")
     return document
-
-
-def load(path: str | os.PathLike, *, device: torch.device | str = "cpu"):
-    """Reads statistics written by ``save``: a :class:`ClassStatistics` or a :class:`DecisionStatistics`.
-
-    Args:
-        path: the file.
-        device: where its tensors go.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is truncated, damaged, written by another program or by a newer ncops.
-    """
-    from .classes import ClassStatistics
-    from .decisions import DecisionStatistics
-
-    kinds = {cls.__name__: cls for cls in (ClassStatistics, DecisionStatistics)}
-    kind, config, tensors = read_state(path, device)
-    if kind not in kinds:
-        raise ValueError(f"path: {os.fspath(path)} holds {kind!r}, expected one of {', '.join(kinds)}")
-    try:
-        return kinds[kind].from_state(config, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"path: {os.fspath(path)} is damaged: {error}") from error

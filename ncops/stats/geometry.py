@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ..ops.checks import check_integer
+from .blocks import blocks
+
+if TYPE_CHECKING:
+    from .classes import ClassStatistics
 
 FREQUENT = 10
 """Coverage reports how many classes have at least this many rows."""
@@ -87,6 +93,54 @@ class PooledRows:
     classes_frequent: int
     skipped: int
     ignored: int
+
+
+def kept_classes(state: ClassStatistics, min_count: int) -> Tensor:
+    """The classes with at least ``min_count`` rows, ``(K,) int64`` ascending; raises as ``compute`` does."""
+    min_count = check_integer(min_count, "min_count")
+    if min_count < 1:
+        raise ValueError(f"min_count: expected at least 1 (a class without rows has no mean), got {min_count}")
+    if int(state.invalid) > 0:
+        raise ValueError(f"labels: {int(state.invalid)} rows had a label outside [0, {state.num_classes})")
+    return (state.counts >= min_count).nonzero()[:, 0]
+
+
+def describe_classes(state: ClassStatistics, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """``(tr Sigma_c (P,), means (P, D))`` of P classes with rows, float64."""
+    n = state.counts[classes].double()
+    means = state.sums[classes]
+    means /= n[:, None]
+    class_var = (state.sqnorms[classes] / n - means.square().sum(1)).clamp_min(0)
+    means += state.center[classes].double()
+    return class_var, means
+
+
+def pool_rows(state: ClassStatistics) -> PooledRows:
+    """The sums over every class with rows."""
+    counted = state.counts.nonzero()[:, 0]
+    trace = state.sums.new_zeros(())
+    total = state.sums.new_zeros(state.dim)
+    within = None if state.scatter is None else state.scatter.clone()
+    for rows in blocks(counted.numel(), state.dim):
+        classes = counted[rows]
+        n = state.counts[classes].double()
+        sums = state.sums[classes]
+        drift = sums / n[:, None]
+        trace += (state.sqnorms[classes] - (drift * sums).sum(1)).clamp_min(0).sum()
+        if within is not None:
+            within -= drift.T @ sums
+        total += sums.sum(0)
+        total += n @ state.center[classes].double()
+    return PooledRows(
+        trace=trace,
+        total=total,
+        within=within,
+        samples=int(state.counts.sum()),
+        classes_seen=counted.numel(),
+        classes_frequent=int((state.counts >= FREQUENT).sum()),
+        skipped=int(state.skipped),
+        ignored=int(state.ignored),
+    )
 
 
 def class_geometry(

@@ -5,22 +5,15 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from .collectives import check_alike
 from .files import save_state
-
-BLOCK_BYTES = 8 << 20
-
-
-def blocks(rows: int, width: int) -> Iterator[slice]:
-    """Slices over ``rows`` such that a float64 block of ``width`` columns stays within 8 MB."""
-    step = max(1, BLOCK_BYTES // (8 * max(1, width)))
-    for start in range(0, rows, step):
-        yield slice(start, min(rows, start + step))
 
 
 def stateful(method: Callable) -> Callable:
@@ -38,24 +31,49 @@ def stateful(method: Callable) -> Callable:
 
 
 class StreamingState:
-    """Subclasses name their tensors in ``_TENSORS`` (one may be None) and describe themselves in ``_config``."""
+    """Subclasses name their tensors in ``_TENSORS`` (one may be None).
+
+    A state is its :meth:`config` and its :meth:`tensors`: what stores one writes both, and ``from_state(config,
+    tensors)`` of its class makes it again. To sum over ranks, a subclass says in :meth:`_alike` what must agree, and
+    adds up in :meth:`_reduce`.
+    """
 
     _TENSORS: tuple[str, ...] = ()
     _reduced = False  # holds the sum over ranks: what is added now would be added again by the next reduction
 
-    def _config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
+        """What ``from_state`` needs beside the tensors, as plain values."""
         raise NotImplementedError
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The state's tensors by name, not copied; without those that it does not keep."""
         return {name: getattr(self, name) for name in self._TENSORS if getattr(self, name) is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """The state's tensors by name and, under ``"config"``, plain values. The tensors are not copied."""
-        return {**self._tensors(), "config": self._config()}
+        return {**self.tensors(), "config": self.config()}
+
+    @stateful
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over, as copies on this device, the content of a :meth:`state_dict` of statistics like these.
+
+        Means and classifier of :class:`ncops.DecisionStatistics` stay.
+
+        Raises:
+            ValueError: missing or foreign tensors; other sizes, another convention or another set of kept classes.
+        """
+        loaded = type(self).from_state(state["config"], {n: value for n, value in state.items() if n != "config"})
+        self._check_fits(loaded)
+        copied = {name: tensor.to(self.device, copy=True) for name, tensor in loaded.tensors().items()}
+        vars(self).update({**vars(loaded), **copied})
+
+    def _check_fits(self, loaded: Any) -> None:
+        """Raises ValueError unless the content of ``loaded`` may replace that of self."""
+        raise NotImplementedError
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the state to a safetensors file, whole or not at all; :func:`ncops.load` reads it."""
-        save_state(path, type(self).__name__, self._config(), self._tensors())
+        save_state(path, type(self).__name__, self.config(), self.tensors())
 
     def _check_not_reduced(self, what: str) -> None:
         if self._reduced:
@@ -77,8 +95,6 @@ class StreamingState:
             ValueError: the ranks' statistics differ in what must be the same (sizes, dtype, convention); on every rank
                 alike, and nothing has changed.
         """
-        from .collectives import check_alike, dist
-
         self._check_not_reduced("all_reduce")
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("all_reduce: torch.distributed is not initialised: call init_process_group first")
@@ -99,19 +115,18 @@ class StreamingState:
     @stateful
     def to(self, device: torch.device | str):
         """Moves the state's tensors to ``device``; returns self."""
-        for name, tensor in self._tensors().items():
+        for name, tensor in self.tensors().items():
             setattr(self, name, tensor.to(device))
         return self
 
-    def _check_tensors(
-        self, tensors: dict[str, Tensor], expected: dict[str, tuple[tuple[int, ...], torch.dtype]]
-    ) -> None:
-        """Raises ValueError unless ``tensors`` has exactly these names, shapes and dtypes."""
+    def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Raises ValueError unless ``tensors`` has the names, shapes and dtypes of this state's."""
+        expected = self.tensors()
         if set(tensors) != set(expected):
             raise ValueError(
                 f"state: expected the tensors {', '.join(sorted(expected))}, got {', '.join(sorted(tensors))}"
             )
-        for name, (shape, dtype) in expected.items():
-            if tuple(tensors[name].shape) != shape or tensors[name].dtype != dtype:
-                got = f"{tensors[name].dtype} {tuple(tensors[name].shape)}"
-                raise ValueError(f"state: {name}: expected {dtype} {shape}, got {got}")
+        for name, (mine, theirs) in {name: (expected[name], tensors[name]) for name in expected}.items():
+            if theirs.shape != mine.shape or theirs.dtype != mine.dtype:
+                got = f"{theirs.dtype} {tuple(theirs.shape)}"
+                raise ValueError(f"state: {name}: expected {mine.dtype} {tuple(mine.shape)}, got {got}")

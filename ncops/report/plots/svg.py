@@ -12,8 +12,8 @@ from .style import SENTINEL
 _RC = {"svg.fonttype": "none", "font.size": 11, "axes.linewidth": 0.8, "xtick.labelsize": 10.5, "ytick.labelsize": 10.5}
 
 
-def inline_svg(draw: Callable, name: str, size: tuple[float, float], description: str) -> str:
-    """Draws with ``draw(ax)`` on a fresh figure and returns one ``<svg>`` element.
+def inline_svg(draw: Callable, name: str, size: tuple[float, float]) -> tuple[str, str]:
+    """Draws with ``draw(ax)`` on a fresh figure; returns the ``viewBox`` of an ``<svg>`` element and what is in it.
 
     Text stays text, colours become CSS variables, ids are unique on a page that uses each ``name`` once, and the same
     data give the same bytes.
@@ -30,32 +30,20 @@ def inline_svg(draw: Callable, name: str, size: tuple[float, float], description
         draw(figure.add_subplot())
         figure.draw_without_rendering()  # ticks change with the size that the layout leaves: let it see the final ones
         buffer = io.StringIO()
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
-    return _adapt(buffer.getvalue(), name, description)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return _adapt(buffer.getvalue(), name)
 
 
-def _adapt(text: str, name: str, description: str) -> str:
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.S)  # would apply to the whole page
+def _adapt(text: str, name: str) -> tuple[str, str]:
+    box, text = re.search(r'<svg[^>]*viewBox="([^"]+)"[^>]*>(.*)</svg>', text, flags=re.S).groups()
+    # A style would apply to the whole page.
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.S)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     text = text.replace('xlink:href="', 'href="')
-    used = set(re.findall(r'href="#([^"]+)"', text)) | set(re.findall(r"url\(#([^)]+)\)", text))
-
-    def rename(match: re.Match) -> str:
-        return f' id="{name}-{match[1]}"' if match[1] in used else ""
-
-    text = re.sub(r'\sid="([^"]+)"', rename, text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    text = re.sub(r'\sid="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
     for colour, variable in SENTINEL.variables().items():
         text = text.replace(colour, f"var(--{variable})")
-    head = re.search(r'viewBox="([^"]+)"', text)[1]
-    start = f'<svg viewBox="{head}" role="img" aria-label="{description}">'
-    return re.sub(r"<svg[^>]*>", lambda _: start, text, count=1).strip()
+    return box, text.strip()

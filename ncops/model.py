@@ -1,9 +1,10 @@
-"""The classifier of a model: which module it is, its rows, and the features that enter it."""
+"""The classifier of a model: which module it is, its rows, the features that enter it, and factors on its logits."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,34 @@ def rows(classifier: Classifier) -> tuple[Tensor, Tensor | None]:
     return weight.detach(), None if bias is None else bias.detach()
 
 
+def text_config(model: nn.Module) -> Any:
+    """The configuration of a model's language part, where its configuration has parts; None without any."""
+    config = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def stated_scales(config: Any) -> list[float]:
+    """Factors on the logits that model configurations state, under the names in use, and their inverses."""
+    found = [1.0]
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier_scale"):
+        value = getattr(config, name, None)
+        if isinstance(value, (int, float)) and value > 0:
+            found += [float(value), 1.0 / float(value)]
+    return found
+
+
+def stated_softcap(config: Any) -> float | None:
+    """The bound of a tanh that model configurations state for their logits."""
+    for name in ("final_logit_softcapping", "output_logits_soft_cap"):
+        if getattr(config, name, None):
+            return float(getattr(config, name))
+    return None
+
+
+class NeverReached(RuntimeError):
+    """A forward pass came to an end without calling the classifier."""
+
+
 class _Reached(Exception):
     """The features are there: the logits need not be computed."""
 
@@ -85,17 +114,17 @@ class FeatureTrap:
         self._features = args[0] if args else next(iter(kwargs.values()))
         raise _Reached
 
-    def run(self, forward) -> Tensor:
+    def run(self, forward: Callable[[], Any]) -> Tensor:
         """The classifier's input in ``forward()``, detached.
 
         Raises:
-            RuntimeError: ``forward()`` came to an end without calling the classifier.
+            NeverReached: ``forward()`` came to an end without calling the classifier.
         """
         self._features = None
         with contextlib.suppress(_Reached):
             forward()
         if self._features is None:
-            raise RuntimeError("classifier: the forward pass never calls it, so there are no features to measure")
+            raise NeverReached("classifier: the forward pass never calls it, so there are no features to measure")
         features, self._features = self._features, None
         return features.detach()
 

@@ -1,31 +1,23 @@
-"""Matplotlib plots of a report. Every function draws on the axes it is given and never calls ``show``."""
+"""The plots of one report: how far it is from collapse, distributions, calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from . import curves
-from .explain import distance, format_value, meaning
-from .style import LIGHT, MARKERS, SENTINEL, Palette, log_axis, power, style
+from ...metrics import table
+from ...metrics.table import distance, meaning, shown_in
+from ..numbers import format_value
+from .style import LIGHT, MARKERS, PAPER, Palette, log_axis, power, style
 
-__all__ = [
-    "LIGHT", "OVERVIEW", "SENTINEL", "Palette", "count_variance", "curve", "distribution", "overview", "plot_report",
-    "reliability", "style",
-]  # fmt: skip
-
-OVERVIEW = (
-    "nc1_pinv", "nc1_quotient", "nc1_cdnv", "vci", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error",
-    "nc3_cos_mean", "nc3_duality_error", "nc4_agreement", "ncc_accuracy",
-)  # fmt: skip
+OVERVIEW = shown_in(table.OVERVIEW)
 _FLOOR = 1e-4
 
 
 def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
     """How far each metric is from its value at full collapse, on one logarithmic axis; left is collapsed."""
-    found = [
-        (n, d, float(report[n])) for n in OVERVIEW if n in report and (d := distance(n, float(report[n]))) is not None
-    ]
+    values = {name: float(report[name]) for name in OVERVIEW if name in report}
+    found = [(name, far, value) for name, value in values.items() if (far := distance(name, value)) is not None]
     style(ax, palette)
     if not found:
         text = "fewer than two classes kept: nothing to compare"
@@ -42,12 +34,10 @@ def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
             format_value(value), (1.0, row), xycoords=("axes fraction", "data"), xytext=(6, 0),
             textcoords="offset points", va="center", fontsize="medium", color=palette.ink,
         )  # fmt: skip
-    ax.set_xscale("log")
-    ax.set_xlim(_FLOOR * 0.8, top)
-    ax.set_ylim(-0.7, len(found) - 0.3)
+    ax.set(xscale="log", xlim=(_FLOOR * 0.8, top), ylim=(-0.7, len(found) - 0.3))
+    ax.set_xlabel("← collapsed · distance from full collapse")
     log_axis(ax.xaxis)
     ax.set_yticks(range(len(found)), [meaning(n).label for n, _, _ in reversed(found)])
-    ax.set_xlabel("← collapsed · distance from full collapse")
     ax.grid(axis="x", color=palette.line, lw=0.6, alpha=0.7)
     ax.set_axisbelow(True)
 
@@ -78,28 +68,23 @@ def distribution(
             color=palette.second,
         )  # fmt: skip
     outside = [f"{data[k]:,} {w}" for k, w in (("below", "below the axis"), ("above", "above the axis")) if data.get(k)]
-    ax.set_xlabel(xlabel + (f"  ({', '.join(outside)})" if outside else ""))
-    ax.set_ylabel(data.get("unit", "classes"))
+    ax.set(xlabel=xlabel + (f"  ({', '.join(outside)})" if outside else ""), ylabel=data.get("unit", "classes"))
     ax.yaxis.get_major_locator().set_params(integer=True)
 
 
 def count_variance(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> None:
     """Samples of a class against its variance, both logarithmic."""
-    ax.scatter(data["count"], data["variance"], s=14, color=palette.accent, alpha=0.55, lw=0)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    style(ax, palette)
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
+    ax.scatter(data["count"], data["variance"], s=14, color=palette.accent, alpha=0.55, lw=0)
+    ax.set(xscale="log", yscale="log", xlabel="samples of the class", ylabel="variance in the class")
+    style(ax, palette)
     for axis, values in ((ax.xaxis, data["count"]), (ax.yaxis, data["variance"])):
         ratio = max(values) / min(values)
-        axis.set_major_locator(
-            MaxNLocator(4) if ratio < 8 else LogLocator(subs=(1.0, 2.0, 5.0) if ratio < 100 else (1.0,))
-        )
-        axis.set_major_formatter(FuncFormatter(power if ratio >= 100 else lambda v, _: f"{v:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel("samples of the class")
-    ax.set_ylabel("variance in the class")
+        steps = (1.0, 2.0, 5.0) if ratio < 100 else (1.0,)
+        axis.set_major_locator(MaxNLocator(4) if ratio < 8 else LogLocator(subs=steps))
+        axis.set_major_formatter(power if ratio >= 100 else lambda v, _: f"{v:g}")
+        axis.set_minor_formatter("")
     ax.grid(color=palette.line, lw=0.5, alpha=0.6)
     ax.set_axisbelow(True)
 
@@ -114,24 +99,7 @@ def reliability(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> None:
         ax.bar(low, right, width=(high - low) * 0.92, align="edge", color=palette.accent, alpha=0.85, lw=0)
         ax.plot([sure], [right], "o", ms=3.5, color=palette.second)
     style(ax, palette)
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1)
-    ax.set_xlabel("confidence of the classifier")
-    ax.set_ylabel("accuracy in the bin")
-
-
-def curve(
-    ax, axis: str, points: Sequence[float], values: Sequence[float | None], name: str, palette: Palette = LIGHT
-) -> None:
-    """One metric along layers or checkpoints, with its value at full collapse as a dashed line."""
-    curves.draw(
-        ax,
-        curves.Axis(axis, points),
-        [curves.Line("", values)],
-        palette,
-        target=meaning(name).target,
-        log=curves.takes_log(name),
-    )
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the classifier", ylabel="accuracy in the bin")
 
 
 def plot_report(report: Mapping[str, float], ax=None):
@@ -146,11 +114,10 @@ def plot_report(report: Mapping[str, float], ax=None):
     if ax is not None:
         overview(ax, report)
         return ax.figure, ax
-    import matplotlib
-    import matplotlib.pyplot as plt
+    from matplotlib import pyplot
 
-    with matplotlib.rc_context(curves.PAPER):
-        figure, ax = plt.subplots(figsize=(6.4, 3.9), layout="constrained")
+    with pyplot.rc_context(PAPER):
+        figure, ax = pyplot.subplots(figsize=(6.4, 3.9), layout="constrained")
         overview(ax, report)
         figure.draw_without_rendering()  # the layout, while these sizes hold
     return figure, ax

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -37,8 +36,11 @@ SENTINEL = Palette(
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (1, 1, 4, 1)))
-MANY_DECADES = 30.0
-"""Largest over smallest value from which an axis is logarithmic."""
+PAPER = {
+    "font.size": 9.0, "axes.titlesize": 9.5, "axes.labelsize": 9.0, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "axes.linewidth": 0.8,
+}  # fmt: skip
+"""Sizes in points for a figure as wide as a page of two columns."""
 
 
 def style(ax, palette: Palette = LIGHT) -> None:
@@ -76,15 +78,10 @@ def compact(value: float, _position: int = 0) -> str:
 
 def log_axis(axis) -> None:
     """Labels of a logarithmic axis; one within a decade gets a few numbers, not a lone power of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     low, high = sorted(axis.get_view_interval())
     decades = math.log10(high / low) if low > 0 else 9.0
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.6 else (1.0,), numticks=7))
-    axis.set_major_formatter(FuncFormatter(power))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def spans_decades(values: Sequence[float]) -> bool:
-    """Whether positive values need a logarithmic axis."""
-    return len(values) > 0 and min(values) > 0 and max(values) / min(values) > MANY_DECADES
+    axis.set_major_formatter(power)
+    axis.set_minor_formatter("")

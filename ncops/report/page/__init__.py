@@ -1,0 +1,122 @@
+"""A report as one self-contained HTML file: no request leaves it, it follows light and dark, and it fits a phone."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from ...metrics.table import HEADLINES, direction, distance, meaning
+from ...stats.files import write_file
+from ..columns import CLASS_COLUMNS
+from ..details import caveats, coverage_items
+from ..numbers import format_value
+from ..plots.curves import CONTROL, Axis, has_values, short
+from . import figures
+
+__all__ = ["render", "render_runs", "token_html", "write_html"]
+
+_UNSEEN = re.compile(rf"^ | $|(?<= ) |{CONTROL.pattern}")
+_VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+
+
+def token_html(text: str) -> Markup:
+    """A token's text as escaped HTML in which white space and control characters can be seen."""
+    shown = _UNSEEN.sub(lambda m: "<u>" + _VISIBLE.get(m[0], f"\\u{ord(m[0]):04x}") + "</u>", escape(text))
+    return Markup(f"<code>{shown or ' '}</code>")
+
+
+def _collapsed(name: str, value: float) -> float:
+    """From 0, not collapsed, to 1."""
+    if not math.isfinite(value):
+        return 0.0
+    return 1 / (1 + value) if meaning(name).target == 0 else min(max(value, 0.0), 1.0)
+
+
+def _nearest(name: str, values: Sequence[float | None]) -> list[tuple[float | None, str]]:
+    """Each value with the class of its cell: the nearest to full collapse are the best, unless all are."""
+    far = [distance(name, math.nan if value is None else value) for value in values]
+    known = {d for d in far if d is not None}
+    return [(v, "best" if len(known) > 1 and d == min(known) else "") for v, d in zip(values, far, strict=True)]
+
+
+_TEMPLATES = Environment(
+    loader=PackageLoader(__name__, ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_TEMPLATES.filters.update(
+    direction=direction, label=lambda name: meaning(name).label, number=format_value, token=token_html,
+    numbers=lambda headings: [(heading, "number") for heading in headings],
+    sort_key=lambda value: "" if value is None or not math.isfinite(value) else repr(value),
+)  # fmt: skip
+_TEMPLATES.globals.update(collapsed=_collapsed, headlines=HEADLINES, meaning=meaning)
+
+
+def _page(template: str, report: Mapping[str, float], details: Mapping[str, Any], **values: Any) -> str:
+    """The template with all that there is to show of one report, and the other ``values``."""
+    classes = details.get("classes", {"rows": []})
+    text = _TEMPLATES.get_template(template).render(
+        values,
+        plots=figures.can_draw(),
+        figures=figures.drawn(figures.distributions(report, details)),
+        report={name: float(value) for name, value in report.items()},
+        metric_notes=getattr(report, "notes", {}),
+        coverage=coverage_items(report),
+        notes=[*details.get("notes", []), *caveats(report)],
+        classes=classes,
+        class_columns={n: text for n, text in CLASS_COLUMNS.items() if classes["rows"] and n in classes["rows"][0]},
+        facts={"convention": getattr(report, "convention", "ncops"), **details.get("run", {})},
+    )
+    return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else "·", text)
+
+
+def render(report: Mapping[str, float], *, title: str | None = None, details: Mapping[str, Any] | None = None) -> str:
+    """The page of a report as text; see ``ncops.report.details`` for what ``details`` may hold."""
+    details = details or {}
+    run = details.get("run", {})
+    return _page(
+        "report.html", report, details,
+        title=title or "Neural collapse report",
+        subtitle=" · ".join(str(run[k]) for k in ("model_name", "data") if run.get(k)) or "measured with ncops",
+        trajectories=figures.trajectories([("", details)]),
+    )  # fmt: skip
+
+
+def write_html(report: Mapping[str, float], path: str | os.PathLike, **options: Any) -> None:
+    """Writes the page of ``report`` as one file; options of :func:`render`."""
+    write_file(path, render(report, **options))
+
+
+def render_runs(
+    runs: Sequence[Any],
+    axis: Axis,
+    metrics: Mapping[str, Sequence[float | None]],
+    differences: Sequence[str] = (),
+    *,
+    title: str | None = None,
+) -> str:
+    """The page of several runs as text: trajectories, one table, the layers of every run, the last run in full.
+
+    Args:
+        runs: :class:`ncops.report.stored.Run` each. axis: where they stand. metrics: name -> one value per run.
+        differences: between the runs, as sentences.
+    """
+    numbered, names = axis.labels is None, [short(run.name, 60) for run in runs]
+    shown = axis if numbered else axis._replace(labels=[short(label, 60) for label in axis.labels])
+    labels, many = (names, f"{len(runs)} runs") if len(runs) > 1 else ([""], "1 run")
+    span = f" · {axis.name} {axis.points[0]:,.10g} to {axis.points[-1]:,.10g}" if numbered else ""
+    return _page(
+        "comparison.html", runs[-1].report, runs[-1].details,
+        title=title or "Neural collapse, run by run",
+        subtitle=re.sub(r"\s+", " ", many + span),
+        differences=differences,
+        runs=names,
+        axis=shown,
+        panels=figures.drawn(figures.panels(shown, metrics)) if len(runs) > 1 else [],
+        metrics={name: _nearest(name, values) for name, values in metrics.items() if has_values(values)},
+        trajectories=figures.trajectories(list(zip(labels, (run.details for run in runs), strict=True)), numbered),
+    )  # fmt: skip
