@@ -111,17 +111,6 @@ static Tensor class_moments_backward_cpu(const Tensor& g_sums, const Tensor& g_s
   return g_x;
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
-  m.def(
-      "class_moments(Tensor x, Tensor labels, int num_classes, Tensor? center, int ignore_index)"
-      " -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "class_moments_backward(Tensor g_sums, Tensor g_sqnorms, Tensor x, Tensor labels, int num_classes, Tensor? center,"
-      " int ignore_index) -> Tensor");
-  m.def(
-      "accumulate_class_moments_(Tensor(a!) counts, Tensor(b!) center, Tensor(c!) sums, Tensor(d!) sqnorms,"
-      " Tensor(e!) invalid, Tensor x, Tensor labels, int ignore_index) -> Tensor");
-}
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("class_moments", TORCH_BOX(&class_moments_cpu));
   m.impl("class_moments_backward", TORCH_BOX(&class_moments_backward_cpu));

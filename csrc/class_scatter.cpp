@@ -68,12 +68,6 @@ static std::tuple<Tensor, Tensor> class_scatter_backward_cpu(const Tensor& g, co
   return {g_x, g_center};
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
-  m.def("class_scatter(Tensor x, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32) -> Tensor");
-  m.def(
-      "class_scatter_backward(Tensor g, Tensor x, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32,"
-      " bool need_x, bool need_center) -> (Tensor, Tensor)");
-}
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("class_scatter", TORCH_BOX(&class_scatter_cpu));
   m.impl("class_scatter_backward", TORCH_BOX(&class_scatter_backward_cpu));

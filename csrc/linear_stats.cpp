@@ -108,21 +108,6 @@ static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
   return {stored(g_x), stored(g_weight), stored(g_bias)};
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
-  m.def(
-      "linear_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index, bool allow_tf32)"
-      " -> (Tensor, Tensor)");
-  m.def(
-      "linear_stats_share(Tensor x, Tensor weight, Tensor? bias, Tensor? target_logit, float scale, bool allow_tf32)"
-      " -> (Tensor, Tensor)");
-  m.def(
-      "linear_stats_targets(Tensor x, Tensor weight, Tensor? bias, Tensor target, float scale, int ignore_index,"
-      " bool allow_tf32) -> Tensor");
-  m.def(
-      "linear_stats_backward(Tensor grad, Tensor floats, Tensor indices, Tensor x, Tensor weight, Tensor? bias, Tensor? target,"
-      " float scale, int ignore_index, bool allow_tf32, bool need_x, bool need_weight, bool need_bias)"
-      " -> (Tensor, Tensor, Tensor)");
-}
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("linear_stats", TORCH_BOX(&linear_stats_on<OnCpu>));
   m.impl("linear_stats_share", TORCH_BOX(&linear_stats_share_on<OnCpu>));

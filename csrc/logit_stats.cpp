@@ -46,12 +46,6 @@ static Tensor logit_stats_backward_cpu(const Tensor& grad, const Tensor& floats,
   return out;
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
-  m.def("logit_stats(Tensor logits, Tensor? target, float scale, int ignore_index) -> (Tensor, Tensor)");
-  m.def(
-      "logit_stats_backward(Tensor grad, Tensor floats, Tensor indices, Tensor logits, Tensor? target, float scale,"
-      " int ignore_index) -> Tensor");
-}
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("logit_stats", TORCH_BOX(&logit_stats_cpu));
   m.impl("logit_stats_backward", TORCH_BOX(&logit_stats_backward_cpu));

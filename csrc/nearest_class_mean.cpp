@@ -28,9 +28,6 @@ static std::tuple<Tensor, Tensor> nearest_class_mean_cpu(const Tensor& x, const 
   return {sqdist, index};
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
-  m.def("nearest_class_mean(Tensor x, Tensor means, Tensor? valid, bool allow_tf32) -> (Tensor, Tensor)");
-}
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) { m.impl("nearest_class_mean", TORCH_BOX(&nearest_class_mean_cpu)); }
 
 }  // namespace ncops

@@ -121,14 +121,6 @@ static std::tuple<Tensor, Tensor> pair_stats_backward_cpu(const Tensor& g_mean, 
   return {g_rows, g_variances};
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
-  m.def(
-      "pair_stats(Tensor rows, str kernel, Tensor? variances, float power, Tensor? valid, bool allow_tf32)"
-      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "pair_stats_backward(Tensor g_mean, Tensor g_row_max, Tensor count, Tensor row_argmax, Tensor rows, str kernel,"
-      " Tensor? variances, float power, Tensor? valid, bool allow_tf32) -> (Tensor, Tensor)");
-}
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("pair_stats", TORCH_BOX(&pair_stats_cpu));
   m.impl("pair_stats_backward", TORCH_BOX(&pair_stats_backward_cpu));

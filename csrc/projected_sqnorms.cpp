@@ -106,13 +106,6 @@ static std::tuple<Tensor, Tensor, Tensor> projected_sqnorms_backward_cpu(
   return {g_x, g_basis, g_center};
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
-  m.def(
-      "projected_sqnorms(Tensor x, Tensor basis, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32) -> Tensor");
-  m.def(
-      "projected_sqnorms_backward(Tensor g, Tensor x, Tensor basis, Tensor? labels, Tensor? center, int ignore_index,"
-      " bool allow_tf32, bool need_x, bool need_basis, bool need_center) -> (Tensor, Tensor, Tensor)");
-}
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("projected_sqnorms", TORCH_BOX(&projected_sqnorms_cpu));
   m.impl("projected_sqnorms_backward", TORCH_BOX(&projected_sqnorms_backward_cpu));

@@ -1,4 +1,5 @@
 // What the <op>.cpp files share: from tensors (seen through torch's stable ABI) to the kernels' plain pointers.
+// The schemas that their functions are registered for stand in ncops/ops/<op>.py, once for all backends.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

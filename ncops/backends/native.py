@@ -44,9 +44,7 @@ def load() -> str | None:
 
 def op(name: str) -> Callable | None:
     """The raw kernel ``torch.ops.ncops_C.<name>``, or None where the extension lacks it."""
-    if load() is not None or not hasattr(getattr(torch.ops, NAMESPACE), name):
-        return None
-    return _explained(name)
+    return _explained(name) if load() is None and hasattr(getattr(torch.ops, NAMESPACE), name) else None
 
 
 @functools.cache

@@ -176,5 +176,6 @@ define(
     "accumulate_class_moments_(Tensor(a!) counts, Tensor(b!) center, Tensor(c!) sums, Tensor(d!) sqnorms,"
     " Tensor(e!) invalid, Tensor x, Tensor labels, int ignore_index) -> ()",
     lambda *_: None,
+    kernel_returns="Tensor",
     after=_raise_bad,
 )

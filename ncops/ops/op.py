@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 
 from .. import backends
+from ..backends import native
 from ..backends.dtypes import autocast_dtype, outside_autocast
 
 _LIBRARY = torch.library.Library("ncops", "DEF")
+_NATIVE = torch.library.Library(native.NAMESPACE, "FRAGMENT")
 
 
 def _outside_autocast(implementation: Callable) -> Callable:
@@ -26,12 +28,15 @@ def _outside_autocast(implementation: Callable) -> Callable:
 
 
 def define(
-    schema: str, fake: Callable, *, check: Callable | None = None, after: Callable | None = None,
-    setup: Callable | None = None, backward: Callable | None = None,
+    schema: str, fake: Callable, *, kernel_returns: str | None = None, check: Callable | None = None,
+    after: Callable | None = None, setup: Callable | None = None, backward: Callable | None = None,
 ) -> None:  # fmt: skip
     """Defines ``ncops::<schema>``, whose kernel is that of the backend for its first argument, a tensor.
 
+    The same schema is that of the compiled kernel, which csrc/<op>.cpp registers.
+
     Args:
+        kernel_returns: what kernels return, where that is not what the op does.
         fake: runs under tracing. It, ``check`` and ``setup`` take the arguments of the schema.
         check: what has to be looked at before the kernel runs, such as the values of labels.
         after: makes the results from the kernel's and the arguments; default: as they are.
@@ -49,6 +54,8 @@ def define(
     def refuse(ctx, *grads):
         raise NotImplementedError(f"{name.removesuffix('_backward')}: second derivatives are not supported")
 
+    kernel_schema = schema if kernel_returns is None else f"{schema.split(' -> ')[0]} -> {kernel_returns}"
+    _NATIVE.define(kernel_schema.replace("SymInt", "int"))
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, _outside_autocast(run), "CompositeExplicitAutograd")
     torch.library.register_fake(f"ncops::{name}", fake, lib=_LIBRARY)
