@@ -10,6 +10,7 @@ from logit_columns import FLOATS, objective, problem
 from testing import HALF, IGNORE, assert_deterministic, randn
 
 import ncops
+from ncops.backends import planes
 
 pytest.importorskip("triton")
 from ncops.triton_kernels import linear_stats as forward  # noqa: E402
@@ -76,16 +77,54 @@ def test_targets_outside_where_nothing_may_be_raised():
     """On a GPU the kernel alone sees them: NaN, rank -1, and no gradient."""
     x, weight, bias, target = problem(6, 5, 20, torch.float32)
     target[:] = torch.tensor([0, -1, 20, 2**40, IGNORE, 19])
-    columns = forward.linear_stats(x, weight, bias, target, 1.0, IGNORE, False)
-    own, nll, rank, valid = columns[4], columns[5], columns[11], columns[12]
+    floats, indices = forward.linear_stats(x, weight, bias, target, 1.0, IGNORE, False)
+    own, nll = (floats[planes.FLOATS.index(name)] for name in ("target_logit", "nll"))
+    rank = indices[planes.INDICES.index("target_rank")]
     assert nll.isnan().tolist() == own.isnan().tolist() == [False, True, True, True, False, False]
-    assert rank[1:5].tolist() == [-1] * 4 and valid.tolist() == [True] * 4 + [False, True] and nll[4] == own[4] == 0
-    gradients = [torch.zeros(6) for _ in range(9)]
-    gradients[5] = torch.ones(6)
-    saved = [columns[i] for i in (1, 2, 6, 7, 9, 10)]
+    assert rank[1:5].tolist() == [-1] * 4 and nll[4] == own[4] == 0
+    gradients = torch.zeros(9, 6)
+    gradients[planes.FLOATS.index("nll")] = 1
     options = (1.0, IGNORE, False, True, True, True)
-    g_x, _, _ = backward.linear_stats_backward(*gradients, *saved, x, weight, bias, target, *options)
+    g_x, _, _ = backward.linear_stats_backward(gradients, floats, indices, x, weight, bias, target, *options)
     assert (g_x[1:5] == 0).all() and (g_x[[0, 5]] != 0).all()
+    floats, indices = forward.linear_stats(x, weight, bias, None, 1.0, IGNORE, False)  # as if all were ignored
+    assert (floats[4:6] == 0).all() and (indices[2] == -1).all()
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_the_share_of_all_classes_is_that_of_the_columns(monkeypatch, splits):
+    """Also where there is a NaN, a mask or nothing but masks; with the targets' logits and without."""
+    x, weight, bias, target = problem(20, 9, 75, torch.float32)
+    target %= 75
+    x[0, 0], x[1] = math.nan, math.inf
+    monkeypatch.setattr(forward, "split_count", lambda there, programs, tiles: splits)
+    monkeypatch.setattr(forward, "ROWS_AT_ONCE", 16)
+    for mask in (0, 60, 75):
+        bias[:mask] = -math.inf
+        z = forward.linear_stats_targets(x, weight, bias, target, 0.7, IGNORE, False)
+        floats, indices = forward.linear_stats(x, weight, bias, target, 0.7, IGNORE, False)
+        columns = dict(zip(planes.FLOATS + planes.INDICES, (*floats, *indices), strict=True))
+        for target_logit in (z, None):
+            found = forward.linear_share(x, weight, bias, target_logit, 0.7, False)
+            names = planes.SHARE_FLOATS + planes.SHARE_INDICES
+            share = dict(zip(names, (*found[0], *found[1]), strict=True))
+            assert found[0].dtype == torch.float64 and (share["count"] == 75).all()
+            poisoned = share["max"].isnan()
+            assert torch.equal(poisoned, columns["max"].isnan()) and poisoned[:2].all() and not poisoned[2:].any()
+            share, there = ({name: c[2:] for name, c in d.items()} for d in (share, columns))
+            assert torch.equal(share["max"].float(), there["max"]) and torch.equal(share["argmax"], there["argmax"])
+            assert torch.equal(share["second"].float(), there["second"])
+            assert share["squares"].isfinite().all()
+            if mask == 75:
+                assert (share["rest"] == -1).all() and (share["weighted"] == 0).all()
+                continue
+            assert torch.equal(share["second_index"], there["second_index"])
+            gap = share["rest"].log1p()
+            entropy = gap - share["weighted"] / (1 + share["rest"])
+            made = {"gap": gap, "entropy": entropy, "mean": share["mean"]}
+            for name, c in made.items() if mask else (made | {"var": share["squares"] / 75}).items():
+                torch.testing.assert_close(c.float(), there[name], rtol=1e-6, atol=0)
+            assert torch.equal(share["rank"], there["target_rank"] if target_logit is z else 0 * target[2:])
 
 
 @DTYPES

@@ -1,4 +1,4 @@
-"""Host side of what linear_stats and logit_stats share: the columns, the planes of partial states, the merge launch."""
+"""Host side of what linear_stats and logit_stats share: planes of results, shares of splits, their merging."""
 
 from __future__ import annotations
 
@@ -7,55 +7,57 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends import planes
 from ..backends.dtypes import compute_dtype
-from ._logit_state import FLOATS, INTEGERS, columns_kernel
+from ._logit_state import merge_kernel
 
 TRITON = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-STATES_PER_PROGRAM = 512
+SHARES_PER_PROGRAM = 512
 WARPS = 4
+Planes = tuple[Tensor, Tensor]  # floats and indices
 
 
-def empty_columns(x: Tensor, target: Tensor | None) -> tuple[Tensor, ...]:
-    """The 13 columns for the rows of ``x``, each with its own memory; those of the target have size 0 without one."""
-    n, dtype = x.shape[0], compute_dtype(x.dtype)
-    own = 0 if target is None else n
-    floats = [x.new_empty(size, dtype=dtype) for size in (n, n, n, n, own, own, n, n, n)]
-    integers = [x.new_empty(size, dtype=torch.int64) for size in (n, n, own)]
-    return (*floats, *integers, x.new_empty(own, dtype=torch.bool))
-
-
-def partials(x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-    """Memory for the states of ``splits`` parts of each row."""
+def empty_columns(x: Tensor) -> Planes:
+    """The columns of the rows of ``x``."""
     n = x.shape[0]
-    floats = x.new_empty((FLOATS, splits, n), dtype=compute_dtype(x.dtype))
-    return floats, x.new_empty((INTEGERS, splits, n), dtype=torch.int32)
+    floats = x.new_empty((len(planes.FLOATS), n), dtype=compute_dtype(x.dtype))
+    return floats, x.new_empty((len(planes.INDICES), n), dtype=torch.int64)
 
 
-def launch_columns(
-    columns: list[Tensor], floats: Tensor, integers: Tensor, target: Tensor | None, target_logit: Tensor | None,
-    num_classes: int, per_split: int, ignore_index: int, own_here: bool = True,
+def empty_splits(x: Tensor, splits: int) -> Planes:
+    """Memory for the shares of ``splits`` parts of each row; how many classes a part has follows from its number."""
+    n = x.shape[0]
+    floats = x.new_empty((len(planes.SHARE_FLOATS), splits, n), dtype=compute_dtype(x.dtype))
+    return floats, x.new_empty((len(planes.SHARE_INDICES) - 1, splits, n), dtype=torch.int32)
+
+
+def rows_of(out: Planes, rows: slice) -> Planes:
+    return out[0][:, rows], out[1][:, rows]
+
+
+def merge_splits(
+    out: Planes, parts: Planes, num_classes: int, per_split: int, target: Tensor | None = None,
+    target_logit: Tensor | None = None, ignore_index: int = -1, finish: bool = True,
 ) -> None:  # fmt: skip
-    """Fills the columns from the states of parts of ``per_split`` classes each."""
-    _, splits, n = floats.shape
+    """Fills ``out`` with columns, or without ``finish`` with the rows' share, from parts of ``per_split`` classes."""
+    _, splits, n = parts[0].shape
     block_s = triton.next_power_of_2(splits)
-    block_n = max(1, STATES_PER_PROGRAM // block_s)
-    columns_kernel[(triton.cdiv(n, block_n),)](
-        floats, integers, target, target_logit, 0 if target is None else target.stride(0), *columns,
+    block_n = max(1, SHARES_PER_PROGRAM // block_s)
+    merge_kernel[(triton.cdiv(n, block_n),)](
+        *parts, target, target_logit, 0 if target is None else target.stride(0), *out, out[0].stride(0),
         n, num_classes, per_split, splits, ignore_index,
-        HAS_TARGET=target is not None, OWN_HERE=own_here, BLOCK_N=block_n, BLOCK_S=block_s, num_warps=WARPS,
+        FINISH=finish, HAS_TARGET=target is not None, BLOCK_N=block_n, BLOCK_S=block_s, num_warps=WARPS,
     )  # fmt: skip
 
 
 def column_signature():
     """``ahead_of_time`` of the merge."""
-    names = "lse gap max second own nll entropy mean var".split()
     for name in ("fp32", "fp64"):
         signature = {
-            "floats": f"*{name}", "integers": "*i32", "target": "*i64", "target_logit": f"*{name}",
-            **dict.fromkeys(names, f"*{name}"), **dict.fromkeys(("argmax", "second_index", "target_rank"), "*i64"),
-            "valid": "*i1", "num_rows": "i32", "num_classes": "i32", "per_split": "i32", "splits": "i32",
-            "ignore_index": "i32",
+            "floats": f"*{name}", "indices": "*i32", "target": "*i64", "target_logit": f"*{name}",
+            "out_floats": f"*{name}", "out_indices": "*i64", "out_plane": "i32",
+            "num_rows": "i32", "num_classes": "i32", "per_split": "i32", "splits": "i32", "ignore_index": "i32",
         }  # fmt: skip
-        blocks = {"BLOCK_S": 32, "BLOCK_N": STATES_PER_PROGRAM // 32}
-        constexprs = {"HAS_TARGET": True, "OWN_HERE": True, "stride_target": 1, **blocks}
-        yield f"logit_columns[{name}]", columns_kernel, signature, constexprs, {"num_warps": WARPS, "num_stages": 2}
+        blocks = {"BLOCK_S": 32, "BLOCK_N": SHARES_PER_PROGRAM // 32}
+        constexprs = {"FINISH": True, "HAS_TARGET": True, "stride_target": 1, **blocks}
+        yield f"logit_columns[{name}]", merge_kernel, signature, constexprs, {"num_warps": WARPS, "num_stages": 2}

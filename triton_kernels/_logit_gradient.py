@@ -10,9 +10,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends import planes
+from ._logit_columns import Planes
 from ._logit_state import UNDERFLOW, expm1
 
-COEFFICIENTS, INDICES = 10, 4
+# The columns' planes, and those of their gradients.
+LSE, GAP, MAX, SECOND, TARGET_LOGIT, NLL, ENTROPY, MEAN, VAR = map(tl.constexpr, range(len(planes.FLOATS)))
+# flat is what multiplies e^(z - shift), tilt (z - shift + offset) e^(z - shift), constant 1 and slope z - centre; shift
+# is the maximum, centre the mean. Three columns apart: at_argmax replaces the softmax part of the argmax's, the others
+# are added. In another order ptxas gives the backward of stored logits up to 79 registers, in this one 63 (sm_90).
+SHIFT, FLAT, TILT, OFFSET, AT_ARGMAX, AT_TARGET, AT_SECOND, CONSTANT, SLOPE, CENTRE = map(tl.constexpr, range(10))
+# The first two as among the columns.
+ARGMAX, SECOND_INDEX, TARGET, KIND = map(tl.constexpr, range(4))
 BLOCK, WARPS = 256, 4
 
 
@@ -22,68 +31,75 @@ def _times(gradient, value):
     return tl.where(gradient == 0, 0, gradient * value)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_classes", "ignore_index"])
+@triton.jit
+def _wide(floats, PLANE: tl.constexpr, plane, at, here):
+    return tl.load(floats + PLANE * plane + at, here, 0).to(tl.float64)
+
+
+@triton.jit(do_not_specialize=["grad_plane", "num_rows", "num_classes", "ignore_index"])
 def fold(
-    gradients, gap, max, entropy, mean, argmax, second_index, target, stride_target, coefficients, indices,
+    grad, grad_plane, grad_row, floats, columns_indices, target, stride_target, coefficients, indices,
     num_rows, num_classes, ignore_index,
     HAS_TARGET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``gradients (9, N)`` in the order of the columns -> ``coefficients (10, N)`` and ``indices (4, N)``, in float64.
+    """``grad (9, N)``, the columns' gradients -> ``coefficients (10, N)`` and ``indices (4, N)``, in float64.
 
     The indices are argmax, second index, target unless it is the argmax (-1 for none), and the row's kind: 0 without
-    gradient, 1 with, 2 with one of a spoilt row.
+    gradient, 1 with, 2 with one of a poisoned row.
     """
     row = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = row < num_rows
     plane = tl.cast(num_rows, tl.int64)
-    g_lse = tl.load(gradients + row, here, 0).to(tl.float64)
-    g_gap = tl.load(gradients + plane + row, here, 0).to(tl.float64)
-    g_max = tl.load(gradients + 2 * plane + row, here, 0).to(tl.float64)
-    g_second = tl.load(gradients + 3 * plane + row, here, 0).to(tl.float64)
-    g_own = tl.load(gradients + 4 * plane + row, here, 0).to(tl.float64)
-    g_nll = tl.load(gradients + 5 * plane + row, here, 0).to(tl.float64)
-    g_entropy = tl.load(gradients + 6 * plane + row, here, 0).to(tl.float64)
-    g_mean = tl.load(gradients + 7 * plane + row, here, 0).to(tl.float64)
-    g_var = tl.load(gradients + 8 * plane + row, here, 0).to(tl.float64)
-    at_top = tl.load(argmax + row, here, 0)
-    own = tl.full([BLOCK], -1, tl.int64)
+    at, step = row * grad_row, tl.cast(grad_plane, tl.int64)
+    g_lse, g_gap = _wide(grad, LSE, step, at, here), _wide(grad, GAP, step, at, here)
+    g_max, g_second = _wide(grad, MAX, step, at, here), _wide(grad, SECOND, step, at, here)
+    g_target, g_nll = _wide(grad, TARGET_LOGIT, step, at, here), _wide(grad, NLL, step, at, here)
+    g_entropy = _wide(grad, ENTROPY, step, at, here)
+    g_mean, g_var = _wide(grad, MEAN, step, at, here), _wide(grad, VAR, step, at, here)
+    argmax = tl.load(columns_indices + ARGMAX * plane + row, here, 0)
+    second = tl.load(columns_indices + SECOND_INDEX * plane + row, here, -1)
+    y = tl.full([BLOCK], -1, tl.int64)
     if HAS_TARGET:
         y = tl.load(target + row * stride_target, here, ignore_index).to(tl.int64)
-        inside = (y != ignore_index) & (y >= 0) & (y < num_classes)
-        own = tl.where(inside, y, -1)
-    g_own = tl.where(own >= 0, g_own, 0)
-    g_nll = tl.where(own >= 0, g_nll, 0)
-    active = (g_lse != 0) | (g_gap != 0) | (g_max != 0) | (g_second != 0) | (g_own != 0)
+        y = tl.where((y != ignore_index) & (y >= 0) & (y < num_classes), y, -1)
+    g_target = tl.where(y >= 0, g_target, 0)
+    g_nll = tl.where(y >= 0, g_nll, 0)
+    active = (g_lse != 0) | (g_gap != 0) | (g_max != 0) | (g_second != 0) | (g_target != 0)
     active = active | (g_nll != 0) | (g_entropy != 0) | (g_mean != 0) | (g_var != 0)
 
-    row_gap = tl.load(gap + row, here, 0).to(tl.float64)
-    offset = tl.load(entropy + row, here, 0).to(tl.float64) - row_gap
-    peak = tl.load(max + row, here, 0).to(tl.float64)
-    share, lost = tl.exp(-row_gap), expm1(-row_gap)
+    gap = _wide(floats, GAP, plane, row, here)
+    offset = _wide(floats, ENTROPY, plane, row, here) - gap
+    share, lost = tl.exp(-gap), expm1(-gap)
     total = g_lse + g_gap + g_nll
     # Terms that multiply 1 are collected by hand, so that those which cancel never meet in floating point.
-    hit = own == at_top
-    in_peak = tl.where(
+    hit = y == argmax
+    at_argmax = tl.where(
         hit,
-        _times(total, lost) + (g_lse + g_own + g_max),
+        _times(total, lost) + (g_lse + g_target + g_max),
         _times(g_gap, lost) + _times(g_lse + g_nll, share) + g_max,
     )
-    in_peak -= _times(g_entropy, share * offset)
+    at_argmax -= _times(g_entropy, share * offset)
 
-    tl.store(coefficients + row, tl.where(peak == float("-inf"), 0, peak), here)
-    tl.store(coefficients + plane + row, _times(total, share), here)
-    tl.store(coefficients + 2 * plane + row, _times(g_entropy, share), here)
-    tl.store(coefficients + 3 * plane + row, tl.where(g_entropy == 0, 0, offset), here)
-    tl.store(coefficients + 4 * plane + row, in_peak, here)
-    tl.store(coefficients + 5 * plane + row, g_own - g_nll, here)
-    tl.store(coefficients + 6 * plane + row, g_second, here)
-    tl.store(coefficients + 7 * plane + row, g_mean / num_classes, here)
-    tl.store(coefficients + 8 * plane + row, g_var * 2 / num_classes, here)
-    tl.store(coefficients + 9 * plane + row, tl.load(mean + row, here, 0), here)
-    tl.store(indices + row, at_top.to(tl.int32), here)
-    tl.store(indices + plane + row, tl.load(second_index + row, here, -1).to(tl.int32), here)
-    tl.store(indices + 2 * plane + row, tl.where(hit, -1, own).to(tl.int32), here)
-    tl.store(indices + 3 * plane + row, tl.where(active, tl.where(at_top < 0, 2, 1), 0), here)
+    max = _wide(floats, MAX, plane, row, here)
+    tl.store(coefficients + SHIFT * plane + row, tl.where(max == float("-inf"), 0, max), here)
+    tl.store(coefficients + OFFSET * plane + row, tl.where(g_entropy == 0, 0, offset), here)
+    tl.store(coefficients + CENTRE * plane + row, tl.load(floats + MEAN * plane + row, here, 0), here)
+    tl.store(coefficients + FLAT * plane + row, _times(total, share), here)
+    tl.store(coefficients + TILT * plane + row, -_times(g_entropy, share), here)
+    tl.store(coefficients + CONSTANT * plane + row, g_mean / num_classes, here)
+    tl.store(coefficients + SLOPE * plane + row, g_var * 2 / num_classes, here)
+    tl.store(coefficients + AT_ARGMAX * plane + row, at_argmax, here)
+    tl.store(coefficients + AT_TARGET * plane + row, g_target - g_nll, here)
+    tl.store(coefficients + AT_SECOND * plane + row, g_second, here)
+    tl.store(indices + ARGMAX * plane + row, argmax, here)
+    tl.store(indices + SECOND_INDEX * plane + row, second, here)
+    tl.store(indices + TARGET * plane + row, tl.where(hit, -1, y), here)
+    tl.store(indices + KIND * plane + row, tl.where(active, tl.where(argmax < 0, 2, 1), 0), here)
+
+
+@triton.jit
+def _of_row(values, PLANE: tl.constexpr, plane, row):
+    return tl.load(values + PLANE * plane + row)
 
 
 @triton.jit
@@ -91,41 +107,36 @@ def logit_gradient(z, column, row, coefficients, indices, num_rows):
     """Gradient of a tile of logits ``z`` for classes ``column`` and existing rows ``row``; without ``scale``."""
     plane = tl.cast(num_rows, tl.int64)
     column = column[None, :]
-    peak = tl.load(coefficients + row)[:, None]
-    slope = tl.load(coefficients + plane + row)[:, None]
-    bend = tl.load(coefficients + 2 * plane + row)[:, None]
-    offset = tl.load(coefficients + 3 * plane + row)[:, None]
-    below = tl.maximum(z - peak, UNDERFLOW)
-    gradient = tl.exp(below) * (slope - bend * (below + offset))
-    at_top = tl.load(indices + row)[:, None]
-    gradient = tl.where(column == at_top, tl.load(coefficients + 4 * plane + row)[:, None], gradient)
-    at_second = tl.load(indices + plane + row)[:, None]
-    gradient += tl.where(column == at_second, tl.load(coefficients + 6 * plane + row)[:, None], 0)
-    own = tl.load(indices + 2 * plane + row)[:, None]
-    gradient += tl.where(column == own, tl.load(coefficients + 5 * plane + row)[:, None], 0)
-    g_mean = tl.load(coefficients + 7 * plane + row)
-    g_var = tl.load(coefficients + 8 * plane + row)
-    if tl.max(((g_mean != 0) | (g_var != 0)).to(tl.int32), 0) > 0:  # the usual losses have neither
-        mean = tl.load(coefficients + 9 * plane + row)
-        gradient += g_mean[:, None] + tl.where(g_var[:, None] == 0, 0, g_var[:, None] * (z - mean[:, None]))
-    kind = tl.load(indices + 3 * plane + row)[:, None]
+    shift = _of_row(coefficients, SHIFT, plane, row)[:, None]
+    flat = _of_row(coefficients, FLAT, plane, row)[:, None]
+    tilt = _of_row(coefficients, TILT, plane, row)[:, None]
+    offset = _of_row(coefficients, OFFSET, plane, row)[:, None]
+    below = tl.maximum(z - shift, UNDERFLOW)
+    gradient = tl.exp(below) * (flat + tilt * (below + offset))
+    argmax = _of_row(indices, ARGMAX, plane, row)[:, None]
+    gradient = tl.where(column == argmax, _of_row(coefficients, AT_ARGMAX, plane, row)[:, None], gradient)
+    second = _of_row(indices, SECOND_INDEX, plane, row)[:, None]
+    gradient += tl.where(column == second, _of_row(coefficients, AT_SECOND, plane, row)[:, None], 0)
+    target = _of_row(indices, TARGET, plane, row)[:, None]
+    gradient += tl.where(column == target, _of_row(coefficients, AT_TARGET, plane, row)[:, None], 0)
+    constant, slope = _of_row(coefficients, CONSTANT, plane, row), _of_row(coefficients, SLOPE, plane, row)
+    if tl.max(((constant != 0) | (slope != 0)).to(tl.int32), 0) > 0:  # the usual losses have neither
+        apart = z - _of_row(coefficients, CENTRE, plane, row)[:, None]
+        gradient += constant[:, None] + tl.where(slope[:, None] == 0, 0, slope[:, None] * apart)
+    kind = _of_row(indices, KIND, plane, row)[:, None]
     return tl.where(kind == 1, gradient, tl.where(kind == 0, 0, float("nan")).to(gradient.dtype))
 
 
 def row_coefficients(
-    gradients: tuple[Tensor, ...], saved: tuple[Tensor, ...], target: Tensor | None, num_classes: int,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The ``coefficients`` and ``indices`` of ``fold``, from the columns' gradients and what the forward kept."""
-    n = saved[0].shape[0]
-    stacked = torch.stack([g if g.numel() == n else g.new_zeros(n) for g in gradients])
-    coefficients = stacked.new_empty((COEFFICIENTS, n))
-    indices = stacked.new_empty((INDICES, n), dtype=torch.int32)
-    gap, peak, entropy, mean, argmax, second_index = (s.contiguous() for s in saved)
+    grad: Tensor, columns: Planes, target: Tensor | None, num_classes: int, ignore_index: int
+) -> Planes:
+    """The ``coefficients`` and ``indices`` of ``fold``, from the columns, which are contiguous, and their gradients."""
+    n = grad.shape[1]
+    coefficients = grad.new_empty((10, n))
+    indices = grad.new_empty((4, n), dtype=torch.int32)
     fold[(triton.cdiv(n, BLOCK),)](
-        stacked, gap, peak, entropy, mean, argmax, second_index, target, 0 if target is None else target.stride(0),
-        coefficients, indices, n, num_classes, ignore_index, HAS_TARGET=target is not None,
-        BLOCK=BLOCK, num_warps=WARPS,
+        grad, *grad.stride(), *columns, target, 0 if target is None else target.stride(0), coefficients, indices,
+        n, num_classes, ignore_index, HAS_TARGET=target is not None, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return coefficients, indices
 
@@ -133,10 +144,10 @@ def row_coefficients(
 def fold_signature():
     """``ahead_of_time`` of the fold."""
     for name in ("fp32", "fp64"):
-        floats = ("gradients", "gap", "max", "entropy", "mean", "coefficients")
         signature = {
-            **dict.fromkeys(floats, f"*{name}"), **dict.fromkeys(("argmax", "second_index", "target"), "*i64"),
-            "indices": "*i32", "num_rows": "i32", "num_classes": "i32", "ignore_index": "i32",
+            **dict.fromkeys(("grad", "floats", "coefficients"), f"*{name}"), "columns_indices": "*i64",
+            "target": "*i64", "indices": "*i32", "grad_plane": "i32", "num_rows": "i32", "num_classes": "i32",
+            "ignore_index": "i32",
         }  # fmt: skip
-        constexprs = {"stride_target": 1, "HAS_TARGET": True, "BLOCK": BLOCK}
+        constexprs = {"grad_row": 1, "stride_target": 1, "HAS_TARGET": True, "BLOCK": BLOCK}
         yield f"logit_gradient_fold[{name}]", fold, signature, constexprs, {"num_warps": WARPS, "num_stages": 2}

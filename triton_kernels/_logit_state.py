@@ -1,25 +1,43 @@
-"""What a row's logits are folded into, tile by tile: the state of linear_stats and logit_stats, and its columns.
+"""What a row's logits are folded into, tile by tile: its share of some classes, for linear_stats and logit_stats, and
+what becomes of the shares of all classes: the columns.
 
-A state holds ``top, top_index, second, second_index`` (ties to the lowest index), ``rest`` and ``spread``, the sums of
-``e^(z - top)`` and ``e^(z - top) (z - top)`` over all logits but the top one, ``mean`` and ``m2`` (Chan's form) and
-``rank``, the number of logits greater than the target's. The top term is 1 and stays out of the sums: at margin 30 a
-float32 ``1 + rest`` is 1, while ``rest`` alone keeps every digit.
+The argmax's own term is 1 and stays out of the sums: at margin 30 a float32 ``1 + rest`` is 1, while ``rest`` alone
+keeps every digit.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 NOWHERE = tl.constexpr(2**31 - 1)  # an index that loses against every class
 UNDERFLOW = tl.constexpr(-1000.0)  # exp of it is 0 in every dtype, and 0 times it is 0: with -inf it would be NaN
-FLOATS, INTEGERS = 6, 3  # planes of the partial states in memory
+# Planes of the shares of splits in memory.
+MAX, SECOND, REST, WEIGHTED, MEAN, SQUARES = (tl.constexpr(plane) for plane in range(6))
+ARGMAX, SECOND_INDEX, RANK = (tl.constexpr(plane) for plane in range(3))
+
+
+class LogitShare(NamedTuple):
+    """Rows' share of some classes; ties go to the lowest index. A row with a NaN or +inf logit has a NaN or +inf mean,
+    one with a -inf logit the mean -inf. ``rest`` and ``weighted`` leave out the argmax's own term."""
+
+    max: tl.tensor
+    second: tl.tensor  # the runner-up
+    rest: tl.tensor  # sum of e^(z - max)
+    weighted: tl.tensor  # sum of e^(z - max) (z - max)
+    mean: tl.tensor
+    squares: tl.tensor  # squared deviations from the mean
+    argmax: tl.tensor
+    second_index: tl.tensor
+    rank: tl.tensor  # how many logits are greater than the target's
 
 
 @triton.jit
-def empty_state(ROWS: tl.constexpr, DTYPE: tl.constexpr):
+def empty_share(ROWS: tl.constexpr, DTYPE: tl.constexpr):
     lowest = tl.full([ROWS], float("-inf"), DTYPE)
     nowhere = tl.full([ROWS], NOWHERE, tl.int32)
     zero = tl.zeros([ROWS], DTYPE)
-    return lowest, lowest, zero, zero, zero, zero, nowhere, nowhere, tl.zeros([ROWS], tl.int32)
+    return LogitShare(lowest, lowest, zero, zero, zero, zero, nowhere, nowhere, tl.zeros([ROWS], tl.int32))
 
 
 @triton.jit
@@ -42,23 +60,21 @@ def _moments(z, count, PADDED: tl.constexpr):
 
 
 @triton.jit
-def merge_moments(mean, m2, count, other_mean, other_m2, other_count):
-    share = other_count / (count + other_count)
+def _merge_moments(mean, squares, count, other_mean, other_squares, other_count):
+    """Chan's rule."""
+    part = other_count / (count + other_count)
     delta = other_mean - mean
     merged = tl.where(
         (mean == float("-inf")) | (other_mean == float("-inf")),
         mean + other_mean,  # -inf stays, a NaN stays NaN; -inf - -inf would turn the mean into NaN
-        mean + delta * share,
+        mean + delta * part,
     )
-    return merged, m2 + other_m2 + delta * delta * (count * share)
+    return merged, squares + other_squares + delta * delta * (count * part)
 
 
 @triton.jit
-def add_tile(
-    top, second, rest, spread, mean, m2, top_index, second_index, rank,
-    z, column, first, start, num_classes, target_logit, LAZY: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """The state of the classes from ``first`` on after one more tile, ``z (ROWS, COLUMNS)`` for ``column`` >= start.
+def add_tile(share, z, column, first, start, num_classes, target_logit, LAZY: tl.constexpr, PADDED: tl.constexpr):
+    """The share of the classes from ``first`` on after one more tile, ``z (ROWS, COLUMNS)`` for ``column`` >= start.
 
     With ``PADDED`` columns from ``num_classes`` on are padding; without, there are none. With ``LAZY`` the top two are
     looked for only in tiles that can hold a new one: with one row per program that is about 2/k of the k-th tile, and
@@ -68,28 +84,29 @@ def add_tile(
         z = tl.where((column < num_classes)[None, :], z, float("-inf"))
     before = tl.cast(start - first, z.dtype)
     count = tl.maximum(tl.minimum(num_classes - start, z.shape[1]), 0)
-    tile_mean, tile_m2 = _moments(z, count, PADDED)
-    mean, m2 = merge_moments(mean, m2, before, tile_mean, tile_m2, tl.cast(count, z.dtype))
-    rank += tl.sum((z > target_logit[:, None]).to(tl.int32), 1)
+    mean, squares = _moments(z, count, PADDED)
+    mean, squares = _merge_moments(share.mean, share.squares, before, mean, squares, tl.cast(count, z.dtype))
+    rank = share.rank + tl.sum((z > target_logit[:, None]).to(tl.int32), 1)
+    share = LogitShare(
+        share.max, share.second, share.rest, share.weighted, mean, squares, share.argmax, share.second_index, rank
+    )
     peak = tl.max(z, 1)
     if LAZY:
         # Classes come in ascending order, so a logit equal to the second does not replace it. -inf never does: where
         # it is all there is, the indices follow from the number of classes alone.
-        search = tl.max((peak > second).to(tl.int32), 0) > 0
+        search = tl.max((peak > share.second).to(tl.int32), 0) > 0
         if search:
-            top, second, rest, spread, top_index, second_index = _search(
-                top, second, rest, spread, top_index, second_index, z, peak, column
-            )
+            share = _search(share, z, peak, column)
         else:
-            below = tl.maximum(z - top[:, None], UNDERFLOW)
+            below = tl.maximum(z - share.max[:, None], UNDERFLOW)
             terms = tl.exp(below)
-            rest += tl.sum(terms, 1)
-            spread += tl.sum(terms * below, 1)
+            rest, weighted = share.rest + tl.sum(terms, 1), share.weighted + tl.sum(terms * below, 1)
+            share = LogitShare(
+                share.max, share.second, rest, weighted, mean, squares, share.argmax, share.second_index, rank
+            )
     else:
-        top, second, rest, spread, top_index, second_index = _search(
-            top, second, rest, spread, top_index, second_index, z, peak, column
-        )
-    return top, second, rest, spread, mean, m2, top_index, second_index, rank
+        share = _search(share, z, peak, column)
+    return share
 
 
 @triton.jit
@@ -99,7 +116,7 @@ def halves(z):
 
 
 @triton.jit
-def _search(top, second, rest, spread, top_index, second_index, z, peak, column):
+def _search(share, z, peak, column):
     """Finds the tile's own top two, sums the other terms about its top, and merges both with what came before."""
     column = column[None, :]
     index = tl.min(tl.where(z == peak[:, None], column, NOWHERE), 1)
@@ -108,47 +125,111 @@ def _search(top, second, rest, spread, top_index, second_index, z, peak, column)
     next_index = tl.min(tl.where(others == next_peak[:, None], column, NOWHERE), 1)
     below = tl.maximum(others - peak[:, None], UNDERFLOW)
     terms = tl.exp(below)
-    tile_rest, tile_spread = tl.sum(terms, 1), tl.sum(terms * below, 1)
+    tile_rest, tile_weighted = tl.sum(terms, 1), tl.sum(terms * below, 1)
 
     # The earlier classes win ties, for they have the lower indices.
-    newer = peak > top
-    low, low_index = tl.where(newer, top, peak), tl.where(newer, top_index, index)
-    high_second = tl.where(newer, next_peak, second)
-    high_second_index = tl.where(newer, next_index, second_index)
-    take_low = tl.where(newer, low >= high_second, low > high_second)
-    second = tl.where(take_low, low, high_second)
-    second_index = tl.where(take_low, low_index, high_second_index)
-    top_index = tl.where(newer, index, top_index)
-    top = tl.where(newer, peak, top)
+    newer = peak > share.max
+    low, low_index = tl.where(newer, share.max, peak), tl.where(newer, share.argmax, index)
+    second = tl.where(newer, next_peak, share.second)
+    second_index = tl.where(newer, next_index, share.second_index)
+    take_low = tl.where(newer, low >= second, low > second)
+    second = tl.where(take_low, low, second)
+    second_index = tl.where(take_low, low_index, second_index)
+    argmax = tl.where(newer, index, share.argmax)
+    max = tl.where(newer, peak, share.max)
 
     some = low > float("-inf")
-    delta = tl.where(some, low - top, 0)
-    weight = tl.where(some, tl.exp(delta), 0)
-    low_rest = tl.where(newer, rest, tile_rest) + 1  # the lower side's own top is now one of the others
-    low_spread = tl.where(newer, spread, tile_spread)
-    rest = tl.where(newer, tile_rest, rest) + weight * low_rest
-    spread = tl.where(newer, tile_spread, spread) + weight * (low_spread + delta * low_rest)
-    return top, second, rest, spread, top_index, second_index
+    delta = tl.where(some, low - max, 0)
+    factor = tl.where(some, tl.exp(delta), 0)
+    low_rest = tl.where(newer, share.rest, tile_rest) + 1  # the lower side's own top is now one of the others
+    low_weighted = tl.where(newer, share.weighted, tile_weighted)
+    rest = tl.where(newer, tile_rest, share.rest) + factor * low_rest
+    weighted = tl.where(newer, tile_weighted, share.weighted) + factor * (low_weighted + delta * low_rest)
+    return LogitShare(max, second, rest, weighted, share.mean, share.squares, argmax, second_index, share.rank)
 
 
 @triton.jit
-def store_partial(
-    floats, integers, split, splits, row, num_rows,
-    top, second, rest, spread, mean, m2, top_index, second_index, rank,
-):  # fmt: skip
-    """Writes the state of one split into planes ``floats (6, splits, N)`` and ``integers (3, splits, N)``."""
+def _store_planes(out, at, plane, mask, values):
+    for k in tl.static_range(len(values)):
+        tl.store(out + k * plane + at, values[k], mask)
+
+
+@triton.jit
+def store_share(floats, indices, at, plane, mask, share, count):
+    """Writes planes of ``plane`` numbers; ``indices`` has one for the number of classes where ``count`` is given."""
+    floating = (share.max, share.second, share.rest, share.weighted, share.mean, share.squares)
+    _store_planes(floats, at, plane, mask, floating)
+    if count is None:
+        _store_planes(indices, at, plane, mask, (share.argmax, share.second_index, share.rank))
+    else:
+        _store_planes(indices, at, plane, mask, (share.argmax, share.second_index, count, share.rank))
+
+
+@triton.jit
+def _load_share(floats, indices, at, plane, mask):
+    """In float64; that of no class where ``mask`` is false."""
+    lowest: tl.constexpr = float("-inf")
+    return LogitShare(
+        max=tl.load(floats + MAX * plane + at, mask, lowest).to(tl.float64),
+        second=tl.load(floats + SECOND * plane + at, mask, lowest).to(tl.float64),
+        rest=tl.load(floats + REST * plane + at, mask, 0).to(tl.float64),
+        weighted=tl.load(floats + WEIGHTED * plane + at, mask, 0).to(tl.float64),
+        mean=tl.load(floats + MEAN * plane + at, mask, 0).to(tl.float64),
+        squares=tl.load(floats + SQUARES * plane + at, mask, 0).to(tl.float64),
+        argmax=tl.load(indices + ARGMAX * plane + at, mask, NOWHERE),
+        second_index=tl.load(indices + SECOND_INDEX * plane + at, mask, NOWHERE),
+        rank=tl.load(indices + RANK * plane + at, mask, 0),
+    )
+
+
+@triton.jit
+def store_split(floats, indices, split, splits, row, num_rows, share):
+    """Writes the share of one split into ``floats (6, splits, N)`` and ``indices (3, splits, N)``."""
     mask = row < num_rows
     plane = tl.cast(splits, tl.int64) * num_rows
-    at = tl.cast(split, tl.int64) * num_rows + row
-    tl.store(floats + at, top, mask)
-    tl.store(floats + plane + at, second, mask)
-    tl.store(floats + 2 * plane + at, rest, mask)
-    tl.store(floats + 3 * plane + at, spread, mask)
-    tl.store(floats + 4 * plane + at, mean, mask)
-    tl.store(floats + 5 * plane + at, m2, mask)
-    tl.store(integers + at, top_index, mask)
-    tl.store(integers + plane + at, second_index, mask)
-    tl.store(integers + 2 * plane + at, rank, mask)
+    store_share(floats, indices, tl.cast(split, tl.int64) * num_rows + row, plane, mask, share, None)
+
+
+@triton.jit
+def _merge(parts, counts, num_classes):
+    """The share of all ``num_classes`` from ``parts (ROWS, SPLITS)`` of ``counts`` classes each, in a fixed order.
+
+    A poisoned row, one with a NaN or +inf logit, gets the maximum NaN, one of nothing but -inf the argmax 0 and the
+    rest -1: not even the argmax has a term.
+    """
+    INF: tl.constexpr = float("inf")
+    max = tl.max(parts.max, 1)
+    argmax = tl.min(tl.where(parts.max == max[:, None], parts.argmax, NOWHERE), 1)
+    winner = parts.argmax == argmax[:, None]
+    seconds = tl.where(winner, parts.second, parts.max)
+    second = tl.max(seconds, 1)
+    second_index = tl.where(winner, parts.second_index, parts.argmax)
+    second_index = tl.min(tl.where(seconds == second[:, None], second_index, NOWHERE), 1)
+
+    some = parts.max > -INF
+    delta = tl.where(some, parts.max - max[:, None], 0)
+    factor = tl.where(some, tl.exp(delta), 0)
+    rests = parts.rest + tl.where(winner, 0, 1)
+    rest = tl.sum(factor * rests, 1)
+    weighted = tl.sum(factor * (parts.weighted + delta * rests), 1)
+
+    counts = counts.to(tl.float64)
+    mean = tl.sum(tl.where(counts > 0, parts.mean * counts, 0), 1) / num_classes
+    apart = parts.mean - tl.where(tl.abs(mean) < INF, mean, 0)[:, None]
+    squares = tl.sum(parts.squares + tl.where(counts > 0, counts * apart * apart, 0), 1)
+
+    poisoned, none = (mean != mean) | (max == INF), max == -INF
+    return LogitShare(
+        max=tl.where(poisoned, float("nan"), max),
+        second=second,
+        rest=tl.where(none, -1, rest),
+        weighted=weighted,
+        mean=mean,
+        squares=tl.where(mean == -INF, 0, squares),
+        argmax=tl.where(none, 0, argmax),  # a search for something above -inf has found nothing
+        second_index=second_index,
+        rank=tl.sum(parts.rank, 1),
+    )
 
 
 @triton.jit
@@ -167,83 +248,66 @@ def expm1(x):
     return tl.where(power == 1, x, tl.where(power == 0, -1, (power - 1) * (x / tl.log(tl.where(near, 2, power)))))
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_classes", "ignore_index"])
-def columns_kernel(
-    floats, integers, target, target_logit, stride_target,
-    lse, gap, max, second, own, nll, entropy, mean, var, argmax, second_index, target_rank, valid,
-    num_rows, num_classes, per_split, splits, ignore_index,
-    HAS_TARGET: tl.constexpr, OWN_HERE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
-    """Merges the splits of BLOCK_N rows in a fixed order, in float64, and writes the columns of LinearStats.
+@triton.jit
+def _finish(share, target, target_logit, num_classes, ignore_index):
+    """The columns, in the order of ``planes.FLOATS`` and of ``planes.INDICES``, from the share of all classes.
 
-    With ``OWN_HERE`` the targets' logits are among these classes; without, they were given, for any class.
-    ``per_split`` classes went to every split but the last. float64 here costs nothing: there are N * splits states.
+    ``target_logit``, any number where the target is no class, comes from a tile of the same shape as its rivals and
+    has the same bits. Where the target is one of the top two their own value is taken all the same: one last place of
+    a logit of 30 is 10^7 times the nll at that margin.
+    """
+    NAN: tl.constexpr = float("nan")
+    poisoned, none = share.max != share.max, share.max == float("-inf")
+    gap = tl.where(poisoned | none, NAN, log1p(tl.where(poisoned | none, 0, share.rest)))
+    lse = tl.where(none, float("-inf"), share.max + gap)
+    entropy = gap - share.weighted / (1 + share.rest)
+    second = tl.where(poisoned, NAN, share.second)
+    mean = tl.where(poisoned, NAN, share.mean)
+    var = tl.where(poisoned | (share.mean == float("-inf")), NAN, share.squares / num_classes)
+    second_index = tl.where(share.second == float("-inf"), tl.where(share.argmax == 0, 1, 0), share.second_index)
+    second_index = tl.where(num_classes == 1, -1, second_index)
+
+    nll, rank = tl.zeros_like(gap), tl.full(gap.shape, -1, tl.int32)
+    if target is None:
+        target_logit = tl.zeros_like(gap)
+    else:
+        counted = target != ignore_index
+        good = (target >= 0) & (target < num_classes) & (poisoned == 0)
+        z = tl.where(target == second_index, share.second, target_logit.to(tl.float64))
+        z = tl.where(target == share.argmax, share.max, z)
+        target_logit = tl.where(counted, tl.where(good, z, NAN), 0)
+        nll = tl.where(counted, tl.where(good, (share.max - z) + gap, NAN), 0)
+        rank = tl.where(counted & good, tl.where(target == share.argmax, 0, share.rank), -1)
+    argmax, second_index = tl.where(poisoned, -1, share.argmax), tl.where(poisoned, -1, second_index)
+    return (lse, gap, share.max, second, target_logit, nll, entropy, mean, var), (argmax, second_index, rank)
+
+
+@triton.jit(do_not_specialize=["out_plane", "num_rows", "num_classes", "per_split", "ignore_index"])
+def merge_kernel(
+    floats, indices, target, target_logit, stride_target, out_floats, out_indices, out_plane,
+    num_rows, num_classes, per_split, splits, ignore_index,
+    FINISH: tl.constexpr, HAS_TARGET: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Merges the splits of BLOCK_N rows, in float64, into planes of columns or, without ``FINISH``, of their share.
+
+    ``per_split`` classes went to every split but the last. float64 here costs nothing: there are N * splits shares.
     """
     row = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.arange(0, BLOCK_S)
     at = tl.cast(split, tl.int64)[None, :] * num_rows + row[:, None]
-    plane = tl.cast(splits, tl.int64) * num_rows
     here = row < num_rows
     mask = here[:, None] & (split < splits)[None, :]
-    INF: tl.constexpr = float("inf")
-
-    tops = tl.load(floats + at, mask, -INF).to(tl.float64)
-    tops_index = tl.load(integers + at, mask, NOWHERE)
-    top = tl.max(tops, 1)
-    top_index = tl.min(tl.where(tops == top[:, None], tops_index, NOWHERE), 1)
-    winner = tops_index == top_index[:, None]
-    top_index = tl.where(top == -INF, 0, top_index)  # a search for something above -inf has found nothing
-    seconds = tl.where(winner, tl.load(floats + plane + at, mask, -INF).to(tl.float64), tops)
-    seconds_index = tl.where(winner, tl.load(integers + plane + at, mask, NOWHERE), tops_index)
-    runner = tl.max(seconds, 1)
-    runner_index = tl.min(tl.where(seconds == runner[:, None], seconds_index, NOWHERE), 1)
-
-    some = tops > -INF
-    delta = tl.where(some, tops - top[:, None], 0)
-    weight = tl.where(some, tl.exp(delta), 0)
-    rests = tl.load(floats + 2 * plane + at, mask, 0).to(tl.float64) + tl.where(winner, 0, 1)
-    spreads = tl.load(floats + 3 * plane + at, mask, 0).to(tl.float64) + delta * rests
-    rest = tl.sum(weight * rests, 1)
-    spread = tl.sum(weight * spreads, 1)
-
-    means = tl.load(floats + 4 * plane + at, mask, 0).to(tl.float64)
-    counts = tl.minimum(num_classes - tl.cast(split, tl.int64) * per_split, per_split)[None, :].to(tl.float64)
-    counts = tl.where(mask, counts, 0)
-    average = tl.sum(tl.where(mask, means * counts, 0), 1) / num_classes
-    centre = tl.where(tl.abs(average) < INF, average, 0)
-    apart = means - centre[:, None]
-    squares = tl.load(floats + 5 * plane + at, mask, 0).to(tl.float64) + tl.where(mask, counts * apart * apart, 0)
-
-    spoilt = (average != average) | (top == INF)  # a NaN or +inf logit
-    alone = top == -INF
-    NAN: tl.constexpr = float("nan")
-    row_gap = tl.where(spoilt | alone, NAN, log1p(tl.where(spoilt, 0, rest)))
-    row_lse = tl.where(alone, -INF, top + row_gap)
-    runner_index = tl.where(runner == -INF, tl.where(top_index == 0, 1, 0), runner_index)
-    runner_index = tl.where(num_classes == 1, -1, runner_index)
-    tl.store(lse + row, tl.where(spoilt, NAN, row_lse), here)
-    tl.store(gap + row, row_gap, here)
-    tl.store(max + row, tl.where(spoilt, NAN, top), here)
-    tl.store(second + row, tl.where(spoilt, NAN, runner), here)
-    tl.store(entropy + row, row_gap - spread / (1 + rest), here)
-    tl.store(mean + row, tl.where(spoilt, NAN, average), here)
-    tl.store(var + row, tl.where(spoilt | (average == -INF), NAN, tl.sum(squares, 1) / num_classes), here)
-    tl.store(argmax + row, tl.where(spoilt, -1, top_index).to(tl.int64), here)
-    tl.store(second_index + row, tl.where(spoilt, -1, runner_index).to(tl.int64), here)
-
-    if HAS_TARGET:
-        y = tl.load(target + row * stride_target, here, ignore_index).to(tl.int64)
-        counted = y != ignore_index
-        inside = (y >= 0) & (y < num_classes)
-        # The target's logit comes from a tile of the same shape and has the same bits. Where it is one of the top two
-        # their own value is taken all the same: one last place of a logit of 30 is 10^7 times the nll at that margin.
-        t = tl.load(target_logit + row, here & inside, 0).to(tl.float64)
-        ranks = tl.sum(tl.load(integers + 2 * plane + at, mask, 0), 1)
-        if OWN_HERE:
-            t = tl.where(y == top_index, top, tl.where(y == runner_index, runner, t))
-            ranks = tl.where(y == top_index, 0, ranks)
-        good = inside & (spoilt == 0)
-        tl.store(own + row, tl.where(counted, tl.where(good, t, NAN), 0), here)
-        tl.store(nll + row, tl.where(counted, tl.where(good, (top - t) + row_gap, NAN), 0), here)
-        tl.store(target_rank + row, tl.where(counted & good, ranks, -1).to(tl.int64), here)
-        tl.store(valid + row, counted, here)
+    counts = tl.minimum(num_classes - tl.cast(split, tl.int64) * per_split, per_split)[None, :]
+    parts = _load_share(floats, indices, at, tl.cast(splits, tl.int64) * num_rows, mask)
+    share = _merge(parts, tl.where(mask, counts, 0), num_classes)
+    out_plane = tl.cast(out_plane, tl.int64)
+    if FINISH:
+        y, z = None, None
+        if HAS_TARGET:
+            y = tl.load(target + row * stride_target, here, ignore_index).to(tl.int64)
+            z = tl.load(target_logit + row, here & (y >= 0) & (y < num_classes), 0)
+        floating, integer = _finish(share, y, z, num_classes, ignore_index)
+        _store_planes(out_floats, row, out_plane, here, floating)
+        _store_planes(out_indices, row, out_plane, here, integer)
+    else:
+        store_share(out_floats, out_indices, row, out_plane, here, share, num_classes)

@@ -1,7 +1,7 @@
 """Logit statistics of a linear classifier: logits live in registers, tile by tile, and never in memory.
 
 One program owns a block of rows and a contiguous part of the vocabulary. It forms a tile of logits (the products run
-on tensor cores), folds it into the rows' states (``_logit_state.py``) and goes on; a second kernel
+on tensor cores), folds it into the rows' share of its classes (``_logit_state.py``) and goes on; a second kernel
 merges the parts in order. Programs of one block of rows stand side by side in the grid: 132 of them then share about
 8 blocks of x and 17 streams of weight rows, which stay in the L2 cache, where 132 blocks of x (132 MB at D = 4096 in
 bfloat16) would not, and the tensor cores would wait for memory.
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends import planes
 from ..backends.dtypes import compute_dtype
 from ._launch import (
     CLASS_TILES,
@@ -28,14 +29,14 @@ from ._launch import (
     split_count,
     tuned,
 )
-from ._logit_columns import TRITON, column_signature, empty_columns, launch_columns, partials
-from ._logit_state import add_tile, empty_state, halves, store_partial
+from ._logit_columns import TRITON, Planes, column_signature, empty_columns, empty_splits, merge_splits, rows_of
+from ._logit_state import add_tile, empty_share, halves, store_split
 from ._logits_tile import logits_tile
 from .linear_stats_backward import linear_stats_backward
 
-__all__ = ["ahead_of_time", "linear_stats", "linear_stats_backward", "linear_stats_targets"]
+__all__ = ["ahead_of_time", "linear_stats_share", "linear_stats", "linear_stats_backward", "linear_stats_targets"]
 
-ROWS_AT_ONCE = 32768  # bounds the partial states: at 17 splits 20 MB
+ROWS_AT_ONCE = 32768  # bounds the shares of splits: at 17 of them 20 MB
 ROWS_OF_ONE_TILE = 1 << 19  # the same for rows that are not split
 FEW_CLASSES = CLASS_TILES[-1]  # up to so many one tile holds them all
 ROW_BLOCKS_SIDE_BY_SIDE = 16
@@ -48,32 +49,31 @@ def _target_logits(
     HAS_BIAS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
-    """Each row's own logit: the diagonal of the tiles of BLOCK_N rows and the classes of BLOCK_V of them."""
+    """The logit of each row's target: the diagonal of the tiles of BLOCK_N rows and the classes of BLOCK_V of them."""
     first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N
     in_block = tl.arange(0, BLOCK_N)
     row = tl.minimum(first + in_block, num_rows - 1)
-    own = tl.zeros([BLOCK_N], DTYPE)
+    z = tl.zeros([BLOCK_N], DTYPE)
     for start in range(0, BLOCK_N, BLOCK_V):
         other = start + tl.arange(0, BLOCK_V)
         y = tl.load(target + tl.minimum(first + other, num_rows - 1) * stride_target).to(tl.int64)
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
-        z = logits_tile(
+        tile = logits_tile(
             x, weight, bias, row, y, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
             HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
         )  # fmt: skip
-        own += tl.sum(tl.where(in_block[:, None] == other[None, :], z, 0), 1)
-    tl.store(target_logit + first + in_block, own, first + in_block < num_rows)
+        z += tl.sum(tl.where(in_block[:, None] == other[None, :], tile, 0), 1)
+    tl.store(target_logit + first + in_block, z, first + in_block < num_rows)
 
 
 @triton.jit
 def _next_tile(
-    top, second, rest, spread, mean, m2, top_index, second_index, rank,
-    x, weight, bias, row, start, first, num_classes, num_features, scale, target_logit,
+    share, x, weight, bias, row, start, first, num_classes, num_features, scale, target_logit,
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
     HAS_BIAS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """The states of the rows after the tile of classes from ``start`` on."""
+    """The rows' share after the tile of classes from ``start`` on."""
     column = start + tl.arange(0, BLOCK_V)
     if PADDED:
         column = tl.minimum(column, num_classes - 1)
@@ -81,104 +81,86 @@ def _next_tile(
         x, weight, bias, row, column, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
         HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip
+    return _add_tile(share, z, start, first, num_classes, target_logit, BLOCK_V, HALVES, PADDED)
+
+
+@triton.jit
+def _add_tile(
+    share, z, start, first, num_classes, target_logit,
+    BLOCK_V: tl.constexpr, HALVES: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
     if HALVES:  # half the temporaries at a time: on Hopper 128 x 128 logits spill without
         left, right = halves(z)
         column = start + tl.arange(0, BLOCK_V // 2)
-        top, second, rest, spread, mean, m2, top_index, second_index, rank = add_tile(
-            top, second, rest, spread, mean, m2, top_index, second_index, rank,
-            left, column, first, start, num_classes, target_logit, False, PADDED,
-        )  # fmt: skip
-        return add_tile(
-            top, second, rest, spread, mean, m2, top_index, second_index, rank,
-            right, column + BLOCK_V // 2, first, start + BLOCK_V // 2, num_classes, target_logit, False, PADDED,
-        )  # fmt: skip
+        share = add_tile(share, left, column, first, start, num_classes, target_logit, False, PADDED)
+        column += BLOCK_V // 2
+        start += BLOCK_V // 2
+        return add_tile(share, right, column, first, start, num_classes, target_logit, False, PADDED)
     else:
-        return add_tile(
-            top, second, rest, spread, mean, m2, top_index, second_index, rank,
-            z, start + tl.arange(0, BLOCK_V), first, start, num_classes, target_logit, False, PADDED,
-        )  # fmt: skip
+        column = start + tl.arange(0, BLOCK_V)
+        return add_tile(share, z, column, first, start, num_classes, target_logit, False, PADDED)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes"])
-def _only_states(
-    x, weight, bias, target, target_logit, floats, integers,
+def _one_tile(
+    x, weight, bias, target, target_logit, floats, indices,
     num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_target,
     HAS_BIAS: tl.constexpr, HAS_TARGET: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
-    """The state of BLOCK_N rows over one tile that holds all classes, and the rows' own logits."""
+    """The share of BLOCK_N rows of one tile that holds all classes, and the logits of the rows' targets."""
     rows = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(rows, num_rows - 1)
     column = tl.arange(0, BLOCK_V)
-    z = logits_tile(
+    tile = logits_tile(
         x, weight, bias, row, tl.minimum(column, num_classes - 1), num_features, scale,
         stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
         HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip
-    t = tl.full([BLOCK_N], float("inf"), DTYPE)
+    z = tl.full([BLOCK_N], float("inf"), DTYPE)
     if HAS_TARGET:
         y = tl.load(target + row * stride_target).to(tl.int64)
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
-        t = tl.sum(tl.where(column[None, :] == y[:, None], z, 0), 1)
-        tl.store(target_logit + rows, t, rows < num_rows)
-    top, second, rest, spread, mean, m2, top_index, second_index, rank = empty_state(BLOCK_N, DTYPE)
-    if HALVES:
-        z, right = halves(z)
-        column = tl.arange(0, BLOCK_V // 2)
-    top, second, rest, spread, mean, m2, top_index, second_index, rank = add_tile(
-        top, second, rest, spread, mean, m2, top_index, second_index, rank,
-        z, column, 0, 0, num_classes, t, False, True,
-    )  # fmt: skip
-    if HALVES:
-        top, second, rest, spread, mean, m2, top_index, second_index, rank = add_tile(
-            top, second, rest, spread, mean, m2, top_index, second_index, rank,
-            right, column + BLOCK_V // 2, 0, BLOCK_V // 2, num_classes, t, False, True,
-        )  # fmt: skip
-    store_partial(
-        floats, integers, 0, 1, rows, num_rows,
-        top, second, rest, spread, mean, m2, top_index, second_index, rank,
-    )  # fmt: skip
+        z = tl.sum(tl.where(column[None, :] == y[:, None], tile, 0), 1)
+        tl.store(target_logit + rows, z, rows < num_rows)
+    share = _add_tile(empty_share(BLOCK_N, DTYPE), tile, 0, 0, num_classes, z, BLOCK_V, HALVES, True)
+    store_split(floats, indices, 0, 1, rows, num_rows, share)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes", "tiles_per_split", "splits"])
-def _partial_states(
-    x, weight, bias, target_logit, floats, integers, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
+def _splits(
+    x, weight, bias, target_logit, floats, indices, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     tiles_per_split, splits, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
     HAS_BIAS: tl.constexpr, HAS_TARGET: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
-    """The state of BLOCK_N rows over the vocabulary tiles of one split."""
+    """The share of BLOCK_N rows of the vocabulary tiles of one split."""
     program = tl.cast(tl.program_id(0), tl.int64)
     split, block = program % splits, program // splits
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(rows, num_rows - 1)
-    t = tl.full([BLOCK_N], float("inf"), DTYPE)
+    z = tl.full([BLOCK_N], float("inf"), DTYPE)
     if HAS_TARGET:
-        t = tl.load(target_logit + row)
+        z = tl.load(target_logit + row)
     first = (split * tiles_per_split * BLOCK_V).to(tl.int32)
     end = tl.minimum(first + tiles_per_split * BLOCK_V, num_classes)
-    top, second, rest, spread, mean, m2, top_index, second_index, rank = empty_state(BLOCK_N, DTYPE)
+    share = empty_share(BLOCK_N, DTYPE)
     whole = tl.minimum(end, num_classes // BLOCK_V * BLOCK_V)
     for start in range(first, whole, BLOCK_V):
-        top, second, rest, spread, mean, m2, top_index, second_index, rank = _next_tile(
-            top, second, rest, spread, mean, m2, top_index, second_index, rank,
-            x, weight, bias, row, start, first, num_classes, num_features, scale, t,
+        share = _next_tile(
+            share, x, weight, bias, row, start, first, num_classes, num_features, scale, z,
             stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
             HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D, HALVES, False,
         )  # fmt: skip
     if whole < end:  # the vocabulary's last tile alone pays for masks
         start = tl.maximum(first, whole)
-        top, second, rest, spread, mean, m2, top_index, second_index, rank = _next_tile(
-            top, second, rest, spread, mean, m2, top_index, second_index, rank,
-            x, weight, bias, row, start, first, num_classes, num_features, scale, t,
+        share = _next_tile(
+            share, x, weight, bias, row, start, first, num_classes, num_features, scale, z,
             stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
             HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D, HALVES, True,
         )  # fmt: skip
-    store_partial(
-        floats, integers, split, splits, rows, num_rows,
-        top, second, rest, spread, mean, m2, top_index, second_index, rank,
-    )  # fmt: skip
+    store_split(floats, indices, split, splits, rows, num_rows, share)
 
 
 def table_row(num_rows: int, num_classes: int | None = None) -> str:
@@ -191,62 +173,61 @@ def table_row(num_rows: int, num_classes: int | None = None) -> str:
 
 def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool, target_logit: Tensor | None = None,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """``(lse, gap, max, second, target_logit, nll, entropy, mean, var, argmax, second_index, target_rank, valid)``.
+    allow_tf32: bool,
+) -> Planes:  # fmt: skip
+    """``(floats (9, N), indices (3, N))``: the columns, as ``ncops.backends.planes`` lists them.
 
     Workspace: 36 bytes per row and split (60 in float64), of at most 32768 rows at a time, 2^19 of up to 64 classes.
     """
-    columns = empty_columns(x, target)
-    step = ROWS_OF_ONE_TILE if weight.shape[0] <= FEW_CLASSES and target_logit is None else ROWS_AT_ONCE
+    columns = empty_columns(x)
+    step = ROWS_OF_ONE_TILE if weight.shape[0] <= FEW_CLASSES else ROWS_AT_ONCE
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
-        part = [column[rows] for column in columns]  # a size-0 column stays so
-        y, own = (None if t is None else t[rows] for t in (target, target_logit))
-        arguments = (x[rows], weight, bias, y, scale, ignore_index, allow_tf32, own)
-        if own is not None:
-            with device_of(x):
-                _run(_untuned(x[rows], allow_tf32), part, *arguments)
-            continue
+        y = None if target is None else target[rows]
+        arguments = (rows_of(columns, rows), x[rows], weight, bias, y, scale, ignore_index, allow_tf32)
         shape = (min(step, x.shape[0] - start), *weight.shape)
-        run = lambda config, a=arguments, p=part: _run(config, p, *a)  # noqa: E731
+        run = lambda config, a=arguments: _run(config, *a)  # noqa: E731
         tuned(table_row(shape[0], shape[1]), x, shape, run, allow_tf32)
     return columns
 
 
-def _untuned(x: Tensor, allow_tf32: bool) -> Launch:
-    """The table's parameters: targets and rivals that are formed in separate calls need the same."""
-    return launch(table_row(x.shape[0]), x.dtype, capability(x.device), allow_tf32)
-
-
 def _run(
-    config: Launch, columns: list[Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None,
-    scale: float, ignore_index: int, allow_tf32: bool, target_logit: Tensor | None,
+    config: Launch, columns: Planes, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None,
+    scale: float, ignore_index: int, allow_tf32: bool,
 ) -> None:  # fmt: skip
     n, v = x.shape[0], weight.shape[0]
-    block_n, block_v = config["BLOCK_N"], config["BLOCK_V"]
-    row_blocks, tiles = triton.cdiv(n, block_n), triton.cdiv(v, block_v)
-    flags, strides = _problem(config, x, weight, bias, allow_tf32)
-    if tiles == 1 and target_logit is None:
-        own = None if target is None else torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
-        floats, integers = partials(x, 1)
-        _only_states[(row_blocks,)](
-            x, weight, bias, target, own, floats, integers, n, v, x.shape[1], scale, *strides,
+    z = None
+    if v <= config["BLOCK_V"]:
+        flags, strides = _problem(config, x, weight, bias, allow_tf32)
+        parts, per_split = empty_splits(x, 1), v
+        z = None if target is None else torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
+        _one_tile[(triton.cdiv(n, config["BLOCK_N"]),)](
+            x, weight, bias, target, z, *parts, n, v, x.shape[1], scale, *strides,
             0 if target is None else target.stride(0), HAS_TARGET=target is not None, **flags, **config.options,
         )  # fmt: skip
-        launch_columns(columns, floats, integers, target, own, v, v, ignore_index)
-        return
+    else:
+        if target is not None:
+            z = _run_targets(config, x, weight, bias, target, scale, allow_tf32)
+        parts, per_split = _run_splits(config, x, weight, bias, z, scale, allow_tf32)
+    merge_splits(columns, parts, v, per_split, target, z, ignore_index)
+
+
+def _run_splits(
+    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float,
+    allow_tf32: bool,
+) -> tuple[Planes, int]:  # fmt: skip
+    """The rows' shares of parts of the classes, and how many classes a part has."""
+    n, v = x.shape[0], weight.shape[0]
+    flags, strides = _problem(config, x, weight, bias, allow_tf32)
+    row_blocks, tiles = triton.cdiv(n, config["BLOCK_N"]), triton.cdiv(v, config["BLOCK_V"])
     splits = split_count(capability(x.device), min(row_blocks, ROW_BLOCKS_SIDE_BY_SIDE), tiles)
     per_split = triton.cdiv(tiles, splits)
-    own_here = target_logit is None
-    if target is not None and own_here:
-        target_logit = _run_targets(config, x, weight, bias, target, scale, allow_tf32)
-    floats, integers = partials(x, splits)
-    _partial_states[(row_blocks * splits,)](
-        x, weight, bias, target_logit, floats, integers, n, v, x.shape[1], scale, per_split, splits, *strides,
-        HAS_TARGET=target is not None, **flags, **config.options,
+    parts = empty_splits(x, splits)
+    _splits[(row_blocks * splits,)](
+        x, weight, bias, target_logit, *parts, n, v, x.shape[1], scale, per_split, splits, *strides,
+        HAS_TARGET=target_logit is not None, **flags, **config.options,
     )  # fmt: skip
-    launch_columns(columns, floats, integers, target, target_logit, v, per_split * block_v, ignore_index, own_here)
+    return parts, per_split * config["BLOCK_V"]
 
 
 def _problem(
@@ -275,12 +256,17 @@ def _run_targets(
     return out
 
 
+def _untuned(x: Tensor, allow_tf32: bool) -> Launch:
+    """The table's parameters: targets and rivals that are formed in separate calls need the same."""
+    return launch(table_row(x.shape[0]), x.dtype, capability(x.device), allow_tf32)
+
+
 def linear_stats_targets(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, ignore_index: int, allow_tf32: bool
 ) -> Tensor:
     """``(N)`` logits of the targets, any number where one is no class.
 
-    They have the bits of their rivals in ``linear_stats`` that is given these.
+    They have the bits of their rivals in ``linear_stats_share`` that is given these.
     """
     parts = []
     for rows in range(0, x.shape[0], ROWS_AT_ONCE):
@@ -288,6 +274,25 @@ def linear_stats_targets(
         with device_of(x):
             parts.append(_run_targets(_untuned(part, allow_tf32), part, weight, bias, y, scale, allow_tf32))
     return torch.cat(parts) if parts else x.new_empty(0, dtype=compute_dtype(x.dtype))
+
+
+def linear_stats_share(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, allow_tf32: bool
+) -> Planes:
+    """``(floats (6, N) float64, indices (4, N))``: the rows' share of these classes, some of all, as
+    ``ncops.backends.planes`` lists it and ``_logit_state.py`` merges it."""
+    n = x.shape[0]
+    share = (
+        x.new_empty((len(planes.SHARE_FLOATS), n), dtype=torch.float64),
+        x.new_empty((len(planes.SHARE_INDICES), n), dtype=torch.int64),
+    )
+    for start in range(0, n, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part, z = x[rows], None if target_logit is None else target_logit[rows]
+        with device_of(x):
+            parts, per_split = _run_splits(_untuned(part, allow_tf32), part, weight, bias, z, scale, allow_tf32)
+            merge_splits(rows_of(share, rows), parts, weight.shape[0], per_split, finish=False)
+    return share
 
 
 def ahead_of_time(there: int):
@@ -316,14 +321,14 @@ def ahead_of_time(there: int):
             own = {"target": "*i64"}
             if table in of_few or config["BLOCK_V"] > FEW_CLASSES:  # where one tile may hold all classes
                 yield (
-                    f"{table}_only[{name}]", _only_states, signature | own | {"floats": state, "integers": "*i32"},
+                    f"{table}_only[{name}]", _one_tile, signature | own | {"floats": state, "indices": "*i32"},
                     constexprs | {"HAS_TARGET": True, "stride_target": 1}, options,
                 )  # fmt: skip
             if table in of_few:
                 continue
-            partial = {"floats": state, "integers": "*i32", "tiles_per_split": "i32", "splits": "i32"}
+            partial = {"floats": state, "indices": "*i32", "tiles_per_split": "i32", "splits": "i32"}
             yield (
-                f"{table}[{name}]", _partial_states, signature | partial, constexprs | {"HAS_TARGET": True}, options
+                f"{table}[{name}]", _splits, signature | partial, constexprs | {"HAS_TARGET": True}, options
             )  # fmt: skip
             yield (
                 f"{table}_target[{name}]", _target_logits, signature | own, constexprs | {"stride_target": 1}, options,

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..backends.dtypes import compute_dtype
 from ._launch import CLASS_TILES, capability, device_of, input_precision, launch, row_for_classes
 from ._logit_columns import TRITON
-from ._logit_gradient import fold_signature, logit_gradient, row_coefficients
+from ._logit_gradient import KIND, fold_signature, logit_gradient, row_coefficients
 from ._logits_tile import logits_tile, scaled
 
 WORKSPACE_BYTES = 64 << 20
@@ -83,11 +83,9 @@ def chunk_shape(rows: int, classes: int, itemsize: int, block_v: int) -> tuple[i
 
 
 def linear_stats_backward(
-    g_lse: Tensor, g_gap: Tensor, g_max: Tensor, g_second: Tensor, g_target_logit: Tensor, g_nll: Tensor,
-    g_entropy: Tensor, g_mean: Tensor, g_var: Tensor,
-    gap: Tensor, max: Tensor, entropy: Tensor, mean: Tensor, argmax: Tensor, second_index: Tensor,
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
+    grad: Tensor, floats: Tensor, indices: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+    target: Tensor | None, scale: float, ignore_index: int, allow_tf32: bool,
+    need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed.
 
@@ -101,11 +99,10 @@ def linear_stats_backward(
     g_bias = (x if bias is None else bias).new_empty(v if need_bias else 0)
     if x.shape[0] == 0:
         return g_x, g_weight.zero_(), g_bias.zero_()
-    grads = (g_lse, g_gap, g_max, g_second, g_target_logit, g_nll, g_entropy, g_mean, g_var)
-    saved = (gap, max, entropy, mean, argmax, second_index)
+    columns = floats.contiguous(), indices.contiguous()
     with device_of(x):
-        coefficients, indices = row_coefficients(grads, saved, target, v, ignore_index)
-        run = _Chunks(x, weight, bias, coefficients, indices, scale, allow_tf32)
+        rows = row_coefficients(grad, columns, target, v, ignore_index)
+        run = _Chunks(x, weight, bias, *rows, scale, allow_tf32)
         run(g_x, g_weight, g_bias)
     return g_x, g_weight, g_bias
 
@@ -194,7 +191,7 @@ class _Chunks:
 
     def counted(self, here: slice) -> tuple[Tensor, ...]:
         """These rows of x; a NaN in one without gradient must not reach the weight: 0 * NaN is NaN."""
-        return parts_of(torch.where((self.indices[3, here] != 0)[:, None], self.x[here], 0))
+        return parts_of(torch.where((self.indices[KIND.value, here] != 0)[:, None], self.x[here], 0))
 
     def chunk_gradient(self, here: slice, these: slice, chunk: Tensor, bias_sums: Tensor) -> None:
         """Fills ``chunk`` and ``bias_sums`` for rows ``here`` and classes ``these``."""

@@ -1,8 +1,8 @@
 """Logit statistics of stored logits: one read forward, one read and one write backward.
 
-One program folds a part of the vocabulary of a few rows into their states (``_logit_state.py``), a second kernel
-merges the parts in order. Few rows are cut into parts so that they fill the machine; many rows are not, and the
-partial states are then 36 bytes per row. Rows that lie contiguous are read one per program, 4096 logits at a time:
+One program folds a part of the vocabulary of a few rows into their share of it (``_logit_state.py``), a second
+kernel merges the parts in order. Few rows are cut into parts so that they fill the machine; many rows are not, and the
+shares are then 36 bytes per row. Rows that lie contiguous are read one per program, 4096 logits at a time:
 only then can a whole tile skip the search for the top two, without which the arithmetic, not memory, is the limit.
 """
 
@@ -13,59 +13,50 @@ from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
 from ._launch import Launch, capability, interpreted, launch, split_count, tuned
-from ._logit_columns import TRITON, empty_columns, launch_columns, partials
+from ._logit_columns import TRITON, Planes, empty_columns, empty_splits, merge_splits, rows_of
 from ._logit_gradient import logit_gradient, row_coefficients
-from ._logit_state import add_tile, empty_state, store_partial
+from ._logit_state import add_tile, empty_share, store_split
 from ._logits_tile import scaled
 
 INTERPRETED_BLOCKS = 16, 32
-ROWS_AT_ONCE = 1 << 20  # bounds the partial states at 36 MB where rows are not split
+ROWS_AT_ONCE = 1 << 20  # bounds the shares at 36 MB where rows are not split
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes", "tiles_per_split", "splits"])
-def _partial_states(
-    logits, target, target_logit, floats, integers, num_rows, num_classes, scale: "fp64",  # noqa: F821
+def _splits(
+    logits, target, target_logit, floats, indices, num_rows, num_classes, scale: "fp64",  # noqa: F821
     tiles_per_split, splits, stride_n, stride_v, stride_target,
     HAS_TARGET: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The state of BLOCK_N rows over the blocks of BLOCK_V logits of one split; also each row's own logit."""
+    """The share of BLOCK_N rows of the blocks of BLOCK_V logits of one split; also the logits of their targets."""
     program = tl.cast(tl.program_id(0), tl.int64)
     split, block = program % splits, program // splits
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(rows, num_rows - 1)
     line = logits + row * stride_n
-    t = tl.full([BLOCK_N], float("inf"), DTYPE)
+    z = tl.full([BLOCK_N], float("inf"), DTYPE)
     if HAS_TARGET:
         y = tl.load(target + row * stride_target).to(tl.int64)
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
-        t = scaled(tl.load(line + y * stride_v).to(DTYPE), scale)
+        z = scaled(tl.load(line + y * stride_v).to(DTYPE), scale)
         if split == 0:
-            tl.store(target_logit + rows, t, rows < num_rows)
+            tl.store(target_logit + rows, z, rows < num_rows)
     first = (split * tiles_per_split * BLOCK_V).to(tl.int32)
     end = tl.minimum(first + tiles_per_split * BLOCK_V, num_classes)
     whole = tl.minimum(end, num_classes // BLOCK_V * BLOCK_V)
-    top, second, rest, spread, mean, m2, top_index, second_index, rank = empty_state(BLOCK_N, DTYPE)
+    share = empty_share(BLOCK_N, DTYPE)
     # Loads run ahead of the arithmetic (cp.async); Triton pipelines by itself only loads that feed a product.
     for start in tl.range(first, whole, BLOCK_V, num_stages=STAGES):
         column = start + tl.arange(0, BLOCK_V)
-        z = scaled(tl.load(line[:, None] + tl.cast(column, tl.int64)[None, :] * stride_v).to(DTYPE), scale)
-        top, second, rest, spread, mean, m2, top_index, second_index, rank = add_tile(
-            top, second, rest, spread, mean, m2, top_index, second_index, rank,
-            z, column, first, start, num_classes, t, True, False,
-        )  # fmt: skip
+        tile = scaled(tl.load(line[:, None] + tl.cast(column, tl.int64)[None, :] * stride_v).to(DTYPE), scale)
+        share = add_tile(share, tile, column, first, start, num_classes, z, True, False)
     if whole < end:
         start = tl.maximum(first, whole)
         column = start + tl.arange(0, BLOCK_V)
         there = (column < num_classes)[None, :]
-        z = tl.load(line[:, None] + tl.cast(column, tl.int64)[None, :] * stride_v, there, 0.0)
-        top, second, rest, spread, mean, m2, top_index, second_index, rank = add_tile(
-            top, second, rest, spread, mean, m2, top_index, second_index, rank,
-            scaled(z.to(DTYPE), scale), column, first, start, num_classes, t, True, True,
-        )  # fmt: skip
-    store_partial(
-        floats, integers, split, splits, rows, num_rows,
-        top, second, rest, spread, mean, m2, top_index, second_index, rank,
-    )  # fmt: skip
+        tile = tl.load(line[:, None] + tl.cast(column, tl.int64)[None, :] * stride_v, there, 0.0)
+        share = add_tile(share, scaled(tile.to(DTYPE), scale), column, first, start, num_classes, z, True, True)
+    store_split(floats, indices, split, splits, rows, num_rows, share)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes"])
@@ -98,23 +89,23 @@ def _config(logits: Tensor, config: Launch) -> tuple[int, int]:
     return min(area // block_v, max(1, triton.next_power_of_2(n))), block_v
 
 
-def logit_stats(logits: Tensor, target: Tensor | None, scale: float, ignore_index: int) -> tuple[Tensor, ...]:
-    """``(lse, gap, max, second, target_logit, nll, entropy, mean, var, argmax, second_index, target_rank, valid)``.
+def logit_stats(logits: Tensor, target: Tensor | None, scale: float, ignore_index: int) -> Planes:
+    """``(floats (9, N), indices (3, N))``: the columns, as ``ncops.backends.planes`` lists them.
 
     Workspace: 36 bytes per row and split (60 in float64), of at most 2^20 rows at a time.
     """
-    columns = empty_columns(logits, target)
+    columns = empty_columns(logits)
     for start in range(0, logits.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        part = [column[rows] for column in columns]  # a size-0 column stays so
-        arguments = (logits[rows], None if target is None else target[rows], scale, ignore_index)
+        y = None if target is None else target[rows]
+        arguments = (rows_of(columns, rows), logits[rows], y, scale, ignore_index)
         shape = (min(ROWS_AT_ONCE, logits.shape[0] - start), logits.shape[1])
-        tuned("logit_stats", logits, shape, lambda config, a=arguments, p=part: _run(config, p, *a))
+        tuned("logit_stats", logits, shape, lambda config, a=arguments: _run(config, *a))
     return columns
 
 
 def _run(
-    config: Launch, columns: list[Tensor], logits: Tensor, target: Tensor | None, scale: float, ignore_index: int
+    config: Launch, columns: Planes, logits: Tensor, target: Tensor | None, scale: float, ignore_index: int
 ) -> None:
     n, v = logits.shape
     block_n, block_v = _config(logits, config)
@@ -123,35 +114,32 @@ def _run(
     per_split = triton.cdiv(tiles, splits)
     dtype = compute_dtype(logits.dtype)
     target_logit = None if target is None else logits.new_empty(n, dtype=dtype)
-    floats, integers = partials(logits, splits)
-    _partial_states[(row_blocks * splits,)](
-        logits, target, target_logit, floats, integers, n, v, scale, per_split, splits, *logits.stride(),
+    parts = empty_splits(logits, splits)
+    _splits[(row_blocks * splits,)](
+        logits, target, target_logit, *parts, n, v, scale, per_split, splits, *logits.stride(),
         0 if target is None else target.stride(0),
         HAS_TARGET=target is not None, DTYPE=TRITON[dtype], STAGES=config.num_stages,
         **(config.options | {"BLOCK_N": block_n, "BLOCK_V": block_v}),
     )  # fmt: skip
-    launch_columns(columns, floats, integers, target, target_logit, v, per_split * block_v, ignore_index)
+    merge_splits(columns, parts, v, per_split * block_v, target, target_logit, ignore_index)
 
 
 def logit_stats_backward(
-    g_lse: Tensor, g_gap: Tensor, g_max: Tensor, g_second: Tensor, g_target_logit: Tensor, g_nll: Tensor,
-    g_entropy: Tensor, g_mean: Tensor, g_var: Tensor,
-    gap: Tensor, max: Tensor, entropy: Tensor, mean: Tensor, argmax: Tensor, second_index: Tensor,
-    logits: Tensor, target: Tensor | None, scale: float, ignore_index: int,
+    grad: Tensor, floats: Tensor, indices: Tensor, logits: Tensor, target: Tensor | None, scale: float,
+    ignore_index: int,
 ) -> Tensor:  # fmt: skip
-    """Gradient of the stored logits. Workspace: 96 bytes per row (176 in float64)."""
+    """Gradient of the stored logits. Workspace: 56 bytes per row (96 in float64)."""
     n, v = logits.shape
     gradient = logits.new_empty(logits.shape)
     if n == 0:
         return gradient
-    grads = (g_lse, g_gap, g_max, g_second, g_target_logit, g_nll, g_entropy, g_mean, g_var)
-    saved = (gap, max, entropy, mean, argmax, second_index)
+    columns = floats.contiguous(), indices.contiguous()
 
     def run(config: Launch) -> None:
-        coefficients, indices = row_coefficients(grads, saved, target, v, ignore_index)
+        rows = row_coefficients(grad, columns, target, v, ignore_index)
         block_n, block_v = _config(logits, config)
         _gradient[(triton.cdiv(n, block_n), triton.cdiv(v, block_v))](
-            logits, gradient, coefficients, indices, n, v, scale, *logits.stride(), *gradient.stride(),
+            logits, gradient, *rows, n, v, scale, *logits.stride(), *gradient.stride(),
             DTYPE=TRITON[compute_dtype(logits.dtype)],
             **(config.options | {"BLOCK_N": block_n, "BLOCK_V": block_v}),
         )  # fmt: skip
@@ -170,11 +158,11 @@ def ahead_of_time(there: int):
         more = {"HAS_TARGET": True, "stride_target": 1, "STAGES": config.num_stages}
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
         forward = {
-            "target": "*i64", "target_logit": state, "floats": state, "integers": "*i32",
+            "target": "*i64", "target_logit": state, "floats": state, "indices": "*i32",
             "tiles_per_split": "i32", "splits": "i32",
         }  # fmt: skip
         yield (
-            f"logit_stats[{name}]", _partial_states, rows | forward,
+            f"logit_stats[{name}]", _splits, rows | forward,
             constexprs | more | config.blocks, options,
         )  # fmt: skip
         config = launch("logit_stats_backward", dtype, there)
