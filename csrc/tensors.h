@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/scratch.h"
+#include "cpu/blocks/scratch.h"
 
 namespace ncops {
 

@@ -1,6 +1,6 @@
 // class_moments_backward: one pass over x, g_sums[y] + 2 g_sqnorms[y] (x - center[y]) row by row.
 #include "kernels.h"
-#include "store.h"
+#include "blocks/store.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -19,7 +19,7 @@ template <class T>
 void run(const ClassMomentsBackwardArgs& args) {
   const Rows& x = args.x;
   const int64_t dim = x.dim;
-  const bool direct = x.dtype == DType::f32 || x.dtype == DType::f64;  // the gradient is stored in T
+  const bool direct = !is_half(x.dtype);  // the gradient is stored in T
   for_tasks((x.rows + kRows - 1) / kRows, [&](int64_t task, int) {
     for (int64_t row = task * kRows; row < std::min(x.rows, (task + 1) * kRows); ++row) {
       const int64_t c = args.labels[row];

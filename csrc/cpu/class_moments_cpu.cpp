@@ -3,16 +3,16 @@
 // Chunks of 512 sorted rows are the unit of work, so one hot class is spread over threads like any other. A class inside a
 // chunk is finished there; the two classes that a chunk's borders may cut leave partial sums, merged in order afterwards.
 // Bits depend on the rows alone, never on the number of threads. Workspace: 16 bytes a row and 2 rows of D per chunk.
-#include "pack.h"
-#include "scratch.h"
-#include "sorted_rows.h"
+#include "blocks/pack.h"
+#include "blocks/scratch.h"
+#include "blocks/sorted_rows.h"
 #include "kernels.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
 
 constexpr int64_t kChunk = 512;
-constexpr int kAccumulators = NCOPS_ISA_ID == 1 ? 16 : 8;
+constexpr int kAccumulators = kRegisters / 2;
 
 // Sum and squared norm of rows order[0..n) minus `center` (may be null), A vectors of columns: accumulators stay in registers
 // and rows are fetched ahead (no prefetch: 1.1-1.3x slower). Rows have unit column stride.
@@ -33,8 +33,8 @@ double reduce_block(const Stored* data, int64_t stride, const int64_t* order, in
     const Stored* ahead = data + order[std::min(i + 4, n - 1)] * stride;
 #pragma GCC unroll 16
     for (int a = 0; a < A; ++a) {
-      __builtin_prefetch(ahead + a * W);
-      const Vec<T> x = load_as<T>(row + a * W), v = center ? x - load(center + a * W) : x;
+      prefetch(ahead + a * W);
+      const Vec<T> x = load_stored(row + a * W), v = center ? x - load(center + a * W) : x;
       acc[a] += v;
       square[a % 2] = fma(v, v, square[a % 2]);
     }
@@ -86,7 +86,7 @@ double reduce_rows(const Rows& x, const int64_t* order, int64_t n, const T* cent
   if (x.col_stride == 1 && x.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32))
     return reduce_direct<T, T>(x, order, n, center, sum);
   if constexpr (sizeof(T) == 4)
-    if (x.col_stride == 1 && x.dtype == DType::bf16) return reduce_direct<T, uint16_t>(x, order, n, center, sum);
+    if (x.col_stride == 1 && x.dtype == DType::bf16) return reduce_direct<T, Bf16>(x, order, n, center, sum);
   return reduce_any<T>(x, order, n, 0, x.dim, center, sum);
 }
 

@@ -3,8 +3,8 @@
 // The product is linear in the rows, so a class's centre needs no rows: its gradient is the same product of minus the sum
 // of its deviations. Workspace: one D x D.
 #include "kernels.h"
-#include "product.h"
-#include "store.h"
+#include "blocks/product.h"
+#include "blocks/store.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {

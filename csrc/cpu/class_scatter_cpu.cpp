@@ -4,14 +4,14 @@
 // transposed. Rows are cut into at most 8 fixed chunks with a private D x D each (sharing packed panels between cores was
 // slower: 70-75 ms against 57 at N=100k, D=512), merged in order.
 #include "kernels.h"
-#include "pack.h"
-#include "scratch.h"
+#include "blocks/pack.h"
+#include "blocks/scratch.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
 
-constexpr int kTile = NCOPS_ISA_ID == 1 ? 8 : 4;  // broadcast features per tile; 16 accumulators (8 without AVX-512)
-constexpr int64_t kRows = 256;                    // rows packed at a time, and summed in one chain
+constexpr int kTile = kRegisters / 4;  // broadcast features per tile, x 2 vectors: half of the registers are sums
+constexpr int64_t kRows = 256;          // rows packed at a time, and summed in one chain
 
 // out[m][lane] += sum over rows of a[row * L + m] * b[row * L + lane], for kTile features m and all L lanes.
 template <class T>

@@ -2,9 +2,9 @@
 //
 // A task owns 64 columns of a range of classes and adds the rows of each class in their order.
 #include "kernels.h"
-#include "pack.h"
-#include "scratch.h"
-#include "sorted_rows.h"
+#include "blocks/pack.h"
+#include "blocks/scratch.h"
+#include "blocks/sorted_rows.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {

@@ -10,12 +10,12 @@
 // again), and those more than 87 below their rows' maximum. Tiny is not zero: one step of Adam turns a rare class's 1e-12
 // into as large an update as any, so nothing is left out for being small.
 #include "logit_gradient.h"
-#include "product.h"
+#include "blocks/product.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
 
-constexpr int kStep = NCOPS_ISA_ID == 1 ? 8 : 4;  // columns of g_x per register tile
+constexpr int kStep = kRegisters / 4;  // columns of g_x per register tile
 
 // out[j][lane] += sum over classes c of w(c, column + j) * dz[c][lane], for kStep columns; w as packed by pack_rows.
 template <class T>

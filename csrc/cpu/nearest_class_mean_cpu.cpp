@@ -1,6 +1,6 @@
 // nearest_class_mean: the arg-max of x.m - |m|^2 / 2 over centred rows, then the winning distance from direct differences.
 #include "kernels.h"
-#include "product.h"
+#include "blocks/product.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -67,14 +67,7 @@ void run(const NearestClassMeanArgs& args) {
       bias.at<T>()[c] = -std::numeric_limits<T>::infinity();
       return;
     }
-    double total = 0;
-    T block[kLoadBlock];
-    for (int64_t k = 0; k < args.means.dim; k += kLoadBlock) {
-      const int64_t width = std::min(kLoadBlock, args.means.dim - k);
-      load_row<T>(args.means, c, k, width, block);
-      for (int64_t i = 0; i < width; ++i) total += double(block[i]) * double(block[i]);
-    }
-    bias.at<T>()[c] = T(-0.5 * total);
+    bias.at<T>()[c] = T(-0.5 * squared_norm<T>(args.means, c));
   });
   const Plan plan = plan_product<T>(n, classes, args.x.dim, NV * kWidth<T>);
   Scratch partials(plan.splits * n * sizeof(typename NearestMean<T, NV>::Partial));

@@ -3,9 +3,9 @@
 // pairs. Through row_max only the K pairs that give the maxima count, and those are formed directly, in double.
 //
 // Every row gathers what it gets, so bits do not depend on the number of threads. K x K never exists.
-#include "pair_rows.h"
-#include "sorted_rows.h"
-#include "two_products.h"
+#include "blocks/pair_rows.h"
+#include "blocks/sorted_rows.h"
+#include "blocks/two_products.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -165,8 +165,8 @@ struct SlopeRows {
     double u[kLoadBlock], v[kLoadBlock];
     for (int64_t c = 0; c < n; c += kLoadBlock) {
       const int64_t m = std::min(kLoadBlock, n - c);
-      load_raw<double>(x, x.index ? x.index[i] : i, k + c, m, u);
-      load_raw<double>(x, x.index ? x.index[j] : j, k + c, m, v);
+      load_raw<double>(x, x.stored(i), k + c, m, u);
+      load_raw<double>(x, x.stored(j), k + c, m, v);
       for (int64_t a = 0; a < m; ++a) out[c + a] = Out(double(out[c + a]) + f * (u[a] - v[a]));
     }
   }
@@ -175,7 +175,7 @@ struct SlopeRows {
     const Rows& x = args.rows;
     for (int lane = 0; lane < s.count; ++lane) {
       const int64_t row = s.row + lane;
-      finish(s, lane, panel, out, (x.index ? x.index[row] : row) * x.dim);
+      finish(s, lane, panel, out, x.stored(row) * x.dim);
       if (!args.g_variances) continue;
       double total = s.by_variance[lane];
       best.visit(row, [&](int64_t, int64_t owner) { total += best.slopes.at<Slope>()[owner].by_variance; });
@@ -238,20 +238,12 @@ void through_products(const PairStatsBackwardArgs& args) {
   const int64_t k = x.rows, dim = x.dim, columns = (dim + kLoadBlock - 1) / kLoadBlock;
   const bool cosine = args.kernel == PairKernel::cosine;
   const BestPairs best(args);
-  const auto stored = [&](int64_t r) { return x.index ? x.index[r] : r; };
   Scratch scales(k * sizeof(double)), sums(dim * sizeof(double));
   double* scale = scales.at<double>();
   double* sum = sums.at<double>();
   for_tasks((k + 63) / 64, [&](int64_t task, int) {
     for (int64_t r = task * 64; r < std::min(k, task * 64 + 64); ++r) {
-      double total = 0, block[kLoadBlock];
-      scale[r] = 1;
-      if (!cosine) continue;
-      for (int64_t c = 0; c < dim; c += kLoadBlock) {
-        const int64_t n = std::min(kLoadBlock, dim - c);
-        load_raw<double>(x, stored(r), c, n, block);
-        for (int64_t i = 0; i < n; ++i) total += block[i] * block[i];
-      }
+      const double total = cosine ? squared_norm<double>(x, r) : 1;
       scale[r] = total == 0 ? std::numeric_limits<double>::quiet_NaN() : 1 / std::sqrt(total);
     }
   });
@@ -259,7 +251,7 @@ void through_products(const PairStatsBackwardArgs& args) {
     const int64_t c = task * kLoadBlock, n = std::min(kLoadBlock, dim - c);
     double total[kLoadBlock] = {}, block[kLoadBlock];
     for (int64_t r = 0; r < k; ++r) {
-      load_raw<double>(x, stored(r), c, n, block);
+      load_raw<double>(x, x.stored(r), c, n, block);
       for (int64_t i = 0; i < n; ++i) total[i] += scale[r] * block[i];
     }
     std::memcpy(sum + c, total, n * sizeof(double));
@@ -272,13 +264,13 @@ void through_products(const PairStatsBackwardArgs& args) {
       double along = 0;
       for (int64_t c = 0; c < dim; c += kLoadBlock) {
         const int64_t n = std::min(kLoadBlock, dim - c);
-        load_raw<double>(x, stored(r), c, n, block);
+        load_raw<double>(x, x.stored(r), c, n, block);
         for (int64_t i = 0; i < n; ++i) total[c + i] = args.share * (sum[c + i] - scale[r] * block[i]);
         best.visit(r, [&](int64_t j, int64_t owner) {
           if (args.g_row_max[owner] == 0) return;
           const double f = args.g_row_max[owner] * scale[j];
           double other[kLoadBlock];
-          load_raw<double>(x, stored(j), c, n, other);
+          load_raw<double>(x, x.stored(j), c, n, other);
           for (int64_t i = 0; i < n; ++i) total[c + i] += f * other[i];
         });
         for (int64_t i = 0; i < n; ++i) along += total[c + i] * (scale[r] * block[i]);
@@ -286,10 +278,10 @@ void through_products(const PairStatsBackwardArgs& args) {
       for (int64_t c = 0; c < dim; c += kLoadBlock) {
         const int64_t n = std::min(kLoadBlock, dim - c);
         T result[kLoadBlock];
-        load_raw<double>(x, stored(r), c, n, block);
+        load_raw<double>(x, x.stored(r), c, n, block);
         for (int64_t i = 0; i < n; ++i)
           result[i] = T(cosine ? (total[c + i] - along * (scale[r] * block[i])) * scale[r] : total[c + i]);
-        store_row<T>(result, n, x.dtype, args.g_rows, stored(r) * dim + c);
+        store_row<T>(result, n, x.dtype, args.g_rows, x.stored(r) * dim + c);
       }
     }
   });
@@ -297,7 +289,7 @@ void through_products(const PairStatsBackwardArgs& args) {
 
 template <class T>
 void run(const PairStatsBackwardArgs& args) {
-  if (args.kernel >= PairKernel::distance) through_distances<T>(args);
+  if (is_distance(args.kernel)) through_distances<T>(args);
   else through_products<T>(args);
   clear_other_rows<T>(args.rows, args.total, args.g_rows);
 }

@@ -3,7 +3,7 @@
 // N x r never exists. Shares of g_basis are kept per task, of which there are at most 8 (fewer for a large basis), and merged
 // in order.
 #include "kernels.h"
-#include "two_products.h"
+#include "blocks/two_products.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -25,7 +25,7 @@ struct ScaleRows {
     const T* factor = static_cast<const T*>(args.factor);
     for (int64_t i = 0; i < L; ++i) {
       const int64_t r = row + i;
-      state.factor[i] = i >= count ? T(0) : factor ? factor[args.x.index ? args.x.index[r] : r] : T(1);
+      state.factor[i] = i >= count ? T(0) : factor ? factor[args.x.stored(r)] : T(1);
     }
   }
 
@@ -54,7 +54,7 @@ void run(const ProjectedSqnormsBackwardArgs& args) {
   const TwoProductsPlan plan = plan_two_products<T>(x.rows, dim, most);
   Scratch sums(g_basis ? plan.tasks * sum_size * sizeof(T) : 0);
   ScaleRows<T> epilogue{args};
-  if (args.g_x && basis.rows == 0) std::memset(args.g_x, 0, args.total * dim * (x.dtype >= DType::bf16 ? 2 : sizeof(T)));
+  if (args.g_x && basis.rows == 0) std::memset(args.g_x, 0, args.total * dim * element_bytes(x.dtype));
   else run_two_products<T>(x, basis, plan, epilogue, args.g_x != nullptr, g_basis ? sums.at<T>() : nullptr);
   if (args.g_x) clear_other_rows<T>(x, args.total, args.g_x);
   if (g_basis)

@@ -1,6 +1,6 @@
 // projected_sqnorms: centring happens while x is packed, squaring while the tile is in cache; N x r never exists.
 #include "kernels.h"
-#include "product.h"
+#include "blocks/product.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {

@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "kernels.h"
-#include "pack.h"
-#include "scratch.h"
+#include "blocks/pack.h"
+#include "blocks/scratch.h"
 
 namespace ncops::NCOPS_ISA {
 
@@ -14,7 +14,7 @@ void row_mean(const RowMeanArgs& args) {
     const int64_t k = task * kLoadBlock, n = std::min(kLoadBlock, x.dim - k);
     double total[kLoadBlock] = {}, block[kLoadBlock];
     for (int64_t r = 0; r < x.rows; ++r) {
-      load_raw<double>(x, x.index ? x.index[r] : r, k, n, block);
+      load_raw<double>(x, x.stored(r), k, n, block);
       for (int64_t i = 0; i < n; ++i) total[i] += block[i];
     }
     for (int64_t i = 0; i < n; ++i) args.out[k + i] = x.rows > 0 ? total[i] / double(x.rows) : 0.0;
@@ -34,7 +34,7 @@ void row_center(const RowMeanArgs& args) {
     for (int64_t i = 0; i < most; ++i) {
       const int64_t r = i * x.rows / most;
       double block[kLoadBlock];
-      load_raw<double>(x, x.index ? x.index[r] : r, k, n, block);
+      load_raw<double>(x, x.stored(r), k, n, block);
       for (int64_t j = 0; j < n; ++j) sample[j * most + i] = block[j];
     }
     for (int64_t j = 0; j < n; ++j) {

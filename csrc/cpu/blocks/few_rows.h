@@ -3,7 +3,6 @@
 #pragma once
 
 #include "pack.h"
-#include "scratch.h"
 
 namespace ncops::NCOPS_ISA {
 
@@ -23,14 +22,14 @@ NCOPS_INLINE void multiply_row(const T* x, int64_t padded, const Stored* w, int6
     for (int r = 0; r < R; ++r) acc[r] = Vec<T>{};
     int64_t k = start;
     for (; k + W <= end; k += W) {
-      const Vec<T> wv = load_as<T>(w + k);
+      const Vec<T> wv = load_stored(w + k);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
     }
     if (k < end) {
       Stored rest[W] = {};
       std::memcpy(rest, w + k, (end - k) * sizeof(Stored));
-      const Vec<T> wv = load_as<T>(rest);
+      const Vec<T> wv = load_stored(rest);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
     }

@@ -6,11 +6,8 @@
 #pragma once
 
 #include "pack.h"
-#include "scratch.h"
 
 namespace ncops::NCOPS_ISA {
-
-constexpr int kMR = NCOPS_MR;
 
 // Steps summed in one chain. Chains are added up afterwards: one chain over 4096 steps has 12 times torch's error. A tile and its
 // diagonal are cut alike, so that they agree to the bit.

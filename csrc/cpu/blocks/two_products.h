@@ -11,13 +11,13 @@
 namespace ncops::NCOPS_ISA {
 
 // Rows [row, row + count) of `src` with their features as the rows of the broadcast operand, and themselves as its steps:
-// groups of MR features, each [count / line][MR][line]. Steps up to a whole line are zero; what the last group holds past the
+// groups of kMR features, each [count / line][kMR][line]. Steps up to a whole line are zero; what the last group holds past the
 // last feature lands in rows of the product that nobody reads.
 template <class T>
 inline void pack_turned(const Rows& src, int64_t row, int64_t count, T* out) {
-  constexpr int W = kWidth<T>, MR = NCOPS_MR, line = kLine<T>;
+  constexpr int W = kWidth<T>, line = kLine<T>;
   static_assert(line % W == 0);
-  const int64_t steps = round_up(count, line), group = steps * MR;
+  const int64_t steps = round_up(count, line), group = steps * kMR;
   for (int64_t step = 0; step < steps; step += W)
     for (int64_t k = 0; k < src.dim; k += kLoadBlock) {
       const int64_t n = std::min(kLoadBlock, src.dim - k);
@@ -39,13 +39,13 @@ inline void pack_turned(const Rows& src, int64_t row, int64_t count, T* out) {
 #pragma GCC unroll 16
         for (int r = 0; r < W; ++r) {
           const int64_t feature = k + i + r;
-          store(out + feature / MR * group + (step / line * MR + feature % MR) * line + step % line, v[r]);
+          store(out + feature / kMR * group + (step / line * kMR + feature % kMR) * line + step % line, v[r]);
         }
       }
     }
 }
 
-// A tile [groups * MR][L] as steps [first, first + L) of the broadcast operand, `group` elements from group to group.
+// A tile [groups * kMR][L] as steps [first, first + L) of the broadcast operand, `group` elements from group to group.
 template <class T>
 inline void cut_into_lines(const T* tile, int64_t groups, int64_t first, int64_t group, T* out) {
   constexpr int L = 2 * kWidth<T>, line = kLine<T>, piece = std::min(L, line);
@@ -84,7 +84,7 @@ inline TwoProductsPlan plan_two_products(int64_t n, int64_t dim, int64_t most_ta
 //   void begin(State&, int64_t row, int64_t count, T* extra);
 //   void tile(State&, T* tile, int64_t first_w, int64_t count_w);           products in, dz out
 //   void end(State&, const T* panel, T* out);                               out[dim][L] = dz w, not called without `inputs`
-// `inputs`: whether dz w is wanted. `sums`: dz^T x per task, or null: [task][column block of L][w group][MR][L], zeroed here.
+// `inputs`: whether dz w is wanted. `sums`: dz^T x per task, or null: [task][column block of L][w group][kMR][L], zeroed here.
 template <class T, class Epilogue>
 inline void run_two_products(const Rows& x, const Rows& w, const TwoProductsPlan& plan, Epilogue& epilogue, bool inputs,
                              T* sums) {
