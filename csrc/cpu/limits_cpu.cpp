@@ -1,7 +1,7 @@
 // What this machine can do at best: multiply-adds that stay in registers, and reading memory. The benchmark's yardsticks.
-#include "kernels.h"
 #include "blocks/scratch.h"
 #include "isa/vec.h"
+#include "kernels.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {

@@ -215,8 +215,7 @@ void run(const PairStatsArgs& args) {
 }  // namespace
 
 void pair_stats(const PairStatsArgs& args) {
-  if (args.rows.dtype == DType::f64) run<double>(args);
-  else run<float>(args);
+  with_compute(args.rows.dtype, [&](auto t) { run<decltype(t)>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

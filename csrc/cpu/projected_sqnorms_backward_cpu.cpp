@@ -2,8 +2,8 @@
 //
 // N x r never exists. Shares of g_basis are kept per task, of which there are at most 8 (fewer for a large basis), and merged
 // in order.
-#include "kernels.h"
 #include "blocks/two_products.h"
+#include "kernels.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -45,7 +45,7 @@ template <class T>
 void run(const ProjectedSqnormsBackwardArgs& args) {
   constexpr int L = 2 * kWidth<T>;
   const Rows &x = args.x, &basis = args.basis;
-  const int64_t dim = x.dim, columns = (dim + L - 1) / L, groups = (basis.rows + kMR - 1) / kMR;
+  const int64_t dim = x.dim, columns = pieces(dim, L), groups = pieces(basis.rows, kMR);
   const int64_t sum_size = columns * groups * kMR * L;
   T* g_basis = static_cast<T*>(args.g_basis);
   // At most 8 shares of g_basis, and 128 MB of them.
@@ -72,8 +72,7 @@ void run(const ProjectedSqnormsBackwardArgs& args) {
 }  // namespace
 
 void projected_sqnorms_backward(const ProjectedSqnormsBackwardArgs& args) {
-  if (args.x.dtype == DType::f64) run<double>(args);
-  else run<float>(args);
+  with_compute(args.x.dtype, [&](auto t) { run<decltype(t)>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

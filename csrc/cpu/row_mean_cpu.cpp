@@ -1,17 +1,14 @@
 // row_mean and row_center: the mean of rows, or a point amid most of them, in double: origins of centred products.
-#include <algorithm>
-#include <cmath>
-
-#include "kernels.h"
-#include "blocks/pack.h"
+#include "blocks/load.h"
 #include "blocks/scratch.h"
+#include "kernels.h"
 
 namespace ncops::NCOPS_ISA {
 
 void row_mean(const RowMeanArgs& args) {
   const Rows& x = args.rows;
-  for_tasks((x.dim + kLoadBlock - 1) / kLoadBlock, [&](int64_t task, int) {
-    const int64_t k = task * kLoadBlock, n = std::min(kLoadBlock, x.dim - k);
+  for_blocks(x.dim, kLoadBlock, [&](int64_t k, int64_t end, int) {
+    const int64_t n = end - k;
     double total[kLoadBlock] = {}, block[kLoadBlock];
     for (int64_t r = 0; r < x.rows; ++r) {
       load_raw<double>(x, x.stored(r), k, n, block);
@@ -27,8 +24,8 @@ void row_center(const RowMeanArgs& args) {
   const Rows& x = args.rows;
   NCOPS_ISA::row_mean(args);
   if (x.rows == 0) return;
-  for_tasks((x.dim + kLoadBlock - 1) / kLoadBlock, [&](int64_t task, int) {
-    const int64_t k = task * kLoadBlock, n = std::min(kLoadBlock, x.dim - k);
+  for_blocks(x.dim, kLoadBlock, [&](int64_t k, int64_t end, int) {
+    const int64_t n = end - k;
     Scratch memory(size_t(most) * kLoadBlock * sizeof(double));
     double* sample = memory.at<double>();  // [column][most]
     for (int64_t i = 0; i < most; ++i) {

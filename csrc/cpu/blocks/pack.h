@@ -46,6 +46,16 @@ struct Bf16Pairs {
   }
 };
 
+// n <= kLoadBlock steps of row r from step k: where they lie, or loaded into `block`; zeros where the row is not real.
+template <class Mode, class T = typename Mode::T>
+NCOPS_INLINE const T* steps_of(const Rows& src, int64_t r, bool real, int64_t k, int64_t n, T* block) {
+  const T* p = real ? Mode::in_place(src, r, k, n) : nullptr;
+  if (p) return p;
+  if (real) Mode::load(src, r, k, n, block);
+  else std::memset(block, 0, kLoadBlock * sizeof(T));
+  return block;
+}
+
 // Transposes W vectors of W lanes in registers: bit by bit, the lane's index trades places with the vector's.
 template <class T, int Bit>
 NCOPS_INLINE void exchange(Vec<T>* v) {
@@ -71,6 +81,17 @@ NCOPS_INLINE void transpose(Vec<T>* v) {
   if constexpr (kWidth<T> > 2) exchange<T, 2>(v);
   exchange<T, 1>(v);
 }
+// The same from memory to memory: vector r comes from from(r) and goes to to(r).
+template <class T, class From, class To>
+NCOPS_INLINE void transpose(From from, To to) {
+  constexpr int W = kWidth<T>;
+  Vec<T> v[W];
+#pragma GCC unroll 16
+  for (int r = 0; r < W; ++r) v[r] = load(from(r));
+  transpose<T>(v);
+#pragma GCC unroll 16
+  for (int r = 0; r < W; ++r) store(to(r), v[r]);
+}
 
 // Steps [first, first + n) of up to L rows, transposed: out[k * L + lane]. Lanes past `count` are zero. n <= kLoadBlock.
 template <class Mode, int L>
@@ -79,23 +100,11 @@ inline void pack_columns(const Rows& src, int64_t row, int64_t count, int64_t fi
   constexpr int W = kWidth<T>;
   alignas(64) T block[L][kLoadBlock];
   const T* lanes[L];
-  for (int64_t lane = 0; lane < L; ++lane) {
-    lanes[lane] = lane < count ? Mode::in_place(src, row + lane, first, n) : nullptr;
-    if (lanes[lane]) continue;
-    lanes[lane] = block[lane];
-    if (lane < count) Mode::load(src, row + lane, first, n, block[lane]);
-    else std::memset(block[lane], 0, sizeof block[lane]);
-  }
+  for (int64_t i = 0; i < L; ++i) lanes[i] = steps_of<Mode>(src, row + i, i < count, first, n, block[i]);
   for (int lane = 0; lane < L; lane += W) {
     int64_t i = 0;
-    for (; i + W <= n; i += W) {
-      Vec<T> v[W];
-#pragma GCC unroll 16
-      for (int r = 0; r < W; ++r) v[r] = ncops::NCOPS_ISA::load(lanes[lane + r] + i);
-      transpose<T>(v);
-#pragma GCC unroll 16
-      for (int r = 0; r < W; ++r) store(out + (i + r) * L + lane, v[r]);
-    }
+    for (; i + W <= n; i += W)
+      transpose<T>([&](int r) { return lanes[lane + r] + i; }, [&](int r) { return out + (i + r) * L + lane; });
     for (; i < n; ++i)
       for (int r = 0; r < W; ++r) std::memcpy(out + i * L + lane + r, lanes[lane + r] + i, sizeof(T));
   }
@@ -117,28 +126,28 @@ constexpr int kLine = 64 / sizeof(T);
 template <class Mode>
 constexpr int64_t group_size(int64_t dim) {
   constexpr int line = kLine<typename Mode::T>;
-  return (Mode::depth(dim) + line - 1) / line * line * kMR;
+  return pieces(Mode::depth(dim), line) * line * kMR;
 }
 
 template <class Mode>
 inline void pack_rows(const Rows& src, int64_t row, int64_t count, typename Mode::T* out) {
   using T = typename Mode::T;
   constexpr int line = kLine<T>;
-  const int64_t depth = Mode::depth(src.dim);
+  const int64_t whole = Mode::depth(src.dim) / line * line;
   for (int64_t first = 0; first < count; first += kMR, out += group_size<Mode>(src.dim))
     for (int64_t m = 0; m < kMR; ++m)
-      for (int64_t k = 0; k < depth; k += kLoadBlock) {
-        const int64_t n = std::min(kLoadBlock, depth - k);
+      for_columns(Mode::depth(src.dim), [&](int64_t k, int64_t n) {
         const bool real = first + m < count;
-        const T* steps = real && n % line == 0 ? Mode::in_place(src, row + first + m, k, n) : nullptr;
         T block[kLoadBlock];
-        if (!steps) {
+        const T* steps = block;
+        if (k + n <= whole) {
+          steps = steps_of<Mode>(src, row + first + m, real, k, n, block);
+        } else {
           std::memset(block, 0, sizeof block);
           if (real) Mode::load(src, row + first + m, k, n, block);
-          steps = block;
         }
         for (int64_t i = 0; i < n; i += line) std::memcpy(out + ((k + i) / line * kMR + m) * line, steps + i, 64);
-      }
+      });
 }
 
 // Rows [row, row + rows) of x packed [column block of L][row][L], the panels of a product whose lanes are columns. Rows that

@@ -13,8 +13,8 @@ constexpr double kClose = 0.01;
 // Squared norms of all rows, and their reciprocal norms (NaN for a zero row) unless null.
 template <class T>
 inline void squared_norms(const Rows& rows, T* norms, T* scales) {
-  for_tasks((rows.rows + 63) / 64, [&](int64_t task, int) {
-    for (int64_t r = task * 64; r < std::min(rows.rows, task * 64 + 64); ++r) {
+  for_blocks(rows.rows, 64, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
       const double total = squared_norm<T>(rows, r);
       norms[r] = T(total);
       if (scales) scales[r] = total > 0 ? T(1 / std::sqrt(total)) : std::numeric_limits<T>::quiet_NaN();

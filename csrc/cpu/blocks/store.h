@@ -20,25 +20,16 @@ template <class T, int L>
 inline void store_lanes(const T* tile, int64_t columns, const Rows& x, int64_t row, int64_t count, int64_t first, void* out) {
   constexpr int W = kWidth<T>;
   for (int lane = 0; lane < L && lane < count; lane += W)
-    for (int64_t k = 0; k < columns; k += kLoadBlock) {
-      const int64_t n = std::min(kLoadBlock, columns - k);
+    for_columns(columns, [&](int64_t k, int64_t n) {
       alignas(64) T rows[W][kLoadBlock];
       int64_t i = 0;
-      for (; i + W <= n; i += W) {
-        Vec<T> v[W];
-#pragma GCC unroll 16
-        for (int r = 0; r < W; ++r) v[r] = load(tile + (k + i + r) * L + lane);
-        transpose<T>(v);
-#pragma GCC unroll 16
-        for (int r = 0; r < W; ++r) store(rows[r] + i, v[r]);
-      }
+      for (; i + W <= n; i += W)
+        transpose<T>([&](int r) { return tile + (k + i + r) * L + lane; }, [&](int r) { return rows[r] + i; });
       for (; i < n; ++i)
         for (int r = 0; r < W; ++r) rows[r][i] = tile[(k + i) * L + lane + r];
-      for (int r = 0; r < W && lane + r < count; ++r) {
-        const int64_t stored = x.stored(row + lane + r);
-        store_row<T>(rows[r], n, x.dtype, out, stored * x.dim + first + k);
-      }
-    }
+      for (int r = 0; r < W && lane + r < count; ++r)
+        store_row<T>(rows[r], n, x.dtype, out, x.stored(row + lane + r) * x.dim + first + k);
+    });
 }
 
 // Zeros in the rows of such a gradient (`total` rows) that x does not gather; its index ascends.

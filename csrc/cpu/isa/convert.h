@@ -2,7 +2,6 @@
 // instantiated with float, double, Bf16 or F16, so that a row is read and written as it lies.
 #pragma once
 
-#include "../rows.h"
 #include "vec.h"
 
 namespace ncops::NCOPS_ISA {
