@@ -39,7 +39,7 @@ struct PairInputs {
       for (int64_t i = 0; i < args.rows.rows; ++i) variances[i] = pointer<double>(spread)[original(i)];
       args.variances = variances.data();
     }
-    if (args.kernel >= PairKernel::distance) {
+    if (is_distance(args.kernel)) {
       row_mean({args.rows, origin.data()});
       args.rows.offset = origin.data();
     }

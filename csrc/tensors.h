@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/scratch.h"
+#include "cpu/blocks/scratch.h"
 
 namespace ncops {
 

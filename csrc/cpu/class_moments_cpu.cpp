@@ -3,16 +3,16 @@
 // Chunks of 512 sorted rows are the unit of work, so one hot class is spread over threads like any other. A class inside a
 // chunk is finished there; the two classes that a chunk's borders may cut leave partial sums, merged in order afterwards.
 // Bits depend on the rows alone, never on the number of threads. Workspace: 16 bytes a row and 2 rows of D per chunk.
-#include "pack.h"
-#include "scratch.h"
-#include "sorted_rows.h"
+#include "blocks/pack.h"
+#include "blocks/scratch.h"
+#include "blocks/sorted_rows.h"
 #include "kernels.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
 
 constexpr int64_t kChunk = 512;
-constexpr int kAccumulators = NCOPS_ISA_ID == 1 ? 16 : 8;
+constexpr int kAccumulators = kRegisters / 2;
 
 // Sum and squared norm of rows order[0..n) minus `center` (may be null), A vectors of columns: accumulators stay in registers
 // and rows are fetched ahead (no prefetch: 1.1-1.3x slower). Rows have unit column stride.
@@ -33,8 +33,8 @@ double reduce_block(const Stored* data, int64_t stride, const int64_t* order, in
     const Stored* ahead = data + order[std::min(i + 4, n - 1)] * stride;
 #pragma GCC unroll 16
     for (int a = 0; a < A; ++a) {
-      __builtin_prefetch(ahead + a * W);
-      const Vec<T> x = load_as<T>(row + a * W), v = center ? x - load(center + a * W) : x;
+      prefetch(ahead + a * W);
+      const Vec<T> x = load_stored(row + a * W), v = center ? x - load(center + a * W) : x;
       acc[a] += v;
       square[a % 2] = fma(v, v, square[a % 2]);
     }
@@ -48,8 +48,7 @@ double reduce_block(const Stored* data, int64_t stride, const int64_t* order, in
 template <class T>
 double reduce_any(const Rows& x, const int64_t* order, int64_t n, int64_t k, int64_t width, const T* center, T* sum) {
   double square = 0;
-  for (int64_t j = 0; j < width; j += kLoadBlock) {
-    const int64_t w = std::min(kLoadBlock, width - j);
+  for_columns(width, [&](int64_t j, int64_t w) {
     alignas(64) T block[kLoadBlock], acc[kLoadBlock] = {}, sq[kLoadBlock] = {};
     for (int64_t i = 0; i < n; ++i) {
       load_raw<T>(x, order[i], k + j, w, block);
@@ -59,7 +58,7 @@ double reduce_any(const Rows& x, const int64_t* order, int64_t n, int64_t k, int
     }
     std::memcpy(sum + j, acc, w * sizeof(T));
     for (int64_t c = 0; c < w; ++c) square += double(sq[c]);
-  }
+  });
   return square;
 }
 
@@ -86,7 +85,7 @@ double reduce_rows(const Rows& x, const int64_t* order, int64_t n, const T* cent
   if (x.col_stride == 1 && x.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32))
     return reduce_direct<T, T>(x, order, n, center, sum);
   if constexpr (sizeof(T) == 4)
-    if (x.col_stride == 1 && x.dtype == DType::bf16) return reduce_direct<T, uint16_t>(x, order, n, center, sum);
+    if (x.col_stride == 1 && x.dtype == DType::bf16) return reduce_direct<T, Bf16>(x, order, n, center, sum);
   return reduce_any<T>(x, order, n, 0, x.dim, center, sum);
 }
 
@@ -95,7 +94,7 @@ double reduce_rows(const Rows& x, const int64_t* order, int64_t n, const T* cent
 template <class T, class Wanted, class Center, class Done>
 void reduce_classes(const Rows& x, const SortedRows& sorted, Wanted wanted, Center center_of, Done done) {
   const int64_t* starts = sorted.starts();
-  const int64_t chunks = (sorted.kept() + kChunk - 1) / kChunk, dim = x.dim;
+  const int64_t chunks = pieces(sorted.kept(), kChunk), dim = x.dim;
   if (chunks == 0) return;
   // Slot 2q holds the part of the class that enters chunk q from before, slot 2q + 1 of the one that leaves it behind.
   Scratch partial_sums(size_t(2) * chunks * dim * sizeof(T)), partial_squares(size_t(2) * chunks * sizeof(double));
@@ -103,14 +102,13 @@ void reduce_classes(const Rows& x, const SortedRows& sorted, Wanted wanted, Cent
   double* squares = partial_squares.at<double>();
   const size_t row_bytes = round_up(dim * sizeof(T), 64);
   Scratch rows(row_bytes * std::min<int64_t>(chunks, workers()));
-  for_tasks(chunks, [&](int64_t q, int worker) {
-    const int64_t begin = q * kChunk, end = std::min(sorted.kept(), begin + kChunk);
+  for_blocks(sorted.kept(), kChunk, [&](int64_t begin, int64_t end, int worker) {
     int64_t c = sorted.class_at(begin);
     for (int64_t i = begin; i < end; ++c) {
       const int64_t stop = std::min(end, starts[c + 1]), n = stop - i;
       if (n > 0 && wanted(c)) {
         const bool enters = starts[c] < begin, leaves = starts[c + 1] > end;
-        const int64_t slot = enters ? 2 * q : 2 * q + 1;
+        const int64_t slot = begin / kChunk * 2 + !enters;
         T* sum = enters || leaves ? sums + slot * dim : rows.at<T>(worker * row_bytes);
         const double square = reduce_rows<T>(x, sorted.order() + i, n, center_of(c), sum);
         if (enters || leaves) squares[slot] = square;
@@ -121,8 +119,7 @@ void reduce_classes(const Rows& x, const SortedRows& sorted, Wanted wanted, Cent
   });
   // Classes cut by chunk borders: column blocks side by side, chunks in order.
   constexpr int64_t width = 256;
-  for_tasks((dim + width - 1) / width, [&](int64_t block, int) {
-    const int64_t from = block * width, to = std::min(dim, from + width);
+  for_blocks(dim, width, [&](int64_t from, int64_t to, int) {
     for (int64_t q = 0; q + 1 < chunks;) {
       const int64_t border = (q + 1) * kChunk;  // sorted position where the next chunk begins
       const int64_t c = sorted.class_at(border);
@@ -138,7 +135,7 @@ void reduce_classes(const Rows& x, const SortedRows& sorted, Wanted wanted, Cent
           for (int64_t k = from; k < to; ++k) total[k - from] += double(sums[slot * dim + k]);
           square += squares[slot];
         }
-        done(c, from, to, total, block == 0 ? square : -1.0);
+        done(c, from, to, total, from == 0 ? square : -1.0);
       }
       q = last;
     }
@@ -152,9 +149,9 @@ void moments(const ClassMomentsArgs& args) {
   const int64_t dim = args.x.dim;
   T* sums = static_cast<T*>(args.sums);
   *args.invalid = sorted.invalid();
-  constexpr int64_t block = 256;  // classes cleared per task: with many, touching fresh memory is most of the time
-  for_tasks((args.num_classes + block - 1) / block, [&](int64_t task, int) {
-    for (int64_t c = task * block; c < std::min(args.num_classes, (task + 1) * block); ++c) {
+  // Many tasks: with many classes, touching fresh memory is most of the time.
+  for_blocks(args.num_classes, 256, [&](int64_t begin, int64_t end, int) {
+    for (int64_t c = begin; c < end; ++c) {
       args.counts[c] = starts[c + 1] - starts[c];
       args.sqnorms[c] = 0;
       if (args.counts[c] == 0) std::memset(sums + c * dim, 0, dim * sizeof(T));
@@ -199,13 +196,11 @@ void accumulate(const AccumulateClassMomentsArgs& args) {
 }  // namespace
 
 void class_moments(const ClassMomentsArgs& args) {
-  if (args.x.dtype == DType::f64) moments<double>(args);
-  else moments<float>(args);
+  with_compute(args.x.dtype, [&](auto t) { moments<decltype(t)>(args); });
 }
 
 void accumulate_class_moments(const AccumulateClassMomentsArgs& args) {
-  if (args.x.dtype == DType::f64) accumulate<double>(args);
-  else accumulate<float>(args);
+  with_compute(args.x.dtype, [&](auto t) { accumulate<decltype(t)>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

@@ -2,9 +2,9 @@
 //
 // The product is linear in the rows, so a class's centre needs no rows: its gradient is the same product of minus the sum
 // of its deviations. Workspace: one D x D.
+#include "blocks/product.h"
+#include "blocks/store.h"
 #include "kernels.h"
-#include "product.h"
-#include "store.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -34,25 +34,18 @@ void multiply(const Rows& x, const Rows& matrix, void* out) {
   run_product<Plain<T>, NV>(x, matrix, plan, epilogue);
 }
 
-template <class T>
-void by_rows(const Rows& x, const Rows& matrix, void* out) {
-  if (x.rows <= kWidth<T>) multiply<T, 1>(x, matrix, out);
-  else multiply<T, 2>(x, matrix, out);
-}
-
 // g + g^T, row-major.
 template <class T>
 void symmetrise(const Rows& g, T* out) {
   Rows turned = g;
   std::swap(turned.row_stride, turned.col_stride);
   for_tasks(g.dim, [&](int64_t i, int) {
-    for (int64_t k = 0; k < g.dim; k += kLoadBlock) {
-      const int64_t n = std::min(kLoadBlock, g.dim - k);
+    for_columns(g.dim, [&](int64_t k, int64_t n) {
       alignas(64) T a[kLoadBlock], b[kLoadBlock];
       load_raw<T>(g, i, k, n, a);
       load_raw<T>(turned, i, k, n, b);
       for (int64_t j = 0; j < n; ++j) out[i * g.dim + k + j] = a[j] + b[j];
-    }
+    });
   });
 }
 
@@ -66,22 +59,21 @@ void run(const ClassScatterBackwardArgs& args) {
   matrix.col_stride = 1;
   symmetrise<T>(args.g, square.at<T>());
   if (args.g_x) {
-    by_rows<T>(args.x, matrix, args.g_x);
+    with_vectors<T>(args.x.rows, [&](auto nv) { multiply<T, nv>(args.x, matrix, args.g_x); });
     clear_other_rows<T>(args.x, args.total, args.g_x);
   }
   if (args.g_center) {
     Rows sums = matrix;
     sums.data = args.g_center;
     sums.rows = args.centers;
-    by_rows<T>(sums, matrix, args.g_center);
+    with_vectors<T>(sums.rows, [&](auto nv) { multiply<T, nv>(sums, matrix, args.g_center); });
   }
 }
 
 }  // namespace
 
 void class_scatter_backward(const ClassScatterBackwardArgs& args) {
-  if (args.x.dtype == DType::f64) run<double>(args);
-  else run<float>(args);
+  with_compute(args.x.dtype, [&](auto t) { run<decltype(t)>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

@@ -3,38 +3,22 @@
 // Lanes and broadcasts both come from panels [feature panel][row][L], so one packed copy serves both sides and nothing is
 // transposed. Rows are cut into at most 8 fixed chunks with a private D x D each (sharing packed panels between cores was
 // slower: 70-75 ms against 57 at N=100k, D=512), merged in order.
+#include "blocks/product.h"
 #include "kernels.h"
-#include "pack.h"
-#include "scratch.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
 
-constexpr int kTile = NCOPS_ISA_ID == 1 ? 8 : 4;  // broadcast features per tile; 16 accumulators (8 without AVX-512)
-constexpr int64_t kRows = 256;                    // rows packed at a time, and summed in one chain
+constexpr int kTile = kRegisters / 4;  // broadcast features per tile, x 2 vectors: half of the registers are sums
+constexpr int64_t kRows = 256;          // rows packed at a time, and summed in one chain
 
 // out[m][lane] += sum over rows of a[row * L + m] * b[row * L + lane], for kTile features m and all L lanes.
 template <class T>
 __attribute__((noinline)) void multiply_features(const T* a, const T* b, int64_t rows, T* out, int64_t stride) {
-  constexpr int W = kWidth<T>, L = 2 * W;
-  Vec<T> acc[kTile][2];
-#pragma GCC unroll 8
-  for (int m = 0; m < kTile; ++m) acc[m][0] = acc[m][1] = Vec<T>{};
-  for (int64_t r = 0; r < rows; ++r, a += L, b += L) {
-    const Vec<T> b0 = load(b), b1 = load(b + W);
-#pragma GCC unroll 8
-    for (int m = 0; m < kTile; ++m) {
-      const Vec<T> am = splat<T>(a[m]);
-      acc[m][0] = fma(am, b0, acc[m][0]);
-      acc[m][1] = fma(am, b1, acc[m][1]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < kTile; ++m) {
-    T* p = out + m * stride;
-    store(p, load(p) + acc[m][0]);
-    store(p + W, load(p + W) + acc[m][1]);
-  }
+  constexpr int L = 2 * kWidth<T>;
+  Sums<Plain<T>, kTile, 2> sums;
+  sums.template add<1, L>(b, a, rows);
+  sums.write(out, stride, true);
 }
 
 template <class T>
@@ -59,17 +43,11 @@ void run(const ClassScatterArgs& args) {
     const int64_t begin = chunk * per_chunk, end = std::min(x.rows, begin + per_chunk);
     for (int64_t row = begin; row < end; row += kRows) {
       const int64_t rows = std::min(kRows, end - row);
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t k = 0; k < padded; k += kLoadBlock) {
-          alignas(64) T block[kLoadBlock] = {};
-          if (k < dim) load_row<T>(x, row + r, k, std::min(kLoadBlock, dim - k), block);
-          for (int64_t p = k / L; p < std::min(panels, (k + kLoadBlock) / L); ++p)
-            std::memcpy(panel + (p * kRows + r) * L, block + p * L - k, L * sizeof(T));
-        }
+      pack_columns_first<T>(x, row, rows, [](int64_t) { return true; }, panel);
       for (int64_t i = 0; i < panels; ++i)
         for (int64_t m = 0; m < L; m += kTile)
           for (int64_t j = i; j < panels; ++j)
-            multiply_features<T>(panel + i * kRows * L + m, panel + j * kRows * L, rows, sum + (i * L + m) * padded + j * L,
+            multiply_features<T>(panel + i * rows * L + m, panel + j * rows * L, rows, sum + (i * L + m) * padded + j * L,
                                  padded);
     }
   });
@@ -86,8 +64,7 @@ void run(const ClassScatterArgs& args) {
 }  // namespace
 
 void class_scatter(const ClassScatterArgs& args) {
-  if (args.x.dtype == DType::f64) run<double>(args);
-  else run<float>(args);
+  with_compute(args.x.dtype, [&](auto t) { run<decltype(t)>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

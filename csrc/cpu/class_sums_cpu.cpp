@@ -1,10 +1,10 @@
 // class_sums: weighted sums of x - center per class, in double: what the gradient of a class's centre is made of.
 //
 // A task owns 64 columns of a range of classes and adds the rows of each class in their order.
+#include "blocks/pack.h"
+#include "blocks/scratch.h"
+#include "blocks/sorted_rows.h"
 #include "kernels.h"
-#include "pack.h"
-#include "scratch.h"
-#include "sorted_rows.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -12,12 +12,12 @@ namespace {
 template <class T>
 void run(const ClassSumsArgs& args) {
   const Rows& x = args.x;
-  const int64_t dim = x.dim, columns = (dim + kLoadBlock - 1) / kLoadBlock;
+  const int64_t dim = x.dim, columns = pieces(dim, kLoadBlock);
   const int64_t classes = x.labels ? args.num_classes : 1;
   const SortedRows sorted(x.labels, x.labels ? x.rows : 0, x.labels ? classes : 0, args.ignore_index);
   const T* weights = static_cast<const T*>(args.weights);
   T* out = static_cast<T*>(args.out);
-  const int64_t ranges = std::min<int64_t>(classes, 16), per_range = ranges ? (classes + ranges - 1) / ranges : 0;
+  const int64_t ranges = std::min<int64_t>(classes, 16), per_range = ranges ? pieces(classes, ranges) : 0;
   for_tasks(columns * ranges, [&](int64_t task, int) {
     const int64_t k = task % columns * kLoadBlock, n = std::min(kLoadBlock, dim - k), range = task / columns;
     for (int64_t c = range * per_range; c < std::min(classes, (range + 1) * per_range); ++c) {
@@ -39,8 +39,7 @@ void run(const ClassSumsArgs& args) {
 }  // namespace
 
 void class_sums(const ClassSumsArgs& args) {
-  if (args.x.dtype == DType::f64) run<double>(args);
-  else run<float>(args);
+  with_compute(args.x.dtype, [&](auto t) { run<decltype(t)>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

@@ -4,33 +4,10 @@
 #include <cstdint>
 
 #include "../columns.h"
+#include "isa/dispatch.h"
 #include "rows.h"
 
-// Declares a kernel in every instruction set's namespace, and a function of the same name that calls the best one.
-#if defined(__x86_64__)
-#define NCOPS_KERNEL(name, Args)                     \
-  namespace avx512 { void name(const Args&); }       \
-  namespace avx2 { void name(const Args&); }         \
-  namespace generic { void name(const Args&); }      \
-  inline void name(const Args& args) {               \
-    switch (isa()) {                                 \
-      case Isa::avx512: return avx512::name(args);   \
-      case Isa::avx2: return avx2::name(args);       \
-      default: return generic::name(args);           \
-    }                                                \
-  }
-#else
-#define NCOPS_KERNEL(name, Args)                \
-  namespace generic { void name(const Args&); } \
-  inline void name(const Args& args) { generic::name(args); }
-#endif
-
 namespace ncops {
-
-enum class Isa { generic, avx2, avx512 };
-Isa isa();               // the best this machine has, or what NCOPS_CPU_ISA forces; throws where that cannot run
-const char* isa_name();
-bool bf16_products();    // whether pairs of bfloat16 are multiplied directly; NCOPS_CPU_ISA=avx512 turns that off
 
 struct LinearStatsArgs {
   Rows x, w;
@@ -182,6 +159,7 @@ struct AccumulateClassMomentsArgs {
 NCOPS_KERNEL(accumulate_class_moments, AccumulateClassMomentsArgs)
 
 enum class PairKernel { dot, cosine, distance, log_distance, riesz, gaussian, cdnv };
+static inline constexpr bool is_distance(PairKernel kernel) { return kernel != PairKernel::dot && kernel != PairKernel::cosine; }
 struct PairStatsArgs {
   Rows rows;  // the K valid rows, gathered by index; offset set for the distance kernels
   PairKernel kernel;

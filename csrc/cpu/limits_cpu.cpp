@@ -1,12 +1,12 @@
 // What this machine can do at best: multiply-adds that stay in registers, and reading memory. The benchmark's yardsticks.
+#include "blocks/scratch.h"
+#include "isa/vec.h"
 #include "kernels.h"
-#include "scratch.h"
-#include "simd.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
 
-constexpr int kChains = NCOPS_ISA_ID == 1 ? 24 : 12;  // independent sums: more than latency times units, all in registers
+constexpr int kChains = kRegisters * 3 / 4;  // independent sums: more than latency times units, all in registers
 
 template <class T, class MultiplyAdd>
 NCOPS_INLINE T chains(int64_t steps, MultiplyAdd multiply_add) {
@@ -30,19 +30,14 @@ void register_products(const RegisterProductsArgs& args) {
   const int64_t tasks = int64_t(16) * workers();  // handed out one by one, like the kernels' own, to share a disturbance
   std::atomic<int> sink{0};
   const int64_t steps = (args.steps + 15) / 16;
+  const bool pairs = kBf16Pairs && args.dtype == DType::bf16 && bf16_products();
   for_tasks(tasks, [&](int64_t, int) {
     double out = 0;
     if (args.dtype == DType::f64) out = chains<double>(steps, [](auto a, auto b, auto c) { return fma(a, b, c); });
-#if NCOPS_ISA_ID == 1
-    else if (args.dtype == DType::bf16 && bf16_products())
-      out = chains<float>(steps, [](auto a, auto b, auto c) {
-        return (Vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)(__m512)a, (__m512bh)(__m512)b);
-      });
-#endif
+    else if (pairs) out = chains<float>(steps, [](auto a, auto b, auto c) { return multiply_add_pairs(a, b, c); });
     else out = chains<float>(steps, [](auto a, auto b, auto c) { return fma(a, b, c); });
     if (out == 12345.0) sink.fetch_add(1);
   });
-  const bool pairs = NCOPS_ISA_ID == 1 && args.dtype == DType::bf16 && bf16_products();
   const int lanes = args.dtype == DType::f64 ? kWidth<double> : kWidth<float>;
   *args.flops = 2.0 * (pairs ? 2 : 1) * lanes * kChains * double(steps) * double(tasks);
 }

@@ -1,7 +1,7 @@
 // linear_stats: a product whose tiles are reduced to row statistics on the spot.
-#include "few_rows.h"
+#include "blocks/few_rows.h"
 #include "logit_columns.h"
-#include "product.h"
+#include "blocks/product.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -129,7 +129,7 @@ bool few(const LinearStatsArgs& args, Run run) {
       return true;
     };
     if (args.w.dtype == DType::bf16)
-      if constexpr (sizeof(T) == 4) return by_rows(uint16_t());
+      if constexpr (sizeof(T) == 4) return by_rows(Bf16());
     if (args.w.dtype == DType::f32 || args.w.dtype == DType::f64) return by_rows(T());
   }
   return false;
@@ -199,10 +199,9 @@ void by_shape(const LinearStatsArgs& args, Run run) {
     if (args.x.rows <= kWidth<typename decltype(mode)::T>) run(mode, std::integral_constant<int, 1>());
     else run(mode, std::integral_constant<int, 2>());
   };
-#if NCOPS_ISA_ID == 1
   // Few rows are bound by reading w, which the plain mode does in place.
-  if (args.x.dtype == DType::bf16 && bf16_products() && args.x.rows > kFewRows) return by_rows(Bf16Pairs());
-#endif
+  if constexpr (kBf16Pairs)
+    if (args.x.dtype == DType::bf16 && bf16_products() && args.x.rows > kFewRows) return by_rows(Bf16Pairs());
   if (args.x.dtype == DType::f64) by_rows(Plain<double>());
   else by_rows(Plain<float>());
 }

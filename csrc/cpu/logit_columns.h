@@ -6,7 +6,7 @@
 
 #include "../logit_share.h"
 #include "kernels.h"
-#include "simd.h"
+#include "isa/vec.h"
 
 namespace ncops::NCOPS_ISA {
 

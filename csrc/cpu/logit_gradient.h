@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "simd.h"
+#include "isa/vec.h"
 
 namespace ncops::NCOPS_ISA {
 

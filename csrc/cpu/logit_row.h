@@ -10,25 +10,6 @@
 
 namespace ncops::NCOPS_ISA {
 
-#if defined(__x86_64__)
-NCOPS_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-#else
-NCOPS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
-#endif
-
-// counts + (z > bound), lane by lane.
-NCOPS_INLINE IntVec<float> count_above(IntVec<float> counts, Vec<float> z, Vec<float> bound) {
-#if NCOPS_ISA_ID == 1  // the compiler would widen the mask to a vector first
-  const __mmask16 above = _mm512_cmp_ps_mask((__m512)z, (__m512)bound, _CMP_GT_OQ);
-  return (IntVec<float>)_mm512_mask_add_epi32((__m512i)counts, above, (__m512i)counts, _mm512_set1_epi32(1));
-#else
-  return counts - (IntVec<float>)(z > bound);
-#endif
-}
-NCOPS_INLINE IntVec<double> count_above(IntVec<double> counts, Vec<double> z, Vec<double> bound) {
-  return counts - (IntVec<double>)(z > bound);
-}
-
 template <class T>
 class LogitRow {
  public:
@@ -69,7 +50,7 @@ class LogitRow {
 
  private:
   static constexpr T inf = std::numeric_limits<T>::infinity();
-  static constexpr int kAtOnce = NCOPS_ISA_ID == 1 ? 4 : 2;  // vectors in flight: as many chains as registers allow
+  static constexpr int kAtOnce = kRegisters / 8;  // vectors in flight: as many chains as registers allow
 
   // The classes past the last whole vector; -inf in the other lanes is neither counted nor summed.
   struct Tail {

@@ -4,8 +4,8 @@
 // the first and the last vector of a row overlap their neighbours, and what lies between is aligned for the stores.
 // The result is always fresh: autograd keeps the logits, and whoever made them may too.
 #include "logit_gradient.h"
-#include "scratch.h"
-#include "stored.h"
+#include "blocks/scratch.h"
+#include "isa/convert.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {

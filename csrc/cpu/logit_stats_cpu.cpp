@@ -1,7 +1,7 @@
 // logit_stats: stored logits, read once; short rows in tiles of many, long rows one by one.
 #include "logit_row.h"
-#include "pack.h"
-#include "scratch.h"
+#include "blocks/pack.h"
+#include "blocks/scratch.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {

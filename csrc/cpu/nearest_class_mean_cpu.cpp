@@ -1,6 +1,6 @@
 // nearest_class_mean: the arg-max of x.m - |m|^2 / 2 over centred rows, then the winning distance from direct differences.
+#include "blocks/product.h"
 #include "kernels.h"
-#include "product.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -63,26 +63,15 @@ void run(const NearestClassMeanArgs& args) {
   if (n == 0) return;
   Scratch bias(classes * sizeof(T));
   for_tasks(classes, [&](int64_t c, int) {
-    if (args.valid && !args.valid[c]) {
-      bias.at<T>()[c] = -std::numeric_limits<T>::infinity();
-      return;
-    }
-    double total = 0;
-    T block[kLoadBlock];
-    for (int64_t k = 0; k < args.means.dim; k += kLoadBlock) {
-      const int64_t width = std::min(kLoadBlock, args.means.dim - k);
-      load_row<T>(args.means, c, k, width, block);
-      for (int64_t i = 0; i < width; ++i) total += double(block[i]) * double(block[i]);
-    }
-    bias.at<T>()[c] = T(-0.5 * total);
+    const bool valid = !args.valid || args.valid[c];
+    bias.at<T>()[c] = valid ? T(-0.5 * squared_norm<T>(args.means, c)) : -std::numeric_limits<T>::infinity();
   });
   const Plan plan = plan_product<T>(n, classes, args.x.dim, NV * kWidth<T>);
   Scratch partials(plan.splits * n * sizeof(typename NearestMean<T, NV>::Partial));
   NearestMean<T, NV> epilogue{args, bias.at<T>(), partials.at<typename NearestMean<T, NV>::Partial>(), plan};
   run_product<Plain<T>, NV>(args.x, args.means, plan, epilogue);
-  constexpr int64_t block = 256;
-  for_tasks((n + block - 1) / block, [&](int64_t task, int) {
-    for (int64_t row = task * block; row < std::min(n, (task + 1) * block); ++row) {
+  for_blocks(n, 256, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
       auto best = epilogue.partials[row];
       for (int64_t split = 1; split < plan.splits; ++split) {
         const auto& later = epilogue.partials[split * n + row];
@@ -98,17 +87,13 @@ void run(const NearestClassMeanArgs& args) {
   });
 }
 
-template <class T>
-void by_rows(const NearestClassMeanArgs& args) {
-  if (args.x.rows <= kWidth<T>) run<T, 1>(args);
-  else run<T, 2>(args);
-}
-
 }  // namespace
 
 void nearest_class_mean(const NearestClassMeanArgs& args) {
-  if (args.x.dtype == DType::f64) by_rows<double>(args);
-  else by_rows<float>(args);
+  with_compute(args.x.dtype, [&](auto t) {
+    using T = decltype(t);
+    with_vectors<T>(args.x.rows, [&](auto nv) { run<T, nv>(args); });
+  });
 }
 
 }  // namespace ncops::NCOPS_ISA

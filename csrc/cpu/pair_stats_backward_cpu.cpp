@@ -3,9 +3,9 @@
 // pairs. Through row_max only the K pairs that give the maxima count, and those are formed directly, in double.
 //
 // Every row gathers what it gets, so bits do not depend on the number of threads. K x K never exists.
-#include "pair_rows.h"
-#include "sorted_rows.h"
-#include "two_products.h"
+#include "blocks/pair_rows.h"
+#include "blocks/sorted_rows.h"
+#include "blocks/two_products.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -40,9 +40,8 @@ struct BestPairs {
       : args(a), givers(a.partner, a.rows.rows, a.rows.rows, -1), slopes(a.rows.rows * sizeof(Slope)) {}
 
   void form_slopes() {
-    const int64_t k = args.rows.rows;
-    for_tasks((k + 63) / 64, [&](int64_t task, int) {
-      for (int64_t i = task * 64; i < std::min(k, task * 64 + 64); ++i) {
+    for_blocks(args.rows.rows, 64, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
         Slope& s = slopes.at<Slope>()[i];
         s = {0, 0};
         const int64_t j = args.partner[i];
@@ -163,19 +162,18 @@ struct SlopeRows {
   void add_difference(int64_t i, int64_t j, int64_t k, int64_t n, double f, Out* out) const {
     const Rows& x = args.rows;
     double u[kLoadBlock], v[kLoadBlock];
-    for (int64_t c = 0; c < n; c += kLoadBlock) {
-      const int64_t m = std::min(kLoadBlock, n - c);
-      load_raw<double>(x, x.index ? x.index[i] : i, k + c, m, u);
-      load_raw<double>(x, x.index ? x.index[j] : j, k + c, m, v);
+    for_columns(n, [&](int64_t c, int64_t m) {
+      load_raw<double>(x, x.stored(i), k + c, m, u);
+      load_raw<double>(x, x.stored(j), k + c, m, v);
       for (int64_t a = 0; a < m; ++a) out[c + a] = Out(double(out[c + a]) + f * (u[a] - v[a]));
-    }
+    });
   }
 
   void end(State& s, const T* panel, T* out) {
     const Rows& x = args.rows;
     for (int lane = 0; lane < s.count; ++lane) {
       const int64_t row = s.row + lane;
-      finish(s, lane, panel, out, (x.index ? x.index[row] : row) * x.dim);
+      finish(s, lane, panel, out, x.stored(row) * x.dim);
       if (!args.g_variances) continue;
       double total = s.by_variance[lane];
       best.visit(row, [&](int64_t, int64_t owner) { total += best.slopes.at<Slope>()[owner].by_variance; });
@@ -224,9 +222,9 @@ void through_distances(const PairStatsBackwardArgs& args) {
     run_two_products<T>(x, x, plan, epilogue, true, nullptr);
     return;
   }
-  for_tasks((k + L - 1) / L, [&](int64_t task, int) {  // through row_max alone
+  for_blocks(k, L, [&](int64_t begin, int64_t end, int) {  // through row_max alone
     typename SlopeRows<T>::State state;
-    epilogue.begin(state, task * L, std::min(L, k - task * L), nullptr);
+    epilogue.begin(state, begin, end - begin, nullptr);
     epilogue.end(state, nullptr, nullptr);
   });
 }
@@ -235,69 +233,59 @@ void through_distances(const PairStatsBackwardArgs& args) {
 template <class T>
 void through_products(const PairStatsBackwardArgs& args) {
   const Rows& x = args.rows;
-  const int64_t k = x.rows, dim = x.dim, columns = (dim + kLoadBlock - 1) / kLoadBlock;
+  const int64_t k = x.rows, dim = x.dim;
   const bool cosine = args.kernel == PairKernel::cosine;
   const BestPairs best(args);
-  const auto stored = [&](int64_t r) { return x.index ? x.index[r] : r; };
   Scratch scales(k * sizeof(double)), sums(dim * sizeof(double));
   double* scale = scales.at<double>();
   double* sum = sums.at<double>();
-  for_tasks((k + 63) / 64, [&](int64_t task, int) {
-    for (int64_t r = task * 64; r < std::min(k, task * 64 + 64); ++r) {
-      double total = 0, block[kLoadBlock];
-      scale[r] = 1;
-      if (!cosine) continue;
-      for (int64_t c = 0; c < dim; c += kLoadBlock) {
-        const int64_t n = std::min(kLoadBlock, dim - c);
-        load_raw<double>(x, stored(r), c, n, block);
-        for (int64_t i = 0; i < n; ++i) total += block[i] * block[i];
-      }
+  for_blocks(k, 64, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const double total = cosine ? squared_norm<double>(x, r) : 1;
       scale[r] = total == 0 ? std::numeric_limits<double>::quiet_NaN() : 1 / std::sqrt(total);
     }
   });
-  for_tasks(columns, [&](int64_t task, int) {
-    const int64_t c = task * kLoadBlock, n = std::min(kLoadBlock, dim - c);
+  for_blocks(dim, kLoadBlock, [&](int64_t c, int64_t end, int) {
+    const int64_t n = end - c;
     double total[kLoadBlock] = {}, block[kLoadBlock];
     for (int64_t r = 0; r < k; ++r) {
-      load_raw<double>(x, stored(r), c, n, block);
+      load_raw<double>(x, x.stored(r), c, n, block);
       for (int64_t i = 0; i < n; ++i) total[i] += scale[r] * block[i];
     }
     std::memcpy(sum + c, total, n * sizeof(double));
   });
   Scratch rows(workers() * round_up(dim * sizeof(double), 64));
-  for_tasks((k + 7) / 8, [&](int64_t task, int worker) {
+  for_blocks(k, 8, [&](int64_t begin, int64_t end, int worker) {
     double* total = rows.at<double>(worker * round_up(dim * sizeof(double), 64));
     double block[kLoadBlock];
-    for (int64_t r = task * 8; r < std::min(k, task * 8 + 8); ++r) {
+    for (int64_t r = begin; r < end; ++r) {
       double along = 0;
-      for (int64_t c = 0; c < dim; c += kLoadBlock) {
-        const int64_t n = std::min(kLoadBlock, dim - c);
-        load_raw<double>(x, stored(r), c, n, block);
+      for_columns(dim, [&](int64_t c, int64_t n) {
+        load_raw<double>(x, x.stored(r), c, n, block);
         for (int64_t i = 0; i < n; ++i) total[c + i] = args.share * (sum[c + i] - scale[r] * block[i]);
         best.visit(r, [&](int64_t j, int64_t owner) {
           if (args.g_row_max[owner] == 0) return;
           const double f = args.g_row_max[owner] * scale[j];
           double other[kLoadBlock];
-          load_raw<double>(x, stored(j), c, n, other);
+          load_raw<double>(x, x.stored(j), c, n, other);
           for (int64_t i = 0; i < n; ++i) total[c + i] += f * other[i];
         });
         for (int64_t i = 0; i < n; ++i) along += total[c + i] * (scale[r] * block[i]);
-      }
-      for (int64_t c = 0; c < dim; c += kLoadBlock) {
-        const int64_t n = std::min(kLoadBlock, dim - c);
+      });
+      for_columns(dim, [&](int64_t c, int64_t n) {
         T result[kLoadBlock];
-        load_raw<double>(x, stored(r), c, n, block);
+        load_raw<double>(x, x.stored(r), c, n, block);
         for (int64_t i = 0; i < n; ++i)
           result[i] = T(cosine ? (total[c + i] - along * (scale[r] * block[i])) * scale[r] : total[c + i]);
-        store_row<T>(result, n, x.dtype, args.g_rows, stored(r) * dim + c);
-      }
+        store_row<T>(result, n, x.dtype, args.g_rows, x.stored(r) * dim + c);
+      });
     }
   });
 }
 
 template <class T>
 void run(const PairStatsBackwardArgs& args) {
-  if (args.kernel >= PairKernel::distance) through_distances<T>(args);
+  if (is_distance(args.kernel)) through_distances<T>(args);
   else through_products<T>(args);
   clear_other_rows<T>(args.rows, args.total, args.g_rows);
 }
@@ -305,8 +293,7 @@ void run(const PairStatsBackwardArgs& args) {
 }  // namespace
 
 void pair_stats_backward(const PairStatsBackwardArgs& args) {
-  if (args.rows.dtype == DType::f64) run<double>(args);
-  else run<float>(args);
+  with_compute(args.rows.dtype, [&](auto t) { run<decltype(t)>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

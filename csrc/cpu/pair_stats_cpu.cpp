@@ -1,6 +1,6 @@
 // pair_stats: upper-triangle tiles of a row product, turned into the pair kernel's values and reduced on the spot.
-#include "pair_rows.h"
-#include "product.h"
+#include "blocks/pair_rows.h"
+#include "blocks/product.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -48,7 +48,7 @@ struct PairStats {
   Best* column_best;                    // (blocks, K): best partner of w row j among the x rows of a block
   Best* row_best;                       // (K): best partner of x row i among the later rows
 
-  bool close_pairs() const { return args.kernel >= PairKernel::distance; }
+  bool close_pairs() const { return is_distance(args.kernel); }
 
   void begin(State& s, int64_t row, int64_t count, int64_t, const T*) {
     s.row = row;
@@ -215,8 +215,7 @@ void run(const PairStatsArgs& args) {
 }  // namespace
 
 void pair_stats(const PairStatsArgs& args) {
-  if (args.rows.dtype == DType::f64) run<double>(args);
-  else run<float>(args);
+  with_compute(args.rows.dtype, [&](auto t) { run<decltype(t)>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

@@ -2,8 +2,8 @@
 //
 // N x r never exists. Shares of g_basis are kept per task, of which there are at most 8 (fewer for a large basis), and merged
 // in order.
+#include "blocks/two_products.h"
 #include "kernels.h"
-#include "two_products.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -25,7 +25,7 @@ struct ScaleRows {
     const T* factor = static_cast<const T*>(args.factor);
     for (int64_t i = 0; i < L; ++i) {
       const int64_t r = row + i;
-      state.factor[i] = i >= count ? T(0) : factor ? factor[args.x.index ? args.x.index[r] : r] : T(1);
+      state.factor[i] = i >= count ? T(0) : factor ? factor[args.x.stored(r)] : T(1);
     }
   }
 
@@ -45,7 +45,7 @@ template <class T>
 void run(const ProjectedSqnormsBackwardArgs& args) {
   constexpr int L = 2 * kWidth<T>;
   const Rows &x = args.x, &basis = args.basis;
-  const int64_t dim = x.dim, columns = (dim + L - 1) / L, groups = (basis.rows + kMR - 1) / kMR;
+  const int64_t dim = x.dim, columns = pieces(dim, L), groups = pieces(basis.rows, kMR);
   const int64_t sum_size = columns * groups * kMR * L;
   T* g_basis = static_cast<T*>(args.g_basis);
   // At most 8 shares of g_basis, and 128 MB of them.
@@ -54,7 +54,7 @@ void run(const ProjectedSqnormsBackwardArgs& args) {
   const TwoProductsPlan plan = plan_two_products<T>(x.rows, dim, most);
   Scratch sums(g_basis ? plan.tasks * sum_size * sizeof(T) : 0);
   ScaleRows<T> epilogue{args};
-  if (args.g_x && basis.rows == 0) std::memset(args.g_x, 0, args.total * dim * (x.dtype >= DType::bf16 ? 2 : sizeof(T)));
+  if (args.g_x && basis.rows == 0) std::memset(args.g_x, 0, args.total * dim * element_bytes(x.dtype));
   else run_two_products<T>(x, basis, plan, epilogue, args.g_x != nullptr, g_basis ? sums.at<T>() : nullptr);
   if (args.g_x) clear_other_rows<T>(x, args.total, args.g_x);
   if (g_basis)
@@ -72,8 +72,7 @@ void run(const ProjectedSqnormsBackwardArgs& args) {
 }  // namespace
 
 void projected_sqnorms_backward(const ProjectedSqnormsBackwardArgs& args) {
-  if (args.x.dtype == DType::f64) run<double>(args);
-  else run<float>(args);
+  with_compute(args.x.dtype, [&](auto t) { run<decltype(t)>(args); });
 }
 
 }  // namespace ncops::NCOPS_ISA

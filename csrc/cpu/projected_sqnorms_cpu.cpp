@@ -1,6 +1,6 @@
 // projected_sqnorms: centring happens while x is packed, squaring while the tile is in cache; N x r never exists.
+#include "blocks/product.h"
 #include "kernels.h"
-#include "product.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -55,17 +55,13 @@ void run(const ProjectedSqnormsArgs& args) {
   }
 }
 
-template <class T>
-void by_rows(const ProjectedSqnormsArgs& args) {
-  if (args.x.rows <= kWidth<T>) run<T, 1>(args);
-  else run<T, 2>(args);
-}
-
 }  // namespace
 
 void projected_sqnorms(const ProjectedSqnormsArgs& args) {
-  if (args.x.dtype == DType::f64) by_rows<double>(args);
-  else by_rows<float>(args);
+  with_compute(args.x.dtype, [&](auto t) {
+    using T = decltype(t);
+    with_vectors<T>(args.x.rows, [&](auto nv) { run<T, nv>(args); });
+  });
 }
 
 }  // namespace ncops::NCOPS_ISA

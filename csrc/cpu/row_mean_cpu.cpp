@@ -1,20 +1,17 @@
 // row_mean and row_center: the mean of rows, or a point amid most of them, in double: origins of centred products.
-#include <algorithm>
-#include <cmath>
-
+#include "blocks/load.h"
+#include "blocks/scratch.h"
 #include "kernels.h"
-#include "pack.h"
-#include "scratch.h"
 
 namespace ncops::NCOPS_ISA {
 
 void row_mean(const RowMeanArgs& args) {
   const Rows& x = args.rows;
-  for_tasks((x.dim + kLoadBlock - 1) / kLoadBlock, [&](int64_t task, int) {
-    const int64_t k = task * kLoadBlock, n = std::min(kLoadBlock, x.dim - k);
+  for_blocks(x.dim, kLoadBlock, [&](int64_t k, int64_t end, int) {
+    const int64_t n = end - k;
     double total[kLoadBlock] = {}, block[kLoadBlock];
     for (int64_t r = 0; r < x.rows; ++r) {
-      load_raw<double>(x, x.index ? x.index[r] : r, k, n, block);
+      load_raw<double>(x, x.stored(r), k, n, block);
       for (int64_t i = 0; i < n; ++i) total[i] += block[i];
     }
     for (int64_t i = 0; i < n; ++i) args.out[k + i] = x.rows > 0 ? total[i] / double(x.rows) : 0.0;
@@ -27,14 +24,14 @@ void row_center(const RowMeanArgs& args) {
   const Rows& x = args.rows;
   NCOPS_ISA::row_mean(args);
   if (x.rows == 0) return;
-  for_tasks((x.dim + kLoadBlock - 1) / kLoadBlock, [&](int64_t task, int) {
-    const int64_t k = task * kLoadBlock, n = std::min(kLoadBlock, x.dim - k);
+  for_blocks(x.dim, kLoadBlock, [&](int64_t k, int64_t end, int) {
+    const int64_t n = end - k;
     Scratch memory(size_t(most) * kLoadBlock * sizeof(double));
     double* sample = memory.at<double>();  // [column][most]
     for (int64_t i = 0; i < most; ++i) {
       const int64_t r = i * x.rows / most;
       double block[kLoadBlock];
-      load_raw<double>(x, x.index ? x.index[r] : r, k, n, block);
+      load_raw<double>(x, x.stored(r), k, n, block);
       for (int64_t j = 0; j < n; ++j) sample[j * most + i] = block[j];
     }
     for (int64_t j = 0; j < n; ++j) {

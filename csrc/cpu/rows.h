@@ -6,6 +6,8 @@
 namespace ncops {
 
 enum class DType : int { f32, f64, bf16, f16 };
+static inline constexpr bool is_half(DType dtype) { return dtype == DType::bf16 || dtype == DType::f16; }
+static inline constexpr int64_t element_bytes(DType dtype) { return is_half(dtype) ? 2 : dtype == DType::f64 ? 8 : 4; }
 
 // Whether a label is a class: any other value but ignore_index is an error, which callers report or count.
 static inline bool is_class(int64_t label, int64_t num_classes, int64_t ignore_index) {
@@ -21,6 +23,8 @@ struct Rows {
   const int64_t* labels = nullptr;          // by stored row, with `center`: centre + labels[...] * dim is a row's ...
   const void* center = nullptr;             // ... in the compute dtype; without labels one centre serves all rows
   const double* offset = nullptr;           // (dim) subtracted in double before rounding to the compute dtype
+
+  int64_t stored(int64_t r) const { return index ? index[r] : r; }
 };
 
 }  // namespace ncops

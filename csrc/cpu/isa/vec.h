@@ -1,89 +1,34 @@
-// Vectors of one register's width, as compiler vector types: the same source serves AVX-512, AVX2, SSE2 and NEON.
+// What kernels do with vectors: the plain forms, which a set's own overloads (see target.h) go before, and what is made of them.
 #pragma once
 
-#include "isa.h"
+#include "target.h"
 
 namespace ncops::NCOPS_ISA {
 
-template <class T>
-struct VecOf;
-template <>
-struct VecOf<float> {
-  typedef float type __attribute__((vector_size(NCOPS_VECTOR_BYTES)));
-  typedef int32_t mask __attribute__((vector_size(NCOPS_VECTOR_BYTES)));
-  using Int = int32_t;
-};
-template <>
-struct VecOf<double> {
-  typedef double type __attribute__((vector_size(NCOPS_VECTOR_BYTES)));
-  typedef int64_t mask __attribute__((vector_size(NCOPS_VECTOR_BYTES)));
-  using Int = int64_t;
-};
-template <class T>
-using Vec = typename VecOf<T>::type;
-template <class T>
-using IntVec = typename VecOf<T>::mask;  // integers of the lane's width; also what comparisons return (0 or -1)
-template <class T>
-using LaneInt = typename VecOf<T>::Int;
-template <class T>
-constexpr int kWidth = NCOPS_VECTOR_BYTES / sizeof(T);
-
-template <class T>
-NCOPS_INLINE Vec<T> load(const T* p) {
-  Vec<T> v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-template <class T>
-NCOPS_INLINE void store(T* p, Vec<T> v) {
-  std::memcpy(p, &v, sizeof v);
-}
-template <class T>
-NCOPS_INLINE IntVec<T> load_int(const LaneInt<T>* p) {
-  IntVec<T> v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-template <class T>
-NCOPS_INLINE void store_int(LaneInt<T>* p, IntVec<T> v) {
-  std::memcpy(p, &v, sizeof v);
-}
 template <class T>
 NCOPS_INLINE Vec<T> splat(T a) {
   return a - Vec<T>{};
 }
 
 // One element in every lane, whatever its bits (a pair of bfloat16 may look like a signalling NaN).
-NCOPS_INLINE Vec<float> broadcast(const float* p) {
-#if NCOPS_ISA_ID == 1
-  return (Vec<float>)_mm512_set1_ps(*p);
-#elif NCOPS_ISA_ID == 2
-  return (Vec<float>)_mm256_broadcast_ss(p);
-#else
-  return splat<float>(*p);
-#endif
+template <class T>
+NCOPS_INLINE Vec<T> broadcast(const T* p) {
+  return splat<T>(*p);
 }
-NCOPS_INLINE Vec<double> broadcast(const double* p) { return splat<double>(*p); }
 
 // a * b + c, fused wherever the instruction set can: every product in these kernels is spelt with it, so that two code
 // paths that must agree to the bit (a target's logit and its rivals') do.
-NCOPS_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
-#if NCOPS_ISA_ID == 1
-  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif NCOPS_ISA_ID == 2
-  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#else
+template <class V>
+NCOPS_INLINE V fma(V a, V b, V c) {
   return a * b + c;
-#endif
 }
-NCOPS_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
-#if NCOPS_ISA_ID == 1
-  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif NCOPS_ISA_ID == 2
-  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#else
-  return a * b + c;
-#endif
+
+// The same for lanes that hold pairs of bfloat16: both products are added.
+template <class V>
+NCOPS_INLINE V multiply_add_pairs(V a, V b, V c) {
+  const auto low = [](V v) { return (V)((IntVec<float>)v << 16); };
+  const auto high = [](V v) { return (V)((IntVec<float>)v & ~0xffff); };
+  return fma(high(a), high(b), fma(low(a), low(b), c));
 }
 
 // Folds halves, quarters, ... onto each other: a fixed order.
@@ -104,35 +49,34 @@ NCOPS_INLINE T reduce_add(Vec<T> v) {
 }
 
 // The larger of two; the second one where either is NaN.
-NCOPS_INLINE Vec<float> max_of(Vec<float> a, Vec<float> b) {
-#if NCOPS_ISA_ID == 1
-  return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
-#elif NCOPS_ISA_ID == 2
-  return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
-#else
+template <class V>
+NCOPS_INLINE V max_of(V a, V b) {
   return a > b ? a : b;
-#endif
 }
-NCOPS_INLINE Vec<double> max_of(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
 template <class V>
 NCOPS_INLINE V min_of(V a, V b) {
   return a < b ? a : b;
 }
 
+template <class I>
+NCOPS_INLINE bool any_lane(I mask) {
+  auto out = mask[0];
+  for (int i = 1; i < int(sizeof mask / sizeof mask[0]); ++i) out |= mask[i];
+  return out != 0;
+}
 // Whether a comparison holds in any lane.
 template <class T>
 NCOPS_INLINE bool any(IntVec<T> mask) {
-#if NCOPS_ISA_ID == 1
-  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask((__m512i)mask) != 0;
-  else return _mm512_movepi64_mask((__m512i)mask) != 0;
-#elif NCOPS_ISA_ID == 2
-  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
-#else
-  LaneInt<T> out = 0;
-  for (int i = 0; i < kWidth<T>; ++i) out |= mask[i];
-  return out != 0;
-#endif
+  return any_lane(mask);
 }
+
+// counts + (z > bound), lane by lane.
+template <class I, class V>
+NCOPS_INLINE I count_above(I counts, V z, V bound) {
+  return counts - (I)(z > bound);
+}
+
+NCOPS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 template <class T>
 struct ExpConstants;
@@ -158,6 +102,15 @@ struct ExpConstants<double> {
       2.755724089469107372e-6, 2.7557263284416511109e-7, 2.5110046444457486801e-8, 2.0918135766484713038e-9};
 };
 
+template <class T>
+NCOPS_INLINE Vec<T> exp_polynomial(Vec<T> r) {
+  using C = ExpConstants<T>;
+  Vec<T> p = splat<T>(C::coefficient[C::terms - 1]);
+#pragma GCC unroll 16
+  for (int k = C::terms - 2; k >= 0; --k) p = fma(p, r, splat<T>(C::coefficient[k]));
+  return fma(p, r, splat<T>(1));
+}
+
 // e^x for x >= lowest, within about 1 ulp; exactly 1 at 0.
 template <class T>
 NCOPS_INLINE Vec<T> exp_clamped(Vec<T> x) {
@@ -165,34 +118,22 @@ NCOPS_INLINE Vec<T> exp_clamped(Vec<T> x) {
   const Vec<T> shifted = fma(x, splat<T>(T(1.4426950408889634074)), splat<T>(C::round));
   const Vec<T> n = shifted - C::round;
   const Vec<T> r = fma(n, splat<T>(-C::ln2_low), fma(n, splat<T>(-C::ln2_high), x));
-  Vec<T> p = splat<T>(C::coefficient[C::terms - 1]);
-#pragma GCC unroll 16
-  for (int k = C::terms - 2; k >= 0; --k) p = fma(p, r, splat<T>(C::coefficient[k]));
-  p = fma(p, r, splat<T>(1));
-  return (Vec<T>)((IntVec<T>)p + ((IntVec<T>)shifted << C::mantissa));  // the low bits of `shifted` hold n
+  return (Vec<T>)((IntVec<T>)exp_polynomial<T>(r) + ((IntVec<T>)shifted << C::mantissa));  // the low bits of `shifted` hold n
 }
 
 // e^x for x <= 0 (or slightly above); 0 below `lowest`, also for -inf.
 template <class T>
 NCOPS_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
-  const Vec<T> low = splat<T>(ExpConstants<T>::lowest);
-  return x < low ? Vec<T>{} : exp_clamped<T>(max_of(x, low));
+  using C = ExpConstants<T>;
+  const Vec<T> low = splat<T>(C::lowest), clamped = max_of(x, low);
+  if constexpr (!kScales || sizeof(T) != 4) {
+    return x < low ? Vec<T>{} : exp_clamped<T>(clamped);
+  } else {  // two instructions round and scale, where exp_clamped takes five: the exponentials are what logit_stats computes
+    const Vec<T> n = round_to_integer(clamped * 1.44269504f);
+    const Vec<T> r = fma(n, splat<T>(-0.693147180559945f), clamped);  // n (ln 2 - its float) is below 2e-7
+    return scale_where(x, low, exp_polynomial<T>(r), n);
+  }
 }
-#if NCOPS_ISA_ID == 1
-// Two instructions round and scale by 2^n, where the general form takes five: the exponentials are what logit_stats computes.
-template <>
-NCOPS_INLINE Vec<float> exp_nonpositive<float>(Vec<float> x) {
-  using C = ExpConstants<float>;
-  const Vec<float> low = splat<float>(C::lowest), clamped = max_of(x, low);
-  const Vec<float> n = (Vec<float>)_mm512_roundscale_ps((__m512)(clamped * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
-  const Vec<float> r = fma(n, splat<float>(-0.693147180559945f), clamped);  // n (ln 2 - its float) is below 2e-7
-  Vec<float> p = splat<float>(C::coefficient[C::terms - 1]);
-#pragma GCC unroll 16
-  for (int k = C::terms - 2; k >= 0; --k) p = fma(p, r, splat<float>(C::coefficient[k]));
-  p = fma(p, r, splat<float>(1));
-  return (Vec<float>)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_GE_OQ), (__m512)p, (__m512)n);
-}
-#endif
 
 template <class T>
 struct LogConstants;

@@ -6,52 +6,66 @@
 #pragma once
 
 #include "pack.h"
-#include "scratch.h"
 
 namespace ncops::NCOPS_ISA {
-
-constexpr int kMR = NCOPS_MR;
 
 // Steps summed in one chain. Chains are added up afterwards: one chain over 4096 steps has 12 times torch's error. A tile and its
 // diagonal are cut alike, so that they agree to the bit.
 constexpr int64_t kChain = 256;
 
-// tile[m * NV * W + lane] (+)= sum over steps k of w(m, k) * x[k * NV * W + lane], chain by chain, k ascending; added to what
-// the tile holds with Continue. `w` is a group packed by pack_rows. Loops over accumulators must unroll, or GCC puts them on
+// The sums of a micro-kernel, all in registers: M broadcast rows by NV vectors. Loops over them must unroll, or GCC puts them on
 // the stack.
+template <class Mode, int M, int NV>
+struct Sums {
+  using T = typename Mode::T;
+  static constexpr int W = kWidth<T>;
+  Vec<T> acc[M][NV];
+
+  NCOPS_INLINE Sums() {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) acc[m][v] = Vec<T>{};
+  }
+  // Adds w[m * Row + i * Step] * x[i * NV * W + lane] for steps i < n, ascending.
+  template <int Row, int Step>
+  NCOPS_INLINE void add(const T* x, const T* w, int64_t n) {
+    for (int64_t i = 0; i < n; ++i, x += NV * W) {
+      Vec<T> xv[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) xv[v] = load(x + v * W);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const Vec<T> wv = broadcast(w + m * Row + i * Step);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[m][v] = Mode::multiply_add(wv, xv[v], acc[m][v]);
+      }
+    }
+  }
+  // out[m * stride + v * W + lane] = or, with `add`, += the sums.
+  NCOPS_INLINE void write(T* out, int64_t stride, bool add) const {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        T* p = out + m * stride + v * W;
+        store(p, add ? load(p) + acc[m][v] : acc[m][v]);
+      }
+  }
+};
+
+// tile[m * NV * W + lane] (+)= sum over steps k of w(m, k) * x[k * NV * W + lane], chain by chain, k ascending; added to what
+// the tile holds with Continue. `w` is a group packed by pack_rows.
 template <class Mode, int NV, bool Continue = false, class T = typename Mode::T>
 __attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t depth, T* tile) {
-  constexpr int W = kWidth<T>, line = kLine<T>;
+  constexpr int L = NV * kWidth<T>, line = kLine<T>;
   static_assert(kChain % line == 0);
   for (int64_t start = 0; start == 0 || start < depth; start += kChain) {
     const int64_t end = std::min(depth, start + kChain);
-    Vec<T> acc[kMR][NV];
-#pragma GCC unroll 16
-    for (int m = 0; m < kMR; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] = Vec<T>{};
-    for (int64_t k = start; k < end; k += line, w += kMR * line) {
-      const int64_t n = std::min<int64_t>(line, end - k);
-      for (int64_t i = 0; i < n; ++i, x += NV * W) {
-        Vec<T> xv[NV];
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) xv[v] = load(x + v * W);
-#pragma GCC unroll 16
-        for (int m = 0; m < kMR; ++m) {
-          const Vec<T> wv = broadcast(w + m * line + i);
-#pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) acc[m][v] = Mode::multiply_add(wv, xv[v], acc[m][v]);
-        }
-      }
-    }
-    const bool add = Continue || start > 0;
-#pragma GCC unroll 16
-    for (int m = 0; m < kMR; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        T* out = tile + (m * NV + v) * W;
-        store(out, add ? load(out) + acc[m][v] : acc[m][v]);
-      }
+    Sums<Mode, kMR, NV> sums;
+    for (int64_t k = start; k < end; k += line, w += kMR * line, x += line * L)
+      sums.template add<line, 1>(x, w, std::min<int64_t>(line, end - k));
+    sums.write(tile, L, Continue || start > 0);
   }
 }
 
@@ -72,6 +86,17 @@ inline void multiply_diagonal(const T* x, const T* w, int64_t depth, T* out) {
   }
 }
 
+// Calls f(NV) with the vectors of a panel, a constant: one where x has no more rows than that, else two.
+template <class T, class F>
+NCOPS_INLINE void with_vectors(int64_t rows, F f) {
+  if (rows <= kWidth<T>) f(std::integral_constant<int, 1>());
+  else f(std::integral_constant<int, 2>());
+}
+
+constexpr int64_t kL2Bytes = int64_t(2) << 20;           // the second-level cache of a core
+constexpr int64_t kTileRows = pieces(96, kMR) * kMR;     // of w: a tile of products, at most 12 KB, is still in the first-level cache
+constexpr int64_t kTileRowBytes = 6144;                  // of w at a time: 600 KB of it stay in the second-level cache
+
 // How a product is cut up: a function of the shape alone, never of the number of threads, so results keep their bits.
 struct Plan {
   int64_t rows_per_block, blocks;  // rows of x packed together; each block visits all of its split's w
@@ -86,19 +111,16 @@ template <class T>
 inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
   Plan p;
   const int64_t row_bytes = std::max<int64_t>(1, dim) * int64_t(sizeof(T));
-  p.w_per_tile = (96 + kMR - 1) / kMR * kMR;
-  const int64_t cuts = (row_bytes + 6143) / 6144;  // at most 6 KB of a row: 600 KB of w
-  p.steps = std::max<int64_t>(kChain, round_up((dim + cuts - 1) / cuts, kChain));
+  p.w_per_tile = kTileRows;
+  p.steps = std::max<int64_t>(kChain, round_up(pieces(dim, pieces(row_bytes, kTileRowBytes)), kChain));
   // Packing w costs as much as about 8 rows of products per element, so a block holds at least 256 rows of x where it can.
-  int64_t rows = std::min<int64_t>(1024, std::max<int64_t>(256, (int64_t(2) << 20) / row_bytes));
+  int64_t rows = std::min<int64_t>(1024, std::max<int64_t>(256, kL2Bytes / row_bytes));
   if (v <= p.w_per_tile) rows = 4 * lanes;  // one tile of w: nothing to amortise, keep x in the first cache
-  p.blocks = std::max<int64_t>(1, (n + rows - 1) / rows);
-  p.rows_per_block = round_up((n + p.blocks - 1) / p.blocks, lanes);
-  const int64_t wanted = (32 + p.blocks - 1) / p.blocks;
-  const int64_t possible = std::max<int64_t>(1, v / 512);
-  const int64_t splits = std::min(wanted, possible);
-  p.w_per_split = std::max<int64_t>(p.w_per_tile, round_up((v + splits - 1) / splits, p.w_per_tile));
-  p.splits = std::max<int64_t>(1, (v + p.w_per_split - 1) / p.w_per_split);
+  p.blocks = std::max<int64_t>(1, pieces(n, rows));
+  p.rows_per_block = round_up(pieces(n, p.blocks), lanes);
+  const int64_t splits = std::min(pieces(32, p.blocks), std::max<int64_t>(1, v / 512));  // 32 tasks keep every thread busy
+  p.w_per_split = std::max<int64_t>(p.w_per_tile, round_up(pieces(v, splits), p.w_per_tile));
+  p.splits = std::max<int64_t>(1, pieces(v, p.w_per_split));
   return p;
 }
 
@@ -113,19 +135,16 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
   constexpr int L = NV * kWidth<T>;
   using State = typename Epilogue::State;
   const int64_t depth = Mode::depth(x.dim), panels = plan.rows_per_block / L, group = group_size<Mode>(x.dim);
-  const size_t x_bytes = round_up(size_t(plan.rows_per_block) * depth * sizeof(T), 64);
-  const size_t w_bytes = round_up(size_t(plan.w_per_tile / kMR) * group * sizeof(T), 64);
   const int64_t tile_size = plan.w_per_tile * L;
-  const size_t tile_bytes = size_t(depth > plan.steps ? panels : 1) * tile_size * sizeof(T);
-  const size_t state_bytes = round_up(panels * sizeof(State), 64);
-  const size_t worker_bytes = x_bytes + w_bytes + tile_bytes + state_bytes;
-  Scratch scratch(worker_bytes * std::min<int64_t>(plan.tasks(), workers()));
+  Layout layout;
+  const size_t x_at = layout.add<T>(plan.rows_per_block * depth), w_at = layout.add<T>(plan.w_per_tile / kMR * group);
+  const size_t tile_at = layout.add<T>((depth > plan.steps ? panels : 1) * tile_size);
+  const size_t states_at = layout.add<State>(panels);
+  Scratch scratch(layout.bytes * std::min<int64_t>(plan.tasks(), workers()));
   for_tasks(plan.tasks(), [&](int64_t task, int worker) {
-    const size_t base = worker * worker_bytes;
-    T* x_packed = scratch.at<T>(base);
-    T* w_packed = scratch.at<T>(base + x_bytes);
-    T* tile = scratch.at<T>(base + x_bytes + w_bytes);
-    State* states = scratch.at<State>(base + x_bytes + w_bytes + tile_bytes);
+    const size_t base = worker * layout.bytes;
+    T *x_packed = scratch.at<T>(base + x_at), *w_packed = scratch.at<T>(base + w_at), *tile = scratch.at<T>(base + tile_at);
+    State* states = scratch.at<State>(base + states_at);
     const int64_t split = task % plan.splits, row0 = task / plan.splits * plan.rows_per_block;
     const int64_t row1 = std::min(x.rows, row0 + plan.rows_per_block);
     const int64_t w0 = plan.upper ? row0 : split * plan.w_per_split, w1 = plan.upper ? w.rows : std::min(w.rows, w0 + plan.w_per_split);

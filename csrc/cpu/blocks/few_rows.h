@@ -3,7 +3,6 @@
 #pragma once
 
 #include "pack.h"
-#include "scratch.h"
 
 namespace ncops::NCOPS_ISA {
 
@@ -21,18 +20,17 @@ NCOPS_INLINE void multiply_row(const T* x, int64_t padded, const Stored* w, int6
     Vec<T> acc[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r] = Vec<T>{};
-    int64_t k = start;
-    for (; k + W <= end; k += W) {
-      const Vec<T> wv = load_as<T>(w + k);
+    const auto add = [&](int64_t k, const Stored* from) __attribute__((always_inline)) {
+      const Vec<T> wv = load_stored(from);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
-    }
+    };
+    int64_t k = start;
+    for (; k + W <= end; k += W) add(k, w + k);
     if (k < end) {
       Stored rest[W] = {};
       std::memcpy(rest, w + k, (end - k) * sizeof(Stored));
-      const Vec<T> wv = load_as<T>(rest);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) acc[r] = fma(load(x + r * padded + k), wv, acc[r]);
+      add(k, rest);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) out[r] += reduce_add<T>(acc[r]);
@@ -49,8 +47,7 @@ struct FewRows {
       : padded(round_up(x.dim, kWidth<T>)), data(size_t(kFewRows) * round_up(x.dim, kWidth<T>) * sizeof(T)) {
     std::memset(data.at<T>(), 0, size_t(kFewRows) * padded * sizeof(T));
     for (int64_t r = 0; r < x.rows; ++r)
-      for (int64_t k = 0; k < x.dim; k += kLoadBlock)
-        load_row<T>(x, r, k, std::min(kLoadBlock, x.dim - k), data.at<T>() + r * padded + k);
+      for_columns(x.dim, [&](int64_t k, int64_t n) { load_row<T>(x, r, k, n, data.at<T>() + r * padded + k); });
   }
 };
 

@@ -1,6 +1,6 @@
 #include "sorted_rows.h"
 
-#include "rows.h"
+#include "../rows.h"
 
 #include <algorithm>
 #include <cstring>

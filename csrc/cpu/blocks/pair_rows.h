@@ -1,8 +1,8 @@
 // What pair_stats and its gradient share: which distances are formed directly, norms of rows, powers.
 #pragma once
 
-#include "kernels.h"
-#include "pack.h"
+#include "../kernels.h"
+#include "load.h"
 #include "scratch.h"
 
 namespace ncops::NCOPS_ISA {
@@ -13,15 +13,9 @@ constexpr double kClose = 0.01;
 // Squared norms of all rows, and their reciprocal norms (NaN for a zero row) unless null.
 template <class T>
 inline void squared_norms(const Rows& rows, T* norms, T* scales) {
-  for_tasks((rows.rows + 63) / 64, [&](int64_t task, int) {
-    for (int64_t r = task * 64; r < std::min(rows.rows, task * 64 + 64); ++r) {
-      double total = 0;
-      T block[kLoadBlock];
-      for (int64_t c = 0; c < rows.dim; c += kLoadBlock) {
-        const int64_t n = std::min(kLoadBlock, rows.dim - c);
-        load_row<T>(rows, r, c, n, block);
-        for (int64_t i = 0; i < n; ++i) total += double(block[i]) * double(block[i]);
-      }
+  for_blocks(rows.rows, 64, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const double total = squared_norm<T>(rows, r);
       norms[r] = T(total);
       if (scales) scales[r] = total > 0 ? T(1 / std::sqrt(total)) : std::numeric_limits<T>::quiet_NaN();
     }

@@ -1,0 +1,72 @@
+// Rows of any dtype in the compute dtype T, less what they subtract; and two sums over such rows.
+#pragma once
+
+#include "../isa/convert.h"
+
+namespace ncops::NCOPS_ISA {
+
+// Calls f(T()) with the compute dtype of rows of `dtype`.
+template <class F>
+NCOPS_INLINE void with_compute(DType dtype, F f) {
+  if (dtype == DType::f64) f(double());
+  else f(float());
+}
+
+// n elements of a row from column k, converted; nothing subtracted yet.
+template <class T>
+inline void load_raw(const Rows& src, int64_t stored_row, int64_t k, int64_t n, T* out) {
+  const int64_t first = stored_row * src.row_stride + k * src.col_stride;
+  with_stored(src.dtype, [&](auto stored) __attribute__((always_inline)) {
+    load_elements(static_cast<const decltype(stored)*>(src.data) + first, src.col_stride, n, out);
+  });
+}
+
+constexpr int64_t kLoadBlock = 64;
+
+// Calls f(k, n) for columns [k, k + n), a block at a time.
+template <class F>
+NCOPS_INLINE void for_columns(int64_t dim, F f) {
+  for (int64_t k = 0; k < dim; k += kLoadBlock) f(k, std::min(kLoadBlock, dim - k));
+}
+
+// n elements of row r from column k, in T, minus whatever `src` subtracts. n <= kLoadBlock.
+template <class T>
+inline void load_row(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
+  const int64_t stored = src.stored(r);
+  if (src.offset) {
+    double wide[kLoadBlock];
+    load_raw<double>(src, stored, k, n, wide);
+    for (int64_t i = 0; i < n; ++i) out[i] = T(wide[i] - src.offset[k + i]);
+    return;
+  }
+  load_raw<T>(src, stored, k, n, out);
+  if (src.center) {
+    const T* c = static_cast<const T*>(src.center) + (src.labels ? src.labels[stored] * src.dim : 0) + k;
+    for (int64_t i = 0; i < n; ++i) out[i] -= c[i];
+  }
+}
+
+// |row r|^2, from elements in T.
+template <class T>
+inline double squared_norm(const Rows& src, int64_t r) {
+  double total = 0;
+  T block[kLoadBlock];
+  for_columns(src.dim, [&](int64_t k, int64_t n) {
+    load_row<T>(src, r, k, n, block);
+    for (int64_t i = 0; i < n; ++i) total += double(block[i]) * double(block[i]);
+  });
+  return total;
+}
+
+// |x_i - y_j|^2 from differences, in double, of the rows as they came.
+inline double square_distance(const Rows& x, int64_t i, const Rows& y, int64_t j) {
+  double total = 0, u[kLoadBlock], v[kLoadBlock];
+  for_columns(x.dim, [&](int64_t k, int64_t n) {
+    load_raw<double>(x, x.stored(i), k, n, u);
+    load_raw<double>(y, y.stored(j), k, n, v);
+    for (int64_t e = 0; e < n; ++e) total += (u[e] - v[e]) * (u[e] - v[e]);
+  });
+  return total;
+}
+
+}  // namespace ncops::NCOPS_ISA

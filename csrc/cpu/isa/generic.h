@@ -1,0 +1,15 @@
+// Any machine: 16-byte vectors that the compiler turns into what the target has (SSE2, NEON), and no primitive of its own.
+namespace ncops::NCOPS_ISA {
+
+constexpr int kVectorBytes = 16, kRegisters = 16;
+constexpr bool kScales = false, kBf16Pairs = false;
+
+}  // namespace ncops::NCOPS_ISA
+
+#include "lanes.h"
+
+namespace ncops::NCOPS_ISA {
+
+NCOPS_INLINE void finish_streams() {}  // stream is a plain store
+
+}  // namespace ncops::NCOPS_ISA

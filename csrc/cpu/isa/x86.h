@@ -1,0 +1,11 @@
+// What AVX2 and AVX-512 share.
+#pragma once
+
+namespace ncops::NCOPS_ISA {
+
+NCOPS_INLINE float widen(F16 h) { return _cvtsh_ss(h.bits); }
+NCOPS_INLINE F16 narrow(float value, F16) { return {uint16_t(_cvtss_sh(value, 0))}; }
+
+NCOPS_INLINE void finish_streams() { _mm_sfence(); }
+
+}  // namespace ncops::NCOPS_ISA
