@@ -10,11 +10,9 @@ import torch
 
 from .. import backends
 from ..backends import native
+from ..ops.op import DEFINED
 
-OPS = (
-    "class_moments", "accumulate_class_moments_", "class_scatter", "projected_sqnorms",
-    "linear_stats", "logit_stats", "nearest_class_mean", "pair_stats",
-)  # fmt: skip
+OPS = tuple(op for op in DEFINED if not op.endswith(("_backward", "_targets", "_share")))
 EXTRAS = {
     "cli": ("typer", "rich", "tqdm", "matplotlib"),
     "lm": ("transformers", "accelerate", "gguf"),

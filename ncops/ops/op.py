@@ -12,6 +12,7 @@ from ..backends.dtypes import autocast_dtype, outside_autocast
 
 _LIBRARY = torch.library.Library("ncops", "DEF")
 _NATIVE = torch.library.Library(native.NAMESPACE, "FRAGMENT")
+DEFINED: list[str] = []  # names, in the order of their definition
 
 
 def _outside_autocast(implementation: Callable) -> Callable:
@@ -44,6 +45,7 @@ def define(
             second derivative is a clear error instead of a silent zero.
     """
     name = schema.split("(", 1)[0]
+    DEFINED.append(name)
 
     def run(like, *others):
         if check is not None:
