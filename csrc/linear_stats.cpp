@@ -8,8 +8,9 @@
 namespace ncops {
 
 // What forward and backward take alike, checked. Holds the dense copies that the arguments point into.
+namespace {
 struct Inputs {
-  OptionalTensor bias, target, target_logit;
+  OptionalTensor bias, target;
 
   template <class Args>
   Inputs(Args& args, const Tensor& x, const Tensor& weight, const OptionalTensor& given_bias,
@@ -33,62 +34,68 @@ struct Inputs {
     args.ignore_index = ignore_index;
   }
 };
+}  // namespace
 
-// On any device: run(args) starts the kernels.
-template <class Args, class Run>
-static LogitOutputs::Tuple linear_columns(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                          const OptionalTensor& target, double scale, int64_t ignore_index,
-                                          const OptionalTensor& target_logit, Run run) {
-  Args args{};
-  Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
-  if (target_logit) {
-    STD_TORCH_CHECK(target.has_value(), "target_logit: expected a target beside it");
-    inputs.target_logit = dense(*target_logit, "target_logit", compute_type(x), &x);
-    check_size(*inputs.target_logit, "target_logit", 0, args.x.rows);
-    args.target_logit = inputs.target_logit->const_data_ptr();
-  }
-  LogitOutputs out(x, args.x.rows, target.has_value());
+// How the kernels of a device start. allow_tf32 of the ops means nothing to them: they are always exact.
+struct OnCpu {
+  using Args = LinearStatsArgs;
+  explicit OnCpu(const Tensor&) {}
+  void columns(Args& args) const { linear_stats(args); }
+  void targets(Args& args) const { linear_stats_targets(args); }
+};
+
+template <class Device>
+static Planes::Tuple linear_stats_on(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                     const OptionalTensor& target, double scale, int64_t ignore_index, bool /*allow_tf32*/) {
+  const Device device(x);
+  typename Device::Args args{};
+  const Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
+  const Planes out(x, args.x.rows);
   args.out = out.columns();
-  run(args);
+  device.columns(args);
   return out.tuple();
 }
 
-// The same for the targets' logits alone: (N) in the compute dtype, +inf where the target is no class.
-template <class Args, class Run>
-static Tensor linear_targets(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
-                             double scale, int64_t ignore_index, Run run) {
-  Args args{};
+// The shares of these classes; ranks are counted against target_logit (N), where it is given.
+template <class Device>
+static Planes::Tuple linear_stats_share_on(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                           const OptionalTensor& target_logit, double scale, bool /*allow_tf32*/) {
+  const Device device(x);
+  typename Device::Args args{};
+  const Inputs inputs(args, x, weight, bias, std::nullopt, scale, -1);
+  OptionalTensor level;
+  if (target_logit) {
+    level = dense(*target_logit, "target_logit", compute_type(x), &x);
+    check_size(*level, "target_logit", 0, args.x.rows);
+    args.target_logit = const_cast<void*>(level->const_data_ptr());  // only read where there are shares
+  }
+  const Planes out = Planes::of_shares(x, args.x.rows);
+  args.shares = out.shares();
+  device.columns(args);
+  return out.tuple();
+}
+
+// The targets' logits alone: (N) in the compute dtype, +inf where the target is no class.
+template <class Device>
+static Tensor linear_stats_targets_on(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
+                                      double scale, int64_t ignore_index, bool /*allow_tf32*/) {
+  const Device device(x);
+  typename Device::Args args{};
   const Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
   Tensor out = fresh(x, {args.x.rows}, compute_type(x));
-  args.out.target_logit = out.mutable_data_ptr();
-  run(args);
+  args.target_logit = out.mutable_data_ptr();
+  device.targets(args);
   return out;
 }
 
-static LogitOutputs::Tuple linear_stats_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                            const OptionalTensor& target, double scale, int64_t ignore_index,
-                                            bool /*allow_tf32: always exact here*/, const OptionalTensor& target_logit) {
-  return linear_columns<LinearStatsArgs>(x, weight, bias, target, scale, ignore_index, target_logit,
-                                         [](const LinearStatsArgs& args) { linear_stats(args); });
-}
-
-static Tensor linear_stats_targets_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
-                                       double scale, int64_t ignore_index, bool /*allow_tf32*/) {
-  return linear_targets<LinearStatsArgs>(x, weight, bias, target, scale, ignore_index,
-                                         [](const LinearStatsArgs& args) { linear_stats_targets(args); });
-}
-
 static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
-    const Tensor& g_lse, const Tensor& g_gap, const Tensor& g_max, const Tensor& g_second, const Tensor& g_target_logit,
-    const Tensor& g_nll, const Tensor& g_entropy, const Tensor& g_mean, const Tensor& g_var, const Tensor& gap,
-    const Tensor& max, const Tensor& entropy, const Tensor& mean, const Tensor& argmax, const Tensor& second_index,
-    const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& target, double scale,
-    int64_t ignore_index, bool /*allow_tf32: always exact here*/, bool need_x, bool need_weight, bool need_bias) {
+    const Tensor& grad, const Tensor& floats, const Tensor& indices, const Tensor& x, const Tensor& weight,
+    const OptionalTensor& bias, const OptionalTensor& target, double scale, int64_t ignore_index, bool /*allow_tf32*/,
+    bool need_x, bool need_weight, bool need_bias) {
   LinearStatsBackwardArgs args;
   const Inputs inputs(args, x, weight, bias, target, scale, ignore_index);
   const ScalarType type = compute_type(x);
-  const LogitGradientInputs columns(args, args.x.rows, type, g_lse, g_gap, g_max, g_second, g_target_logit, g_nll, g_entropy,
-                                    g_mean, g_var, gap, max, entropy, mean, argmax, second_index);
+  const GradientPlanes planes(args, args.x.rows, type, grad, floats, indices);
   const auto empty = [&] { return fresh(x, {0}, type); };
   Tensor g_x = need_x ? fresh(x, {args.x.rows, args.x.dim}, type) : empty();
   Tensor g_weight = need_weight ? fresh(x, {args.w.rows, args.x.dim}, type) : empty();
@@ -103,51 +110,49 @@ static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
   m.def(
-      "linear_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index, bool allow_tf32,"
-      " Tensor? target_logit)"
-      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "linear_stats(Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index, bool allow_tf32)"
+      " -> (Tensor, Tensor)");
+  m.def(
+      "linear_stats_share(Tensor x, Tensor weight, Tensor? bias, Tensor? target_logit, float scale, bool allow_tf32)"
+      " -> (Tensor, Tensor)");
   m.def(
       "linear_stats_targets(Tensor x, Tensor weight, Tensor? bias, Tensor target, float scale, int ignore_index,"
       " bool allow_tf32) -> Tensor");
   m.def(
-      "linear_stats_backward(Tensor g_lse, Tensor g_gap, Tensor g_max, Tensor g_second, Tensor g_target_logit, Tensor g_nll,"
-      " Tensor g_entropy, Tensor g_mean, Tensor g_var, Tensor gap, Tensor max, Tensor entropy, Tensor mean, Tensor argmax,"
-      " Tensor second_index, Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index,"
-      " bool allow_tf32, bool need_x, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)");
+      "linear_stats_backward(Tensor grad, Tensor floats, Tensor indices, Tensor x, Tensor weight, Tensor? bias, Tensor? target,"
+      " float scale, int ignore_index, bool allow_tf32, bool need_x, bool need_weight, bool need_bias)"
+      " -> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
-  m.impl("linear_stats", TORCH_BOX(&linear_stats_cpu));
-  m.impl("linear_stats_targets", TORCH_BOX(&linear_stats_targets_cpu));
+  m.impl("linear_stats", TORCH_BOX(&linear_stats_on<OnCpu>));
+  m.impl("linear_stats_share", TORCH_BOX(&linear_stats_share_on<OnCpu>));
+  m.impl("linear_stats_targets", TORCH_BOX(&linear_stats_targets_on<OnCpu>));
   m.impl("linear_stats_backward", TORCH_BOX(&linear_stats_backward_cpu));
 }
 
 #ifdef NCOPS_WITH_CUDA
 
-static LogitOutputs::Tuple linear_stats_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                             const OptionalTensor& target, double scale, int64_t ignore_index,
-                                             bool /*allow_tf32: always exact here*/, const OptionalTensor& target_logit) {
-  const CudaCall call(x);
-  return linear_columns<cuda::LinearStatsArgs>(
-      x, weight, bias, target, scale, ignore_index, target_logit, [&](cuda::LinearStatsArgs& args) {
-        const Tensor memory = workspace(x, cuda::linear_stats_workspace(args.x.dtype, args.x.rows, args.w.rows));
-        args.workspace = memory.mutable_data_ptr();
-        args.stream = call.stream();
-        cuda::linear_stats(args);
-      });
-}
-
-static Tensor linear_stats_targets_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                        const Tensor& target, double scale, int64_t ignore_index, bool /*allow_tf32*/) {
-  const CudaCall call(x);
-  return linear_targets<cuda::LinearStatsArgs>(x, weight, bias, target, scale, ignore_index, [&](cuda::LinearStatsArgs& args) {
+struct OnCuda {
+  using Args = cuda::LinearStatsArgs;
+  CudaCall call;
+  const Tensor& x;
+  explicit OnCuda(const Tensor& x) : call(x), x(x) {}
+  void columns(Args& args) const {
+    const Tensor memory = workspace(x, cuda::linear_stats_workspace(args.x.dtype, args.x.rows, args.w.rows));
+    args.workspace = memory.mutable_data_ptr();
+    args.stream = call.stream();
+    cuda::linear_stats(args);
+  }
+  void targets(Args& args) const {
     args.stream = call.stream();
     cuda::linear_stats_targets(args);
-  });
-}
+  }
+};
 
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CUDA, m) {
-  m.impl("linear_stats", TORCH_BOX(&linear_stats_cuda));
-  m.impl("linear_stats_targets", TORCH_BOX(&linear_stats_targets_cuda));
+  m.impl("linear_stats", TORCH_BOX(&linear_stats_on<OnCuda>));
+  m.impl("linear_stats_share", TORCH_BOX(&linear_stats_share_on<OnCuda>));
+  m.impl("linear_stats_targets", TORCH_BOX(&linear_stats_targets_on<OnCuda>));
 }
 
 #endif

@@ -7,64 +7,50 @@
 
 namespace ncops {
 
-// On any device: run(args) starts the kernels.
-template <class Args, class Run>
-static LogitOutputs::Tuple logit_columns(const Tensor& logits, const OptionalTensor& target, double scale, int64_t ignore_index,
-                                         Run run) {
-  Args args{};
-  args.logits = rows_of(logits, "logits", &logits);
-  STD_TORCH_CHECK(args.logits.dim > 0, "logits: expected at least one column");
-  OptionalTensor dense_target;
-  if (target) {
-    dense_target = dense_labels(*target, "target", args.logits.rows, &logits);
-    args.target = pointer<int64_t>(dense_target);
+// What forward and backward take alike, checked. Holds the dense copy that the arguments point into.
+namespace {
+struct Inputs {
+  OptionalTensor target;
+
+  template <class Args>
+  Inputs(Args& args, const Tensor& logits, const OptionalTensor& given_target, double scale, int64_t ignore_index) {
+    args.logits = rows_of(logits, "logits", &logits);
+    STD_TORCH_CHECK(args.logits.dim > 0, "logits: expected at least one column");
+    if (given_target) {
+      target = dense_labels(*given_target, "target", args.logits.rows, &logits);
+      args.target = pointer<int64_t>(target);
+    }
+    args.scale = scale;
+    args.ignore_index = ignore_index;
   }
-  args.scale = scale;
-  args.ignore_index = ignore_index;
-  LogitOutputs out(logits, args.logits.rows, target.has_value());
+};
+}  // namespace
+
+static Planes::Tuple logit_stats_cpu(const Tensor& logits, const OptionalTensor& target, double scale, int64_t ignore_index) {
+  LogitStatsArgs args{};
+  const Inputs inputs(args, logits, target, scale, ignore_index);
+  const Planes out(logits, args.logits.rows);
   args.out = out.columns();
-  run(args);
+  logit_stats(args);
   return out.tuple();
 }
 
-static LogitOutputs::Tuple logit_stats_cpu(const Tensor& logits, const OptionalTensor& target, double scale,
-                                           int64_t ignore_index) {
-  return logit_columns<LogitStatsArgs>(logits, target, scale, ignore_index,
-                                       [](const LogitStatsArgs& args) { logit_stats(args); });
-}
-
-static Tensor logit_stats_backward_cpu(
-    const Tensor& g_lse, const Tensor& g_gap, const Tensor& g_max, const Tensor& g_second, const Tensor& g_target_logit,
-    const Tensor& g_nll, const Tensor& g_entropy, const Tensor& g_mean, const Tensor& g_var, const Tensor& gap,
-    const Tensor& max, const Tensor& entropy, const Tensor& mean, const Tensor& argmax, const Tensor& second_index,
-    const Tensor& logits, const OptionalTensor& target, double scale, int64_t ignore_index) {
+static Tensor logit_stats_backward_cpu(const Tensor& grad, const Tensor& floats, const Tensor& indices, const Tensor& logits,
+                                       const OptionalTensor& target, double scale, int64_t ignore_index) {
   LogitStatsBackwardArgs args;
-  args.logits = rows_of(logits, "logits");
-  STD_TORCH_CHECK(args.logits.dim > 0, "logits: expected at least one column");
-  OptionalTensor dense_target;
-  if (target) {
-    dense_target = dense_labels(*target, "target", args.logits.rows);
-    args.target = pointer<int64_t>(dense_target);
-  }
-  args.scale = scale;
-  args.ignore_index = ignore_index;
-  const LogitGradientInputs columns(args, args.logits.rows, compute_type(logits), g_lse, g_gap, g_max, g_second,
-                                    g_target_logit, g_nll, g_entropy, g_mean, g_var, gap, max, entropy, mean, argmax,
-                                    second_index);
-  Tensor grad = fresh(logits, {args.logits.rows, args.logits.dim}, logits.scalar_type());
-  args.g_logits = grad.mutable_data_ptr();
+  const Inputs inputs(args, logits, target, scale, ignore_index);
+  const GradientPlanes planes(args, args.logits.rows, compute_type(logits), grad, floats, indices);
+  Tensor out = fresh(logits, {args.logits.rows, args.logits.dim}, logits.scalar_type());
+  args.g_logits = out.mutable_data_ptr();
   logit_stats_backward(args);
-  return grad;
+  return out;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
+  m.def("logit_stats(Tensor logits, Tensor? target, float scale, int ignore_index) -> (Tensor, Tensor)");
   m.def(
-      "logit_stats(Tensor logits, Tensor? target, float scale, int ignore_index)"
-      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "logit_stats_backward(Tensor g_lse, Tensor g_gap, Tensor g_max, Tensor g_second, Tensor g_target_logit, Tensor g_nll,"
-      " Tensor g_entropy, Tensor g_mean, Tensor g_var, Tensor gap, Tensor max, Tensor entropy, Tensor mean, Tensor argmax,"
-      " Tensor second_index, Tensor logits, Tensor? target, float scale, int ignore_index) -> Tensor");
+      "logit_stats_backward(Tensor grad, Tensor floats, Tensor indices, Tensor logits, Tensor? target, float scale,"
+      " int ignore_index) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("logit_stats", TORCH_BOX(&logit_stats_cpu));
@@ -73,15 +59,17 @@ STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
 
 #ifdef NCOPS_WITH_CUDA
 
-static LogitOutputs::Tuple logit_stats_cuda(const Tensor& logits, const OptionalTensor& target, double scale,
-                                            int64_t ignore_index) {
+static Planes::Tuple logit_stats_cuda(const Tensor& logits, const OptionalTensor& target, double scale, int64_t ignore_index) {
   const CudaCall call(logits);
-  return logit_columns<cuda::LogitStatsArgs>(logits, target, scale, ignore_index, [&](cuda::LogitStatsArgs& args) {
-    const Tensor memory = workspace(logits, cuda::logit_stats_workspace(args.logits.rows, args.logits.dim));
-    args.workspace = memory.mutable_data_ptr();
-    args.stream = call.stream();
-    cuda::logit_stats(args);
-  });
+  cuda::LogitStatsArgs args{};
+  const Inputs inputs(args, logits, target, scale, ignore_index);
+  const Planes out(logits, args.logits.rows);
+  args.out = out.columns();
+  const Tensor memory = workspace(logits, cuda::logit_stats_workspace(args.logits.rows, args.logits.dim));
+  args.workspace = memory.mutable_data_ptr();
+  args.stream = call.stream();
+  cuda::logit_stats(args);
+  return out.tuple();
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CUDA, m) { m.impl("logit_stats", TORCH_BOX(&logit_stats_cuda)); }

@@ -112,60 +112,51 @@ inline Tensor attach_center(Rows& rows, const Tensor& x, const Tensor& center, b
   return out;
 }
 
-// The 13 columns of linear_stats and logit_stats, in the order of the op's schema.
-struct LogitOutputs {
-  Tensor lse, gap, max, second, target_logit, nll, entropy, mean, var, argmax, second_index, target_rank, valid;
+// Planes of N rows that linear_stats and logit_stats return; see logit_share.h.
+struct Planes {
+  Tensor floats, indices;
 
-  LogitOutputs(const Tensor& like, int64_t rows, bool targets)
-      : lse(floats(like, rows)), gap(floats(like, rows)), max(floats(like, rows)), second(floats(like, rows)),
-        target_logit(floats(like, targets ? rows : 0)), nll(floats(like, targets ? rows : 0)), entropy(floats(like, rows)),
-        mean(floats(like, rows)), var(floats(like, rows)), argmax(fresh(like, {rows}, ScalarType::Long)),
-        second_index(fresh(like, {rows}, ScalarType::Long)),
-        target_rank(fresh(like, {targets ? rows : 0}, ScalarType::Long)),
-        valid(fresh(like, {targets ? rows : 0}, ScalarType::Bool)) {}
-
-  LogitColumns columns() const {
-    const auto ints = [](const Tensor& t) { return static_cast<int64_t*>(t.mutable_data_ptr()); };
-    return {lse.mutable_data_ptr(), gap.mutable_data_ptr(), max.mutable_data_ptr(), second.mutable_data_ptr(),
-            target_logit.mutable_data_ptr(), nll.mutable_data_ptr(), entropy.mutable_data_ptr(), mean.mutable_data_ptr(),
-            var.mutable_data_ptr(), ints(argmax), ints(second_index), ints(target_rank),
-            static_cast<bool*>(valid.mutable_data_ptr())};
+  // The columns.
+  Planes(const Tensor& like, int64_t rows)
+      : floats(fresh(like, {kFloatColumns, rows}, compute_type(like))),
+        indices(fresh(like, {kIndexColumns, rows}, ScalarType::Long)), rows_(rows) {}
+  // Shares.
+  static Planes of_shares(const Tensor& like, int64_t rows) {
+    return {fresh(like, {kShareFloats, rows}, ScalarType::Double), fresh(like, {kShareIndices, rows}, ScalarType::Long), rows};
   }
+  LogitColumns columns() const { return {floats.mutable_data_ptr(), ints(), rows_}; }
+  LogitShares shares() const { return {static_cast<double*>(floats.mutable_data_ptr()), ints(), rows_}; }
 
-  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-  Tuple tuple() const {
-    return {lse, gap, max, second, target_logit, nll, entropy, mean, var, argmax, second_index, target_rank, valid};
+  using Tuple = std::tuple<Tensor, Tensor>;
+  Tuple tuple() const { return {floats, indices}; }
+
+ private:
+  int64_t rows_;
+
+  Planes(Tensor f, Tensor i, int64_t rows) : floats(f), indices(i), rows_(rows) {}
+  int64_t* ints() const { return static_cast<int64_t*>(indices.mutable_data_ptr()); }
+};
+
+// The gradients by the float columns and the forward's own columns, checked and dense, as their kernels take them.
+struct GradientPlanes {
+  Tensor grad, floats, indices;  // dense copies of expanded gradients live until the kernel has run
+
+  GradientPlanes(LogitBackward& args, int64_t rows, ScalarType type, const Tensor& given_grad, const Tensor& given_floats,
+                 const Tensor& given_indices)
+      : grad(plane(given_grad, "grad", type, kFloatColumns, rows)),
+        floats(plane(given_floats, "floats", type, kFloatColumns, rows)),
+        indices(plane(given_indices, "indices", ScalarType::Long, kIndexColumns, rows)) {
+    args.grad = grad.const_data_ptr();
+    args.floats = floats.const_data_ptr();
+    args.indices = static_cast<const int64_t*>(indices.const_data_ptr());
+    args.rows = rows;
   }
 
  private:
-  static Tensor floats(const Tensor& like, int64_t rows) { return fresh(like, {rows}, compute_type(like)); }
-};
-
-// The gradients by those columns and the forward's own, checked and dense, as their kernels take them.
-struct LogitGradientInputs {
-  std::vector<Tensor> held;  // dense copies of expanded gradients live until the kernel has run
-
-  LogitGradientInputs(LogitBackward& args, int64_t rows, ScalarType type, const Tensor& g_lse, const Tensor& g_gap,
-                      const Tensor& g_max, const Tensor& g_second, const Tensor& g_target_logit, const Tensor& g_nll,
-                      const Tensor& g_entropy, const Tensor& g_mean, const Tensor& g_var, const Tensor& gap,
-                      const Tensor& max, const Tensor& entropy, const Tensor& mean, const Tensor& argmax,
-                      const Tensor& second_index) {
-    const auto column = [&](const Tensor& t, const char* name, ScalarType expected) {
-      held.push_back(dense(t, name, expected));
-      check_size(held.back(), name, 0, rows);
-      return held.back().const_data_ptr();
-    };
-    args.grad = {column(g_lse, "g_lse", type), column(g_gap, "g_gap", type), column(g_max, "g_max", type),
-                 column(g_second, "g_second", type),
-                 args.target ? column(g_target_logit, "g_target_logit", type) : nullptr,
-                 args.target ? column(g_nll, "g_nll", type) : nullptr, column(g_entropy, "g_entropy", type),
-                 column(g_mean, "g_mean", type), column(g_var, "g_var", type)};
-    args.gap = column(gap, "gap", type);
-    args.max = column(max, "max", type);
-    args.entropy = column(entropy, "entropy", type);
-    args.mean = column(mean, "mean", type);
-    args.argmax = static_cast<const int64_t*>(column(argmax, "argmax", ScalarType::Long));
-    args.second_index = static_cast<const int64_t*>(column(second_index, "second_index", ScalarType::Long));
+  static Tensor plane(const Tensor& t, const char* name, ScalarType type, int64_t number, int64_t rows) {
+    check_size(t, name, 0, number);
+    check_size(t, name, 1, rows);
+    return dense(t, name, type);
   }
 };
 

@@ -59,7 +59,8 @@ def test_matches_dense_float64(backend, monkeypatch, shape, dtype, centred):
     _, plain_sums, plain_sqnorms = naive(*plain(x, labels), c, *plain(center))
     assert torch.equal(ours.counts, counts)
     # A sum of terms of both signs may end near zero: its roundings are those of its terms.
-    size = naive(x.double().abs(), labels, c, None)[1].max().item() if x.numel() and c else 0
+    terms = x.double() if center is None or not c else x.double() - center.double()[labels.clamp(0, c - 1)]
+    size = naive(terms.abs(), labels, c, None)[1].max().item() if x.numel() and c else 0
     assert_accurate(ours.sums, plain_sums, sums, scale=max(1, size))
     # Squares are summed in float64 over rows; a row's own squares in the compute dtype.
     assert_accurate(ours.sqnorms.to(compute_dtype(dtype)), plain_sqnorms, sqnorms, eps=4)

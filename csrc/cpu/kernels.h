@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../columns.h"
 #include "rows.h"
 
 // Declares a kernel in every instruction set's namespace, and a function of the same name that calls the best one.
@@ -31,37 +32,28 @@ Isa isa();               // the best this machine has, or what NCOPS_CPU_ISA for
 const char* isa_name();
 bool bf16_products();    // whether pairs of bfloat16 are multiplied directly; NCOPS_CPU_ISA=avx512 turns that off
 
-// Columns of linear_stats and logit_stats; floats in the compute dtype. Target columns are null without targets.
-struct LogitColumns {
-  void *lse, *gap, *max, *second, *target_logit, *nll, *entropy, *mean, *var;
-  int64_t *argmax, *second_index, *target_rank;
-  bool* valid;
-};
-
 struct LinearStatsArgs {
   Rows x, w;
   Rows bias;                        // one row of V, or data == nullptr
   const int64_t* target = nullptr;  // (N), or null
   double scale = 1;
   int64_t ignore_index = -100;
-  const void* target_logit = nullptr;  // (N) in the compute dtype, where known already; null: formed from the target's row of w
-  LogitColumns out;
+  void* target_logit = nullptr;     // (N) in the compute dtype; result of linear_stats_targets: +inf where there is no class
+  LogitColumns out;                 // either the columns, ...
+  LogitShares shares;               // ... or shares, whose ranks are counted against target_logit, where that is not null
 };
 NCOPS_KERNEL(linear_stats, LinearStatsArgs)
-NCOPS_KERNEL(linear_stats_targets, LinearStatsArgs)  // out.target_logit alone: +inf where the target is no class
+NCOPS_KERNEL(linear_stats_targets, LinearStatsArgs)
 
-// Gradients by the columns, and the forward's own columns; all in the compute dtype.
-struct LogitGradients {
-  const void *lse, *gap, *max, *second, *target_logit, *nll, *entropy, *mean, *var;  // target ones null without targets
-};
 // What the gradient by a row's logits needs besides the logits; see logit_gradient.h.
 struct LogitBackward {
   const int64_t* target = nullptr;
   double scale = 1;
   int64_t ignore_index = -100;
-  LogitGradients grad;
-  const void *gap, *max, *entropy, *mean;
-  const int64_t *argmax, *second_index;
+  const void* grad = nullptr;        // (kFloatColumns, N) by the float columns, in the compute dtype, as are ...
+  const void* floats = nullptr;      // ... (kFloatColumns, N) those columns
+  const int64_t* indices = nullptr;  // (kIndexColumns, N)
+  int64_t rows = 0;
 };
 struct LinearStatsBackwardArgs : LogitBackward {
   Rows x, w, bias;

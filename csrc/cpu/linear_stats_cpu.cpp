@@ -13,15 +13,15 @@ struct LinearStats {
   using State = LogitState<T, L>;
   const LinearStatsArgs& args;
   const T* bias;       // (V) in T, or null
-  RowStats* partials;  // (splits, N) where w is split, else null
+  LogitShare* partials;  // (splits, N) where w is split, else null
   T* target_logits;    // (N), given or formed here; null without targets
 
   // The target's logit first, by the arithmetic of the tiles, so that its rank is exact. Every split needs it; one keeps it.
   void begin(State& state, int64_t row, int64_t count, int64_t split, const T* panel) {
     T logits[L];
     for (int i = 0; i < L; ++i) logits[i] = std::numeric_limits<T>::infinity();
-    if (args.target_logit) {
-      std::memcpy(logits, target_logits + row, count * sizeof(T));
+    if (args.shares.floats) {
+      if (target_logits) std::memcpy(logits, target_logits + row, count * sizeof(T));
     } else if (args.target) {
       multiply_targets(row, count, panel, logits);
       if (split == 0) std::memcpy(target_logits + row, logits, count * sizeof(T));
@@ -58,8 +58,8 @@ struct LinearStats {
   T logit(T product, int64_t c) const {
     return fma(splat<T>(product), splat<T>(T(args.scale)), splat<T>(bias ? bias[c] : T(0)))[0];
   }
-  void write(int64_t row, const RowStats& r) {
-    write_row<T>(args.out, row, r, args.target, args.ignore_index, target_logits ? target_logits[row] : T(0));
+  void write(int64_t row, const LogitShare& r) {
+    write_row<T>(args.out, args.shares, row, r, args.target, args.ignore_index, target_logits ? target_logits[row] : T(0));
   }
   bool inside(int64_t row) const {
     return is_class(args.target[row], args.w.rows, args.ignore_index);
@@ -94,8 +94,8 @@ void run_few(const LinearStatsArgs& args, const Plan& plan, LinearStats<Plain<T>
   const FewProducts<T, R, Stored> product(args);
   T targets[L];
   for (int lane = 0; lane < L; ++lane) targets[lane] = std::numeric_limits<T>::infinity();
-  if (args.target_logit) {
-    std::memcpy(targets, epilogue.target_logits, args.x.rows * sizeof(T));
+  if (args.shares.floats) {
+    if (args.target_logit) std::memcpy(targets, args.target_logit, args.x.rows * sizeof(T));
   } else if (args.target) {
     product.targets(epilogue, targets);
     std::memcpy(epilogue.target_logits, targets, args.x.rows * sizeof(T));
@@ -152,18 +152,17 @@ void all_columns(const LinearStatsArgs& args) {
   const int64_t n = args.x.rows, v = args.w.rows;
   const Plan plan = plan_product<T>(n, v, Mode::depth(args.x.dim), NV * kWidth<T>);
   const Bias<T> bias(args);
-  const Scratch targets(args.target && !args.target_logit ? n * sizeof(T) : 0);
-  const Scratch partials(plan.splits > 1 ? plan.splits * n * sizeof(RowStats) : 0);
-  T* logits = args.target_logit ? static_cast<T*>(const_cast<void*>(args.target_logit)) : targets.at<T>();
-  LinearStats<Mode, NV> epilogue{args, bias.data, plan.splits > 1 ? partials.at<RowStats>() : nullptr,
-                                 args.target ? logits : nullptr};
+  const Scratch targets(args.target ? n * sizeof(T) : 0);
+  const Scratch partials(plan.splits > 1 ? plan.splits * n * sizeof(LogitShare) : 0);
+  LinearStats<Mode, NV> epilogue{args, bias.data, plan.splits > 1 ? partials.at<LogitShare>() : nullptr,
+                                 args.target ? targets.at<T>() : static_cast<T*>(args.target_logit)};
   const bool done = few<Mode, NV>(args, [&](auto rows, auto stored) {
     if constexpr (NV == 1) run_few<T, decltype(rows)::value, decltype(stored)>(args, plan, epilogue);
   });
   if (!done) run_product<Mode, NV>(args.x, args.w, plan, epilogue);
   if (plan.splits == 1) return;
   for (int64_t row = 0; row < n; ++row) {
-    RowStats total = epilogue.partials[row];
+    LogitShare total = epilogue.partials[row];
     for (int64_t split = 1; split < plan.splits; ++split) total.merge(epilogue.partials[split * n + row]);
     epilogue.write(row, total);
   }
@@ -175,7 +174,7 @@ void only_targets(const LinearStatsArgs& args) {
   constexpr int L = NV * kWidth<T>;
   const Bias<T> bias(args);
   const LinearStats<Mode, NV> epilogue{args, bias.data, nullptr, nullptr};
-  T* out = static_cast<T*>(args.out.target_logit);
+  T* out = static_cast<T*>(args.target_logit);
   std::fill_n(out, args.x.rows, std::numeric_limits<T>::infinity());
   const bool done = few<Mode, NV>(args, [&](auto rows, auto stored) {
     if constexpr (NV == 1) FewProducts<T, decltype(rows)::value, decltype(stored)>(args).targets(epilogue, out);

@@ -4,57 +4,37 @@
 // double. The largest term is counted apart (gap = log1p of the others): near collapse it is 1 and the rest is 1e-9.
 #pragma once
 
+#include "../logit_share.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace ncops::NCOPS_ISA {
 
-// Sums over e^{z - max}: terms below the maximum, how many are at it, and (z - max)-weighted.
-struct ExpSums {
-  double below, equal, weighted;
+// Sums over e^{z - max} of some logits, lane by lane; Peak: some may be at the maximum, which are counted apart.
+template <class T, bool Peak>
+struct ExpLanes {
+  Vec<T> below{}, equal{}, weighted{};
 
-  // Refers the sums to a larger maximum: max - larger = -drop.
-  void lower(double drop) {
-    const double total = below + equal, factor = std::exp(-drop);
-    weighted = factor == 0 ? 0 : (weighted - total * drop) * factor;
-    below = total * factor;
-    equal = 0;
-  }
-};
-
-// One row of logits, or a row's share of some classes.
-struct RowStats {
-  double max, second;
-  ExpSums sums;
-  double count, mean, squares;  // squared deviations from the mean
-  int64_t argmax, second_index, rank;
-  bool poisoned, masked;        // a NaN or +inf logit; a -inf logit
-
-  // Joins the share of other classes. Ties go to the lower class index.
-  void merge(const RowStats& other) {
-    RowStats b = other;
-    const auto before = [](double u, int64_t i, double v, int64_t j) { return u > v || (u == v && i < j); };
-    if (before(b.max, b.argmax, max, argmax)) {
-      const bool ours = before(max, argmax, b.second, b.second_index);
-      second = ours ? max : b.second;
-      second_index = ours ? argmax : b.second_index;
-      if (b.max > max) sums.lower(b.max - max);
-      max = b.max;
-      argmax = b.argmax;
+  // d = z - max; e is 0 below `low`, also at -inf, and so is its product with the clamped difference.
+  NCOPS_INLINE void add(Vec<T> d, Vec<T> low) {
+    const Vec<T> x = max_of(d, low), e = exp_nonpositive<T>(d);
+    if constexpr (Peak) {
+      below += d < 0 ? e : Vec<T>{};
+      equal += d < 0 ? Vec<T>{} : splat<T>(1);
     } else {
-      if (before(b.max, b.argmax, second, second_index)) second = b.max, second_index = b.argmax;
-      if (b.max < max) b.sums.lower(max - b.max);
+      below += e;
     }
-    sums.below += b.sums.below;
-    sums.equal += b.sums.equal;
-    sums.weighted += b.sums.weighted;
-    const double delta = b.mean - mean, n = count + b.count;
-    mean += delta * (b.count / n);
-    squares += b.squares + delta * delta * (count * b.count / n);
-    count = n;
-    rank += b.rank;
-    poisoned |= b.poisoned;
-    masked |= b.masked;
+    weighted = fma(x, e, weighted);
+  }
+  NCOPS_INLINE void add(const ExpLanes& other) {
+    below += other.below;
+    weighted += other.weighted;
+    if constexpr (Peak) equal += other.equal;
+  }
+  // One lane's sums, and those of all lanes.
+  NCOPS_INLINE ExpSums lane(int i) const { return {double(below[i]), double(equal[i]), double(weighted[i])}; }
+  NCOPS_INLINE ExpSums total() const {
+    return {double(reduce_add<T>(below)), Peak ? double(reduce_add<T>(equal)) : 0, double(reduce_add<T>(weighted))};
   }
 };
 
@@ -63,7 +43,8 @@ template <class T, int L>
 struct LogitState {
   alignas(64) T max[L], second[L], target[L], shift[L];
   alignas(64) LaneInt<T> argmax[L], second_index[L], rank[L], poisoned[L], masked[L];  // indices relative to first_class
-  alignas(64) double below[L], equal[L], weighted[L], mean[L], squares[L];             // as in ExpSums and RowStats
+  alignas(64) double mean[L], squares[L];
+  ExpSums sums[L];
   int64_t first_class, seen;
 
   // `targets`: the logit of each row's target, or +inf where there is none (nothing outranks it).
@@ -72,7 +53,8 @@ struct LogitState {
       max[i] = second[i] = -std::numeric_limits<T>::infinity();
       target[i] = targets[i];
       argmax[i] = second_index[i] = rank[i] = poisoned[i] = masked[i] = 0;
-      below[i] = equal[i] = weighted[i] = mean[i] = squares[i] = 0;
+      mean[i] = squares[i] = 0;
+      sums[i] = {};
     }
     first_class = -1;
     seen = 0;
@@ -93,20 +75,16 @@ struct LogitState {
     seen += count;
   }
 
-  RowStats row(int lane) const {
-    RowStats r;
-    r.max = max[lane];
-    r.second = second[lane];
-    r.sums = {below[lane], equal[lane], weighted[lane]};
-    r.count = double(seen);
-    r.mean = mean[lane];
-    r.squares = squares[lane];
-    r.argmax = first_class + argmax[lane];
-    r.second_index = first_class + second_index[lane];
-    r.rank = rank[lane];
-    r.poisoned = poisoned[lane] != 0;
-    r.masked = masked[lane] != 0;
-    return r;
+  LogitShare row(int lane) const {
+    LogitShare s;
+    s.max = max[lane], s.second = second[lane];
+    s.sums = sums[lane];
+    s.mean = mean[lane], s.squares = squares[lane];
+    s.argmax = first_class + argmax[lane], s.second_index = first_class + second_index[lane];
+    s.count = seen;
+    s.rank = rank[lane];
+    s.flags = (poisoned[lane] ? kPoisoned : 0) | (masked[lane] ? kMasked : 0);
+    return s;
   }
 
  private:
@@ -170,37 +148,22 @@ struct LogitState {
 
   void raise_max(int lane, Vec<T> old_max, Vec<T> new_max) {
     if (!any<T>(old_max < new_max)) return;
-    for (int i = lane; i < lane + kWidth<T>; ++i) {
-      if (!(old_max[i - lane] < new_max[i - lane])) continue;
-      ExpSums s{below[i], equal[i], weighted[i]};
-      s.lower(double(new_max[i - lane]) - double(old_max[i - lane]));
-      below[i] = s.below, equal[i] = s.equal, weighted[i] = s.weighted;
-    }
+    for (int i = lane; i < lane + kWidth<T>; ++i)
+      if (old_max[i - lane] < new_max[i - lane]) sums[i].lower(double(new_max[i - lane]) - double(old_max[i - lane]));
   }
 
   void add_exponentials(const T* tile, int lane, int64_t count, Vec<T> tile_max, Vec<T> new_max) {
-    const Vec<T> peak = new_max == -inf ? Vec<T>{} : new_max, low = splat<T>(ExpConstants<T>::lowest);
-    Vec<T> sum{}, at_peak{}, product{};
-    // e is 0 below `lowest`, also at -inf, and so is its product with the clamped difference.
-    if (any<T>(~(IntVec<T>)(tile_max < peak))) {
-      for (int64_t j = 0; j < count; ++j) {
-        const Vec<T> d = load(tile + j * L) - peak, x = max_of(d, low), e = exp_nonpositive<T>(d);
-        sum += d < 0 ? e : Vec<T>{};
-        at_peak += d < 0 ? Vec<T>{} : splat<T>(1);
-        product = fma(x, e, product);
-      }
-    } else {
-      for (int64_t j = 0; j < count; ++j) {
-        const Vec<T> d = load(tile + j * L) - peak, x = max_of(d, low), e = exp_nonpositive<T>(d);
-        sum += e;
-        product = fma(x, e, product);
-      }
-    }
-    for (int i = 0; i < kWidth<T>; ++i) {
-      below[lane + i] += double(sum[i]);
-      equal[lane + i] += double(at_peak[i]);
-      weighted[lane + i] += double(product[i]);
-    }
+    const Vec<T> peak = new_max == -inf ? Vec<T>{} : new_max;
+    if (any<T>(~(IntVec<T>)(tile_max < peak))) join_exponentials<true>(tile, lane, count, peak);
+    else join_exponentials<false>(tile, lane, count, peak);
+  }
+
+  template <bool Peak>
+  void join_exponentials(const T* tile, int lane, int64_t count, Vec<T> peak) {
+    const Vec<T> low = splat<T>(ExpConstants<T>::lowest);
+    ExpLanes<T, Peak> lanes;
+    for (int64_t j = 0; j < count; ++j) lanes.add(load(tile + j * L) - peak, low);
+    for (int i = 0; i < kWidth<T>; ++i) sums[lane + i].add(lanes.lane(i));
   }
 
   // Chan's rule; the next tile's shift is the mean so far.
@@ -219,40 +182,5 @@ struct LogitState {
     }
   }
 };
-
-// Writes every column of one row. `target_logit` is read only where there is a valid target.
-template <class T>
-inline void write_row(const LogitColumns& out, int64_t row, const RowStats& r, const int64_t* target, int64_t ignore_index,
-                      T target_logit) {
-  constexpr double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
-  const auto put = [row](void* column, double value) { static_cast<T*>(column)[row] = T(value); };
-  const int64_t classes = int64_t(r.count);
-  const bool none = r.max == -inf;  // every class is masked
-  const double total = r.sums.below + r.sums.equal;
-  double gap = none ? nan : std::log1p(r.sums.below + (r.sums.equal - 1));
-  double entropy = none ? nan : gap - r.sums.weighted / total;
-  double second = classes > 1 ? r.second : -inf;
-  int64_t argmax = none ? 0 : r.argmax;
-  int64_t second_index = classes < 2 ? -1 : second == -inf ? (argmax == 0 ? 1 : 0) : r.second_index;
-  double max = r.max, lse = none ? -inf : r.max + gap;
-  double mean = r.masked ? -inf : r.mean, var = r.masked ? nan : r.squares / r.count;
-  if (r.poisoned) {
-    max = lse = gap = entropy = second = mean = var = nan;
-    argmax = second_index = -1;
-  }
-  put(out.lse, lse), put(out.gap, gap), put(out.max, max), put(out.second, second), put(out.entropy, entropy);
-  put(out.mean, mean), put(out.var, var);
-  out.argmax[row] = argmax;
-  out.second_index[row] = second_index;
-  if (target == nullptr) return;
-  const bool valid = target[row] != ignore_index, inside = target[row] >= 0 && target[row] < classes;
-  double logit = 0, nll = 0;
-  int64_t rank = -1;
-  if (valid && (!inside || r.poisoned)) logit = nll = nan;
-  else if (valid) logit = double(target_logit), nll = (r.max - logit) + gap, rank = r.rank;
-  put(out.target_logit, logit), put(out.nll, nll);
-  out.target_rank[row] = rank;
-  out.valid[row] = valid;
-}
 
 }  // namespace ncops::NCOPS_ISA

@@ -1,4 +1,4 @@
-// The gradient by one row's logits, from the gradients by its columns; see section "Gradients" of the op's docstring.
+// The gradient by one row's logits, from the gradients by its columns.
 //
 // With p = softmax(z): dz_j = p_j (total - g_H ((z_j - max) + (H - gap))) + g_mean / V + 2 g_var (z_j - mean) / V, and three
 // columns apart. In the argmax column p - 1 is expm1(-gap): at margin 30 the float32 subtraction gives 0 where the truth is
@@ -22,26 +22,27 @@ struct RowGradient {
   RowGradient() = default;
 
   RowGradient(const LogitBackward& args, int64_t row, int64_t classes) {
-    const auto get = [row](const void* column) { return column ? double(static_cast<const T*>(column)[row]) : 0.0; };
-    const double g_lse = get(args.grad.lse), g_gap = get(args.grad.gap), g_max = get(args.grad.max);
-    const double g_second = get(args.grad.second), g_entropy = get(args.grad.entropy);
-    const double g_mean = get(args.grad.mean), g_var = get(args.grad.var);
+    const auto get = [&](const void* planes, FloatColumn c) { return double(static_cast<const T*>(planes)[c * args.rows + row]); };
+    const auto grad = [&](FloatColumn c) { return get(args.grad, c); };
+    const auto value = [&](FloatColumn c) { return get(args.floats, c); };
+    const double g_lse = grad(kLse), g_gap = grad(kGap), g_max = grad(kMax), g_second = grad(kSecond);
+    const double g_entropy = grad(kEntropy), g_mean = grad(kMean), g_var = grad(kVar);
     target = -1;
     double g_target = 0, g_nll = 0;
     if (args.target && is_class(args.target[row], classes, args.ignore_index)) {
       target = args.target[row];
-      g_target = get(args.grad.target_logit);
-      g_nll = get(args.grad.nll);
+      g_target = grad(kTargetLogit);
+      g_nll = grad(kNll);
     }
-    argmax = args.argmax[row];
-    second = args.second_index[row];
+    argmax = args.indices[kArgmax * args.rows + row];
+    second = args.indices[kSecondIndex * args.rows + row];
     active = g_lse != 0 || g_gap != 0 || g_max != 0 || g_second != 0 || g_entropy != 0 || g_mean != 0 || g_var != 0 ||
              g_target != 0 || g_nll != 0;
     poisoned = argmax < 0;
-    const double gap = get(args.gap), rest = get(args.entropy) - gap, share = std::exp(-gap), lost = std::expm1(-gap);
+    const double gap = value(kGap), rest = value(kEntropy) - gap, share = std::exp(-gap), lost = std::expm1(-gap);
     const double total = g_lse + g_gap + g_nll;
-    max = T(get(args.max));
-    mean = T(get(args.mean));
+    max = T(value(kMax));
+    mean = T(value(kMean));
     tilt = T(-times(g_entropy, share));
     flat = T(times(total, share) - times(g_entropy, share * rest));
     constant = T(g_mean / double(classes));

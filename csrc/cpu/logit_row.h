@@ -36,15 +36,15 @@ class LogitRow {
   static constexpr int64_t kBlock = 128 * W;  // classes: at most 8 KB, beside the next block; sums in chains of 64 at most
 
   // `target`: the logit of the row's target, or +inf where there is none (nothing outranks it).
-  explicit LogitRow(T target) : target_(splat<T>(target)), stats_{} {
-    stats_.max = stats_.second = -inf;
+  explicit LogitRow(T target) : target_(splat<T>(target)), share_{} {
+    share_.max = share_.second = -inf;
   }
 
   // The next n <= kBlock classes; `ahead`: what will be read next, at `line` bytes per vector of the pass.
   void add(const T* z, int64_t n, const char* ahead, int64_t line) {
     const int64_t vectors = n / W, rest = n % W;
     Tail tail{z + vectors * W, rest};
-    if (stats_.count == 0) first_shift(z, n);
+    if (share_.count == 0) first_shift(z, n);
     Sweep s(shift_);
     int64_t j = 0;
     for (; j + kAtOnce <= vectors; j += kAtOnce, ahead += line) {
@@ -56,16 +56,16 @@ class LogitRow {
     if (rest) s.add_some(tail.padded, rest, target_);
     s.collect();
     if (s.sum - s.sum != 0) look_for_infinities(z, n);
-    if (T(stats_.second) < s.top) top_two(z, n, tail, s.top);
-    const bool peak = !(s.top < T(stats_.max));
+    if (T(share_.second) < s.top) top_two(z, n, tail, s.top);
+    const bool peak = !(s.top < T(share_.max));
     const T* end = z + vectors * W;
     if (peak) exponentials<true>(z, end, tail, ahead, line);
     else exponentials<false>(z, end, tail, ahead, line);
-    stats_.rank += s.rank;
+    share_.rank += s.rank;
     join_moments(n, s.sum, s.square);
   }
 
-  const RowStats& stats() const { return stats_; }
+  const LogitShare& share() const { return share_; }
 
  private:
   static constexpr T inf = std::numeric_limits<T>::infinity();
@@ -149,8 +149,8 @@ class LogitRow {
 
   void look_for_infinities(const T* z, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
-      stats_.poisoned |= !(z[i] < inf);
-      stats_.masked |= z[i] == -inf;
+      if (!(z[i] < inf)) share_.flags |= kPoisoned;
+      if (z[i] == -inf) share_.flags |= kMasked;
     }
   }
 
@@ -158,14 +158,14 @@ class LogitRow {
   void top_two(const T* z, int64_t n, const Tail& tail, T top) {
     const int64_t at = find(z, n, top, -1);
     if (at < 0) return;
-    if (!(T(stats_.max) < top)) {
-      stats_.second = top, stats_.second_index = int64_t(stats_.count) + at;
+    if (!(T(share_.max) < top)) {
+      share_.second = top, share_.second_index = share_.count + at;
       return;
     }
-    const T old = T(stats_.max);
-    stats_.sums.lower(double(top) - double(old));
-    stats_.second = stats_.max, stats_.second_index = stats_.argmax;
-    stats_.max = top, stats_.argmax = int64_t(stats_.count) + at;
+    const T old = T(share_.max);
+    share_.sums.lower(double(top) - double(old));
+    share_.second = share_.max, share_.second_index = share_.argmax;
+    share_.max = top, share_.argmax = share_.count + at;
     // The block's own second: its maximum without one occurrence of `top`.
     Vec<T> m1 = tail.count ? tail.padded : splat<T>(-inf), m2 = splat<T>(-inf);
     for (int64_t j = 0; j + W <= n; j += W) {
@@ -183,7 +183,7 @@ class LogitRow {
       second = std::max(second, remove ? next[i] : first[i]);
     }
     if (!(old < second)) return;
-    stats_.second = second, stats_.second_index = int64_t(stats_.count) + find(z, n, second, at);
+    share_.second = second, share_.second_index = share_.count + find(z, n, second, at);
   }
 
   // The first class that has this logit, other than `except`.
@@ -203,50 +203,36 @@ class LogitRow {
   // The second pass. `Peak`: some logit of the block is the row's maximum so far, and counted apart.
   template <bool Peak>
   void exponentials(const T* z, const T* end, const Tail& tail, const char* ahead, int64_t line) {
-    const T max = T(stats_.max);
+    const T max = T(share_.max);
     const Vec<T> peak = splat<T>(max == -inf ? T(0) : max), low = splat<T>(ExpConstants<T>::lowest);
-    Vec<T> sums[kAtOnce], products[kAtOnce], equals[kAtOnce];
-#pragma GCC unroll 4
-    for (int u = 0; u < kAtOnce; ++u) sums[u] = products[u] = equals[u] = Vec<T>{};
-    const auto add = [&](int u, Vec<T> logit) __attribute__((always_inline)) {
-      const Vec<T> d = logit - peak, x = max_of(d, low), e = exp_nonpositive<T>(d);
-      if constexpr (Peak) {
-        sums[u] += d < 0 ? e : Vec<T>{};
-        equals[u] += d < 0 ? Vec<T>{} : splat<T>(1);
-      } else {
-        sums[u] += e;
-      }
-      products[u] = fma(x, e, products[u]);
-    };
+    ExpLanes<T, Peak> lanes[kAtOnce];
     for (; z + kAtOnce * W <= end; z += kAtOnce * W) {
 #pragma GCC unroll 4
       for (int u = 1; u < kAtOnce; ++u, ahead += line) prefetch(ahead);
 #pragma GCC unroll 4
-      for (int u = 0; u < kAtOnce; ++u) add(u, load(z + u * W));
+      for (int u = 0; u < kAtOnce; ++u) lanes[u].add(load(z + u * W) - peak, low);
     }
-    for (; z < end; z += W) add(0, load(z));
-    if (tail.count) add(0, tail.padded);
+    for (; z < end; z += W) lanes[0].add(load(z) - peak, low);
+    if (tail.count) lanes[0].add(tail.padded - peak, low);
 #pragma GCC unroll 4
-    for (int u = 1; u < kAtOnce; ++u) sums[0] += sums[u], products[0] += products[u], equals[0] += equals[u];
-    stats_.sums.below += double(reduce_add<T>(sums[0]));
-    stats_.sums.weighted += double(reduce_add<T>(products[0]));
-    if constexpr (Peak) stats_.sums.equal += double(reduce_add<T>(equals[0]));
+    for (int u = 1; u < kAtOnce; ++u) lanes[0].add(lanes[u]);
+    share_.sums.add(lanes[0].total());
   }
 
   // Chan's rule, as LogitState::join_moments.
   void join_moments(int64_t count, T sum, T square) {
-    const double added = double(count), share = added / (stats_.count + added), offset = double(sum) / added;
-    const double delta = double(shift_) + offset - stats_.mean;
-    stats_.squares += std::max(0.0, double(square) - double(sum) * offset) + delta * delta * stats_.count * share;
-    stats_.mean += delta * share;
-    stats_.count += added;
-    const T next = T(stats_.mean);
+    const double added = double(count), before = double(share_.count), part = added / (before + added), offset = double(sum) / added;
+    const double delta = double(shift_) + offset - share_.mean;
+    share_.squares += std::max(0.0, double(square) - double(sum) * offset) + delta * delta * before * part;
+    share_.mean += delta * part;
+    share_.count += count;
+    const T next = T(share_.mean);
     shift_ = next - next == 0 ? next : shift_;
   }
 
   Vec<T> target_;
   T shift_ = 0;
-  RowStats stats_;
+  LogitShare share_;
 };
 
 }  // namespace ncops::NCOPS_ISA

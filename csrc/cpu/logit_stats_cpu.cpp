@@ -34,7 +34,7 @@ void by_columns(const LogitStatsArgs& args) {
       state.add(tile, first, width, T(args.scale), nullptr);
     }
     for (int64_t lane = 0; lane < count; ++lane)
-      write_row<T>(args.out, row0 + lane, state.row(lane), args.target, args.ignore_index, targets[lane]);
+      write_row<T>(args.out, {}, row0 + lane, state.row(lane), args.target, args.ignore_index, targets[lane]);
   });
 }
 
@@ -69,7 +69,7 @@ void by_rows(const LogitStatsArgs& args) {
         }
         state.add(z, n, static_cast<const char*>(logits.data) + next * bytes, line);
       }
-      write_row<T>(args.out, row, state.stats(), args.target, args.ignore_index, target);
+      write_row<T>(args.out, {}, row, state.share(), args.target, args.ignore_index, target);
     }
   });
 }

@@ -23,7 +23,7 @@
   extern __shared__ __align__(128) unsigned char name##_bytes[]; \
   T* name = reinterpret_cast<T*>(name##_bytes)
 
-// True where a test has planted this defect (tests/simt/test_defects.py); never on a GPU.
+// True where a test has planted this defect (tests/simt/test_defects_simt.py); never on a GPU.
 #define NCOPS_DEFECT(name) false
 
 namespace ncops {

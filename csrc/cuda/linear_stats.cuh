@@ -320,12 +320,13 @@ struct LinearLaunch {
   void columns(const LinearPlan& plan) const {
     const LinearWorkspace work(args.workspace, args.x.rows, plan.splits);
     const T* logits = static_cast<const T*>(args.target_logit);
-    if (args.target != nullptr && logits == nullptr) {
+    if (args.target != nullptr) {
       targets(static_cast<T*>(work.target_logits));
       logits = static_cast<const T*>(work.target_logits);
     }
     start(linear_stats_kernel<E, Async>, plan.splits, plan.split_tiles, logits, work.shares);
-    launch_merge<T>("linear_stats", work.shares, args.x.rows, plan.splits, args, StoredLogit<T>{logits});
+    launch_merge<T>("linear_stats", work.shares, args.x.rows, plan.splits, args, args.shares,
+                    StoredLogit<T>{logits});
   }
 };
 
@@ -347,7 +348,7 @@ void launch_linear_stats(const LinearStatsArgs& args, int64_t blocks = kLinearBl
 
 template <class E>
 void launch_target_logits(const LinearStatsArgs& args) {
-  with_linear_launch<E>(args, [&](const auto& launch) { launch.targets(static_cast<Compute<E>*>(args.out.target_logit)); });
+  with_linear_launch<E>(args, [&](const auto& launch) { launch.targets(static_cast<Compute<E>*>(args.target_logit)); });
 }
 
 }  // namespace ncops::cuda

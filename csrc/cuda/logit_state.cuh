@@ -1,13 +1,13 @@
-// Row statistics of logits on the device: what is known of a share of one row's classes, how two shares join, and the
-// thirteen columns of a row. linear_stats and logit_stats end here both; csrc/cpu/logit_columns.h is the same on the CPU.
+// Row statistics of logits on the device: from a thread's logits to shares (logit_share.h), and from those to the columns.
+// linear_stats and logit_stats end here both; csrc/cpu/logit_columns.h is the same on the CPU.
 //
-// The largest term is counted apart (gap = log1p of the others): near collapse it is 1 and the rest is 1e-9.
 // Shares are few (a warp's, a block's), so they are double throughout; the loops over logits are not.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 
+#include "../logit_share.h"
 #include "kernels.h"
 #include "launch_error.h"
 #include "load.cuh"
@@ -38,8 +38,6 @@ __device__ __forceinline__ double multiply_add(double a, double b, double c) { r
 __device__ __forceinline__ bool names_class(int64_t label, int64_t classes, int64_t ignore_index) {
   return label >= 0 && label < classes && label != ignore_index;
 }
-
-enum : int { kPoisoned = 1, kMasked = 2 };  // a share holds a NaN or +inf; a -inf
 
 template <class T>
 __device__ __forceinline__ int flags_of(T z) {
@@ -83,101 +81,11 @@ struct TopTwo {
   }
 };
 
-// Sums over e^{z - max}: terms below the maximum, how many are at it, and (z - max)-weighted.
-struct ExpSums {
-  double below = 0, equal = 0, weighted = 0;
-
-  // Refers the sums to a maximum that is larger by `rise`.
-  __device__ __forceinline__ void lower(double rise) {
-    const double total = below + equal, factor = exp(-rise);
-    weighted = factor == 0 ? 0 : (weighted - total * rise) * factor;
-    below = total * factor;
-    equal = 0;
-  }
-};
-
-// One row of logits, or a row's share of some classes.
-struct LogitShare {
-  double max, second;
-  ExpSums sums;
-  double mean, squares;  // squared deviations from the mean
-  int64_t argmax, second_index, count, rank;
-  int64_t flags;
-
-  // Joins the share of other classes.
-  __device__ void merge(const LogitShare& other) {
-    LogitShare b = other;
-    if (before(b.max, b.argmax, max, argmax)) {
-      const bool ours = before(max, argmax, b.second, b.second_index);
-      second = ours ? max : b.second;
-      second_index = ours ? argmax : b.second_index;
-      if (b.max > max) sums.lower(b.max - max);
-      max = b.max;
-      argmax = b.argmax;
-    } else {
-      if (before(b.max, b.argmax, second, second_index)) second = b.max, second_index = b.argmax;
-      if (b.max < max) b.sums.lower(max - b.max);
-    }
-    sums.below += b.sums.below;
-    sums.equal += b.sums.equal;
-    sums.weighted += b.sums.weighted;
-    if (b.count > 0) {  // Chan's rule
-      const double added = double(b.count), n = double(count) + added, delta = b.mean - mean, share = added / n;
-      mean += delta * share;
-      squares += b.squares + delta * delta * (double(count) * share);
-    }
-    count += b.count;
-    rank += b.rank;
-    flags |= b.flags;
-  }
-
- private:
-  static __device__ bool before(double u, int64_t i, double v, int64_t j) { return u > v || (u == v && i < j); }
-};
-
 // Moments of a share from sums of deviations about a shift.
 __device__ __forceinline__ void set_moments(LogitShare& s, int64_t count, double shift, double sum, double squares) {
   s.count = count;
   s.mean = count > 0 ? shift + sum / double(count) : 0;
   s.squares = count > 0 ? fmax(0.0, squares - sum * (sum / double(count))) : 0;
-}
-
-// Writes every column of one row. `target_logit` counts only where there is a valid target.
-template <class T>
-__device__ void write_row(const LogitColumns& out, int64_t row, const LogitShare& s, const int64_t* target,
-                          int64_t ignore_index, T target_logit) {
-  constexpr double nan = Limits<double>::nan, inf = Limits<double>::inf;
-  const auto put = [row](void* column, double value) { static_cast<T*>(column)[row] = T(value); };
-  const bool none = s.max == -inf;  // every class is masked
-  double gap = none ? nan : log1p(s.sums.below + (s.sums.equal - 1));
-  double entropy = none ? nan : gap - s.sums.weighted / (s.sums.below + s.sums.equal);
-  double second = s.count > 1 ? s.second : -inf;
-  int64_t argmax = none ? 0 : s.argmax;
-  int64_t second_index = s.count < 2 ? -1 : second == -inf ? (argmax == 0 ? 1 : 0) : s.second_index;
-  double max = s.max, lse = none ? -inf : s.max + gap;
-  const bool masked = (s.flags & kMasked) != 0, poisoned = (s.flags & kPoisoned) != 0;
-  double mean = masked ? -inf : s.mean, var = masked ? nan : s.squares / double(s.count);
-  if (poisoned) {
-    max = lse = gap = entropy = second = mean = var = nan;
-    argmax = second_index = -1;
-  }
-  put(out.lse, lse), put(out.gap, gap), put(out.max, max), put(out.second, second), put(out.entropy, entropy);
-  put(out.mean, mean), put(out.var, var);
-  out.argmax[row] = argmax;
-  out.second_index[row] = second_index;
-  if (target == nullptr) return;
-  const int64_t label = target[row];
-  const bool valid = label != ignore_index;
-  double logit = 0, nll = 0;
-  int64_t rank = -1;
-  if (valid && (!names_class(label, s.count, ignore_index) || poisoned)) {
-    logit = nll = nan;
-  } else if (valid) {
-    logit = double(target_logit), nll = (s.max - logit) + gap, rank = s.rank;
-  }
-  put(out.target_logit, logit), put(out.nll, nll);
-  out.target_rank[row] = rank;
-  out.valid[row] = valid;
 }
 
 // Joins shares[0 .. count) of a shared array into shares[0], in a fixed order; by one whole warp, count <= 32.
@@ -193,8 +101,8 @@ constexpr int kMergeRows = 4;  // warps of a block, one row each
 // Rows from their shares [row][split]. A lane joins a run of splits, then the runs join: the order is the classes' own.
 template <class T, class TargetLogit>
 __global__ void __launch_bounds__(32 * kMergeRows)
-    merge_shares_kernel(const LogitShare* shares, int64_t rows, int splits, LogitColumns out, const int64_t* target,
-                        int64_t ignore_index, TargetLogit target_logit) {
+    merge_shares_kernel(const LogitShare* shares, int64_t rows, int splits, LogitColumns out, LogitShares out_shares,
+                        const int64_t* target, int64_t ignore_index, TargetLogit target_logit) {
   NCOPS_SHARED(LogitShare, runs, [kMergeRows][32]);
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const int64_t row = int64_t(blockIdx.x) * kMergeRows + warp;
@@ -207,16 +115,16 @@ __global__ void __launch_bounds__(32 * kMergeRows)
   }
   __syncwarp();
   merge_in_warp(runs[warp], count, lane);
-  if (lane == 0) write_row<T>(out, row, runs[warp][0], target, ignore_index, target_logit(row));
+  if (lane == 0) write_row<T>(out, out_shares, row, runs[warp][0], target, ignore_index, target_logit(row));
 }
 
 template <class T, class Args, class TargetLogit>
 void launch_merge(const char* op, const LogitShare* shares, int64_t rows, int splits, const Args& args,
-                  TargetLogit target_logit) {
+                  const LogitShares& out_shares, TargetLogit target_logit) {
   const cudaError_t error =
       NCOPS_LAUNCH((merge_shares_kernel<T, TargetLogit>), dim3(unsigned((rows + kMergeRows - 1) / kMergeRows)),
-                   dim3(32 * kMergeRows), 0, static_cast<cudaStream_t>(args.stream), shares, rows, splits, args.out, args.target,
-                   args.ignore_index, target_logit);
+                   dim3(32 * kMergeRows), 0, static_cast<cudaStream_t>(args.stream), shares, rows, splits, args.out, out_shares,
+                   args.target, args.ignore_index, target_logit);
   throw_on_error(error, op);
 }
 

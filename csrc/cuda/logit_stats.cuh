@@ -252,7 +252,7 @@ static __global__ void __launch_bounds__(32 * kScanWarps, Warps == 1 || sizeof(E
   }
   if (lane != 0) return;
   if (gridDim.y > 1) shares[row * gridDim.y + blockIdx.y] = share;
-  else write_row(out, row, share, logits.target, logits.ignore_index, target_logit);
+  else write_row(out, {}, row, share, logits.target, logits.ignore_index, target_logit);
 }
 
 // Blocks that share a row, a function of the shape alone. Never more than 2^16: a row of 2^36 logits fits no device.
@@ -291,7 +291,7 @@ void launch_logit_stats(const LogitStatsArgs& args) {
   };
   if (rows.col_stride == 1) launch_for(std::true_type());
   else launch_for(std::false_type());
-  if (splits > 1) launch_merge<T>("logit_stats", shares, rows.rows, int(splits), args, logits);
+  if (splits > 1) launch_merge<T>("logit_stats", shares, rows.rows, int(splits), args, {}, logits);
 }
 
 }  // namespace ncops::cuda

@@ -106,7 +106,9 @@ def _file(op: str) -> str:
     """The file of an op, by the same name in every folder: backward and in-place forms stand beside the op."""
     if op == "accumulate_class_moments_":
         return "class_moments"
-    return op.removesuffix("_backward").removesuffix("_targets")
+    for form in ("_backward", "_targets", "_share"):
+        op = op.removesuffix(form)
+    return op
 
 
 def reference(op: str) -> Callable:
@@ -120,7 +122,7 @@ def _order(op: str, device: torch.device, dtype: torch.dtype | None) -> tuple[st
         return ("cpu",)
     # Triton's products use Hopper's wgmma, linear_stats also for float32; the compiled ones mma.sync or plain units. On
     # an H200 it takes half the time for linear_stats, 0.4 to 1.04 of it for class_scatter (docs/gpu.md).
-    if op in ("linear_stats", "linear_stats_targets", "class_scatter") and dtype != torch.float64:
+    if _file(op) in ("linear_stats", "class_scatter") and not op.endswith("_backward") and dtype != torch.float64:
         half = dtype in (torch.bfloat16, torch.float16) and op != "class_scatter"
         if half or _hopper_or_later(device.index):
             return ("triton", "cuda")

@@ -25,11 +25,11 @@ from ..ops.checks import (
     refuse_forward_mode,
     shape,
 )
-from ..ops.columns import LinearStats, save_columns, unflatten
+from ..ops.columns import LinearStats, columns_of, save_planes
 from ..ops.linear_stats import INSTEAD_OF_SCALE, check_classifier
 from ..ops.precision import allow_tf32
 from ..stats.collectives import Group, gather
-from .shard_columns import local_columns, merge_columns, shard_gradients, target_columns
+from .shard_columns import local_share, merge_shares, shard_gradients, target_logits
 
 
 def linear_stats(
@@ -85,8 +85,8 @@ def linear_stats(
     weight, bias = weight[:kept], None if bias is None else bias[:kept]
     flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     refuse_forward_mode("linear_stats", x, weight, bias)
-    columns = _Parallel.apply(flat, weight, bias, y, shard, scale, ignore_index, allow_tf32(x))
-    return unflatten(columns, tuple(x.shape[:-1]), y, shard.num_classes)
+    planes = _Parallel.apply(flat, weight, bias, y, shard, scale, ignore_index, allow_tf32(x))
+    return columns_of(planes, tuple(x.shape[:-1]), y, shard.num_classes, ignore_index)
 
 
 @dataclass(frozen=True)
@@ -168,31 +168,29 @@ def _replicated(t: Tensor, name: str) -> Tensor:
 
 
 class _Parallel(torch.autograd.Function):
-    """The thirteen columns, formed alike on every rank."""
+    """The planes of all columns, formed alike on every rank."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, target, shard, scale, ignore_index, tf32):
         options = (scale, ignore_index, tf32)
         level = None
         if target is not None:
-            level = target_columns(x, weight, bias, target, shard.start, *options)
+            level = target_logits(x, weight, bias, target, shard.start, *options)
             dist.all_reduce(level, group=shard.group)
-        mine = local_columns(x, weight, bias, level, shard.start, scale, tf32)
+        mine = local_share(x, weight, bias, level, shard.start, scale, tf32)
         ranks = dist.get_world_size(shard.group)
         every = mine.new_empty((ranks * mine.shape[0], mine.shape[1]))
         gather(every, mine, shard.group)
-        every = every.view(ranks, *mine.shape)
-        columns = merge_columns(every, level, target, shard.num_classes, ignore_index, compute_dtype(x.dtype))
-        save_columns(ctx, columns, x, weight, bias, target)
+        planes = merge_shares(every.view(ranks, *mine.shape), level, target, ignore_index, compute_dtype(x.dtype))
+        save_planes(ctx, planes, x, weight, bias, target)
         ctx.shard, ctx.options = shard, options
-        return columns
+        return planes
 
     @staticmethod
-    def backward(ctx, *grads):
-        *columns, x, weight, bias, target = ctx.saved_tensors
+    def backward(ctx, grad, _):
         shard, needs = ctx.shard, [bool(need) for need in ctx.needs_input_grad[:3]]
         g_x, g_weight, g_bias = shard_gradients(
-            grads[:9], columns, x, weight, bias, target, shard.start, shard.num_classes, *ctx.options, needs
+            grad, *ctx.saved_tensors, shard.start, shard.num_classes, *ctx.options, needs
         )
         if needs[0]:
             with torch.no_grad():

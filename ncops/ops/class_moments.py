@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends.dtypes import compute_dtype
 from .checks import (
     check_device,
@@ -20,7 +19,7 @@ from .checks import (
     raise_bad_label,
     refuse_forward_mode,
 )
-from .op import define, differentiate, differentiate_once, dispatched
+from .op import define
 
 
 class ClassMoments(NamedTuple):
@@ -116,14 +115,13 @@ def accumulate_class_moments_(
     torch.ops.ncops.accumulate_class_moments_(counts, center, sums, sqnorms, invalid, flat.detach(), y, ignore_index)
 
 
-def _forward(x, labels, num_classes, center, ignore_index):
-    out = backends.kernel("class_moments", x)(x, labels, num_classes, center, ignore_index)
+def _raise_invalid(out, x, labels, num_classes, center, ignore_index):
     if x.device.type == "cpu" and int(out[3]):
         raise_bad_label(labels, num_classes, ignore_index, "labels")
     return out
 
 
-def _fake(x, labels, num_classes, center, ignore_index):
+def _fake(x, labels, num_classes, *_):
     return (
         x.new_empty((num_classes, x.shape[1]), dtype=compute_dtype(x.dtype)),
         x.new_empty((num_classes,), dtype=torch.float64),
@@ -132,9 +130,7 @@ def _fake(x, labels, num_classes, center, ignore_index):
     )
 
 
-def _accumulate(counts, center, sums, sqnorms, invalid, x, labels, ignore_index):
-    run = backends.kernel("accumulate_class_moments_", x)
-    bad = run(counts, center, sums, sqnorms, invalid, x, labels, ignore_index)
+def _raise_bad(bad, counts, center, sums, sqnorms, invalid, x, labels, ignore_index):
     if x.device.type == "cpu" and int(bad):
         raise_bad_label(labels, counts.shape[0], ignore_index, "labels")
 
@@ -166,20 +162,19 @@ def _backward_fake(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_ind
 define(
     "class_moments(Tensor x, Tensor labels, SymInt num_classes, Tensor? center, int ignore_index)"
     " -> (Tensor sums, Tensor sqnorms, Tensor counts, Tensor invalid)",
-    _forward,
     _fake,
+    after=_raise_invalid,
+    setup=_setup,
+    backward=_backward,
 )
 define(
     "class_moments_backward(Tensor g_sums, Tensor g_sqnorms, Tensor x, Tensor labels, SymInt num_classes,"
     " Tensor? center, int ignore_index) -> Tensor",
-    dispatched("class_moments_backward"),
     _backward_fake,
 )
 define(
     "accumulate_class_moments_(Tensor(a!) counts, Tensor(b!) center, Tensor(c!) sums, Tensor(d!) sqnorms,"
     " Tensor(e!) invalid, Tensor x, Tensor labels, int ignore_index) -> ()",
-    _accumulate,
     lambda *_: None,
+    after=_raise_bad,
 )
-differentiate("class_moments", _backward, _setup)
-differentiate_once("class_moments")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends.dtypes import compute_dtype
 from .checks import (
     check_device,
@@ -18,7 +17,7 @@ from .checks import (
     flatten_rows,
     refuse_forward_mode,
 )
-from .op import define, differentiate, differentiate_once, dispatched
+from .op import define
 from .precision import allow_tf32
 
 
@@ -70,13 +69,12 @@ def check_labelled(x: Tensor, labels: Tensor | None, center: Tensor | None) -> t
     return flat, y
 
 
-def _forward(x, labels, center, ignore_index, allow_tf32):
+def _check(x, labels, center, ignore_index, allow_tf32):
     if labels is not None:
         check_label_values(labels, center.shape[0], ignore_index, "labels")
-    return backends.kernel("class_scatter", x)(x, labels, center, ignore_index, allow_tf32)
 
 
-def _fake(x, labels, center, ignore_index, allow_tf32):
+def _fake(x, *_):
     return x.new_empty((x.shape[1], x.shape[1]), dtype=compute_dtype(x.dtype))
 
 
@@ -96,11 +94,8 @@ def _backward_fake(g, x, labels, center, ignore_index, allow_tf32, need_x, need_
 
 
 _INPUTS = "Tensor x, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
-define(f"class_scatter({_INPUTS}) -> Tensor", _forward, _fake)
+define(f"class_scatter({_INPUTS}) -> Tensor", _fake, check=_check, setup=_setup, backward=_backward)
 define(
     f"class_scatter_backward(Tensor g, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)",
-    dispatched("class_scatter_backward"),
     _backward_fake,
 )
-differentiate("class_scatter", _backward, _setup)
-differentiate_once("class_scatter")

@@ -1,4 +1,4 @@
-"""What linear_stats and logit_stats share: the result and its derived columns, fake outputs, gradient bookkeeping."""
+"""What linear_stats and logit_stats share: the result and its derived columns, and the planes that ops pass."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
+from ..backends.planes import FLOATS, INDICES
 
 LOSSES = ("nll", "cross_entropy", "z_loss", "entropy", "margin")
 REDUCTIONS = ("mean", "sum", "none")
-OUTPUTS = (
-    "(Tensor lse, Tensor gap, Tensor max, Tensor second, Tensor target_logit, Tensor nll, Tensor entropy,"
-    " Tensor mean, Tensor var, Tensor argmax, Tensor second_index, Tensor target_rank, Tensor valid)"
-)
-GRADIENTS = (
-    "Tensor g_lse, Tensor g_gap, Tensor g_max, Tensor g_second, Tensor g_target_logit, Tensor g_nll,"
-    " Tensor g_entropy, Tensor g_mean, Tensor g_var, Tensor gap, Tensor max, Tensor entropy, Tensor mean,"
-    " Tensor argmax, Tensor second_index"
-)
+PLANES = "(Tensor floats, Tensor indices)"
 
 
 class LinearStats(NamedTuple):
@@ -132,32 +125,27 @@ class LinearStats(NamedTuple):
         return total / (values.numel() if self.valid is None else self.valid.sum())
 
 
-def unflatten(
-    outputs: tuple[Tensor, ...], shape: tuple[int, ...], target: Tensor | None, num_classes: int
+def columns_of(
+    planes: tuple[Tensor, Tensor], shape: tuple[int, ...], target: Tensor | None, num_classes: int, ignore_index: int
 ) -> LinearStats:
-    """The op's flat outputs as a LinearStats whose columns have the rows' own shape."""
-    names = ("lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var", "argmax", "second_index")
-    columns = dict(zip((*names, "target_rank", "valid"), outputs, strict=True))
+    """The op's planes as a LinearStats whose columns have the rows' own shape."""
+    floats, indices = (plane.reshape(plane.shape[0], *shape) for plane in planes)
+    columns = dict(zip((*FLOATS, *INDICES), (*floats.unbind(), *indices.unbind()), strict=True))
     if target is None:
-        columns.update(dict.fromkeys(("target_logit", "nll", "target_rank", "valid")))
-    if len(shape) != 1:
-        columns = {name: c if c is None else c.reshape(shape) for name, c in columns.items()}
-        target = target if target is None else target.reshape(shape)
+        columns |= dict.fromkeys(("target_logit", "nll", "target_rank", "valid"))
+    else:
+        target = target.reshape(shape)
+        columns["valid"] = target != ignore_index
     return LinearStats(**columns, target=target, num_classes=num_classes)
 
 
-def fake_columns(x: Tensor, target: Tensor | None) -> tuple[Tensor, ...]:
+def fake_planes(x: Tensor) -> tuple[Tensor, Tensor]:
     rows = x.shape[0]
-    with_target = 0 if target is None else rows
-    dtype = compute_dtype(x.dtype)
-    sizes = (rows, rows, rows, rows, with_target, with_target, rows, rows, rows)
-    floats = [x.new_empty(size, dtype=dtype) for size in sizes]
-    integers = [x.new_empty(size, dtype=torch.int64) for size in (rows, rows, with_target)]
-    return (*floats, *integers, x.new_empty(with_target, dtype=torch.bool))
+    floats = x.new_empty((len(FLOATS), rows), dtype=compute_dtype(x.dtype))
+    return floats, x.new_empty((len(INDICES), rows), dtype=torch.int64)
 
 
-def save_columns(ctx, output: tuple[Tensor, ...], *inputs: Tensor | None) -> None:
-    """Saves the columns that the backward needs, then ``inputs``."""
-    _, gap, peak, _, _, _, entropy, mean, _, argmax, second_index, rank, valid = output
-    ctx.save_for_backward(gap, peak, entropy, mean, argmax, second_index, *inputs)
-    ctx.mark_non_differentiable(argmax, second_index, rank, valid)
+def save_planes(ctx, planes: tuple[Tensor, Tensor], *inputs: Tensor | None) -> None:
+    """Saves what the backward takes before its options: the planes, then ``inputs``."""
+    ctx.save_for_backward(*planes, *inputs)
+    ctx.mark_non_differentiable(planes[1])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends.dtypes import autocast_dtype, compute_dtype
+from ..backends.planes import SHARE_FLOATS, SHARE_INDICES
 from .checks import (
     check_device,
     check_floating,
@@ -18,8 +18,8 @@ from .checks import (
     refuse_forward_mode,
     shape,
 )
-from .columns import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
-from .op import define, differentiate, differentiate_once
+from .columns import PLANES, LinearStats, columns_of, fake_planes, save_planes
+from .op import define
 from .precision import allow_tf32
 
 INSTEAD_OF_SCALE = "fold a learned temperature into x (linear_stats(x * scale, ...))"
@@ -62,8 +62,8 @@ def linear_stats(
     y = None if target is None else flatten_labels(target, "target", x, "x")
     flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
     refuse_forward_mode("linear_stats", x, weight, bias)
-    outputs = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
-    return unflatten(outputs, tuple(x.shape[:-1]), y, weight.shape[0])
+    planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
+    return columns_of(planes, tuple(x.shape[:-1]), y, weight.shape[0], ignore_index)
 
 
 def check_classifier(
@@ -91,47 +91,44 @@ def check_classifier(
     return x, weight, bias
 
 
-def _forward(x, weight, bias, target, scale, ignore_index, allow_tf32, target_logit=None):
+def _check(x, weight, bias, target, scale, ignore_index, allow_tf32):
     if target is not None:
         check_label_values(target, weight.shape[0], ignore_index, "target")
-    run = backends.kernel("linear_stats", x)
-    return run(x, weight, bias, target, scale, ignore_index, allow_tf32, target_logit)
 
 
-def _fake(x, weight, bias, target, scale, ignore_index, allow_tf32, target_logit=None):
-    return fake_columns(x, target)
+def _fake(x, *_):
+    return fake_planes(x)
 
 
-def _targets(x, weight, bias, target, scale, ignore_index, allow_tf32):
-    check_label_values(target, weight.shape[0], ignore_index, "target")
-    run = backends.kernel("linear_stats_targets", x)
-    logits = run(x, weight, bias, target, scale, ignore_index, allow_tf32)
+def _share_fake(x, *_):
+    floats = x.new_empty((len(SHARE_FLOATS), x.shape[0]), dtype=torch.float64)
+    return floats, x.new_empty((len(SHARE_INDICES), x.shape[0]), dtype=torch.int64)
+
+
+def _zero_elsewhere(logits, x, weight, bias, target, scale, ignore_index, allow_tf32):
     return logits.masked_fill_((target == ignore_index) | (target < 0) | (target >= weight.shape[0]), 0)
 
 
-def _targets_fake(x, weight, bias, target, scale, ignore_index, allow_tf32):
+def _targets_fake(x, *_):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
 
 def _setup(ctx, inputs, output):
-    x, weight, bias, target, *ctx.options, target_logit = inputs
-    if target_logit is not None:
-        raise NotImplementedError("linear_stats: the raw op with target_logit has no gradient of its own")
-    save_columns(ctx, output, x, weight, bias, target)
+    *tensors, ctx.scale, ctx.ignore_index, ctx.allow_tf32 = inputs
+    save_planes(ctx, output, *tensors)
 
 
-def _backward(ctx, *grads):
+def _backward(ctx, grad, _):
     needs = [bool(need) for need in ctx.needs_input_grad[:3]]
-    results = torch.ops.ncops.linear_stats_backward(*grads[:9], *ctx.saved_tensors, *ctx.options, *needs)
-    return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None, None)
+    results = torch.ops.ncops.linear_stats_backward(
+        grad, *ctx.saved_tensors, ctx.scale, ctx.ignore_index, ctx.allow_tf32, *needs
+    )
+    return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None)
 
 
-def _backward_kernel(*args):
-    return backends.kernel("linear_stats_backward", args[0])(*args)
-
-
-def _backward_fake(*args):
-    x, weight, bias, _, _, _, _, need_x, need_weight, need_bias = args[15:]
+def _backward_fake(
+    grad, floats, indices, x, weight, bias, target, scale, ignore_index, allow_tf32, need_x, need_weight, need_bias
+):
     return (
         x.new_empty(x.shape if need_x else 0),
         weight.new_empty(weight.shape if need_weight else 0),
@@ -139,15 +136,26 @@ def _backward_fake(*args):
     )
 
 
-_INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? target, float scale, int ignore_index, bool allow_tf32"
-# With target_logit (N) the targets' logits are not formed from weight: those of a shard of the classes lie elsewhere.
-define(f"linear_stats({_INPUTS}, Tensor? target_logit=None) -> {OUTPUTS}", _forward, _fake)
-define(f"linear_stats_targets({_INPUTS.replace('Tensor? target', 'Tensor target')}) -> Tensor", _targets, _targets_fake)
+_HEAD, _OPTIONS = "Tensor x, Tensor weight, Tensor? bias", "float scale, int ignore_index, bool allow_tf32"
 define(
-    f"linear_stats_backward({GRADIENTS}, {_INPUTS}, bool need_x, bool need_weight, bool need_bias)"
-    " -> (Tensor g_x, Tensor g_weight, Tensor g_bias)",
-    _backward_kernel,
+    f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}",
+    _fake,
+    check=_check,
+    setup=_setup,
+    backward=_backward,
+)
+# The share of these classes of a vocabulary that has others, in which targets may lie: their logits are given.
+define(
+    f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share_fake
+)
+define(
+    f"linear_stats_targets({_HEAD}, Tensor target, {_OPTIONS}) -> Tensor",
+    _targets_fake,
+    check=_check,
+    after=_zero_elsewhere,
+)
+define(
+    f"linear_stats_backward(Tensor grad, Tensor floats, Tensor indices, {_HEAD}, Tensor? target, {_OPTIONS},"
+    " bool need_x, bool need_weight, bool need_bias) -> (Tensor g_x, Tensor g_weight, Tensor g_bias)",
     _backward_fake,
 )
-differentiate("linear_stats", _backward, _setup)
-differentiate_once("linear_stats")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
 from .checks import (
     check_floating,
     check_integer,
@@ -15,8 +14,8 @@ from .checks import (
     refuse_forward_mode,
     shape,
 )
-from .columns import GRADIENTS, OUTPUTS, LinearStats, fake_columns, save_columns, unflatten
-from .op import define, differentiate, differentiate_once
+from .columns import PLANES, LinearStats, columns_of, fake_planes, save_planes
+from .op import define
 
 
 def logit_stats(
@@ -47,41 +46,33 @@ def logit_stats(
     y = None if target is None else flatten_labels(target, "target", logits, "logits")
     flat = logits.reshape(-1, logits.shape[-1]) if logits.ndim != 2 else logits
     refuse_forward_mode("logit_stats", logits)
-    outputs = torch.ops.ncops.logit_stats(flat, y, scale, ignore_index)
-    return unflatten(outputs, tuple(logits.shape[:-1]), y, logits.shape[-1])
+    planes = torch.ops.ncops.logit_stats(flat, y, scale, ignore_index)
+    return columns_of(planes, tuple(logits.shape[:-1]), y, logits.shape[-1], ignore_index)
 
 
-def _forward(logits, target, scale, ignore_index):
+def _check(logits, target, scale, ignore_index):
     if target is not None:
         check_label_values(target, logits.shape[1], ignore_index, "target")
-    return backends.kernel("logit_stats", logits)(logits, target, scale, ignore_index)
 
 
-def _fake(logits, target, scale, ignore_index):
-    return fake_columns(logits, target)
+def _fake(logits, *_):
+    return fake_planes(logits)
 
 
 def _setup(ctx, inputs, output):
-    logits, target, *ctx.options = inputs
-    save_columns(ctx, output, logits, target)
+    *tensors, ctx.scale, ctx.ignore_index = inputs
+    save_planes(ctx, output, *tensors)
 
 
-def _backward(ctx, *grads):
-    grad = torch.ops.ncops.logit_stats_backward(*grads[:9], *ctx.saved_tensors, *ctx.options)
-    return grad, None, None, None
+def _backward(ctx, grad, _):
+    g_logits = torch.ops.ncops.logit_stats_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.ignore_index)
+    return g_logits, None, None, None
 
 
-def _backward_kernel(*args):
-    return backends.kernel("logit_stats_backward", args[0])(*args)
-
-
-def _backward_fake(*args):
-    logits = args[15]
+def _backward_fake(grad, floats, indices, logits, target, scale, ignore_index):
     return logits.new_empty(logits.shape)
 
 
 _INPUTS = "Tensor logits, Tensor? target, float scale, int ignore_index"
-define(f"logit_stats({_INPUTS}) -> {OUTPUTS}", _forward, _fake)
-define(f"logit_stats_backward({GRADIENTS}, {_INPUTS}) -> Tensor", _backward_kernel, _backward_fake)
-differentiate("logit_stats", _backward, _setup)
-differentiate_once("logit_stats")
+define(f"logit_stats({_INPUTS}) -> {PLANES}", _fake, check=_check, setup=_setup, backward=_backward)
+define(f"logit_stats_backward(Tensor grad, Tensor floats, Tensor indices, {_INPUTS}) -> Tensor", _backward_fake)

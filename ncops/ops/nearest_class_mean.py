@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
 from .checks import check_device, check_floating, check_shape, flatten_rows
-from .op import define, differentiate, dispatched
+from .op import define
 from .pair_stats import check_valid
 from .precision import allow_tf32
 
@@ -54,18 +54,14 @@ def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None)
     return NearestClassMean(index.reshape(rows), sqdist.reshape(rows))
 
 
-def _fake(x, means, valid, allow_tf32):
+def _fake(x, *_):
     rows = x.shape[0]
     return x.new_empty(rows, dtype=compute_dtype(x.dtype)), x.new_empty(rows, dtype=torch.int64)
 
 
 define(
     "nearest_class_mean(Tensor x, Tensor means, Tensor? valid, bool allow_tf32) -> (Tensor sqdist, Tensor index)",
-    dispatched("nearest_class_mean"),
     _fake,
-)
-differentiate(
-    "nearest_class_mean",
-    lambda ctx, g_sqdist, g_index: (None, None, None, None),
-    lambda ctx, inputs, output: ctx.mark_non_differentiable(*output),
+    setup=lambda ctx, inputs, output: ctx.mark_non_differentiable(*output),
+    backward=lambda ctx, g_sqdist, g_index: (None, None, None, None),
 )

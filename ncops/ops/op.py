@@ -1,4 +1,4 @@
-"""The one place where ops enter ``torch.ops.ncops``: schema, run-time implementation and fake kernel together."""
+"""The one place where ops enter ``torch.ops.ncops``: schema, fake kernel, gradient and the choice of a backend."""
 
 from __future__ import annotations
 
@@ -25,28 +25,34 @@ def _outside_autocast(implementation: Callable) -> Callable:
     return run
 
 
-def dispatched(name: str) -> Callable:
-    """The implementation of an op that only runs its kernel for the device and dtype of the first argument."""
-    return lambda *args: backends.kernel(name, args[0])(*args)
+def define(
+    schema: str, fake: Callable, *, check: Callable | None = None, after: Callable | None = None,
+    setup: Callable | None = None, backward: Callable | None = None,
+) -> None:  # fmt: skip
+    """Defines ``ncops::<schema>``, whose kernel is that of the backend for its first argument, a tensor.
 
-
-def define(schema: str, implementation: Callable, fake: Callable) -> None:
-    """Defines ``ncops::<schema>``, runs ``implementation`` on every device and ``fake`` under tracing."""
+    Args:
+        fake: runs under tracing. It, ``check`` and ``setup`` take the arguments of the schema.
+        check: what has to be looked at before the kernel runs, such as the values of labels.
+        after: makes the results from the kernel's and the arguments; default: as they are.
+        setup, backward: those of :func:`torch.library.register_autograd`. An op ``<name>_backward`` has neither: a
+            second derivative is a clear error instead of a silent zero.
+    """
     name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _outside_autocast(implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"ncops::{name}", fake, lib=_LIBRARY)
 
-
-def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:
-    """Attaches the gradient of ``ncops::<name>``."""
-    torch.library.register_autograd(f"ncops::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
-
-
-def differentiate_once(name: str) -> None:
-    """Makes the second derivative of ``ncops::<name>_backward`` a clear error instead of a silent zero."""
+    def run(like, *others):
+        if check is not None:
+            check(like, *others)
+        results = backends.kernel(name, like)(like, *others)
+        return results if after is None else after(results, like, *others)
 
     def refuse(ctx, *grads):
-        raise NotImplementedError(f"{name}: second derivatives are not supported")
+        raise NotImplementedError(f"{name.removesuffix('_backward')}: second derivatives are not supported")
 
-    differentiate(f"{name}_backward", refuse, lambda ctx, inputs, output: None)
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, _outside_autocast(run), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ncops::{name}", fake, lib=_LIBRARY)
+    if name.endswith("_backward"):
+        setup, backward = (lambda ctx, inputs, output: None), refuse
+    if backward is not None:
+        torch.library.register_autograd(f"ncops::{name}", backward, setup_context=setup, lib=_LIBRARY)

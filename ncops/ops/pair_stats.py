@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
 from .checks import check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
-from .op import define, differentiate, differentiate_once, dispatched
+from .op import define
 from .precision import allow_tf32
 
 KERNELS = ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
@@ -98,7 +98,7 @@ def check_valid(valid: Tensor | None, size: int, like: Tensor, like_name: str, m
     check_device(valid, "valid", like, like_name)
 
 
-def _fake(rows, kernel, variances, power, valid, allow_tf32):
+def _fake(rows, *_):
     dtype = compute_dtype(rows.dtype)
     k = rows.shape[0]
     scalars = [rows.new_empty((), dtype=dtype) for _ in range(4)]
@@ -133,14 +133,12 @@ _INPUTS = "Tensor rows, str kernel, Tensor? variances, float power, Tensor? vali
 define(
     f"pair_stats({_INPUTS}) -> (Tensor mean, Tensor var, Tensor min, Tensor max, Tensor row_max,"
     " Tensor count, Tensor row_argmax)",
-    dispatched("pair_stats"),
     _fake,
+    setup=_setup,
+    backward=_backward,
 )
 define(
     f"pair_stats_backward(Tensor g_mean, Tensor g_row_max, Tensor count, Tensor row_argmax, {_INPUTS})"
     " -> (Tensor g_rows, Tensor g_variances)",
-    dispatched("pair_stats_backward"),
     _backward_fake,
 )
-differentiate("pair_stats", _backward, _setup)
-differentiate_once("pair_stats")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends.dtypes import compute_dtype
 from .checks import (
     check_device,
@@ -16,7 +15,7 @@ from .checks import (
     refuse_forward_mode,
 )
 from .class_scatter import check_labelled
-from .op import define, differentiate, differentiate_once, dispatched
+from .op import define
 from .precision import allow_tf32
 
 
@@ -55,14 +54,12 @@ def projected_sqnorms(
     return out.reshape(x.shape[:-1])
 
 
-def _forward(x, basis, labels, center, ignore_index, allow_tf32):
+def _check(x, basis, labels, center, ignore_index, allow_tf32):
     if labels is not None:
         check_label_values(labels, center.shape[0], ignore_index, "labels")
-    run = backends.kernel("projected_sqnorms", x)
-    return run(x, basis, labels, center, ignore_index, allow_tf32)
 
 
-def _fake(x, basis, labels, center, ignore_index, allow_tf32):
+def _fake(x, *_):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
 
@@ -87,12 +84,9 @@ def _backward_fake(g, x, basis, labels, center, ignore_index, allow_tf32, need_x
 
 
 _INPUTS = "Tensor x, Tensor basis, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
-define(f"projected_sqnorms({_INPUTS}) -> Tensor", _forward, _fake)
+define(f"projected_sqnorms({_INPUTS}) -> Tensor", _fake, check=_check, setup=_setup, backward=_backward)
 define(
     f"projected_sqnorms_backward(Tensor g, {_INPUTS}, bool need_x, bool need_basis, bool need_center)"
     " -> (Tensor g_x, Tensor g_basis, Tensor g_center)",
-    dispatched("projected_sqnorms_backward"),
     _backward_fake,
 )
-differentiate("projected_sqnorms", _backward, _setup)
-differentiate_once("projected_sqnorms")

@@ -9,24 +9,35 @@ from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
 from ._blocks import row_blocks
-from .logit_stats import fold, row_columns, row_gradient
+from .logit_gradient import logit_gradient, rows_of
+from .logit_share import share_of
+from .logit_stats import row_columns
 
 
 def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool, target_logit: Tensor | None = None,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """``(lse, gap, max, second, target_logit, nll, entropy, mean, var, argmax, second_index, target_rank, valid)``.
+    allow_tf32: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``(floats (9, N), indices (3, N))``, the planes of ``backends/planes.py``.
 
-    ``target_logit (N)``: the logits of the targets where they are known; else they are taken from ``weight``.
     ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
     """
     blocks = []
     for rows in row_blocks(x.shape[0], weight.shape[0]):
         z = _logits(x[rows], weight, bias, scale)
-        y, own = (None if t is None else t[rows] for t in (target, target_logit))
-        blocks.append(row_columns(z, y, ignore_index, own))
-    return tuple(torch.cat(column) for column in zip(*blocks, strict=True))
+        blocks.append(row_columns(z, None if target is None else target[rows], ignore_index))
+    return tuple(torch.cat(planes, 1) for planes in zip(*blocks, strict=True))
+
+
+def linear_stats_share(
+    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, allow_tf32: bool
+) -> tuple[Tensor, Tensor]:
+    """The share of these classes, of a vocabulary that has others; ranks are counted against ``target_logit (N,)``."""
+    blocks = []
+    for rows in row_blocks(x.shape[0], weight.shape[0]):
+        z = _logits(x[rows], weight, bias, scale)
+        blocks.append(share_of(z, None if target_logit is None else target_logit[rows]).planes())
+    return tuple(torch.cat(planes, 1) for planes in zip(*blocks, strict=True))
 
 
 def linear_stats_targets(
@@ -58,24 +69,18 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Ten
 
 
 def linear_stats_backward(
-    g_lse: Tensor, g_gap: Tensor, g_max: Tensor, g_second: Tensor, g_target_logit: Tensor, g_nll: Tensor,
-    g_entropy: Tensor, g_mean: Tensor, g_var: Tensor,
-    gap: Tensor, max: Tensor, entropy: Tensor, mean: Tensor, argmax: Tensor, second_index: Tensor,
+    grad: Tensor, floats: Tensor, indices: Tensor,
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
     allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed."""
-    grads = (g_lse, g_gap, g_max, g_second, g_target_logit, g_nll, g_entropy, g_mean, g_var)
-    folded = fold(grads, argmax, target, weight.shape[0], ignore_index)
-    active = folded[-1]
-    saved = (gap, max, entropy, mean, argmax, second_index)
-    dtype = gap.dtype
+    rows = rows_of(grad, floats, indices, target, weight.shape[0], ignore_index)
+    dtype = floats.dtype
     g_x = x.new_empty(x.shape if need_x else 0)
     g_weight = x.new_zeros(weight.shape if need_weight else 0, dtype=dtype)
     g_bias = x.new_zeros(weight.shape[0] if need_bias else 0, dtype=torch.float64)
-    for rows in row_blocks(x.shape[0], weight.shape[0]):
-        z = _logits(x[rows], weight, bias, scale)
-        g_z = row_gradient(z, rows, folded, saved)
+    for here in row_blocks(x.shape[0], weight.shape[0]):
+        g_z = logit_gradient(_logits(x[here], weight, bias, scale), rows.block(here))
         if need_bias:
             g_bias += g_z.sum(0, dtype=torch.float64)
         g_z *= scale
@@ -83,7 +88,7 @@ def linear_stats_backward(
             block = x.new_zeros((g_z.shape[0], x.shape[1]), dtype=dtype)
             for columns, w in _weight_blocks(weight, dtype):
                 block.addmm_(g_z[:, columns], w)
-            g_x[rows] = block
+            g_x[here] = block
         if need_weight:  # a NaN in a row without gradient must not reach the weight: 0 * NaN is NaN
-            g_weight.addmm_(g_z.t(), x[rows].to(dtype).where(active[rows, None], 0))
+            g_weight.addmm_(g_z.t(), x[here].to(dtype).where(rows.active[here, None], 0))
     return g_x, g_weight.to(weight.dtype), g_bias.to(x.dtype if bias is None else bias.dtype)

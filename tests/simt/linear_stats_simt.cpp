@@ -16,12 +16,7 @@ static ncops::cuda::LinearStatsArgs problem(const simt::In& x, const simt::In& w
 
 SIMT_MODULE(linear_stats, m) {
   using namespace ncops::cuda;
-  m.def("linear_stats", [](const simt::In& x, const simt::In& weight, const std::optional<simt::In>& bias,
-                           const std::optional<simt::In>& target, double scale, int64_t ignore_index, int64_t blocks,
-                           const std::optional<simt::In>& target_logit, const std::vector<simt::Out>& out) {
-    LinearStatsArgs args = problem(x, weight, bias, target, scale, ignore_index);
-    if (target_logit) args.target_logit = target_logit->raw();
-    args.out = columns_of(out);
+  const auto run = [](LinearStatsArgs args, int64_t blocks) {
     dispatch_dtype(args.x.dtype, [&](auto in) {
       using E = decltype(in);
       const LinearPlan plan(args.x.rows, args.w.rows, ProductTile<E>::kRows, blocks);
@@ -29,12 +24,27 @@ SIMT_MODULE(linear_stats, m) {
       args.workspace = workspace.data();
       launch_linear_stats<E>(args, blocks);
     });
+  };
+  m.def("linear_stats", [run](const simt::In& x, const simt::In& weight, const std::optional<simt::In>& bias,
+                              const std::optional<simt::In>& target, double scale, int64_t ignore_index, int64_t blocks,
+                              const simt::Out& floats, const simt::Out& indices) {
+    LinearStatsArgs args = problem(x, weight, bias, target, scale, ignore_index);
+    args.out = columns_of(floats, indices);
+    run(args, blocks);
+  });
+  m.def("linear_stats_share", [run](const simt::In& x, const simt::In& weight, const std::optional<simt::In>& bias,
+                                    const std::optional<simt::In>& target_logit, double scale, int64_t blocks,
+                                    const simt::Out& floats, const simt::Out& indices) {
+    LinearStatsArgs args = problem(x, weight, bias, {}, scale, -1);
+    if (target_logit) args.target_logit = target_logit->raw();
+    args.shares = shares_of(floats, indices);
+    run(args, blocks);
   });
   m.def("linear_stats_targets", [](const simt::In& x, const simt::In& weight, const std::optional<simt::In>& bias,
                                    const std::optional<simt::In>& target, double scale, int64_t ignore_index,
                                    const simt::Out& out) {
     LinearStatsArgs args = problem(x, weight, bias, target, scale, ignore_index);
-    args.out.target_logit = out.raw();
+    args.target_logit = out.raw();
     dispatch_dtype(args.x.dtype, [&](auto in) { launch_target_logits<decltype(in)>(args); });
   });
   m.def("splits", [](int64_t rows, int64_t classes, int tile) { return LinearPlan(rows, classes, tile).splits; });

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from logit_columns import FLOATS, naive
 from testing import IGNORE, assert_accurate
 
 from ncops.backends.dtypes import compute_dtype
+from ncops.backends.planes import SHARE_FLOATS, SHARE_INDICES
+from ncops.reference.logit_share import LogitShare
 
-COLUMNS = (*FLOATS, "argmax", "second_index", "target_rank", "valid")
-INDICES = ("argmax", "second_index", "target_rank", "valid")
-TARGETS = ("target_logit", "nll", "target_rank", "valid")
+INDICES = ("argmax", "second_index", "target_rank")
+COLUMNS = (*FLOATS, *INDICES)
+TARGETS = ("target_logit", "nll", "target_rank")
 
 
-def columns(like, rows, targets):
-    """Empty columns, NaN or negative until a kernel fills them."""
-    made = {}
-    for name in COLUMNS:
-        size = 0 if name in TARGETS and not targets else rows
-        dtype = compute_dtype(like) if name in FLOATS else torch.bool if name == "valid" else torch.int64
-        unset = float("nan") if dtype.is_floating_point else 0 if name == "valid" else -9
-        made[name] = torch.full((size,), unset, dtype=dtype)
-    return made
+def planes(dtype, rows, floats=FLOATS, indices=INDICES):
+    """Empty planes, NaN or negative until a kernel fills them."""
+    return torch.full((len(floats), rows), math.nan, dtype=dtype), torch.full((len(indices), rows), -9)
+
+
+def named(floats, indices):
+    return dict(zip(COLUMNS, (*floats, *indices), strict=True))
 
 
 def logit_stats(kernels, logits, target=None, scale=1.0, ignore_index=IGNORE):
-    out = columns(logits.dtype, logits.shape[0], target is not None)
-    kernels.logit_stats(logits, target, scale, ignore_index, list(out.values()))
-    return out
+    out = planes(compute_dtype(logits.dtype), logits.shape[0])
+    kernels.logit_stats(logits, target, scale, ignore_index, *out)
+    return named(*out)
 
 
-def linear_stats(
-    kernels, x, weight, bias=None, target=None, scale=1.0, ignore_index=IGNORE, blocks=512, target_logit=None
-):
-    out = columns(x.dtype, x.shape[0], target is not None)
-    kernels.linear_stats(x, weight, bias, target, scale, ignore_index, blocks, target_logit, list(out.values()))
-    return out
+def linear_stats(kernels, x, weight, bias=None, target=None, scale=1.0, ignore_index=IGNORE, blocks=512):
+    out = planes(compute_dtype(x.dtype), x.shape[0])
+    kernels.linear_stats(x, weight, bias, target, scale, ignore_index, blocks, *out)
+    return named(*out)
+
+
+def linear_stats_share(kernels, x, weight, bias, target_logit, scale=1.0, blocks=512):
+    floats, indices = planes(torch.float64, x.shape[0], SHARE_FLOATS, SHARE_INDICES)
+    kernels.linear_stats_share(x, weight, bias, target_logit, scale, blocks, floats, indices)
+    return LogitShare(*floats, *indices)
 
 
 def linear_stats_targets(kernels, x, weight, bias, target, scale=1.0, ignore_index=IGNORE):
@@ -52,7 +58,7 @@ def assert_columns(ours, plain, exact, target, indices=True):
         if name in truth:
             scale = max(1, size**2 if name == "var" else size)
             assert_accurate(ours[name], theirs[name], truth[name], what=name, scale=scale, eps=4)
-    for name in INDICES if indices else ("valid",):
+    for name in INDICES if indices else ():
         if name in truth:
             assert torch.equal(ours[name], theirs[name]), name
 

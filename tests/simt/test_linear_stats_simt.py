@@ -7,9 +7,20 @@ import math
 import pytest
 import torch
 from logit_columns import FLOATS, collapsed, dense, naive, problem
-from logit_runs import COLUMNS, INDICES, TARGETS, assert_columns, linear_stats, linear_stats_targets, same_bits
+from logit_runs import (
+    COLUMNS,
+    INDICES,
+    TARGETS,
+    assert_columns,
+    linear_stats,
+    linear_stats_share,
+    linear_stats_targets,
+    named,
+    same_bits,
+)
 from testing import IGNORE, LAYOUTS, assert_accurate, dtypes, exact, layouts, plain, randn, random_labels
 
+from ncops.reference.logit_share import LogitShare, finish, merge
 from ncops.reference.logit_stats import row_columns
 
 OP = "linear_stats"
@@ -27,7 +38,7 @@ def assert_exact_logits(kernels, x, weight, bias, target, seed=0, blocks=512):
     ours = linear_stats(kernels, x, weight, bias, target, blocks=blocks)
     z = dense(*exact(x, weight, bias), 1.0)
     size = z[z.isfinite()].abs().max().item() if z.isfinite().any() else 1
-    expected = dict(zip(COLUMNS, row_columns(z, target, IGNORE), strict=True))
+    expected = named(*row_columns(z, target, IGNORE))
     for name in COLUMNS:
         truth = expected[name]
         if name in FLOATS:
@@ -100,14 +111,21 @@ def test_shards_of_the_classes(kernels, dtype):
     logits = linear_stats_targets(kernels, x, weight, bias, target, scale=0.3)
     valid = target != IGNORE
     assert torch.equal(logits[valid], ours["target_logit"][valid]) and (logits[~valid] == float("inf")).all()
+    starts = (0, 31, 140, 150)
     shards = [
-        linear_stats(kernels, x, weight[s], bias[s], torch.zeros_like(target), scale=0.3, target_logit=logits)
-        for s in (slice(0, 31), slice(31, 140), slice(140, 150))
+        linear_stats_share(kernels, x, weight[s:e], bias[s:e], logits, scale=0.3)
+        for s, e in zip(starts, starts[1:], strict=False)
     ]
-    assert torch.equal(sum(s["target_rank"] for s in shards)[valid], ours["target_rank"][valid])
-    assert torch.equal(torch.stack([s["max"] for s in shards]).amax(0), ours["max"])
-    for s in shards:
-        assert torch.equal(s["target_logit"], logits)
+    assert torch.equal(sum(s.rank for s in shards)[valid], ours["target_rank"][valid])
+    assert torch.equal(torch.stack([s.max for s in shards]).amax(0).to(ours["max"].dtype), ours["max"])
+    shards = [
+        s._replace(argmax=s.argmax + start, second_index=s.second_index + start)
+        for s, start in zip(shards, starts, strict=False)
+    ]
+    shares = LogitShare(*(torch.stack(planes) for planes in zip(*shards, strict=True)))
+    merged = named(*finish(merge(shares), target, IGNORE, logits, ours["lse"].dtype))
+    for name in COLUMNS:
+        torch.testing.assert_close(merged[name], ours[name], msg=name)
 
 
 @layouts
@@ -178,7 +196,7 @@ def test_a_bad_row_poisons_itself_alone(kernels, dtype, value):
     valid = target[3] != IGNORE
     for name in FLOATS:
         assert ours[name][3].isnan() or (not valid and name in TARGETS), name
-    assert all(ours[name][3] == -1 for name in INDICES[:3])
+    assert all(ours[name][3] == -1 for name in INDICES)
 
 
 @dtypes
@@ -196,7 +214,7 @@ def test_targets_out_of_range(kernels):
     x, weight, bias, _ = problem(5, 8, 5, torch.float32)
     ours = linear_stats(kernels, x, weight, bias, torch.tensor([0, -7, 5, IGNORE, 2**40]))
     assert ours["nll"].isnan().tolist() == [False, True, True, False, True]
-    assert ours["target_rank"][1:].tolist() == [-1] * 4 and ours["valid"].tolist() == [True, True, True, False, True]
+    assert ours["target_rank"][1:].tolist() == [-1] * 4
     assert ours["nll"][3] == ours["target_logit"][3] == 0
 
 

@@ -1,0 +1,26 @@
+// The columns of linear_stats and logit_stats as memory: planes of one number per row, ordered as in ncops/backends/planes.py.
+#pragma once
+
+#include <cstdint>
+
+namespace ncops {
+
+enum FloatColumn : int { kLse, kGap, kMax, kSecond, kTargetLogit, kNll, kEntropy, kMean, kVar, kFloatColumns };
+enum IndexColumn : int { kArgmax, kSecondIndex, kTargetRank, kIndexColumns };
+
+// The columns of `rows` rows, plane after plane; floats in the compute dtype.
+struct LogitColumns {
+  void* floats = nullptr;       // (kFloatColumns, rows)
+  int64_t* indices = nullptr;   // (kIndexColumns, rows)
+  int64_t rows = 0;
+};
+
+// Rows that stay shares, plane after plane: max, second, rest, weighted, mean and squares; argmax, second_index, count, rank.
+struct LogitShares {
+  double* floats = nullptr;     // (kShareFloats, rows); the max of a poisoned row is NaN, the mean of a masked one -inf
+  int64_t* indices = nullptr;   // (kShareIndices, rows)
+  int64_t rows = 0;
+};
+constexpr int kShareFloats = 6, kShareIndices = 4;
+
+}  // namespace ncops
