@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from numpy_metrics import pairs, simplex_distance, spread
 
 from ncops import metrics, projected_sqnorms
+from ncops.metrics import table
+from ncops.report.plots.panels import PANELS
 
 
 def simplex(k, dim, scale=1.0, shift=0.0):
@@ -222,3 +225,14 @@ def test_wrong_arguments():
     ):
         with pytest.raises(ValueError, match=f"^{name}: "):
             call()
+
+
+def test_the_table_of_metrics_is_whole():
+    groups = [metric.group for metric in table.METRICS.values()]
+    assert [group for i, group in enumerate(groups) if group not in groups[:i]] == [g for g, _ in groupby(groups)]
+    for metric in table.METRICS.values():
+        assert metric.label and metric.sentence and metric.goal and metric.better in ("lower", "higher", "")
+        assert not metric.panel or metric.panel in PANELS and metric.short
+        assert metric.name not in table.HEADLINES or metric.target is not None and metric.far
+        assert (metric.name in table.NAMES) == bool(metric.needs)
+    assert [table.meaning(name).group for name in table.HEADLINES] == ["NC1", "NC2", "NC3", "NC4"]
