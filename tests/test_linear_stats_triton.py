@@ -105,7 +105,7 @@ def test_the_share_of_all_classes_is_that_of_the_columns(monkeypatch, splits):
         floats, indices = forward.linear_stats(x, weight, bias, target, 0.7, IGNORE, False)
         columns = dict(zip(planes.FLOATS + planes.INDICES, (*floats, *indices), strict=True))
         for target_logit in (z, None):
-            found = forward.linear_share(x, weight, bias, target_logit, 0.7, False)
+            found = forward.linear_stats_share(x, weight, bias, target_logit, 0.7, False)
             names = planes.SHARE_FLOATS + planes.SHARE_INDICES
             share = dict(zip(names, (*found[0], *found[1]), strict=True))
             assert found[0].dtype == torch.float64 and (share["count"] == 75).all()
