@@ -129,14 +129,14 @@ def columns_of(
     planes: tuple[Tensor, Tensor], shape: tuple[int, ...], target: Tensor | None, num_classes: int, ignore_index: int
 ) -> LinearStats:
     """The op's planes as a LinearStats whose columns have the rows' own shape."""
-    floats, indices = (plane.reshape(plane.shape[0], *shape) for plane in planes)
-    columns = dict(zip((*FLOATS, *INDICES), (*floats.unbind(), *indices.unbind()), strict=True))
+    if len(shape) != 1:
+        planes = tuple(plane.reshape(plane.shape[0], *shape) for plane in planes)
+        target = None if target is None else target.reshape(shape)
+    columns = dict(zip((*FLOATS, *INDICES), (*planes[0].unbind(), *planes[1].unbind()), strict=True))
     if target is None:
-        columns |= dict.fromkeys(("target_logit", "nll", "target_rank", "valid"))
-    else:
-        target = target.reshape(shape)
-        columns["valid"] = target != ignore_index
-    return LinearStats(**columns, target=target, num_classes=num_classes)
+        columns |= dict.fromkeys(("target_logit", "nll", "target_rank"))
+    valid = None if target is None else target != ignore_index
+    return LinearStats(**columns, valid=valid, target=target, num_classes=num_classes)
 
 
 def fake_planes(x: Tensor) -> tuple[Tensor, Tensor]:
