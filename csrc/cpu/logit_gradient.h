@@ -55,8 +55,31 @@ struct RowGradient {
     at_second = T(g_second);
   }
 
+  // Whether e^{z - max} is all of z that the gradient depends on, but for the columns apart.
+  bool flat_only() const { return tilt == 0 && slope == 0; }
+
  private:
   static double times(double gradient, double value) { return gradient == 0 ? 0 : gradient * value; }
+};
+
+// One row's gradient as a function of the stored logit, `scale` included.
+template <class T, bool General>
+struct Element {
+  Vec<T> factor, flat, tilt, constant, slope, max, mean;
+
+  Element(const RowGradient<T>& r, T scale)
+      : factor(splat<T>(scale)), flat(splat<T>(r.flat * scale)), tilt(splat<T>(r.tilt * scale)),
+        constant(splat<T>(r.constant * scale)), slope(splat<T>(r.slope * scale)), max(splat<T>(r.max)),
+        mean(splat<T>(r.slope == 0 ? T(0) : r.mean)) {}
+
+  NCOPS_INLINE Vec<T> operator()(Vec<T> stored) const {
+    // Rounded before the maximum is subtracted, as in the forward: the difference is 0 at the maximum.
+    const Vec<T> z = fma(stored, factor, Vec<T>{}), d = z - max, e = exp_nonpositive<T>(d);
+    if constexpr (!General) return fma(e, flat, constant);
+    const Vec<T> below = d < ExpConstants<T>::lowest ? Vec<T>{} : d;  // e is 0 there, and 0 * -inf must be 0
+    const Vec<T> soft = fma(e, fma(tilt, below, flat), constant);
+    return slope == 0 ? soft : fma(slope, z - mean, soft);
+  }
 };
 
 // The same for L rows, lane by lane; turns a tile of products into gradients by the logits.

@@ -10,26 +10,6 @@
 namespace ncops::NCOPS_ISA {
 namespace {
 
-// One row's gradient as a function of the stored logit, `scale` included.
-template <class T, bool General>
-struct Element {
-  Vec<T> factor, flat, tilt, constant, slope, max, mean;
-
-  Element(const RowGradient<T>& r, T scale)
-      : factor(splat<T>(scale)), flat(splat<T>(r.flat * scale)), tilt(splat<T>(r.tilt * scale)),
-        constant(splat<T>(r.constant * scale)), slope(splat<T>(r.slope * scale)), max(splat<T>(r.max)),
-        mean(splat<T>(r.slope == 0 ? T(0) : r.mean)) {}
-
-  NCOPS_INLINE Vec<T> operator()(Vec<T> stored) const {
-    // Rounded before the maximum is subtracted, as in the forward: the difference is 0 at the maximum.
-    const Vec<T> z = fma(stored, factor, Vec<T>{}), d = z - max, e = exp_nonpositive<T>(d);
-    if constexpr (!General) return fma(e, flat, constant);
-    const Vec<T> below = d < ExpConstants<T>::lowest ? Vec<T>{} : d;  // e is 0 there, and 0 * -inf must be 0
-    const Vec<T> soft = fma(e, fma(tilt, below, flat), constant);
-    return slope == 0 ? soft : fma(slope, z - mean, soft);
-  }
-};
-
 template <class T, class Stored>
 NCOPS_INLINE T first_lane(const Stored* p) {
   Stored lanes[kWidth<T>] = {};
@@ -106,7 +86,7 @@ void run(const LogitStatsBackwardArgs& args) {
         };
         put_column(r.argmax), put_column(r.target), put_column(r.second);
       };
-      if (r.tilt == 0 && r.slope == 0) finish(Element<T, false>(r, scale));
+      if (r.flat_only()) finish(Element<T, false>(r, scale));
       else finish(Element<T, true>(r, scale));
     }
     if (streams) finish_streams();
