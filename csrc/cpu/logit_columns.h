@@ -10,31 +10,35 @@
 
 namespace ncops::NCOPS_ISA {
 
-// Sums over e^{z - max} of some logits, lane by lane; Peak: some may be at the maximum, which are counted apart.
-template <class T, bool Peak>
+// Sums over e^{z - max} of some logits, lane by lane, in N chains; Peak: some may be at the maximum, which are counted apart.
+template <class T, bool Peak, int N = 1>
 struct ExpLanes {
-  Vec<T> below{}, equal{}, weighted{};
+  Vec<T> below[N] = {}, equal[N] = {}, weighted[N] = {};
 
-  // d = z - max; e is 0 below `low`, also at -inf, and so is its product with the clamped difference.
-  NCOPS_INLINE void add(Vec<T> d, Vec<T> low) {
+  // Chain u; d = z - max. e is 0 below `low`, also at -inf, and so is its product with the clamped difference.
+  NCOPS_INLINE void add(int u, Vec<T> d, Vec<T> low) {
     const Vec<T> x = max_of(d, low), e = exp_nonpositive<T>(d);
     if constexpr (Peak) {
-      below += d < 0 ? e : Vec<T>{};
-      equal += d < 0 ? Vec<T>{} : splat<T>(1);
+      below[u] += d < 0 ? e : Vec<T>{};
+      equal[u] += d < 0 ? Vec<T>{} : splat<T>(1);
     } else {
-      below += e;
+      below[u] += e;
     }
-    weighted = fma(x, e, weighted);
+    weighted[u] = fma(x, e, weighted[u]);
   }
-  NCOPS_INLINE void add(const ExpLanes& other) {
-    below += other.below;
-    weighted += other.weighted;
-    if constexpr (Peak) equal += other.equal;
+  // Leaves the sums of all chains in the first.
+  NCOPS_INLINE void join_chains() {
+#pragma GCC unroll 4
+    for (int u = 1; u < N; ++u) {
+      below[0] += below[u];
+      weighted[0] += weighted[u];
+      if constexpr (Peak) equal[0] += equal[u];
+    }
   }
   // One lane's sums, and those of all lanes.
-  NCOPS_INLINE ExpSums lane(int i) const { return {double(below[i]), double(equal[i]), double(weighted[i])}; }
+  NCOPS_INLINE ExpSums lane(int i) const { return {double(below[0][i]), double(equal[0][i]), double(weighted[0][i])}; }
   NCOPS_INLINE ExpSums total() const {
-    return {double(reduce_add<T>(below)), Peak ? double(reduce_add<T>(equal)) : 0, double(reduce_add<T>(weighted))};
+    return {double(reduce_add<T>(below[0])), Peak ? double(reduce_add<T>(equal[0])) : 0, double(reduce_add<T>(weighted[0]))};
   }
 };
 
@@ -162,7 +166,7 @@ struct LogitState {
   void join_exponentials(const T* tile, int lane, int64_t count, Vec<T> peak) {
     const Vec<T> low = splat<T>(ExpConstants<T>::lowest);
     ExpLanes<T, Peak> lanes;
-    for (int64_t j = 0; j < count; ++j) lanes.add(load(tile + j * L) - peak, low);
+    for (int64_t j = 0; j < count; ++j) lanes.add(0, load(tile + j * L) - peak, low);
     for (int i = 0; i < kWidth<T>; ++i) sums[lane + i].add(lanes.lane(i));
   }
 

@@ -186,18 +186,17 @@ class LogitRow {
   void exponentials(const T* z, const T* end, const Tail& tail, const char* ahead, int64_t line) {
     const T max = T(share_.max);
     const Vec<T> peak = splat<T>(max == -inf ? T(0) : max), low = splat<T>(ExpConstants<T>::lowest);
-    ExpLanes<T, Peak> lanes[kAtOnce];
+    ExpLanes<T, Peak, kAtOnce> lanes;
     for (; z + kAtOnce * W <= end; z += kAtOnce * W) {
 #pragma GCC unroll 4
       for (int u = 1; u < kAtOnce; ++u, ahead += line) prefetch(ahead);
 #pragma GCC unroll 4
-      for (int u = 0; u < kAtOnce; ++u) lanes[u].add(load(z + u * W) - peak, low);
+      for (int u = 0; u < kAtOnce; ++u) lanes.add(u, load(z + u * W) - peak, low);
     }
-    for (; z < end; z += W) lanes[0].add(load(z) - peak, low);
-    if (tail.count) lanes[0].add(tail.padded - peak, low);
-#pragma GCC unroll 4
-    for (int u = 1; u < kAtOnce; ++u) lanes[0].add(lanes[u]);
-    share_.sums.add(lanes[0].total());
+    for (; z < end; z += W) lanes.add(0, load(z) - peak, low);
+    if (tail.count) lanes.add(0, tail.padded - peak, low);
+    lanes.join_chains();
+    share_.sums.add(lanes.total());
   }
 
   // Chan's rule, as LogitState::join_moments.
