@@ -46,8 +46,8 @@ struct Bf16Pairs {
   }
 };
 
-// n <= kLoadBlock steps of row r from step k, where they lie or loaded into `block`, and zeros up to a multiple of Pad steps; only
-// zeros where the row is not real.
+// n <= kLoadBlock steps of row r from step k, where they lie or loaded into `block`, and zeros up to a multiple of Pad
+// steps; only zeros where the row is not real.
 template <class Mode, int Pad = 1, class T = typename Mode::T>
 NCOPS_INLINE const T* steps_of(const Rows& src, int64_t r, bool real, int64_t k, int64_t n, T* block) {
   const T* p = real && n % Pad == 0 ? Mode::in_place(src, r, k, n) : nullptr;

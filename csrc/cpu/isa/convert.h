@@ -12,8 +12,8 @@ NCOPS_INLINE To bits_as(From value) {
   return load_bits<To>(&value);
 }
 
-// The arithmetic of all conversions, for one element (F float, I uint32_t) or a vector (I IntVec<float>); narrowing rounds to the
-// nearest, ties to even.
+// The arithmetic of all conversions, for one element (F float, I uint32_t) or a vector (I IntVec<float>); narrowing rounds
+// to the nearest, ties to even.
 template <class F, class I>
 NCOPS_INLINE F widen_bits(I bits, Bf16) {
   return bits_as<F>(bits << 16);
