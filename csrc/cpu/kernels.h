@@ -159,7 +159,7 @@ struct AccumulateClassMomentsArgs {
 NCOPS_KERNEL(accumulate_class_moments, AccumulateClassMomentsArgs)
 
 enum class PairKernel { dot, cosine, distance, log_distance, riesz, gaussian, cdnv };
-static inline constexpr bool is_distance(PairKernel kernel) { return kernel != PairKernel::dot && kernel != PairKernel::cosine; }
+static constexpr bool is_distance(PairKernel kernel) { return kernel != PairKernel::dot && kernel != PairKernel::cosine; }
 struct PairStatsArgs {
   Rows rows;  // the K valid rows, gathered by index; offset set for the distance kernels
   PairKernel kernel;

@@ -6,8 +6,8 @@
 namespace ncops {
 
 enum class DType : int { f32, f64, bf16, f16 };
-static inline constexpr bool is_half(DType dtype) { return dtype == DType::bf16 || dtype == DType::f16; }
-static inline constexpr int64_t element_bytes(DType dtype) { return is_half(dtype) ? 2 : dtype == DType::f64 ? 8 : 4; }
+static constexpr bool is_half(DType dtype) { return dtype == DType::bf16 || dtype == DType::f16; }
+static constexpr int64_t element_bytes(DType dtype) { return is_half(dtype) ? 2 : dtype == DType::f64 ? 8 : 4; }
 
 // Whether a label is a class: any other value but ignore_index is an error, which callers report or count.
 static inline bool is_class(int64_t label, int64_t num_classes, int64_t ignore_index) {

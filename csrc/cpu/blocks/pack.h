@@ -46,13 +46,14 @@ struct Bf16Pairs {
   }
 };
 
-// n <= kLoadBlock steps of row r from step k: where they lie, or loaded into `block`; zeros where the row is not real.
-template <class Mode, class T = typename Mode::T>
+// n <= kLoadBlock steps of row r from step k, where they lie or loaded into `block`, and zeros up to a multiple of Pad
+// steps; only zeros where the row is not real.
+template <class Mode, int Pad = 1, class T = typename Mode::T>
 NCOPS_INLINE const T* steps_of(const Rows& src, int64_t r, bool real, int64_t k, int64_t n, T* block) {
-  const T* p = real ? Mode::in_place(src, r, k, n) : nullptr;
+  const T* p = real && n % Pad == 0 ? Mode::in_place(src, r, k, n) : nullptr;
   if (p) return p;
+  if (!real || n % Pad != 0) std::memset(block, 0, kLoadBlock * sizeof(T));
   if (real) Mode::load(src, r, k, n, block);
-  else std::memset(block, 0, kLoadBlock * sizeof(T));
   return block;
 }
 
@@ -133,19 +134,11 @@ template <class Mode>
 inline void pack_rows(const Rows& src, int64_t row, int64_t count, typename Mode::T* out) {
   using T = typename Mode::T;
   constexpr int line = kLine<T>;
-  const int64_t whole = Mode::depth(src.dim) / line * line;
   for (int64_t first = 0; first < count; first += kMR, out += group_size<Mode>(src.dim))
     for (int64_t m = 0; m < kMR; ++m)
       for_columns(Mode::depth(src.dim), [&](int64_t k, int64_t n) {
-        const bool real = first + m < count;
         T block[kLoadBlock];
-        const T* steps = block;
-        if (k + n <= whole) {
-          steps = steps_of<Mode>(src, row + first + m, real, k, n, block);
-        } else {
-          std::memset(block, 0, sizeof block);
-          if (real) Mode::load(src, row + first + m, k, n, block);
-        }
+        const T* steps = steps_of<Mode, line>(src, row + first + m, first + m < count, k, n, block);
         for (int64_t i = 0; i < n; i += line) std::memcpy(out + ((k + i) / line * kMR + m) * line, steps + i, 64);
       });
 }

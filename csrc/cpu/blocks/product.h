@@ -13,8 +13,8 @@ namespace ncops::NCOPS_ISA {
 // diagonal are cut alike, so that they agree to the bit.
 constexpr int64_t kChain = 256;
 
-// The sums of a micro-kernel, all in registers: M broadcast rows by NV vectors. Loops over them must unroll, or GCC puts them on
-// the stack.
+// The sums of a micro-kernel, all in registers: M broadcast rows by NV vectors. Loops over them must unroll, or GCC puts
+// them on the stack.
 template <class Mode, int M, int NV>
 struct Sums {
   using T = typename Mode::T;
@@ -93,9 +93,9 @@ NCOPS_INLINE void with_vectors(int64_t rows, F f) {
   else f(std::integral_constant<int, 2>());
 }
 
-constexpr int64_t kL2Bytes = int64_t(2) << 20;           // the second-level cache of a core
-constexpr int64_t kTileRows = pieces(96, kMR) * kMR;     // of w: a tile of products, at most 12 KB, is still in the first-level cache
-constexpr int64_t kTileRowBytes = 6144;                  // of w at a time: 600 KB of it stay in the second-level cache
+constexpr int64_t kL2Bytes = int64_t(2) << 20;        // the second-level cache of a core
+constexpr int64_t kTileRows = pieces(96, kMR) * kMR;  // of w: its tile of products, at most 12 KB, stays in the first-level cache
+constexpr int64_t kTileRowBytes = 6144;               // of each of them at a time: 600 KB stay in the second-level cache
 
 // How a product is cut up: a function of the shape alone, never of the number of threads, so results keep their bits.
 struct Plan {
@@ -147,7 +147,8 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
     State* states = scratch.at<State>(base + states_at);
     const int64_t split = task % plan.splits, row0 = task / plan.splits * plan.rows_per_block;
     const int64_t row1 = std::min(x.rows, row0 + plan.rows_per_block);
-    const int64_t w0 = plan.upper ? row0 : split * plan.w_per_split, w1 = plan.upper ? w.rows : std::min(w.rows, w0 + plan.w_per_split);
+    const int64_t w0 = plan.upper ? row0 : split * plan.w_per_split,
+                  w1 = plan.upper ? w.rows : std::min(w.rows, w0 + plan.w_per_split);
     for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
       T* panel = x_packed + p * L * depth;
       pack_panel<Mode, L>(x, row, std::min<int64_t>(L, row1 - row), panel);

@@ -11,23 +11,24 @@
 namespace ncops::NCOPS_ISA {
 
 // Rows [row, row + count) of `src` with their features as the rows of the broadcast operand, and themselves as its steps:
-// groups of kMR features, each [count / line][kMR][line]. Steps up to a whole line and features
-// up to a whole group are zero.
+// groups of kMR features, each [count / line][kMR][line]. Steps up to a whole line are zero; what the last group holds past the
+// last feature lands in rows of the product that nobody reads.
 template <class T>
 inline void pack_turned(const Rows& src, int64_t row, int64_t count, T* out) {
   constexpr int W = kWidth<T>, line = kLine<T>;
   static_assert(line % W == 0);
   const int64_t steps = round_up(count, line), group = steps * kMR;
-  if (src.dim % kMR) std::memset(out + src.dim / kMR * group, 0, group * sizeof(T));
   for (int64_t step = 0; step < steps; step += W)
     for_columns(src.dim, [&](int64_t k, int64_t n) {
-      alignas(64) T block[kLoadBlock * W];  // [feature][step]
-      pack_columns<Plain<T>, W>(src, row + step, count - step, k, n, block);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t feature = k + i;
-        T* p = out + feature / kMR * group + (step / line * kMR + feature % kMR) * line + step % line;
-        std::memcpy(p, block + i * W, W * sizeof(T));
-      }
+      alignas(64) T block[W][kLoadBlock];
+      const T* rows[W];
+      for (int64_t r = 0; r < W; ++r)
+        rows[r] = steps_of<Plain<T>, W>(src, row + step + r, step + r < count, k, n, block[r]);
+      for (int64_t i = 0; i < n; i += W)
+        transpose<T>([&](int r) { return rows[r] + i; }, [&](int r) {
+          const int64_t feature = k + i + r;
+          return out + feature / kMR * group + (step / line * kMR + feature % kMR) * line + step % line;
+        });
     });
 }
 
@@ -83,7 +84,7 @@ inline void run_two_products(const Rows& x, const Rows& w, const TwoProductsPlan
   const int64_t dz_group = round_up(plan.rows_per_block, line) * kMR, sum_size = columns * w_groups * kMR * L;
   Layout layout;
   const size_t x_at = layout.add<T>(plan.rows_per_block * dim), w_at = layout.add<T>(plan.w_per_tile / kMR * group);
-  const size_t turned_at = layout.add<T>(inputs ? features * turned : 0);
+  const size_t turned_at = layout.add<T>(inputs ? round_up(features * kMR, kLoadBlock) / kMR * turned + turned : 0);
   const size_t out_at = layout.add<T>(inputs ? panels * features * kMR * L : 0), tile_at = layout.add<T>(plan.w_per_tile * L);
   const size_t columns_at = layout.add<T>(sums ? plan.rows_per_block * columns * L : 0);
   const size_t dz_at = layout.add<T>(sums ? plan.w_per_tile / kMR * dz_group : 0);

@@ -47,6 +47,9 @@ NCOPS_INLINE Vec<float> scale_where(Vec<float> x, Vec<float> low, Vec<float> p, 
   return (Vec<float>)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_GE_OQ), (__m512)p, (__m512)n);
 }
 
+// The compiler would convert by halves of the vector: 1.1x the time of logit_stats in bfloat16.
+NCOPS_INLINE IntVec<float> to_ints(Halves h) { return (IntVec<float>)_mm512_cvtepu16_epi32((__m256i)h); }
+NCOPS_INLINE Halves to_halves(IntVec<float> v) { return (Halves)_mm512_cvtepi32_epi16((__m512i)v); }
 NCOPS_INLINE Vec<float> widen(Halves h, F16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)h); }
 NCOPS_INLINE Halves narrow(Vec<float> v, F16) { return (Halves)_mm512_cvtps_ph((__m512)v, 0); }
 

@@ -12,8 +12,8 @@ NCOPS_INLINE To bits_as(From value) {
   return load_bits<To>(&value);
 }
 
-// The arithmetic of all conversions, for one element (F float, I uint32_t) or a vector (I IntVec<float>); narrowing rounds to the
-// nearest, ties to even.
+// The arithmetic of all conversions, for one element (F float, I uint32_t) or a vector (I IntVec<float>); narrowing rounds
+// to the nearest, ties to even.
 template <class F, class I>
 NCOPS_INLINE F widen_bits(I bits, Bf16) {
   return bits_as<F>(bits << 16);
@@ -52,13 +52,21 @@ NCOPS_INLINE Half narrow(float value, Half h) {
 }
 
 // As many as a vector of float has lanes.
+template <class V>
+NCOPS_INLINE IntVec<float> to_ints(V bits) {
+  return __builtin_convertvector(bits, IntVec<float>);
+}
+template <class V>
+NCOPS_INLINE Halves to_halves(V bits) {
+  return __builtin_convertvector(bits, Halves);
+}
 template <class Half>
 NCOPS_INLINE Vec<float> widen(Halves bits, Half h) {
-  return widen_bits<Vec<float>>(__builtin_convertvector(bits, IntVec<float>), h);
+  return widen_bits<Vec<float>>(to_ints(bits), h);
 }
 template <class Half>
 NCOPS_INLINE Halves narrow(Vec<float> v, Half h) {
-  return __builtin_convertvector(narrow_bits<IntVec<float>>(v, h), Halves);
+  return to_halves(narrow_bits<IntVec<float>>(v, h));
 }
 
 NCOPS_INLINE Vec<float> load_stored(const float* p) { return load(p); }

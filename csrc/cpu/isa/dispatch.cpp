@@ -46,8 +46,8 @@ static const Set& chosen() {
   for (const Set& set : kSets) {
     const bool pairs = name == kWithPairs && std::strcmp(set.name, "avx512") == 0;
     if (name != set.name && !pairs) continue;
-    if (!set.runs() || (pairs && !has_bf16())) throw std::runtime_error("NCOPS_CPU_ISA=" + name + ": this machine cannot run it");
-    return set;
+    if (set.runs() && (!pairs || has_bf16())) return set;
+    throw std::runtime_error("NCOPS_CPU_ISA=" + name + ": this machine cannot run it");
   }
   throw std::runtime_error("NCOPS_CPU_ISA: expected generic, avx2, avx512 or avx512_bf16, got " + name);
 }

@@ -1,4 +1,5 @@
-// What kernels do with vectors: the plain forms, which a set's own overloads (see target.h) go before, and what is made of them.
+// What kernels do with vectors: the plain forms, which a set's own overloads (see target.h) go before, and what is made of
+// them.
 #pragma once
 
 #include "target.h"
