@@ -15,6 +15,7 @@ OPS = (
     "class_moments", "accumulate_class_moments_", "class_scatter", "projected_sqnorms",
     "linear_stats", "logit_stats", "nearest_class_mean", "pair_stats",
 )  # fmt: skip
+CUDA_OPS = ("class_moments", "accumulate_class_moments_", "class_scatter", "linear_stats", "logit_stats")  # by design
 EXTRAS = {
     "cli": ("typer", "rich", "tqdm", "matplotlib"),
     "lm": ("transformers", "accelerate", "gguf"),
