@@ -19,9 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._launch import CLASS_TILES, capability, device_of, input_precision, launch, row_for_classes
+from ._launch import capability, device_of, input_precision, launch, row_for_classes
 from ._logit_columns import TRITON
-from ._logit_gradient import KIND, fold_signature, logit_gradient, row_coefficients
+from ._logit_gradient import KIND, logit_gradient, row_coefficients
 from ._logits_tile import logits_tile, scaled
 
 WORKSPACE_BYTES = 64 << 20
@@ -216,34 +216,3 @@ class _Chunks:
             PRECISION=input_precision(self.allow_tf32), DTYPE=TRITON[self.dtype], TOGETHER=ROW_BLOCKS_TOGETHER,
             **self.config.options,
         )  # fmt: skip
-
-
-def ahead_of_time(there: int):
-    """Every kernel with its launch parameters: ``(name, function, signature, constexprs, options)``."""
-    kinds = (
-        (torch.float32, "fp32", False), (torch.float32, "tf32", True), (torch.bfloat16, "bf16", False),
-        (torch.float16, "fp16", False), (torch.float64, "fp64", False),
-    )  # fmt: skip
-    for table in (row_for_classes("linear_stats_backward", v) for v in (*CLASS_TILES, CLASS_TILES[-1] + 1)):
-        for dtype, name, tf32 in kinds:
-            config = launch(table, dtype, there, tf32)
-            pointer = f"*{'fp32' if tf32 else name}"
-            state = "*fp64" if dtype == torch.float64 else "*fp32"
-            sizes = ("num_rows", "num_classes", "num_features", "all_rows", "first_row", "row_blocks", "class_blocks")
-            strides = ("stride_xn", "stride_wv", "stride_part", "stride_chunk", "first_class")
-            signature = {
-                "x": pointer, "weight": pointer, "bias": pointer, "coefficients": state, "indices": "*i32",
-                "chunk": "*bf16" if dtype == torch.float16 else pointer, "bias_sums": state,
-                **dict.fromkeys(sizes + strides, "i32"), "scale": "fp64",
-            }  # fmt: skip
-            constexprs = {
-                "stride_xd": 1, "stride_wd": 1, "stride_b": 1, "HAS_BIAS": True, "NEED_CHUNK": True,
-                "NEED_BIAS": True, "SPLIT": dtype == torch.float16, "EVEN_D": True,
-                "PRECISION": input_precision(tf32), "DTYPE": TRITON[compute_dtype(dtype)],
-                "TOGETHER": ROW_BLOCKS_TOGETHER, **config.blocks,
-            }  # fmt: skip
-            options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["num_features"]}
-            if dtype != torch.float64:
-                options["tensor_cores"] = "HMMA"
-            yield f"{table}[{name}]", _chunk_gradient, signature, constexprs, options
-    yield from fold_signature()
