@@ -232,10 +232,7 @@ CASES = (
 )
 
 # What each backend of CUDA tensors is designed to run. Its tests force it, so that where it does not run they fail.
-GPU_OPS = {
-    "cuda": ("class_moments", "accumulate_class_moments_", "class_scatter", "linear_stats", "logit_stats"),
-    "triton": info.OPS,
-}
+GPU_OPS = {"cuda": info.CUDA_OPS, "triton": info.OPS}
 
 
 def gpu_backends(*ops: str) -> pytest.MarkDecorator:

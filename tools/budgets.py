@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
@@ -32,7 +32,7 @@ CAPABILITIES = (80, 90, 100)
 BUDGETS = ROOT / "tests" / "budgets.json"
 SPILLS = ROOT / "tests" / "spills.json"  # {kernel: {capability: instructions}} of the oldest Triton
 CACHE = ROOT / "build" / "budgets"
-RARE = ("fp64", "float64", "fp16", "[float16", "tf32")  # compiled for one capability unless everything is asked for
+RARE = ("fp64", "fp16", "tf32")  # compiled for one capability unless everything is asked for
 COMPILERS = {"triton": "3.9.0", "nvcc": "13.0"}  # of the figures in BUDGETS; another release has figures of its own
 OLDEST_TRITON = "3.6.0"  # of the figures in SPILLS
 MOST_SPILLS = 40  # outside a loop a few cost little; more, and a kernel needs other blocks
@@ -40,63 +40,35 @@ MEASURED = (("pairs[", 90),)  # may spill more: smaller tiles, which do not, tak
 MORE_REGISTERS = 0.1  # a compiler's next patch release may take that much more
 
 
-def modules() -> list[str]:
-    names = sorted(path.stem for path in (ROOT / "triton_kernels").glob("*.py"))
-    return [name for name in names if "def ahead_of_time" in (ROOT / "triton_kernels" / f"{name}.py").read_text()]
+def triton_jobs(full: bool, only: str) -> list[tuple[str, int, Any]]:
+    """(kernel, capability, launch)"""
+    import launches
+
+    return [
+        (name, capability, launch)
+        for capability in CAPABILITIES
+        for name, launch in launches.recorded(capability).items()
+        if only in name and (capability == 90 or full or not any(word in name for word in RARE))
+    ]
 
 
-def triton_jobs(full: bool, only: str) -> list[tuple[str, str, int]]:
-    """(module, kernel, capability); a kernel that several modules list is compiled once."""
-    jobs, seen = [], set()
-    for module in modules():
-        for capability in CAPABILITIES:
-            for name, *_ in importlib.import_module(f"ncops.triton_kernels.{module}").ahead_of_time(capability):
-                rare = capability != 90 and not full and any(word in name for word in RARE)
-                if (name, capability) not in seen and not rare and only in name:
-                    seen.add((name, capability))
-                    jobs.append((module, name, capability))
-    return jobs
-
-
-def compile_triton(job: tuple[str, str, int]) -> tuple[str, int, dict]:
+def compile_triton(job: tuple[str, int, Any]) -> tuple[str, int, dict]:
     """Compiles one kernel for one capability, or finds what that gave before."""
-    module, wanted, capability = job
+    name, capability, launch = job
     os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE / "triton"))
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    import launches
 
-    entries = importlib.import_module(f"ncops.triton_kernels.{module}").ahead_of_time(capability)
-    _, function, signature, constexprs, options = next(entry for entry in entries if entry[0] == wanted)
-    arguments = function.arg_names
-    missing = set(arguments) ^ (signature.keys() | constexprs.keys())
-    if missing or signature.keys() & constexprs.keys():
-        raise ValueError(f"{wanted}: arguments {sorted(missing)} are missing, unknown or given twice")
-    aligned = options.get("divisible", ())
-    attributes = {
-        (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(arguments)
-        if name in signature and (signature[name].startswith("*") or "stride" in name or name in aligned)
-    }
-    types = {name: signature.get(name, "constexpr") for name in arguments}
-    source = ASTSource(function, types, constexprs, attributes)
-    launch = {name: options[name] for name in ("num_warps", "num_stages", "maxnreg") if name in options}
-    launch["enable_fp_fusion"] = True
-    text = f"{source.hash()} {sorted(launch.items())} {capability} {triton.__version__}"
-    kept = CACHE / f"{hashlib.sha256((text + _own_hash()).encode()).hexdigest()}.json"
+    compiled = launches.compiled(launch, capability)
+    text = compiled.asm["cubin"] + f"{capability} {compiled.metadata} {_own_hash()}".encode()
+    kept = CACHE / f"{hashlib.sha256(text).hexdigest()}.json"
     if not kept.exists():
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernel.cubin"
             cubin.write_bytes(compiled.asm["cubin"])
             (found,) = functions(cubin, capability).values()
-        found.threads, found.shared = 32 * options["num_warps"], found.shared + compiled.metadata.shared
+        found.threads, found.shared = 32 * compiled.metadata.num_warps, found.shared + compiled.metadata.shared
         _write(kept, found.record())
-    record = json.loads(kept.read_text())
-    claimed = options.get("tensor_cores")
-    if claimed and not record["tensor_cores"]:
-        record["broken"] = f"no {claimed} instruction"
-    return wanted, capability, record
+    return name, capability, json.loads(kept.read_text())
 
 
 def _own_hash() -> str:
@@ -185,8 +157,6 @@ def exceeded(
         old = spills is not None and ".cu: " not in kernel
         for capability, use in uses.items():
             where = f"{kernel} on sm_{capability}"
-            if "broken" in use:
-                lines.append(f"{where}: {use['broken']}")
             if use["shared"] > SHARED_PER_BLOCK[capability]:
                 lines.append(f"{where}: {use['shared']} bytes of shared memory do not fit")
             budget = budgets.get(kernel, {}).get(str(capability))
@@ -216,7 +186,7 @@ def table(found: dict[str, dict[int, dict]]) -> str:
     lines = [f"{'kernel':{width}}  {'arch':6} threads  regs  shared  stack  spills  mma  async  occupancy"]
     for kernel, uses in sorted(found.items()):
         for capability, use in uses.items():
-            use = Resources(**{name: value for name, value in use.items() if name != "broken"})
+            use = Resources(**use)
             lines.append(
                 f"{kernel:{width}}  sm_{capability:<4}{use.threads:7}{use.registers:6}{use.shared:8}{use.stack:7}"
                 f"{use.spills:8}{use.tensor_cores:5}{use.async_copies:7}{use.occupancy(capability):10.0%}"

@@ -7,8 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..backends.dtypes import compute_dtype
-
 
 @triton.jit
 def row_classes(labels, rows, inside, num_classes, ignore_index, stride, HAS_LABELS: tl.constexpr):
@@ -56,14 +54,3 @@ def row_arguments(x: Tensor, labels: Tensor | None, center: Tensor | None) -> di
 def compute_type(dtype: torch.dtype) -> tl.dtype:
     """What products and sums of ``dtype`` are formed in."""
     return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-# How Triton's signatures spell the dtypes of pointers.
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float64: "*fp64"}
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
-
-
-def row_signature(dtype: torch.dtype) -> dict[str, str]:
-    """Types of the arguments that every kernel over rows, labels and centres has, for ``ahead_of_time``."""
-    sizes = dict.fromkeys(("n", "dim", "num_classes", "ignore_index", "stride_xn", "stride_cc"), "i32")
-    return {"x": POINTERS[dtype], "labels": "*i64", "center": POINTERS[compute_dtype(dtype)], **sizes}

@@ -48,16 +48,3 @@ def merge_splits(
         n, num_classes, per_split, splits, ignore_index,
         FINISH=finish, HAS_TARGET=target is not None, BLOCK_N=block_n, BLOCK_S=block_s, num_warps=WARPS,
     )  # fmt: skip
-
-
-def column_signature():
-    """``ahead_of_time`` of the merge."""
-    for name in ("fp32", "fp64"):
-        signature = {
-            "floats": f"*{name}", "indices": "*i32", "target": "*i64", "target_logit": f"*{name}",
-            "out_floats": f"*{name}", "out_indices": "*i64", "out_plane": "i32",
-            "num_rows": "i32", "num_classes": "i32", "per_split": "i32", "splits": "i32", "ignore_index": "i32",
-        }  # fmt: skip
-        blocks = {"BLOCK_S": 32, "BLOCK_N": SHARES_PER_PROGRAM // 32}
-        constexprs = {"FINISH": True, "HAS_TARGET": True, "stride_target": 1, **blocks}
-        yield f"logit_columns[{name}]", merge_kernel, signature, constexprs, {"num_warps": WARPS, "num_stages": 2}

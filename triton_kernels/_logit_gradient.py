@@ -18,8 +18,8 @@ from ._logit_state import UNDERFLOW, expm1
 LSE, GAP, MAX, SECOND, TARGET_LOGIT, NLL, ENTROPY, MEAN, VAR = map(tl.constexpr, range(len(planes.FLOATS)))
 # flat is what multiplies e^(z - shift), tilt (z - shift + offset) e^(z - shift), constant 1 and slope z - centre; shift
 # is the maximum, centre the mean. Three columns apart: at_argmax replaces the softmax part of the argmax's, the others
-# are added. In another order ptxas gives the backward of stored logits up to 79 registers, in this one 63 (sm_90).
-SHIFT, FLAT, TILT, OFFSET, AT_ARGMAX, AT_TARGET, AT_SECOND, CONSTANT, SLOPE, CENTRE = map(tl.constexpr, range(10))
+# are added.
+SHIFT, OFFSET, CENTRE, FLAT, TILT, CONSTANT, SLOPE, AT_ARGMAX, AT_TARGET, AT_SECOND = map(tl.constexpr, range(10))
 # The first two as among the columns.
 ARGMAX, SECOND_INDEX, TARGET, KIND = map(tl.constexpr, range(4))
 BLOCK, WARPS = 256, 4
@@ -139,15 +139,3 @@ def row_coefficients(
         n, num_classes, ignore_index, HAS_TARGET=target is not None, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return coefficients, indices
-
-
-def fold_signature():
-    """``ahead_of_time`` of the fold."""
-    for name in ("fp32", "fp64"):
-        signature = {
-            **dict.fromkeys(("grad", "floats", "coefficients"), f"*{name}"), "columns_indices": "*i64",
-            "target": "*i64", "indices": "*i32", "grad_plane": "i32", "num_rows": "i32", "num_classes": "i32",
-            "ignore_index": "i32",
-        }  # fmt: skip
-        constexprs = {"grad_row": 1, "stride_target": 1, "HAS_TARGET": True, "BLOCK": BLOCK}
-        yield f"logit_gradient_fold[{name}]", fold, signature, constexprs, {"num_warps": WARPS, "num_stages": 2}

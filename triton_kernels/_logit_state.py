@@ -167,15 +167,15 @@ def store_share(floats, indices, at, plane, mask, share, count):
 
 @triton.jit
 def _load_share(floats, indices, at, plane, mask):
-    """In float64; that of no class where ``mask`` is false."""
+    """That of no class where ``mask`` is false."""
     lowest: tl.constexpr = float("-inf")
     return LogitShare(
-        max=tl.load(floats + MAX * plane + at, mask, lowest).to(tl.float64),
-        second=tl.load(floats + SECOND * plane + at, mask, lowest).to(tl.float64),
-        rest=tl.load(floats + REST * plane + at, mask, 0).to(tl.float64),
-        weighted=tl.load(floats + WEIGHTED * plane + at, mask, 0).to(tl.float64),
-        mean=tl.load(floats + MEAN * plane + at, mask, 0).to(tl.float64),
-        squares=tl.load(floats + SQUARES * plane + at, mask, 0).to(tl.float64),
+        max=tl.load(floats + MAX * plane + at, mask, lowest),
+        second=tl.load(floats + SECOND * plane + at, mask, lowest),
+        rest=tl.load(floats + REST * plane + at, mask, 0),
+        weighted=tl.load(floats + WEIGHTED * plane + at, mask, 0),
+        mean=tl.load(floats + MEAN * plane + at, mask, 0),
+        squares=tl.load(floats + SQUARES * plane + at, mask, 0),
         argmax=tl.load(indices + ARGMAX * plane + at, mask, NOWHERE),
         second_index=tl.load(indices + SECOND_INDEX * plane + at, mask, NOWHERE),
         rank=tl.load(indices + RANK * plane + at, mask, 0),
@@ -192,7 +192,7 @@ def store_split(floats, indices, split, splits, row, num_rows, share):
 
 @triton.jit
 def _merge(parts, counts, num_classes):
-    """The share of all ``num_classes`` from ``parts (ROWS, SPLITS)`` of ``counts`` classes each, in a fixed order.
+    """The share of all ``num_classes`` from ``parts (ROWS, SPLITS)`` of ``counts`` classes each, in float64.
 
     A poisoned row, one with a NaN or +inf logit, gets the maximum NaN, one of nothing but -inf the argmax 0 and the
     rest -1: not even the argmax has a term.
@@ -205,18 +205,19 @@ def _merge(parts, counts, num_classes):
     second = tl.max(seconds, 1)
     second_index = tl.where(winner, parts.second_index, parts.argmax)
     second_index = tl.min(tl.where(seconds == second[:, None], second_index, NOWHERE), 1)
+    max, second = max.to(tl.float64), second.to(tl.float64)
 
     some = parts.max > -INF
-    delta = tl.where(some, parts.max - max[:, None], 0)
+    delta = tl.where(some, parts.max.to(tl.float64) - max[:, None], 0)
     factor = tl.where(some, tl.exp(delta), 0)
-    rests = parts.rest + tl.where(winner, 0, 1)
+    rests = parts.rest.to(tl.float64) + tl.where(winner, 0, 1)
     rest = tl.sum(factor * rests, 1)
-    weighted = tl.sum(factor * (parts.weighted + delta * rests), 1)
+    weighted = tl.sum(factor * (parts.weighted.to(tl.float64) + delta * rests), 1)
 
-    counts = counts.to(tl.float64)
-    mean = tl.sum(tl.where(counts > 0, parts.mean * counts, 0), 1) / num_classes
-    apart = parts.mean - tl.where(tl.abs(mean) < INF, mean, 0)[:, None]
-    squares = tl.sum(parts.squares + tl.where(counts > 0, counts * apart * apart, 0), 1)
+    counts, means = counts.to(tl.float64), parts.mean.to(tl.float64)
+    mean = tl.sum(tl.where(counts > 0, means * counts, 0), 1) / num_classes
+    apart = means - tl.where(tl.abs(mean) < INF, mean, 0)[:, None]
+    squares = tl.sum(parts.squares.to(tl.float64) + tl.where(counts > 0, counts * apart * apart, 0), 1)
 
     poisoned, none = (mean != mean) | (max == INF), max == -INF
     return LogitShare(

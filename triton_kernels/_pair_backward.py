@@ -299,39 +299,3 @@ def _distances(
         )  # fmt: skip
     if by_variance is not None:
         g_variances.copy_(by_variance.sum(0))
-
-
-def ahead_of_time(capability: int):
-    for dtype, name, power, tf32 in (
-        (torch.float32, "fp32", 1, False), (torch.float32, "fp32", 1, True), (torch.bfloat16, "bf16", 1, False),
-        (torch.float64, "fp64", 1, False), (torch.float32, "fp32", 1.3, False),
-    ):  # fmt: skip
-        products = "*fp64" if name == "fp64" else "*fp32"
-        tile = launch(_tile_row("cdnv", power), dtype, capability, tf32)
-        chunk = launch("pair_gradient", dtype, capability)
-        variant = ",tf32" if tf32 else ",any power" if power == 1.3 else ""
-        common = {"rows": f"*{name}", "stride_row": "i64", "valid": "*i1", "origin": products, "factors": products}
-        common |= dict.fromkeys(("first_row", "count", "dim", "tiles"), "i32") | {"close_bits": "*i64"}
-        signature = common | dict.fromkeys(("norms", "variances", "share", "g_row"), products)
-        signature |= {"power": "fp32", "power_rest": "fp32", "partner": "*i64", "by_variance": "*fp64"}
-        flags = {"stride_column": 1, "KERNEL": CODES["cdnv"], "TWICE": exponent_class("cdnv", power)}
-        flags |= {"HAS_VALID": True, "PRECISION": input_precision(tf32)}
-        options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "divisible": ["dim", "first_row"]}
-        options["tensor_cores"] = "DMMA" if name == "fp64" else "HMMA" if tf32 else None
-        yield f"pair_factors[{name},cdnv{variant}]", _factors, signature, flags | tile.blocks, options
-        if tf32:  # the factors' own products are exact
-            continue
-        signature = common | {"valid": "*i64", "partial": products, "strip_rows": "i32", "tiles_per_split": "i32"}
-        flags = {"stride_column": 1, "HAS_VALID": True, "BLOCK": tile["BLOCK"]} | chunk.blocks
-        options = {"num_warps": chunk.num_warps, "num_stages": chunk.num_stages, "divisible": ["dim", "first_row"]}
-        yield f"pair_gradient[{name}{variant}]", _apply, signature, flags, options
-    config = launch("pair_partners", torch.float32, capability)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    signature = {"rows": "*fp32", "stride_row": "i64", "sums": "*fp64", "count": "i32", "dim": "i32"}
-    signature |= dict.fromkeys(("scale", "share", "g_row", "partial"), "*fp32")
-    signature |= dict.fromkeys(("partner", "order", "starts"), "*i64")
-    yield "pair_partners[fp32]", _partners, signature, {"stride_column": 1, "HAS_SCALE": True} | config.blocks, options
-    signature = {"rows": "*fp32", "stride_row": "i64", "valid": "*i1", "scale": "*fp32", "partial": "*fp32"}
-    signature |= {"grad": "*fp32"} | dict.fromkeys(("first_row", "strip_rows", "dim", "splits"), "i32")
-    flags = {"stride_column": 1, "HAS_VALID": True, "HAS_SCALE": True, "BLOCK_D": 256}
-    yield "pair_finish[fp32]", _finish, signature, flags, {"num_warps": 4, "num_stages": 2}

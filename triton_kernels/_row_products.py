@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._deviations import NAMES, POINTERS, compute_type, load_deviations, row_arguments, row_classes, row_signature
-from ._launch import Launch, input_precision, launch, tuned
+from ._deviations import compute_type, load_deviations, row_arguments, row_classes
+from ._launch import Launch, input_precision, tuned
 from ._products import add_products
 
 
@@ -90,24 +90,3 @@ def row_products(
 
     tuned("row_products", x, (n, dim, width), run, tf32)
     return out
-
-
-def ahead_of_time(capability: int):
-    """The kernels of this file with their launch parameters, for ``tools/budgets.py``."""
-    for dtype, tf32 in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float64, False)):
-        config = launch("row_products", dtype, capability, tf32)
-        compute = POINTERS[compute_dtype(dtype)]
-        yield (
-            f"row_products[{'tf32' if tf32 else NAMES[dtype]}]",
-            _row_products,
-            {
-                **row_signature(dtype), "factor": compute, "matrix": compute, "out": POINTERS[dtype],
-                "width": "i32", "stride_md": "i32",
-            },
-            {
-                "stride_y": 1, "stride_xd": 1, "stride_cd": 1, "stride_f": 1, "stride_mj": 1, "HAS_LABELS": True,
-                "HAS_CENTER": True, "HAS_FACTOR": True, "SCALE": 2.0, "DTYPE": compute_type(dtype),
-                "PRECISION": input_precision(tf32), **config.blocks,
-            },
-            {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim", "width"]},
-        )  # fmt: skip

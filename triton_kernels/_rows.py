@@ -129,21 +129,3 @@ def row_norms(rows: Tensor, origin: Tensor | None, dtype: torch.dtype, *, recipr
         HAS_ORIGIN=origin is not None, RECIPROCAL=reciprocal, **config.options,
     )  # fmt: skip
     return norms
-
-
-def ahead_of_time(capability: int):
-    strides = {"rows": "*fp32", "stride_row": "i64", "count": "i32", "dim": "i32"}
-    config = launch("row_means", torch.float32, capability)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    signature = strides | {"valid": "*i1", "stride_valid": "i32", "partial": "*fp64", "stride_split": "i32"}
-    flags = {"stride_column": 1, "scale": None, "HAS_VALID": True, "HAS_SCALE": False}
-    yield "column_sums[fp32]", _column_sums, signature | {"tiles_per_split": "i32"}, flags | config.blocks, options
-    config = launch("row_norms", torch.float32, capability)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    signature = strides | {"rows": "*fp64", "valid": "*i1", "stride_valid": "i32", "origin": "*fp64"}
-    signature |= {"centred": "*fp32", "half": "*fp32"}
-    flags = {"stride_column": 1, "HAS_VALID": True}
-    yield "centred_rows[fp32]", _centred_rows, signature, flags | config.blocks, options
-    signature = strides | {"origin": "*fp32", "norms": "*fp32"}
-    flags = {"stride_column": 1, "HAS_ORIGIN": True, "RECIPROCAL": False}
-    yield "row_norms[fp32]", _row_norms, signature, flags | config.blocks, options

@@ -78,11 +78,3 @@ def sort_rows(
         count = num_classes + 2
         _class_starts[(triton.cdiv(count, _BLOCK),)](keys, starts, rows, rows.bit_length(), count, BLOCK=_BLOCK)
     return SortedRows(order, keys, starts)
-
-
-def ahead_of_time(capability: int):
-    """The kernels of this file, for ``tools/budgets.py``."""
-    keys = {"labels": "*i64", "keys": "*i32", "n": "i32", "num_classes": "i32", "ignore_index": "i32"}
-    yield "label_keys", _label_keys, keys, {"stride": 1, "BLOCK": _BLOCK}, {"num_warps": 4, "num_stages": 1}
-    starts = {"keys": "*i32", "starts": "*i64", "n": "i32", "steps": "i32", "count": "i32"}
-    yield "class_starts", _class_starts, starts, {"BLOCK": _BLOCK}, {"num_warps": 4, "num_stages": 1}

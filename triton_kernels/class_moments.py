@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._deviations import NAMES, POINTERS, compute_type, load_deviations, row_arguments, row_classes, row_signature
+from ._deviations import compute_type, load_deviations, row_arguments, row_classes
 from ._launch import capability, device_of, launch
 from ._sorted_rows import SortedRows, sort_rows
 
@@ -348,66 +348,3 @@ def class_moments_backward(
             **config.options | {"BLOCK_D": block, "num_warps": warps},
         )  # fmt: skip
     return out
-
-
-def ahead_of_time(capability: int):
-    """The kernels of this file as they are launched for wide rows, for ``tools/budgets.py``."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        config = launch("class_moments", dtype, capability)
-        compute = POINTERS[compute_dtype(dtype)]
-        pointers = {
-            "x": POINTERS[dtype], "center": compute, "order": "*i64", "keys": "*i32", "starts": "*i64",
-            "counts": "*i64", "class_squares": "*fp64", "partial": compute, "partial_squares": "*fp64",
-        }  # fmt: skip
-        sizes = {"n": "i32", "dim": "i32", "num_classes": "i32", "chunks": "i32"}
-        options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim"]}
-        flags = {"HAS_WEIGHT": False, "weight": None, "stride_w": 0, "stride_xd": 1, "stride_cd": 1}
-        blocks = {"DTYPE": compute_type(dtype), **config.blocks}
-        strides = {"stride_xn": "i32", "stride_cc": "i32"}
-        for mode, name in ((FRESH, "fresh"), (STATE, "state"), (ANCHOR, "anchor")):
-            centred = mode is not ANCHOR
-            yield (
-                f"class_moments.{name}[{NAMES[dtype]}]",
-                _segments,
-                {**pointers, **sizes, **strides, "sums": "*fp64" if mode is STATE else compute},
-                {**flags, **blocks, "HAS_CENTER": centred, "MODE": mode},
-                options,
-            )
-        if dtype == torch.bfloat16:  # its partials are float32
-            continue
-        merge = launch("class_moments.merge", dtype, capability)
-        state = {"sums": "*fp64", "sqnorms": "*fp64", "dim": "i32", "num_classes": "i32", "blocks": "i32"}
-        names = ("keys", "starts", "counts", "partial", "partial_squares")
-        yield (
-            f"class_moments.merge[{NAMES[dtype]}]",
-            _merge,
-            {**{key: pointers[key] for key in names}, **state, "chunks": "i32"},
-            {"MODE": STATE, "CHUNK": 64, **merge.blocks},
-            {"num_warps": merge.num_warps, "num_stages": merge.num_stages, "divisible": ["dim"]},
-        )
-        if dtype == torch.float64:
-            continue
-        finish = launch("class_moments.finish", dtype, capability)
-        yield (
-            "class_moments.finish",
-            _finish,
-            {**{key: pointers[key] for key in ("starts", "counts", "class_squares")}, **state, "invalid": "*i64"},
-            {"MODE": FRESH, "CHUNK": 64, **finish.blocks},
-            {"num_warps": finish.num_warps, "num_stages": finish.num_stages, "divisible": ["dim"]},
-        )
-    for dtype in (torch.float32, torch.bfloat16):
-        config = launch("class_moments_backward", dtype, capability)
-        compute = POINTERS[compute_dtype(dtype)]
-        yield (
-            f"class_moments_backward[{NAMES[dtype]}]",
-            _gradient,
-            {
-                **row_signature(dtype), "g_sums": compute, "g_sqnorms": "*fp64", "out": POINTERS[dtype],
-                "stride_gc": "i32",
-            },
-            {
-                "stride_gd": 1, "stride_q": 1, "stride_y": 1, "stride_xd": 1, "stride_cd": 1, "HAS_CENTER": True,
-                "DTYPE": compute_type(dtype), **config.blocks,
-            },
-            {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim"]},
-        )  # fmt: skip

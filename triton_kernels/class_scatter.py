@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._deviations import NAMES, POINTERS, compute_type, load_deviations, row_arguments, row_classes, row_signature
-from ._launch import Launch, input_precision, interpreted, launch, tuned
+from ._deviations import compute_type, load_deviations, row_arguments, row_classes
+from ._launch import Launch, input_precision, interpreted, tuned
 from ._row_products import row_products
 from ._sorted_rows import sort_rows
 from .class_moments import sums_by_class
@@ -178,40 +178,3 @@ def class_scatter_backward(
         g_center = row_products(sums, None, None, g, ignore_index, allow_tf32, scale=-1.0)
         g_center = torch.where(counts[:, None] > 0, g_center, 0).reshape(center.shape)
     return g_x, g_center
-
-
-def ahead_of_time(capability: int):
-    """The kernels of this file with their launch parameters, for ``tools/budgets.py``."""
-    for dtype, centred, tf32 in (
-        (torch.float32, True, False), (torch.float32, True, True), (torch.bfloat16, True, False),
-        (torch.bfloat16, False, False), (torch.float16, False, False), (torch.float64, True, False),
-    ):  # fmt: skip
-        raw = dtype.itemsize == 2 and not centred
-        row = torch.float32 if centred and dtype == torch.bfloat16 else dtype
-        config = launch("class_scatter", row, capability, tf32)
-        name = "tf32" if tf32 else NAMES[dtype] + ("" if centred else ",uncentred")
-        compute = compute_type(dtype)
-        half = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-        yield (
-            f"class_scatter[{name}]",
-            _scatter,
-            {**row_signature(dtype), "out": POINTERS[compute_dtype(dtype)], "rows_per_split": "i32"},
-            {
-                "HAS_LABELS": True, "HAS_CENTER": centred, "DIRECT": False, "DTYPE": compute,
-                "PRODUCT": half[dtype] if raw else compute, "PRECISION": input_precision(tf32, across=True),
-                **config.blocks, "stride_y": 1, "stride_xd": 1, "stride_cd": 1,
-            },
-            {
-                "num_warps": config.num_warps, "num_stages": config.num_stages,
-                "divisible": ["dim", "rows_per_split"], "tensor_cores": "HMMA" if raw or tf32 else None,
-            },
-        )  # fmt: skip
-    for dtype in (torch.float32, torch.float64):
-        block = launch("class_scatter", dtype, capability)["BLOCK_D"]
-        yield (
-            f"class_scatter.merge[{NAMES[dtype]}]",
-            _merge,
-            {"tiles": POINTERS[dtype], "out": POINTERS[dtype], "dim": "i32", "splits": "i32"},
-            {"DTYPE": compute_type(dtype), "BLOCK_D": block},
-            {"num_warps": max(1, block // 16), "num_stages": 3, "divisible": ["dim"]},
-        )

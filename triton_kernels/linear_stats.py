@@ -29,12 +29,12 @@ from ._launch import (
     split_count,
     tuned,
 )
-from ._logit_columns import TRITON, Planes, column_signature, empty_columns, empty_splits, merge_splits, rows_of
+from ._logit_columns import TRITON, Planes, empty_columns, empty_splits, merge_splits, rows_of
 from ._logit_state import add_tile, empty_share, halves, store_split
 from ._logits_tile import logits_tile
 from .linear_stats_backward import linear_stats_backward
 
-__all__ = ["ahead_of_time", "linear_stats_share", "linear_stats", "linear_stats_backward", "linear_stats_targets"]
+__all__ = ["linear_stats", "linear_stats_backward", "linear_stats_share", "linear_stats_targets"]
 
 ROWS_AT_ONCE = 32768  # bounds the shares of splits: at 17 of them 20 MB
 ROWS_OF_ONE_TILE = 1 << 19  # the same for rows that are not split
@@ -293,44 +293,3 @@ def linear_stats_share(
             parts, per_split = _run_splits(_untuned(part, allow_tf32), part, weight, bias, z, scale, allow_tf32)
             merge_splits(rows_of(share, rows), parts, weight.shape[0], per_split, finish=False)
     return share
-
-
-def ahead_of_time(there: int):
-    """Every kernel with its launch parameters: ``(name, function, signature, constexprs, options)``."""
-    kinds = {
-        "fp32": (torch.float32, False), "tf32": (torch.float32, True), "bf16": (torch.bfloat16, False),
-        "fp16": (torch.float16, False), "fp64": (torch.float64, False),
-    }  # fmt: skip
-    of_few = [table_row(1, most) for most in CLASS_TILES]
-    for table in ("linear_stats", "linear_stats_64", "linear_stats_32", "linear_stats_16", *of_few):
-        for name, (dtype, tf32) in kinds.items():
-            config = launch(table, dtype, there, tf32)
-            pointer, state = f"*{'fp32' if tf32 else name}", "*fp64" if dtype == torch.float64 else "*fp32"
-            signature = {
-                "x": pointer, "weight": pointer, "bias": pointer, "target_logit": state,
-                "num_rows": "i32", "num_classes": "i32", "num_features": "i32", "scale": "fp64",
-                "stride_xn": "i32", "stride_wv": "i32",
-            }  # fmt: skip
-            constexprs = {
-                "HAS_BIAS": True, "EVEN_D": True, "PRECISION": input_precision(tf32),
-                "DTYPE": TRITON[compute_dtype(dtype)], "stride_xd": 1, "stride_wd": 1, "stride_b": 1, **config.blocks,
-            }  # fmt: skip
-            options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["num_features"]}
-            if dtype != torch.float64:
-                options["tensor_cores"] = "HMMA"
-            own = {"target": "*i64"}
-            if table in of_few or config["BLOCK_V"] > FEW_CLASSES:  # where one tile may hold all classes
-                yield (
-                    f"{table}_only[{name}]", _one_tile, signature | own | {"floats": state, "indices": "*i32"},
-                    constexprs | {"HAS_TARGET": True, "stride_target": 1}, options,
-                )  # fmt: skip
-            if table in of_few:
-                continue
-            partial = {"floats": state, "indices": "*i32", "tiles_per_split": "i32", "splits": "i32"}
-            yield (
-                f"{table}[{name}]", _splits, signature | partial, constexprs | {"HAS_TARGET": True}, options
-            )  # fmt: skip
-            yield (
-                f"{table}_target[{name}]", _target_logits, signature | own, constexprs | {"stride_target": 1}, options,
-            )  # fmt: skip
-    yield from column_signature()

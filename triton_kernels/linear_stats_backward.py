@@ -19,9 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._launch import CLASS_TILES, capability, device_of, input_precision, launch, row_for_classes
+from ._launch import capability, device_of, input_precision, launch, row_for_classes
 from ._logit_columns import TRITON
-from ._logit_gradient import KIND, fold_signature, logit_gradient, row_coefficients
+from ._logit_gradient import KIND, logit_gradient, row_coefficients
 from ._logits_tile import logits_tile, scaled
 
 WORKSPACE_BYTES = 64 << 20
@@ -135,6 +135,21 @@ def add_parts(out: Tensor, a: tuple[Tensor, ...], b: tuple[Tensor, ...], first: 
         add_product(out, a[1], b[0], False)
 
 
+class _Sums:
+    """Where rows of a result are summed: in itself, or in wider memory for all of them or ``rows`` at a time."""
+
+    def __init__(self, result: Tensor, dtype: torch.dtype, rows: int):
+        self.result = result
+        self.memory = result if result.dtype == dtype else result.new_empty((rows, result.shape[1]), dtype=dtype)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.memory[rows if len(self.memory) == len(self.result) else slice(rows.stop - rows.start)]
+
+    def finish(self, rows: slice) -> None:
+        if self.memory is not self.result:
+            self.result[rows] = self[rows]
+
+
 class _Chunks:
     """Walks the chunks: classes outside, rows inside, so that the rows of g_weight are finished one chunk after another
     and only g_x (N x D, where g_weight is V x D) keeps a running sum."""
@@ -152,42 +167,35 @@ class _Chunks:
     def __call__(self, g_x: Tensor, g_weight: Tensor, g_bias: Tensor) -> None:
         n, v = self.x.shape[0], self.weight.shape[0]
         rows, classes = chunk_shape(n, v, self.x.element_size(), self.block_v)
+        x_sums = _Sums(g_x, self.dtype, rows if classes == v else n) if g_x.numel() else None
+        weight_sums = _Sums(g_weight, self.dtype, classes) if g_weight.numel() else None
         width = triton.cdiv(classes, self.block_v) * self.block_v
-        height = triton.cdiv(rows, self.block_n) * self.block_n if g_x.numel() or g_weight.numel() else 0
+        height = triton.cdiv(rows, self.block_n) * self.block_n if x_sums or weight_sums else 0
         chunk = self.x.new_empty((self.parts, height, width), dtype=self.chunk_dtype)
         starts = range(0, n, rows)
         all_blocks = sum(triton.cdiv(min(rows, n - start), self.block_n) for start in starts)
         bias_sums = self.x.new_empty((all_blocks if g_bias.numel() else 0, width), dtype=self.dtype)
-        x_sums, weight_sums = self.sums(g_x, rows if classes == v else n), self.sums(g_weight, classes)
-        counted = self.counted(slice(0, n)) if g_weight.numel() and len(starts) == 1 else None
+        counted = self.counted(slice(0, n)) if weight_sums and len(starts) == 1 else None
         for first_class in range(0, v, classes):
             these = slice(first_class, min(v, first_class + classes))
-            of_weight = g_weight[these] if weight_sums is None else weight_sums[: these.stop - these.start]
-            weight = parts_of(self.weight[these]) if g_x.numel() else ()
+            weight = parts_of(self.weight[these]) if x_sums else ()
             block = 0
             for start in starts:
                 here = slice(start, min(n, start + rows))
                 self.chunk_gradient(here, these, chunk, bias_sums[block:])
                 block += triton.cdiv(here.stop - here.start, self.block_n)
                 part = chunk[:, : here.stop - here.start, : these.stop - these.start]
-                if g_x.numel():
-                    of_x = g_x[here] if x_sums is None else x_sums[: part.shape[1]] if classes == v else x_sums[here]
-                    add_parts(of_x, part.unbind(), weight, first_class == 0)
-                    if x_sums is not None and these.stop == v:
-                        g_x[here] = of_x
-                if g_weight.numel():
+                if x_sums:
+                    add_parts(x_sums[here], part.unbind(), weight, first_class == 0)
+                    if these.stop == v:
+                        x_sums.finish(here)
+                if weight_sums:
                     own = self.counted(here) if counted is None else counted
-                    add_parts(of_weight, part.mT.unbind(), own, start == 0)
-            if weight_sums is not None:
-                g_weight[these] = of_weight
+                    add_parts(weight_sums[these], part.mT.unbind(), own, start == 0)
+            if weight_sums:
+                weight_sums.finish(these)
             if g_bias.numel():
                 g_bias[these] = bias_sums[:, : these.stop - these.start].sum(0, dtype=torch.float64)
-
-    def sums(self, result: Tensor, rows: int) -> Tensor | None:
-        """Memory for the sums of so many rows of ``result``; None where it holds them itself, or is not wanted."""
-        if result.numel() == 0 or result.dtype == self.dtype:
-            return None
-        return result.new_empty((rows, result.shape[1]), dtype=self.dtype)
 
     def counted(self, here: slice) -> tuple[Tensor, ...]:
         """These rows of x; a NaN in one without gradient must not reach the weight: 0 * NaN is NaN."""
@@ -208,34 +216,3 @@ class _Chunks:
             PRECISION=input_precision(self.allow_tf32), DTYPE=TRITON[self.dtype], TOGETHER=ROW_BLOCKS_TOGETHER,
             **self.config.options,
         )  # fmt: skip
-
-
-def ahead_of_time(there: int):
-    """Every kernel with its launch parameters: ``(name, function, signature, constexprs, options)``."""
-    kinds = (
-        (torch.float32, "fp32", False), (torch.float32, "tf32", True), (torch.bfloat16, "bf16", False),
-        (torch.float16, "fp16", False), (torch.float64, "fp64", False),
-    )  # fmt: skip
-    for table in (row_for_classes("linear_stats_backward", v) for v in (*CLASS_TILES, CLASS_TILES[-1] + 1)):
-        for dtype, name, tf32 in kinds:
-            config = launch(table, dtype, there, tf32)
-            pointer = f"*{'fp32' if tf32 else name}"
-            state = "*fp64" if dtype == torch.float64 else "*fp32"
-            sizes = ("num_rows", "num_classes", "num_features", "all_rows", "first_row", "row_blocks", "class_blocks")
-            strides = ("stride_xn", "stride_wv", "stride_part", "stride_chunk", "first_class")
-            signature = {
-                "x": pointer, "weight": pointer, "bias": pointer, "coefficients": state, "indices": "*i32",
-                "chunk": "*bf16" if dtype == torch.float16 else pointer, "bias_sums": state,
-                **dict.fromkeys(sizes + strides, "i32"), "scale": "fp64",
-            }  # fmt: skip
-            constexprs = {
-                "stride_xd": 1, "stride_wd": 1, "stride_b": 1, "HAS_BIAS": True, "NEED_CHUNK": True,
-                "NEED_BIAS": True, "SPLIT": dtype == torch.float16, "EVEN_D": True,
-                "PRECISION": input_precision(tf32), "DTYPE": TRITON[compute_dtype(dtype)],
-                "TOGETHER": ROW_BLOCKS_TOGETHER, **config.blocks,
-            }  # fmt: skip
-            options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["num_features"]}
-            if dtype != torch.float64:
-                options["tensor_cores"] = "HMMA"
-            yield f"{table}[{name}]", _chunk_gradient, signature, constexprs, options
-    yield from fold_signature()

@@ -6,13 +6,12 @@ shares are then 36 bytes per row. Rows that lie contiguous are read one per prog
 only then can a whole tile skip the search for the top two, without which the arithmetic, not memory, is the limit.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._launch import Launch, capability, interpreted, launch, split_count, tuned
+from ._launch import Launch, capability, interpreted, split_count, tuned
 from ._logit_columns import TRITON, Planes, empty_columns, empty_splits, merge_splits, rows_of
 from ._logit_gradient import logit_gradient, row_coefficients
 from ._logit_state import add_tile, empty_share, store_split
@@ -146,29 +145,3 @@ def logit_stats_backward(
 
     tuned("logit_stats_backward", logits, (n, v), run)
     return gradient
-
-
-def ahead_of_time(there: int):
-    """Every kernel with its launch parameters: ``(name, function, signature, constexprs, options)``."""
-    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float64, "fp64")):
-        state = "*fp64" if dtype == torch.float64 else "*fp32"
-        rows = {"logits": f"*{name}", "num_rows": "i32", "num_classes": "i32", "scale": "fp64", "stride_n": "i32"}
-        config = launch("logit_stats", dtype, there)
-        constexprs = {"stride_v": 1, "DTYPE": TRITON[compute_dtype(dtype)]}
-        more = {"HAS_TARGET": True, "stride_target": 1, "STAGES": config.num_stages}
-        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        forward = {
-            "target": "*i64", "target_logit": state, "floats": state, "indices": "*i32",
-            "tiles_per_split": "i32", "splits": "i32",
-        }  # fmt: skip
-        yield (
-            f"logit_stats[{name}]", _splits, rows | forward,
-            constexprs | more | config.blocks, options,
-        )  # fmt: skip
-        config = launch("logit_stats_backward", dtype, there)
-        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        backward = {"gradient": f"*{name}", "coefficients": state, "indices": "*i32", "out_n": "i32"}
-        yield (
-            f"logit_stats_backward[{name}]", _gradient, rows | backward,
-            constexprs | {"out_v": 1} | config.blocks, options,
-        )  # fmt: skip

@@ -142,29 +142,3 @@ def _run(config: Launch, x: Tensor, means: Tensor, valid: Tensor | None, tf32: b
         **config.options,
     )  # fmt: skip
     return sqdist, index
-
-
-def ahead_of_time(capability: int):
-    from ._rows import ahead_of_time as rows
-
-    yield from rows(capability)
-    for dtype, name, tf32 in (
-        (torch.float32, "fp32", False), (torch.float32, "fp32", True),
-        (torch.bfloat16, "bf16", False), (torch.float16, "fp16", False), (torch.float64, "fp64", False),
-    ):  # fmt: skip
-        products = "fp64" if name == "fp64" else "fp32"
-        config = launch("nearest_class_mean", dtype, capability, tf32)
-        signature = {"x": f"*{name}", "stride_row": "i64", "best_index": "*i32"}
-        signature |= dict.fromkeys(("centred", "half", "origin", "rest", "best_value"), f"*{products}")
-        signature |= dict.fromkeys(("count", "classes", "dim", "row_tiles", "tiles_per_split"), "i32")
-        options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim"]}
-        options["tensor_cores"] = "DMMA" if name == "fp64" else "HMMA" if tf32 else None
-        constexprs = {"stride_column": 1, "PRECISION": input_precision(tf32)} | config.blocks
-        yield f"nearest[{name}{',tf32' if tf32 else ''}]", _nearest, signature, constexprs, options
-    config = launch("nearest_distance", torch.float32, capability)
-    signature = {"x": "*fp32", "stride_row": "i64", "means": "*fp64", "stride_mean": "i64", "best_value": "*fp32"}
-    signature |= {"best_index": "*i32", "sqdist": "*fp32", "index": "*i64"}
-    signature |= dict.fromkeys(("count", "dim", "splits"), "i32")
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    constexprs = {"stride_column": 1, "stride_mean_column": 1} | config.blocks
-    yield "nearest_distance[fp32]", _distance, signature, constexprs, options

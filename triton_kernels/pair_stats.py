@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._launch import INTERPRETED_MULTIPROCESSORS, MULTIPROCESSORS, Launch, capability, input_precision, launch, tuned
+from ._launch import INTERPRETED_MULTIPROCESSORS, MULTIPROCESSORS, Launch, capability, input_precision, tuned
 from ._pair_backward import pair_stats_backward
 from ._pair_values import (
     CDNV,
@@ -250,37 +250,3 @@ def _run(
     _merge_partners[(blocks,)](best_value, best_index, row_max, row_argmax, count, groups + 1, BLOCK=256)
     # Separate storages: the results of an op must not be views of each other.
     return *(value.clone() for value in scalars.unbind()), row_max, pairs, row_argmax
-
-
-def ahead_of_time(capability: int):
-    from . import _pair_backward
-
-    for kernel, dtype, name, tf32, power in (
-        ("dot", torch.float32, "fp32", False, 1), ("dot", torch.float32, "fp32", True, 1),
-        ("dot", torch.bfloat16, "bf16", False, 1), ("dot", torch.float16, "fp16", False, 1),
-        ("cosine", torch.float64, "fp64", False, 1), ("distance", torch.float32, "fp32", False, 1),
-        ("distance", torch.float32, "fp32", True, 1), ("log_distance", torch.bfloat16, "bf16", False, 1),
-        ("cdnv", torch.float32, "fp32", False, 1), ("cdnv", torch.float32, "fp32", False, 1.3),
-        ("riesz", torch.float32, "fp32", False, 1.3),
-        ("gaussian", torch.float64, "fp64", False, 1),
-    ):  # fmt: skip
-        products = "fp64" if name == "fp64" else "fp32"
-        config = launch(launch_row(kernel, power), dtype, capability, tf32)
-        signature = {"rows": f"*{name}", "stride_row": "i64", "moments": "*fp64", "best_index": "*i32"}
-        signature |= dict.fromkeys(("origin", "norms", "variances", "best_value"), f"*{products}")
-        signature |= dict.fromkeys(("count", "dim", "tiles", "group", "groups"), "i32")
-        signature |= {"power": "fp32", "power_rest": "fp32", "valid": "*i1"}
-        constexprs = {"stride_column": 1, "KERNEL": CODES[kernel], "TWICE": exponent_class(kernel, power)}
-        constexprs |= {"HAS_VALID": True, "PRECISION": input_precision(tf32)} | config.blocks
-        options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim"]}
-        half = tf32 or (dtype.itemsize == 2 and kernel == "dot")
-        options["tensor_cores"] = "DMMA" if name == "fp64" else "HMMA" if half else None
-        title = f"pairs[{name},{kernel}{',tf32' if tf32 else ''}{',any power' if power == 1.3 else ''}]"
-        yield title, _pairs, signature, constexprs, options
-    options = {"num_warps": 4, "num_stages": 2}
-    signature = {"moments": "*fp64", "scalars": "*fp32", "pairs": "*i64", "groups": "i32"}
-    yield "merge_moments[fp32]", _merge_moments, signature, {"BLOCK": 256}, options
-    signature = {"best_value": "*fp32", "best_index": "*i32", "row_max": "*fp32", "row_argmax": "*i64"}
-    signature |= {"count": "i32", "planes": "i32"}
-    yield "merge_partners[fp32]", _merge_partners, signature, {"BLOCK": 256}, options
-    yield from _pair_backward.ahead_of_time(capability)

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._deviations import NAMES, POINTERS, compute_type, load_deviations, row_arguments, row_classes, row_signature
-from ._launch import Launch, capability, input_precision, launch, split_count, tuned
+from ._deviations import compute_type, load_deviations, row_arguments, row_classes
+from ._launch import Launch, capability, input_precision, split_count, tuned
 from ._row_products import product_tile, row_products
 from ._sorted_rows import sort_rows
 from .class_moments import sums_by_class
@@ -168,36 +168,3 @@ def projected_sqnorms_backward(
             g_center[start : start + step] = row_products(projections, None, None, basis, ignore_index, allow_tf32)
         g_center = g_center.reshape(center.shape)
     return g_x, g_basis, g_center
-
-
-def ahead_of_time(capability: int):
-    """The kernels of this file with their launch parameters, for ``tools/budgets.py``."""
-    for dtype, tf32 in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float64, False)):
-        name = "tf32" if tf32 else NAMES[dtype]
-        compute = POINTERS[compute_dtype(dtype)]
-        fixed = {
-            "stride_y": 1, "stride_xd": 1, "stride_cd": 1, "HAS_LABELS": True, "HAS_CENTER": True,
-            "DTYPE": compute_type(dtype), "PRECISION": input_precision(tf32),
-        }  # fmt: skip
-        config = launch("projected_sqnorms", dtype, capability, tf32)
-        yield (
-            f"projected_sqnorms[{name}]",
-            _sqnorms,
-            {
-                **row_signature(dtype), "basis": compute, "out": compute, "rank": "i32", "rank_per_split": "i32",
-                "stride_br": "i32",
-            },
-            {**fixed, "stride_bd": 1, **config.blocks},
-            {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim", "rank"]},
-        )  # fmt: skip
-        config = launch("projected_sqnorms.basis", dtype, capability, tf32)
-        yield (
-            f"projected_sqnorms.basis[{name}]",
-            _basis_gradient,
-            {
-                **row_signature(dtype), "projections": compute, "factor": compute, "out": compute, "rank": "i32",
-                "rows_per_split": "i32",
-            },
-            {**fixed, "PRECISION": input_precision(tf32, across=True), "stride_f": 1, **config.blocks},
-            {"num_warps": config.num_warps, "num_stages": config.num_stages, "divisible": ["dim", "rank"]},
-        )  # fmt: skip

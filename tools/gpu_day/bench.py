@@ -28,9 +28,10 @@ from ncops.bench import (
     projected_sqnorms,
 )
 from ncops.bench.case import COMPILE, EAGER, OURS, Bench, Case
+from ncops.cli.info import CUDA_OPS
 
 from . import keys
-from .cases import COMPILED, WITH_TF32
+from .cases import WITH_TF32
 from .smoke import append
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -124,7 +125,7 @@ def contestants(one: Case) -> dict[str, tuple[Callable, contextlib.AbstractConte
             found[name] = function, contextlib.nullcontext()
             continue
         found["triton"] = function, forced("triton")
-        if op in COMPILED and one.bench.mode == "forward":
+        if op in CUDA_OPS and one.bench.mode == "forward":
             found["cuda"] = function, forced("cuda")
         if op in WITH_TF32 and one.dtype == F32:
             found["triton tf32"] = function, forced("triton", tf32=True)

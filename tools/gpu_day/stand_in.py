@@ -6,13 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia import driver as nvidia
-from triton.runtime import jit
 from triton.runtime.driver import driver
 
 from .keys import kernel_modules, settle
@@ -52,8 +51,11 @@ class Launcher:
 class Driver:
     utils, launcher_cls = Utils(), Launcher
 
+    def __init__(self, capability):
+        self.capability = capability
+
     def get_current_device(self):
-        return 0
+        return self.capability  # for Triton keeps what it compiled by the number of the device
 
     def set_current_device(self, device):
         pass
@@ -62,13 +64,13 @@ class Driver:
         return 0
 
     def get_current_target(self):
-        return GPUTarget("cuda", CAPABILITY, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_active_torch_device(self):
         return torch.device("cpu")
 
     def get_device_capability(self, device):
-        return divmod(CAPABILITY, 10)
+        return divmod(self.capability, 10)
 
 
 def utilities(folder: Path) -> None:
@@ -81,16 +83,21 @@ def utilities(folder: Path) -> None:
         nvidia.CudaUtils()
 
 
+def pretend(capability: int) -> None:
+    """From here on Triton and the launchers believe in a GPU of this capability."""
+    driver.set_active(Driver(capability))
+    settle()
+    for module in kernel_modules():
+        if hasattr(module, "capability"):
+            module.capability = lambda device: capability
+
+
 def install() -> None:
     """From here on Triton believes in a GPU of CAPABILITY, and this library runs on it with CPU tensors."""
     from ncops import backends
 
-    driver.set_active(Driver())
-    settle()
+    pretend(CAPABILITY)
     backends._interpreted = lambda: True
-    for module in kernel_modules():
-        if hasattr(module, "capability"):
-            module.capability = lambda device: CAPABILITY
     for place, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         setattr(place, name, _zeroed(getattr(place, name)))  # indices that no kernel wrote
     for place, name in ((torch.Tensor, "addmm_"), (torch.Tensor, "normal_"), (torch.Tensor, "uniform_")):
@@ -117,17 +124,22 @@ def tf32(allowed: bool) -> None:
             module.allow_tf32 = lambda x: allowed
 
 
-def record(used: set[tuple[str, str]]) -> None:
-    """Notes which (kernel, dtype class) of the launch table is asked for, and runs no kernel."""
+@contextlib.contextmanager
+def rows_noted(note: Callable[[str, str], object]) -> Iterator[None]:
+    """``note`` is told each (kernel, dtype class) of the launch table that is asked for."""
     from ncops.triton_kernels import _launch
 
-    jit.JITFunction.run = lambda self, *args, **options: None
     launch = _launch.launch
 
-    def recorded(kernel, dtype, capability, tf32=False):
-        used.add((kernel, _launch.dtype_class(dtype, tf32)))
+    def noted(kernel, dtype, capability, tf32=False):
+        note(kernel, _launch.dtype_class(dtype, tf32))
         return launch(kernel, dtype, capability, tf32)
 
-    for module in kernel_modules():
-        if getattr(module, "launch", None) is launch:
-            module.launch = recorded
+    modules = [module for module in kernel_modules() if getattr(module, "launch", None) is launch]
+    for module in modules:
+        module.launch = noted
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.launch = launch

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from functools import partial
 
 import ncops
+from ncops.cli.info import CUDA_OPS
 
 from . import classes, logits, pairs
 from .data import DTYPES, F32, SUMS, TF32, TF32_GRADIENTS, Case, Data, columns
 
-COMPILED = ("linear_stats", "logit_stats", "class_moments", "class_scatter")  # have CUDA kernels
 OPS = {
     maker.__name__: maker
     for maker in (
@@ -41,7 +41,7 @@ def cases(name: str, data: Data, tf32: bool = False) -> list[Case]:
 def jobs(only: str = "") -> list[tuple[str, str, bool]]:
     """What a GPU has to get right: (op, backend, tf32), each for a process of its own."""
     names = [name for name in OPS if name.startswith(only)]
-    compiled = [(name, "cuda", False) for name in names if name in COMPILED]
+    compiled = [(name, "cuda", False) for name in names if name in CUDA_OPS]
     tf32 = [(name, "triton", True) for name in names if name in WITH_TF32]
     return compiled + [(name, "triton", False) for name in names] + tf32
 
