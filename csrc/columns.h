@@ -5,7 +5,7 @@
 
 namespace ncops {
 
-enum FloatColumn : int { kLse, kGap, kMax, kSecond, kTargetLogit, kNll, kEntropy, kMean, kVar, kFloatColumns };
+enum FloatColumn : int { kLse, kGap, kMax, kSecond, kTargetLogit, kNll, kEntropy, kMean, kVar, kSumSquaredProb, kFloatColumns };
 enum IndexColumn : int { kArgmax, kSecondIndex, kTargetRank, kIndexColumns };
 
 // The columns of `rows` rows, plane after plane; floats in the compute dtype.
@@ -15,12 +15,12 @@ struct LogitColumns {
   int64_t rows = 0;
 };
 
-// Rows that stay shares, plane after plane: max, second, rest, weighted, mean and squares; argmax, second_index, count, rank.
+// Rows that stay shares, plane after plane: max, second, rest, weighted, squared, mean and squares; argmax, second_index, count, rank.
 struct LogitShares {
   double* floats = nullptr;     // (kShareFloats, rows); the max of a poisoned row is NaN, the mean of a masked one -inf
   int64_t* indices = nullptr;   // (kShareIndices, rows)
   int64_t rows = 0;
 };
-constexpr int kShareFloats = 6, kShareIndices = 4;
+constexpr int kShareFloats = 7, kShareIndices = 4;
 
 }  // namespace ncops

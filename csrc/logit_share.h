@@ -5,13 +5,13 @@
 //   max, argmax            the largest logit, and the lowest index that has it
 //   second, second_index   the largest of the others
 //   rest                   sum of e^(z - max) over all logits but the one at argmax
-//   weighted               sum of e^(z - max) (z - max)
+//   weighted, squared      sums of e^(z - max) (z - max), and of e^(2 (z - max)) over all logits but the one at argmax
 //   count, mean, squares   of the logits; squares: squared deviations from the mean
 //   target_logit, rank     the logit of the row's target; how many logits are strictly greater
 //   poisoned, masked       there is a NaN or +inf logit; there is a -inf logit
 //
 // The largest term is 1 and stays out of `rest`: near collapse the others sum up to 1e-9, which 1 + 1e-9 would lose.
-// While terms are still added up, those at the maximum are counted apart: rest = below + (equal - 1).
+// While terms are still added up, those at the maximum are counted apart, in `equal`: rest = below + (equal - 1).
 #pragma once
 
 #include <cmath>
@@ -32,21 +32,23 @@ namespace ncops::NCOPS_SHARE_NAMESPACE {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN(), kInf = std::numeric_limits<double>::infinity();
 
-// Sums over e^(z - max): of the terms below the maximum, how many are at it, and times z - max.
+// Sums over e^(z - max): of the terms below the maximum, how many are at it, times z - max, and of the squares of those below.
 struct ExpSums {
-  double below = 0, equal = 0, weighted = 0;
+  double below = 0, equal = 0, weighted = 0, squared = 0;
 
   // Refers the sums to a maximum that is larger by `rise`.
   NCOPS_BOTH void lower(double rise) {
     const double total = below + equal, factor = exp(-rise);
     weighted = factor == 0 ? 0 : (weighted - total * rise) * factor;
     below = total * factor;
+    squared = (squared + equal) * factor * factor;
     equal = 0;
   }
   NCOPS_BOTH void add(const ExpSums& other) {
     below += other.below;
     equal += other.equal;
     weighted += other.weighted;
+    squared += other.squared;
   }
   NCOPS_BOTH double total() const { return below + equal; }
   NCOPS_BOTH double rest() const { return below + (equal - 1); }
@@ -101,6 +103,7 @@ struct LogitShare {
     c.floats[kMax] = max;
     c.floats[kSecond] = count > 1 ? second : -kInf;
     c.floats[kEntropy] = none ? kNaN : gap - sums.weighted / sums.total();
+    c.floats[kSumSquaredProb] = none ? kNaN : (sums.squared + sums.equal) / (sums.total() * sums.total());
     c.floats[kMean] = masked ? -kInf : mean;
     c.floats[kVar] = masked ? kNaN : squares / double(count);
     c.indices[kArgmax] = none ? 0 : argmax;
@@ -127,7 +130,7 @@ NCOPS_BOTH void write_row(const LogitColumns& out, const LogitShares& shares, in
                           const int64_t* target, int64_t ignore_index, T target_logit) {
   if (shares.floats != nullptr) {
     const double floats[kShareFloats] = {(s.flags & kPoisoned) ? kNaN : s.max, s.second, s.sums.rest(), s.sums.weighted,
-                                         (s.flags & kMasked) ? -kInf : s.mean, s.squares};
+                                         s.sums.squared + (s.sums.equal - 1), (s.flags & kMasked) ? -kInf : s.mean, s.squares};
     const int64_t indices[kShareIndices] = {s.argmax, s.second_index, s.count, s.rank};
     for (int p = 0; p < kShareFloats; ++p) shares.floats[p * shares.rows + row] = floats[p];
     for (int p = 0; p < kShareIndices; ++p) shares.indices[p * shares.rows + row] = indices[p];

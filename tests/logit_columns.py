@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from testing import IGNORE, randn, random_labels
 
-FLOATS = ("lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var")
+FLOATS = ("lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var", "sum_squared_prob")
 DERIVED = ("margin", "max_prob", "sum", "sumsq")
 
 
@@ -22,6 +22,7 @@ def naive(z, target=None):
     c["second"] = top[:, 1] if v > 1 else torch.full_like(top[:, 0], -math.inf)
     c["second_index"] = best[:, 1] if v > 1 else torch.full_like(best[:, 0], -1)
     c["entropy"] = -(z.softmax(1) * z.log_softmax(1)).sum(1)
+    c["sum_squared_prob"] = z.softmax(1).square().sum(1)
     c["mean"], c["var"] = z.mean(1), (z - z.mean(1, keepdim=True)).square().mean(1)
     c["max_prob"], c["sum"], c["sumsq"] = z.softmax(1).amax(1), z.sum(1), z.square().sum(1)
     if target is not None:
@@ -55,7 +56,7 @@ def collapsed(dtype=torch.float32):
     return torch.eye(v, dtype=dtype), weight.to(dtype), torch.arange(v)
 
 
-COEFFICIENTS = dict(zip(FLOATS, (0.7, -1.1, 0.5, 0.3, 0.9, 1.3, -0.6, 0.8, 0.4), strict=True))
+COEFFICIENTS = dict(zip(FLOATS, (0.7, -1.1, 0.5, 0.3, 0.9, 1.3, -0.6, 0.8, 0.4, 0.9), strict=True))
 
 
 def objective(columns, rows):

@@ -82,7 +82,7 @@ def test_targets_outside_where_nothing_may_be_raised():
     rank = indices[planes.INDICES.index("target_rank")]
     assert nll.isnan().tolist() == own.isnan().tolist() == [False, True, True, True, False, False]
     assert rank[1:5].tolist() == [-1] * 4 and nll[4] == own[4] == 0
-    gradients = torch.zeros(9, 6)
+    gradients = torch.zeros(len(planes.FLOATS), 6)
     gradients[planes.FLOATS.index("nll")] = 1
     options = (1.0, IGNORE, False, True, True, True)
     g_x, _, _ = backward.linear_stats_backward(gradients, floats, indices, x, weight, bias, target, *options)

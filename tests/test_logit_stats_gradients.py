@@ -75,7 +75,7 @@ def test_every_width_equals_the_reference(native, dtype, classes):
     with ncops.use_backend("reference"):
         truth = gradient(logits.double(), target, ours(target), columns)
     eps = torch.finfo(dtype).eps
-    assert ((mine.double() - truth).abs() <= 8 * eps * truth.abs().clamp(min=0.05)).all()
+    assert ((mine.double() - truth).abs() <= 8 * eps * truth.abs().clamp(min=0.1)).all()  # terms of size 1 cancel
 
 
 @pytest.mark.parametrize("masked", [-math.inf, -3.4e38])

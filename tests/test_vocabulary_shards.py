@@ -15,7 +15,7 @@ from ncops.distributed.shard_columns import local_share, merge_shares, shard_gra
 from ncops.ops.columns import columns_of
 
 COLUMNS = (
-    "lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var",
+    "lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var", "sum_squared_prob",
     "argmax", "second_index", "target_rank", "valid",
 )  # fmt: skip
 INDICES = ("argmax", "second_index", "target_rank", "valid")

@@ -15,11 +15,13 @@ from ._logit_columns import Planes
 from ._logit_state import UNDERFLOW, expm1
 
 # The columns' planes, and those of their gradients.
-LSE, GAP, MAX, SECOND, TARGET_LOGIT, NLL, ENTROPY, MEAN, VAR = map(tl.constexpr, range(len(planes.FLOATS)))
-# flat is what multiplies e^(z - shift), tilt (z - shift + offset) e^(z - shift), constant 1 and slope z - centre; shift
-# is the maximum, centre the mean. Three columns apart: at_argmax replaces the softmax part of the argmax's, the others
-# are added.
-SHIFT, OFFSET, CENTRE, FLAT, TILT, CONSTANT, SLOPE, AT_ARGMAX, AT_TARGET, AT_SECOND = map(tl.constexpr, range(10))
+LSE, GAP, MAX, SECOND, TARGET_LOGIT, NLL, ENTROPY, MEAN, VAR, SUM_SQUARED_PROB = map(
+    tl.constexpr, range(len(planes.FLOATS))
+)
+# flat is what multiplies e^(z - shift), tilt (z - shift + offset) e^(z - shift), constant 1, slope z - centre and bend
+# e^(2 (z - shift)); shift is the maximum, centre the mean. Three columns apart: at_argmax replaces the softmax part of
+# the argmax's, the others are added.
+SHIFT, OFFSET, CENTRE, FLAT, TILT, BEND, CONSTANT, SLOPE, AT_ARGMAX, AT_TARGET, AT_SECOND = map(tl.constexpr, range(11))
 # The first two as among the columns.
 ARGMAX, SECOND_INDEX, TARGET, KIND = map(tl.constexpr, range(4))
 BLOCK, WARPS = 256, 4
@@ -42,7 +44,7 @@ def fold(
     num_rows, num_classes, ignore_index,
     HAS_TARGET: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``grad (9, N)``, the columns' gradients -> ``coefficients (10, N)`` and ``indices (4, N)``, in float64.
+    """``grad (10, N)``, the columns' gradients -> ``coefficients (11, N)`` and ``indices (4, N)``, in float64.
 
     The indices are argmax, second index, target unless it is the argmax (-1 for none), and the row's kind: 0 without
     gradient, 1 with, 2 with one of a poisoned row.
@@ -56,6 +58,7 @@ def fold(
     g_target, g_nll = _wide(grad, TARGET_LOGIT, step, at, here), _wide(grad, NLL, step, at, here)
     g_entropy = _wide(grad, ENTROPY, step, at, here)
     g_mean, g_var = _wide(grad, MEAN, step, at, here), _wide(grad, VAR, step, at, here)
+    g_squared = 2 * _wide(grad, SUM_SQUARED_PROB, step, at, here)
     argmax = tl.load(columns_indices + ARGMAX * plane + row, here, 0)
     second = tl.load(columns_indices + SECOND_INDEX * plane + row, here, -1)
     y = tl.full([BLOCK], -1, tl.int64)
@@ -65,7 +68,7 @@ def fold(
     g_target = tl.where(y >= 0, g_target, 0)
     g_nll = tl.where(y >= 0, g_nll, 0)
     active = (g_lse != 0) | (g_gap != 0) | (g_max != 0) | (g_second != 0) | (g_target != 0)
-    active = active | (g_nll != 0) | (g_entropy != 0) | (g_mean != 0) | (g_var != 0)
+    active = active | (g_nll != 0) | (g_entropy != 0) | (g_mean != 0) | (g_var != 0) | (g_squared != 0)
 
     gap = _wide(floats, GAP, plane, row, here)
     offset = _wide(floats, ENTROPY, plane, row, here) - gap
@@ -80,11 +83,20 @@ def fold(
     )
     at_argmax -= _times(g_entropy, share * offset)
 
-    max = _wide(floats, MAX, plane, row, here)
+    # p_max - sum p^2 is p_max^2 (rest - squared); `squared` is sum p^2 / p_max^2 - 1, which near collapse has no digit
+    # left: it lies between the square of the second's term and that term times `rest`.
+    max, sum_squared = _wide(floats, MAX, plane, row, here), _wide(floats, SUM_SQUARED_PROB, plane, row, here)
+    term, rest = tl.exp(_wide(floats, SECOND, plane, row, here) - max), -lost / share
+    squared = sum_squared / (share * share) - 1
+    squared = tl.minimum(tl.maximum(squared, term * term), term * rest)
+    at_argmax += _times(g_squared, share * share * share * (rest - squared))
+
     tl.store(coefficients + SHIFT * plane + row, tl.where(max == float("-inf"), 0, max), here)
     tl.store(coefficients + OFFSET * plane + row, tl.where(g_entropy == 0, 0, offset), here)
     tl.store(coefficients + CENTRE * plane + row, tl.load(floats + MEAN * plane + row, here, 0), here)
-    tl.store(coefficients + FLAT * plane + row, _times(total, share), here)
+    flat = _times(total, share) - _times(g_squared, share * sum_squared)
+    tl.store(coefficients + FLAT * plane + row, flat, here)
+    tl.store(coefficients + BEND * plane + row, _times(g_squared, share * share), here)
     tl.store(coefficients + TILT * plane + row, -_times(g_entropy, share), here)
     tl.store(coefficients + CONSTANT * plane + row, g_mean / num_classes, here)
     tl.store(coefficients + SLOPE * plane + row, g_var * 2 / num_classes, here)
@@ -112,7 +124,8 @@ def logit_gradient(z, column, row, coefficients, indices, num_rows):
     tilt = _of_row(coefficients, TILT, plane, row)[:, None]
     offset = _of_row(coefficients, OFFSET, plane, row)[:, None]
     below = tl.maximum(z - shift, UNDERFLOW)
-    gradient = tl.exp(below) * (flat + tilt * (below + offset))
+    bend, power = _of_row(coefficients, BEND, plane, row)[:, None], tl.exp(below)
+    gradient = power * (flat + tilt * (below + offset) + bend * power)
     argmax = _of_row(indices, ARGMAX, plane, row)[:, None]
     gradient = tl.where(column == argmax, _of_row(coefficients, AT_ARGMAX, plane, row)[:, None], gradient)
     second = _of_row(indices, SECOND_INDEX, plane, row)[:, None]
@@ -132,7 +145,7 @@ def row_coefficients(
 ) -> Planes:
     """The ``coefficients`` and ``indices`` of ``fold``, from the columns, which are contiguous, and their gradients."""
     n = grad.shape[1]
-    coefficients = grad.new_empty((10, n))
+    coefficients = grad.new_empty((11, n))
     indices = grad.new_empty((4, n), dtype=torch.int32)
     fold[(triton.cdiv(n, BLOCK),)](
         grad, *grad.stride(), *columns, target, 0 if target is None else target.stride(0), coefficients, indices,

@@ -13,18 +13,19 @@ import triton.language as tl
 NOWHERE = tl.constexpr(2**31 - 1)  # an index that loses against every class
 UNDERFLOW = tl.constexpr(-1000.0)  # exp of it is 0 in every dtype, and 0 times it is 0: with -inf it would be NaN
 # Planes of the shares of splits in memory.
-MAX, SECOND, REST, WEIGHTED, MEAN, SQUARES = (tl.constexpr(plane) for plane in range(6))
+MAX, SECOND, REST, WEIGHTED, SQUARED, MEAN, SQUARES = (tl.constexpr(plane) for plane in range(7))
 ARGMAX, SECOND_INDEX, RANK = (tl.constexpr(plane) for plane in range(3))
 
 
 class LogitShare(NamedTuple):
     """Rows' share of some classes; ties go to the lowest index. A row with a NaN or +inf logit has a NaN or +inf mean,
-    one with a -inf logit the mean -inf. ``rest`` and ``weighted`` leave out the argmax's own term."""
+    one with a -inf logit the mean -inf. ``rest``, ``weighted`` and ``squared`` leave out the argmax's own term."""
 
     max: tl.tensor
     second: tl.tensor  # the runner-up
     rest: tl.tensor  # sum of e^(z - max)
     weighted: tl.tensor  # sum of e^(z - max) (z - max)
+    squared: tl.tensor  # sum of e^(2 (z - max))
     mean: tl.tensor
     squares: tl.tensor  # squared deviations from the mean
     argmax: tl.tensor
@@ -37,7 +38,7 @@ def empty_share(ROWS: tl.constexpr, DTYPE: tl.constexpr):
     lowest = tl.full([ROWS], float("-inf"), DTYPE)
     nowhere = tl.full([ROWS], NOWHERE, tl.int32)
     zero = tl.zeros([ROWS], DTYPE)
-    return LogitShare(lowest, lowest, zero, zero, zero, zero, nowhere, nowhere, tl.zeros([ROWS], tl.int32))
+    return LogitShare(lowest, lowest, zero, zero, zero, zero, zero, nowhere, nowhere, tl.zeros([ROWS], tl.int32))
 
 
 @triton.jit
@@ -88,8 +89,9 @@ def add_tile(share, z, column, first, start, num_classes, target_logit, LAZY: tl
     mean, squares = _merge_moments(share.mean, share.squares, before, mean, squares, tl.cast(count, z.dtype))
     rank = share.rank + tl.sum((z > target_logit[:, None]).to(tl.int32), 1)
     share = LogitShare(
-        share.max, share.second, share.rest, share.weighted, mean, squares, share.argmax, share.second_index, rank
-    )
+        share.max, share.second, share.rest, share.weighted, share.squared, mean, squares,
+        share.argmax, share.second_index, rank,
+    )  # fmt: skip
     peak = tl.max(z, 1)
     if LAZY:
         # Classes come in ascending order, so a logit equal to the second does not replace it. -inf never does: where
@@ -101,9 +103,11 @@ def add_tile(share, z, column, first, start, num_classes, target_logit, LAZY: tl
             below = tl.maximum(z - share.max[:, None], UNDERFLOW)
             terms = tl.exp(below)
             rest, weighted = share.rest + tl.sum(terms, 1), share.weighted + tl.sum(terms * below, 1)
+            squared = share.squared + tl.sum(terms * terms, 1)
             share = LogitShare(
-                share.max, share.second, rest, weighted, mean, squares, share.argmax, share.second_index, rank
-            )
+                share.max, share.second, rest, weighted, squared, mean, squares,
+                share.argmax, share.second_index, rank,
+            )  # fmt: skip
     else:
         share = _search(share, z, peak, column)
     return share
@@ -125,7 +129,7 @@ def _search(share, z, peak, column):
     next_index = tl.min(tl.where(others == next_peak[:, None], column, NOWHERE), 1)
     below = tl.maximum(others - peak[:, None], UNDERFLOW)
     terms = tl.exp(below)
-    tile_rest, tile_weighted = tl.sum(terms, 1), tl.sum(terms * below, 1)
+    tile_rest, tile_weighted, tile_squared = tl.sum(terms, 1), tl.sum(terms * below, 1), tl.sum(terms * terms, 1)
 
     # The earlier classes win ties, for they have the lower indices.
     newer = peak > share.max
@@ -143,9 +147,13 @@ def _search(share, z, peak, column):
     factor = tl.where(some, tl.exp(delta), 0)
     low_rest = tl.where(newer, share.rest, tile_rest) + 1  # the lower side's own top is now one of the others
     low_weighted = tl.where(newer, share.weighted, tile_weighted)
+    low_squared = tl.where(newer, share.squared, tile_squared) + 1
     rest = tl.where(newer, tile_rest, share.rest) + factor * low_rest
     weighted = tl.where(newer, tile_weighted, share.weighted) + factor * (low_weighted + delta * low_rest)
-    return LogitShare(max, second, rest, weighted, share.mean, share.squares, argmax, second_index, share.rank)
+    squared = tl.where(newer, tile_squared, share.squared) + factor * factor * low_squared
+    return LogitShare(
+        max, second, rest, weighted, squared, share.mean, share.squares, argmax, second_index, share.rank
+    )
 
 
 @triton.jit
@@ -157,7 +165,7 @@ def _store_planes(out, at, plane, mask, values):
 @triton.jit
 def store_share(floats, indices, at, plane, mask, share, count):
     """Writes planes of ``plane`` numbers; ``indices`` has one for the number of classes where ``count`` is given."""
-    floating = (share.max, share.second, share.rest, share.weighted, share.mean, share.squares)
+    floating = (share.max, share.second, share.rest, share.weighted, share.squared, share.mean, share.squares)
     _store_planes(floats, at, plane, mask, floating)
     if count is None:
         _store_planes(indices, at, plane, mask, (share.argmax, share.second_index, share.rank))
@@ -174,6 +182,7 @@ def _load_share(floats, indices, at, plane, mask):
         second=tl.load(floats + SECOND * plane + at, mask, lowest),
         rest=tl.load(floats + REST * plane + at, mask, 0),
         weighted=tl.load(floats + WEIGHTED * plane + at, mask, 0),
+        squared=tl.load(floats + SQUARED * plane + at, mask, 0),
         mean=tl.load(floats + MEAN * plane + at, mask, 0),
         squares=tl.load(floats + SQUARES * plane + at, mask, 0),
         argmax=tl.load(indices + ARGMAX * plane + at, mask, NOWHERE),
@@ -184,7 +193,7 @@ def _load_share(floats, indices, at, plane, mask):
 
 @triton.jit
 def store_split(floats, indices, split, splits, row, num_rows, share):
-    """Writes the share of one split into ``floats (6, splits, N)`` and ``indices (3, splits, N)``."""
+    """Writes the share of one split into ``floats (7, splits, N)`` and ``indices (3, splits, N)``."""
     mask = row < num_rows
     plane = tl.cast(splits, tl.int64) * num_rows
     store_share(floats, indices, tl.cast(split, tl.int64) * num_rows + row, plane, mask, share, None)
@@ -213,6 +222,7 @@ def _merge(parts, counts, num_classes):
     rests = parts.rest.to(tl.float64) + tl.where(winner, 0, 1)
     rest = tl.sum(factor * rests, 1)
     weighted = tl.sum(factor * (parts.weighted.to(tl.float64) + delta * rests), 1)
+    squared = tl.sum(factor * factor * (parts.squared.to(tl.float64) + tl.where(winner, 0, 1)), 1)
 
     counts, means = counts.to(tl.float64), parts.mean.to(tl.float64)
     mean = tl.sum(tl.where(counts > 0, means * counts, 0), 1) / num_classes
@@ -225,6 +235,7 @@ def _merge(parts, counts, num_classes):
         second=second,
         rest=tl.where(none, -1, rest),
         weighted=weighted,
+        squared=tl.where(none, -1, squared),
         mean=mean,
         squares=tl.where(mean == -INF, 0, squares),
         argmax=tl.where(none, 0, argmax),  # a search for something above -inf has found nothing
@@ -262,6 +273,8 @@ def _finish(share, target, target_logit, num_classes, ignore_index):
     gap = tl.where(poisoned | none, NAN, log1p(tl.where(poisoned | none, 0, share.rest)))
     lse = tl.where(none, float("-inf"), share.max + gap)
     entropy = gap - share.weighted / (1 + share.rest)
+    sum_squared_prob = (1 + share.squared) / ((1 + share.rest) * (1 + share.rest))
+    sum_squared_prob = tl.where(poisoned | none, NAN, sum_squared_prob)
     second = tl.where(poisoned, NAN, share.second)
     mean = tl.where(poisoned, NAN, share.mean)
     var = tl.where(poisoned | (share.mean == float("-inf")), NAN, share.squares / num_classes)
@@ -280,7 +293,8 @@ def _finish(share, target, target_logit, num_classes, ignore_index):
         nll = tl.where(counted, tl.where(good, (share.max - z) + gap, NAN), 0)
         rank = tl.where(counted & good, tl.where(target == share.argmax, 0, share.rank), -1)
     argmax, second_index = tl.where(poisoned, -1, share.argmax), tl.where(poisoned, -1, second_index)
-    return (lse, gap, share.max, second, target_logit, nll, entropy, mean, var), (argmax, second_index, rank)
+    floating = (lse, gap, share.max, second, target_logit, nll, entropy, mean, var, sum_squared_prob)
+    return floating, (argmax, second_index, rank)
 
 
 @triton.jit(do_not_specialize=["out_plane", "num_rows", "num_classes", "per_split", "ignore_index"])

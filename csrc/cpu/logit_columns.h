@@ -13,17 +13,16 @@ namespace ncops::NCOPS_ISA {
 // Sums over e^{z - max} of some logits, lane by lane, in N chains; Peak: some may be at the maximum, which are counted apart.
 template <class T, bool Peak, int N = 1>
 struct ExpLanes {
-  Vec<T> below[N] = {}, equal[N] = {}, weighted[N] = {};
+  // What the squares start at: without, those of far terms are subnormal, with which sums are a hundred times slower.
+  static constexpr T kTiny = sizeof(T) == 4 ? T(1e-30) : T(1e-280);
+  Vec<T> below[N] = {}, equal[N] = {}, weighted[N] = {}, squared = Vec<T>{} + kTiny;  // one chain of squares is fast enough
 
   // Chain u; d = z - max. e is 0 below `low`, also at -inf, and so is its product with the clamped difference.
   NCOPS_INLINE void add(int u, Vec<T> d, Vec<T> low) {
-    const Vec<T> x = max_of(d, low), e = exp_nonpositive<T>(d);
-    if constexpr (Peak) {
-      below[u] += d < 0 ? e : Vec<T>{};
-      equal[u] += d < 0 ? Vec<T>{} : splat<T>(1);
-    } else {
-      below[u] += e;
-    }
+    const Vec<T> x = max_of(d, low), e = exp_nonpositive<T>(d), term = Peak ? (d < 0 ? e : Vec<T>{}) : e;
+    below[u] += term;
+    if constexpr (Peak) equal[u] += d < 0 ? Vec<T>{} : splat<T>(1);
+    squared = fma(term, term, squared);
     weighted[u] = fma(x, e, weighted[u]);
   }
   // Leaves the sums of all chains in the first.
@@ -36,9 +35,12 @@ struct ExpLanes {
     }
   }
   // One lane's sums, and those of all lanes.
-  NCOPS_INLINE ExpSums lane(int i) const { return {double(below[0][i]), double(equal[0][i]), double(weighted[0][i])}; }
+  NCOPS_INLINE ExpSums lane(int i) const {
+    return {double(below[0][i]), double(equal[0][i]), double(weighted[0][i]), double(squared[i])};
+  }
   NCOPS_INLINE ExpSums total() const {
-    return {double(reduce_add<T>(below[0])), Peak ? double(reduce_add<T>(equal[0])) : 0, double(reduce_add<T>(weighted[0]))};
+    return {double(reduce_add<T>(below[0])), Peak ? double(reduce_add<T>(equal[0])) : 0, double(reduce_add<T>(weighted[0])),
+            double(reduce_add<T>(squared))};
   }
 };
 

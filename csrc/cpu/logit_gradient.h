@@ -12,7 +12,7 @@ namespace ncops::NCOPS_ISA {
 
 template <class T>
 struct RowGradient {
-  T flat, tilt;                       // of e^{z - max}, and of (z - max) e^{z - max}
+  T flat, tilt, bend;                 // of e^{z - max}, of (z - max) e^{z - max}, and of e^{2 (z - max)}
   T constant, slope;                  // of 1, and of z - mean
   T at_argmax, at_target, at_second;  // replaces the softmax part; added; added
   T max, mean;
@@ -26,7 +26,7 @@ struct RowGradient {
     const auto grad = [&](FloatColumn c) { return get(args.grad, c); };
     const auto value = [&](FloatColumn c) { return get(args.floats, c); };
     const double g_lse = grad(kLse), g_gap = grad(kGap), g_max = grad(kMax), g_second = grad(kSecond);
-    const double g_entropy = grad(kEntropy), g_mean = grad(kMean), g_var = grad(kVar);
+    const double g_entropy = grad(kEntropy), g_mean = grad(kMean), g_var = grad(kVar), g_squared = grad(kSumSquaredProb);
     target = -1;
     double g_target = 0, g_nll = 0;
     if (args.target && is_class(args.target[row], classes, args.ignore_index)) {
@@ -37,38 +37,47 @@ struct RowGradient {
     argmax = args.indices[kArgmax * args.rows + row];
     second = args.indices[kSecondIndex * args.rows + row];
     active = g_lse != 0 || g_gap != 0 || g_max != 0 || g_second != 0 || g_entropy != 0 || g_mean != 0 || g_var != 0 ||
-             g_target != 0 || g_nll != 0;
+             g_target != 0 || g_nll != 0 || g_squared != 0;
     poisoned = argmax < 0;
     const double gap = value(kGap), rest = value(kEntropy) - gap, share = std::exp(-gap), lost = std::expm1(-gap);
     const double total = g_lse + g_gap + g_nll;
     max = T(value(kMax));
     mean = T(value(kMean));
     tilt = T(-times(g_entropy, share));
-    flat = T(times(total, share) - times(g_entropy, share * rest));
+    flat = T(times(total, share) - times(g_entropy, share * rest) - times(2 * g_squared, share * value(kSumSquaredProb)));
+    bend = T(times(2 * g_squared, share * share));
     constant = T(g_mean / double(classes));
     slope = T(2 * g_var / double(classes));
     const bool hit = target == argmax;
     double peak = hit ? times(total, lost) + (g_lse + g_target + g_max)
                       : times(g_gap, lost) + times(g_lse + g_nll, share) + g_max;
-    at_argmax = T(peak - times(g_entropy, share * rest));
+    at_argmax = T(peak - times(g_entropy, share * rest) + times(2 * g_squared, share * share * share * not_squared(value)));
     at_target = hit ? T(0) : T(g_target - g_nll);
     at_second = T(g_second);
   }
 
   // Whether e^{z - max} is all of z that the gradient depends on, but for the columns apart.
-  bool flat_only() const { return tilt == 0 && slope == 0; }
+  bool flat_only() const { return tilt == 0 && bend == 0 && slope == 0; }
 
  private:
+  // rest - squared of logit_share.h: p_max - sum p^2 is p_max^2 of it. `squared` is sum_squared_prob / p_max^2 - 1, which near
+  // collapse has no digit left; it lies between the square of the second's term and that term times `rest`.
+  template <class Value>
+  static double not_squared(const Value& value) {
+    const double rest = std::expm1(value(kGap)), term = std::exp(value(kSecond) - value(kMax));
+    const double squared = value(kSumSquaredProb) * (1 + rest) * (1 + rest) - 1;
+    return rest - std::min(std::max(squared, term * term), term * rest);
+  }
   static double times(double gradient, double value) { return gradient == 0 ? 0 : gradient * value; }
 };
 
 // One row's gradient as a function of the stored logit, `scale` included.
 template <class T, bool General>
 struct Element {
-  Vec<T> factor, flat, tilt, constant, slope, max, mean;
+  Vec<T> factor, flat, tilt, bend, constant, slope, max, mean;
 
   Element(const RowGradient<T>& r, T scale)
-      : factor(splat<T>(scale)), flat(splat<T>(r.flat * scale)), tilt(splat<T>(r.tilt * scale)),
+      : factor(splat<T>(scale)), flat(splat<T>(r.flat * scale)), tilt(splat<T>(r.tilt * scale)), bend(splat<T>(r.bend * scale)),
         constant(splat<T>(r.constant * scale)), slope(splat<T>(r.slope * scale)), max(splat<T>(r.max)),
         mean(splat<T>(r.slope == 0 ? T(0) : r.mean)) {}
 
@@ -77,7 +86,7 @@ struct Element {
     const Vec<T> z = fma(stored, factor, Vec<T>{}), d = z - max, e = exp_nonpositive<T>(d);
     if constexpr (!General) return fma(e, flat, constant);
     const Vec<T> below = d < ExpConstants<T>::lowest ? Vec<T>{} : d;  // e is 0 there, and 0 * -inf must be 0
-    const Vec<T> soft = fma(e, fma(tilt, below, flat), constant);
+    const Vec<T> soft = fma(e, fma(bend, e, fma(tilt, below, flat)), constant);
     return slope == 0 ? soft : fma(slope, z - mean, soft);
   }
 };
@@ -85,25 +94,26 @@ struct Element {
 // The same for L rows, lane by lane; turns a tile of products into gradients by the logits.
 template <class T, int L>
 struct PanelGradient {
-  alignas(64) T flat[L], tilt[L], constant[L], slope[L], max[L], mean[L];
+  alignas(64) T flat[L], tilt[L], bend[L], constant[L], slope[L], max[L], mean[L];
   alignas(64) LaneInt<T> active[L];
   RowGradient<T> rows[L];
   int64_t count;
-  bool any_slope, soft;  // soft: some gradient depends on the logits, so that they have to be formed again
+  bool any_slope, any_bend, soft;  // soft: some gradient depends on the logits, so that they have to be formed again
 
   void begin(const LogitBackward& args, int64_t classes, int64_t row, int64_t n) {
     count = n;
-    any_slope = soft = false;
+    any_slope = any_bend = soft = false;
     for (int64_t i = 0; i < L; ++i) {
-      flat[i] = tilt[i] = constant[i] = slope[i] = max[i] = mean[i] = 0;
+      flat[i] = tilt[i] = bend[i] = constant[i] = slope[i] = max[i] = mean[i] = 0;
       active[i] = 0;
       if (i >= n) continue;
       const RowGradient<T> r(args, row + i, classes);
       rows[i] = r;
-      flat[i] = r.flat, tilt[i] = r.tilt, constant[i] = r.constant, slope[i] = r.slope, max[i] = r.max, mean[i] = r.mean;
+      flat[i] = r.flat, tilt[i] = r.tilt, bend[i] = r.bend, constant[i] = r.constant, slope[i] = r.slope;
+      max[i] = r.max, mean[i] = r.mean;
       active[i] = r.active ? -1 : 0;
-      any_slope |= r.slope != 0;
-      soft |= r.active && (r.poisoned || r.flat != 0 || r.tilt != 0 || r.constant != 0 || r.slope != 0);
+      any_slope |= r.slope != 0, any_bend |= r.bend != 0;
+      soft |= r.active && (r.poisoned || r.flat != 0 || r.tilt != 0 || r.bend != 0 || r.constant != 0 || r.slope != 0);
     }
   }
 
@@ -111,7 +121,7 @@ struct PanelGradient {
   void apply(T* tile, int64_t first, int64_t classes, T scale, const T* bias) const {
     for (int lane = 0; lane < L; lane += kWidth<T>) {
       const Vec<T> a = load(flat + lane), b = load(tilt + lane), c = load(constant + lane), peak = load(max + lane);
-      const Vec<T> s = load(slope + lane), centre = load(mean + lane);
+      const Vec<T> s = load(slope + lane), centre = load(mean + lane), q = load(bend + lane);
       const IntVec<T> on = load_int<T>(active + lane);
       for (int64_t j = 0; j < classes; ++j) {
         T* p = tile + j * L + lane;
@@ -119,6 +129,7 @@ struct PanelGradient {
         const Vec<T> d = z - peak, e = exp_nonpositive<T>(d);
         const Vec<T> below = d < ExpConstants<T>::lowest ? Vec<T>{} : d;  // e is 0 there, and 0 * -inf must be 0
         Vec<T> g = fma(e, fma(b, below, a), c);
+        if (any_bend) g = fma(e, q * e, g);
         if (any_slope) g += s == 0 ? Vec<T>{} : s * (z - centre);
         store(p, on ? g : Vec<T>{});
       }

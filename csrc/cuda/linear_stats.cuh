@@ -61,23 +61,25 @@ struct RowState {
                                       const T (&bias)[kCols]) {
     if (seen == 0) start(tile, count, part_count, scale, bias);
     const T old_max = max;
-    T below[kRows], weighted[kRows], sum[kRows], square[kRows];
-    int equal[kRows], above[kRows];
+    T below[kRows], weighted[kRows], squared[kRows], sum[kRows], square[kRows];
+    int counts[kRows];  // above the target's, and 2^16 times those at the maximum: a tile has 128 columns
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       T z[kCols];
 #pragma unroll
       for (int j = 0; j < kCols; ++j)
         z[j] = Tile::col(j) < count ? multiply_add(tile.at(r, j), scale, bias[j]) : -Limits<T>::inf;
-      row_moments(r, count, z, sum[r], square[r], above[r]);
+      row_moments(r, count, z, sum[r], square[r], counts[r]);
       const T peak = row_candidates(r, first_class, count, z, sum[r]);
-      exponentials(z, peak, below[r], weighted[r], equal[r]);
+      exponentials(z, peak, below[r], weighted[r], squared[r], counts[r]);
     }
     if (max > old_max) sums.lower(double(max) - double(old_max));
     sums.below += double(owned_total(below));
     sums.weighted += double(owned_total(weighted));
-    sums.equal += double(owned_total(equal));
-    rank += owned_total(above);
+    sums.squared += double(owned_total(squared));
+    const int count_total = owned_total(counts);
+    sums.equal += double(count_total >> 16);
+    rank += count_total & 0xffff;
     join_moments(part_count, double(owned_total(sum)), double(owned_total(square)));
   }
 
@@ -173,15 +175,17 @@ struct RowState {
     return larger(row_max, two.max);
   }
 
-  static __device__ __forceinline__ void exponentials(const T (&z)[kCols], T peak, T& below, T& weighted, int& equal) {
+  static __device__ __forceinline__ void exponentials(const T (&z)[kCols], T peak, T& below, T& weighted, T& squared,
+                                                     int& counts) {
     const T reference = peak == -Limits<T>::inf ? T(0) : peak;
-    below = weighted = 0;
-    equal = 0;
+    below = weighted = squared = 0;
 #pragma unroll
     for (int j = 0; j < kCols; ++j) {
       const T x = larger(z[j] - reference, Limits<T>::lowest), e = exp_nonpositive(x);
-      below += x < 0 ? e : T(0);
-      equal += x >= 0;
+      const T term = x < 0 ? e : T(0);
+      below += term;
+      squared = multiply_add(term, term, squared);
+      counts += x >= 0 ? 1 << 16 : 0;
       weighted = multiply_add(x, e, weighted);
     }
   }

@@ -46,7 +46,7 @@ struct WarpScan {
   T peak = -Limits<T>::inf;                // the warp's maximum, and ...
   T floor = -Limits<T>::inf;               // ... a bound of its second: nothing below enters the top two
   T shift = 0;                             // of the moments
-  T below = 0, weighted = 0, sum = 0, squares = 0;
+  T below = 0, weighted = 0, squared = 0, sum = 0, squares = 0;
   int equal = 0, rank = 0, count = 0, flags = 0;
   bool started = false;
 
@@ -97,6 +97,7 @@ struct WarpScan {
     s.second_index = top.second_index == kNoIndex ? kNoClass : first + top.second_index;
     s.sums.below = total(double(below));
     s.sums.weighted = total(double(weighted));
+    s.sums.squared = total(double(squared));
     s.sums.equal = double(total(equal));
     set_moments(s, total(count), double(shift), total(double(sum)), total(double(squares)));
     s.rank = total(rank);
@@ -136,6 +137,7 @@ struct WarpScan {
     const T so_far = below + T(equal), factor = exp_nonpositive(larger(-rise, Limits<T>::lowest));
     weighted = factor == 0 ? T(0) : (weighted - so_far * rise) * factor;
     below = so_far * factor;
+    squared = (squared + T(equal)) * factor * factor;
     equal = 0;
     peak = higher;
   }
@@ -144,20 +146,24 @@ struct WarpScan {
   template <bool at_peak, int N>
   __device__ __forceinline__ void exponentials(const T (&z)[N]) {
     const T reference = peak == -Limits<T>::inf ? T(0) : peak;
-    T e_sum = 0, product = 0;
+    T e_sum = 0, product = 0, square = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       const T x = larger(z[j] - reference, Limits<T>::lowest), e = exp_nonpositive(x);
       if constexpr (at_peak) {
-        e_sum += x < 0 ? e : T(0);
+        const T term = x < 0 ? e : T(0);
+        e_sum += term;
+        square = multiply_add(term, term, square);
         equal += x >= 0;
       } else {
         e_sum += e;
+        square = multiply_add(e, e, square);
       }
       product = multiply_add(x, e, product);
     }
     below += e_sum;
     weighted += product;
+    squared += square;
   }
 };
 

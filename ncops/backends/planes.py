@@ -5,7 +5,7 @@
 ``(len(SHARE_FLOATS), N) float64`` and ``(len(SHARE_INDICES), N) int64``.
 """
 
-FLOATS = ("lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var")
+FLOATS = ("lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var", "sum_squared_prob")
 INDICES = ("argmax", "second_index", "target_rank")
-SHARE_FLOATS = ("max", "second", "rest", "weighted", "mean", "squares")
+SHARE_FLOATS = ("max", "second", "rest", "weighted", "squared", "mean", "squares")
 SHARE_INDICES = ("argmax", "second_index", "count", "rank")

@@ -31,6 +31,8 @@ class LinearStats(NamedTuple):
         target_rank: how many logits are strictly greater than the target's (int64; 0 is top-1).
         nll: ``lse - target_logit`` as ``(max - target_logit) + gap``.
         entropy: ``-sum p log p``.
+        sum_squared_prob: ``sum p^2``: ``-log`` of it is the Renyi-2 entropy; the Brier score of a target t is
+            ``1 - 2 p_t + sum p^2``.
         mean, var: over the V logits; the variance divides by V. With a masked class (-inf) -inf and NaN.
         valid: bool, the target is not ``ignore_index``.
         target: the targets, int64. num_classes: V.
@@ -53,6 +55,7 @@ class LinearStats(NamedTuple):
     valid: Tensor | None
     target: Tensor | None
     num_classes: int
+    sum_squared_prob: Tensor
 
     def _need_target(self, name: str) -> None:
         if self.target is None:

@@ -51,6 +51,18 @@ def _times(gradient: Tensor, value: Tensor) -> Tensor:
     return torch.where(gradient == 0, 0, gradient * value)
 
 
+def _not_squared(rows: Rows) -> Tensor:
+    """``rest - squared`` of csrc/logit_share.h, from the columns: p_max - sum p^2 is p_max^2 of it.
+
+    ``squared`` is sum_squared_prob / p_max^2 - 1, which near collapse has no digit left; it lies between the square of
+    the second's term and that term times ``rest``.
+    """
+    f = rows.floats
+    rest, term = f["gap"].double().expm1(), (f["second"].double() - f["max"]).exp()
+    squared = f["sum_squared_prob"].double() * (1 + rest).square() - 1
+    return rest - torch.minimum(torch.maximum(squared, term.square()), term * rest)
+
+
 def logit_gradient(z: Tensor, rows: Rows) -> Tensor:
     """Gradient of one block of logits ``z (n, V)``; a row without gradient gets zeros, whatever it holds.
 
@@ -65,12 +77,15 @@ def logit_gradient(z: Tensor, rows: Rows) -> Tensor:
     share, offset = (-gap).exp(), rows.floats["entropy"] - gap
 
     # Whole-block passes that nobody's gradient needs are left out: they cost more than the products.
-    total = g["lse"] + g["gap"] + g["nll"]
-    soft = total[:, None]
+    total, twice = g["lse"] + g["gap"] + g["nll"], 2 * g["sum_squared_prob"]
+    soft = (total - _times(twice, rows.floats["sum_squared_prob"]))[:, None]
     if g["entropy"].any():
         soft = soft - _times(g["entropy"][:, None], below + offset[:, None])
-    grad = below.exp_().mul_(share[:, None] * soft)
-    wanted = (total != 0) | (g["entropy"] != 0)
+    grad = below.exp_()
+    if twice.any():
+        soft = soft + _times(twice[:, None], share[:, None] * grad)
+    grad.mul_(share[:, None] * soft)
+    wanted = (total != 0) | (g["entropy"] != 0) | (twice != 0)
     if not wanted.all():
         grad.masked_fill_(~wanted[:, None], 0)
 
@@ -83,6 +98,7 @@ def logit_gradient(z: Tensor, rows: Rows) -> Tensor:
         _times(g["gap"], lost) + _times(g["lse"] + g["nll"], share) + g["max"],
     )
     at_argmax = at_argmax - _times(g["entropy"], share * offset)
+    at_argmax = at_argmax + _times(twice, share**3 * _not_squared(rows).to(share.dtype))
     grad.scatter_(1, at, torch.where(elsewhere, grad.gather(1, at)[:, 0], at_argmax)[:, None])
     at_target = (g["target_logit"] - g["nll"]).where((target >= 0) & ~hit, 0)
     grad.scatter_add_(1, target.clamp(min=0)[:, None], at_target[:, None])

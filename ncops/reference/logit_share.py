@@ -27,6 +27,7 @@ class LogitShare(NamedTuple):
     second: Tensor
     rest: Tensor
     weighted: Tensor
+    squared: Tensor
     mean: Tensor
     squares: Tensor
     argmax: Tensor
@@ -62,6 +63,7 @@ def share_of(z: Tensor, target_logit: Tensor | None = None) -> LogitShare:
         second=second.double().squeeze(1),
         rest=terms.sum(1, dtype=torch.float64).masked_fill(none, -1),
         weighted=weighted.masked_fill(none, 0),
+        squared=terms.double().square().sum(1).masked_fill(none, -1),
         mean=(top + drop).masked_fill(none, -INF),
         squares=squares,
         argmax=argmax,
@@ -89,6 +91,7 @@ def merge(shares: LogitShare) -> LogitShare:
     factor = fall.exp().where(some, 0)
     rest = s.rest + (~winner).double()  # a share that has not the maximum adds its own to the others
     weighted = (factor * (s.weighted + fall * rest)).sum(0)
+    squared = (factor.square() * (s.squared + (~winner).double())).sum(0)
     none = top == -INF
 
     count = s.count.sum(0)
@@ -99,6 +102,7 @@ def merge(shares: LogitShare) -> LogitShare:
         second=second,
         rest=(factor * rest).sum(0).masked_fill(none, -1),
         weighted=weighted.masked_fill(none, 0),
+        squared=squared.masked_fill(none, -1),
         mean=mean,
         squares=around.where(s.count > 0, 0).sum(0),
         argmax=argmax,
@@ -126,6 +130,7 @@ def finish(
         "max": s.max,
         "second": s.second.masked_fill(s.count == 1, -INF),
         "entropy": gap - s.weighted / (1 + s.rest),
+        "sum_squared_prob": (1 + s.squared) / (1 + s.rest).square(),
         "mean": s.mean,
         "var": (s.squares / s.count).masked_fill(masked, NAN),
     }
