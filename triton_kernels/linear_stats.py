@@ -175,9 +175,9 @@ def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
     allow_tf32: bool,
 ) -> Planes:  # fmt: skip
-    """``(floats (9, N), indices (3, N))``: the columns, as ``ncops.backends.planes`` lists them.
+    """``(floats, indices)``: the columns, as ``ncops.backends.planes`` lists them.
 
-    Workspace: 36 bytes per row and split (60 in float64), of at most 32768 rows at a time, 2^19 of up to 64 classes.
+    Workspace: 40 bytes per row and split (68 in float64), of at most 32768 rows at a time, 2^19 of up to 64 classes.
     """
     columns = empty_columns(x)
     step = ROWS_OF_ONE_TILE if weight.shape[0] <= FEW_CLASSES else ROWS_AT_ONCE
@@ -279,7 +279,7 @@ def linear_stats_targets(
 def linear_stats_share(
     x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, allow_tf32: bool
 ) -> Planes:
-    """``(floats (6, N) float64, indices (4, N))``: the rows' share of these classes, some of all, as
+    """``(floats, float64, and indices)``: the rows' share of these classes, some of all, as
     ``ncops.backends.planes`` lists it and ``_logit_state.py`` merges it."""
     n = x.shape[0]
     share = (

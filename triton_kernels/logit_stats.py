@@ -2,7 +2,7 @@
 
 One program folds a part of the vocabulary of a few rows into their share of it (``_logit_state.py``), a second
 kernel merges the parts in order. Few rows are cut into parts so that they fill the machine; many rows are not, and the
-shares are then 36 bytes per row. Rows that lie contiguous are read one per program, 4096 logits at a time:
+shares are then 40 bytes per row. Rows that lie contiguous are read one per program, 4096 logits at a time:
 only then can a whole tile skip the search for the top two, without which the arithmetic, not memory, is the limit.
 """
 
@@ -89,9 +89,9 @@ def _config(logits: Tensor, config: Launch) -> tuple[int, int]:
 
 
 def logit_stats(logits: Tensor, target: Tensor | None, scale: float, ignore_index: int) -> Planes:
-    """``(floats (9, N), indices (3, N))``: the columns, as ``ncops.backends.planes`` lists them.
+    """``(floats, indices)``: the columns, as ``ncops.backends.planes`` lists them.
 
-    Workspace: 36 bytes per row and split (60 in float64), of at most 2^20 rows at a time.
+    Workspace: 40 bytes per row and split (68 in float64), of at most 2^20 rows at a time.
     """
     columns = empty_columns(logits)
     for start in range(0, logits.shape[0], ROWS_AT_ONCE):

@@ -67,7 +67,7 @@ struct LogitStatsArgs : ncops::LogitStatsArgs {
 };
 void logit_stats(const LogitStatsArgs& args);
 
-// 96 bytes per row and split, where rows are split at all: fewer than 512 rows, or more than 2^20 classes.
+// 104 bytes per row and split, where rows are split at all: fewer than 512 rows, or more than 2^20 classes.
 size_t logit_stats_workspace(int64_t rows, int64_t classes);
 
 // ---- linear_stats.cuh
@@ -78,7 +78,7 @@ struct LinearStatsArgs : ncops::LinearStatsArgs {
 void linear_stats(const LinearStatsArgs& args);
 void linear_stats_targets(const LinearStatsArgs& args);  // without workspace
 
-// 8 bytes a row, and 96 per row and split of the classes; up to 512 splits where the rows are few.
+// 8 bytes a row, and 104 per row and split of the classes; up to 512 splits where the rows are few.
 size_t linear_stats_workspace(DType dtype, int64_t rows, int64_t classes);
 
 }  // namespace ncops::cuda

@@ -30,7 +30,7 @@ def target_logits(
 def local_share(
     x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, start: int, scale: float, tf32: bool
 ) -> Tensor:
-    """``(10, N)`` float64, the planes of the share; indices are those of all classes (exact below 2^53).
+    """``(PACKED, N)`` float64, the planes of the share; indices are those of all classes (exact below 2^53).
 
     ``target_logit (N)``: the logits of the targets, whose rivals among these classes are counted.
     """

@@ -1,7 +1,7 @@
 """linear_stats of a classifier whose rows are sharded over ranks: vocabulary-parallel, as in tensor-parallel training.
 
 Every rank holds the same rows ``x`` and its own classes. The logits of the targets are summed over the ranks first, so
-that each can count its own classes above them; then one sweep over the local classes, and one exchange of ten numbers
+that each can count its own classes above them; then one sweep over the local classes, and one exchange of eleven numbers
 per row, from which every rank forms the same columns. The gradient reuses the recomputing backward on the local
 classes, with the columns of all of them.
 """
@@ -40,7 +40,7 @@ def linear_stats(
     """:func:`ncops.linear_stats` where each rank of ``group`` holds some of the classes; all ranks get all columns.
 
     Collective: every rank calls it, with the same ``x`` and ``target``. Traffic of the forward is 8 bytes per row and
-    then 80 per row and rank, whatever D and V are.
+    then 88 per row and rank, whatever D and V are.
 
     Args:
         x: ``(..., D)`` features, the same on every rank; float32, float64, bfloat16 or float16.

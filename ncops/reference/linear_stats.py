@@ -18,7 +18,7 @@ def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``(floats (9, N), indices (3, N))``, the planes of ``backends/planes.py``.
+    """``(floats, indices)``, the planes of ``backends/planes.py``.
 
     ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
     """

@@ -12,7 +12,7 @@ from .logit_share import finish, share_of
 
 
 def logit_stats(logits: Tensor, target: Tensor | None, scale: float, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """``(floats (9, N), indices (3, N))``, the planes of ``backends/planes.py``."""
+    """``(floats, indices)``, the planes of ``backends/planes.py``."""
     dtype = compute_dtype(logits.dtype)
     blocks = []
     for rows in row_blocks(*logits.shape):
