@@ -1,9 +1,9 @@
 """linear_stats of a classifier whose rows are sharded over ranks: vocabulary-parallel, as in tensor-parallel training.
 
 Every rank holds the same rows ``x`` and its own classes. The logits of the targets are summed over the ranks first, so
-that each can count its own classes above them; then one sweep over the local classes, and one exchange of eleven numbers
-per row, from which every rank forms the same columns. The gradient reuses the recomputing backward on the local
-classes, with the columns of all of them.
+that each can count its own classes above them; then one sweep over the local classes, and one exchange of eleven
+numbers per row, the share of those classes, from which every rank forms the same columns. The gradient reuses the
+recomputing backward on the local classes, with the columns of all of them.
 """
 
 from __future__ import annotations
