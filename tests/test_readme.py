@@ -41,7 +41,7 @@ def test_named_targets_and_switches_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"\bmake (\w+)", README)):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    patterns = ("ncops/*.py", "csrc/**/*.cpp", "triton_kernels/*.py", "setup.py")
+    patterns = ("ncops/**/*.py", "csrc/**/*.cpp", "triton_kernels/*.py", "setup.py")
     sources = "".join(path.read_text() for pattern in patterns for path in ROOT.glob(pattern))
     for switch in set(re.findall(r"NCOPS_[A-Z_]+", README)):
         assert f'"{switch}"' in sources, switch
