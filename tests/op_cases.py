@@ -13,6 +13,7 @@ from testing import IGNORE, assert_accurate, randn, random_labels
 from torch import Tensor
 
 import ncops
+from ncops import backends
 from ncops.backends.dtypes import compute_dtype
 from ncops.cli import info
 
@@ -232,7 +233,7 @@ CASES = (
 )
 
 # What each backend of CUDA tensors is designed to run. Its tests force it, so that where it does not run they fail.
-GPU_OPS = {"cuda": info.CUDA_OPS, "triton": info.OPS}
+GPU_OPS = {"cuda": backends.CUDA_OPS, "triton": info.OPS}
 
 
 def gpu_backends(*ops: str) -> pytest.MarkDecorator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -226,6 +227,13 @@ def test_profile_table():
     row = '"0","f(int)","(8, 1, 1)","S",'
     text = f'==PROF== x\n{head}\n{row}"Duration","ns","1,234"\n{row}"Else","%","1"'
     assert ncu.table(text).splitlines()[1].split() == ["f(int)", "(8,", "1,", "1)", "1,234", "ns"]
+
+
+def test_every_kernel_to_be_profiled_exists():
+    root = Path(__file__).resolve().parent.parent
+    kernels = "".join(p.read_text() for p in [*root.glob("triton_kernels/*.py"), *root.glob("csrc/cuda/*.cuh")])
+    for name in ncu.KERNELS:
+        assert re.search(rf"(?:def |\b)\w*{name}\w*\(", kernels), name
 
 
 def test_peers_that_are_there_are_contestants(monkeypatch):

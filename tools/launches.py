@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-
 from ncops.triton_kernels import (
     class_moments,
     class_scatter,
@@ -21,6 +20,8 @@ from ncops.triton_kernels import (
     pair_stats,
     projected_sqnorms,
 )
+
+from ncops.backends.planes import FLOATS, INDICES
 from tools.gpu_day import stand_in
 
 IGNORE = -100
@@ -94,6 +95,10 @@ class Problem(NamedTuple):
     def index(self, *size: int) -> torch.Tensor:
         return self.x(*size, dtype=torch.int64)
 
+    def planes(self, n: int) -> tuple[torch.Tensor, ...]:
+        """A gradient by the columns of n rows, the float columns and the indices."""
+        return self.wide(len(FLOATS), n), self.wide(len(FLOATS), n), self.index(len(INDICES), n)
+
 
 def launch_all(start: Callable[..., Problem]) -> None:
     """``start`` is told each problem's kind and variant. Widths are multiples of 16, numbers of rows are not."""
@@ -135,7 +140,7 @@ def _linear(p: Problem) -> None:
             x, weight, bias = p.x(n, 4096), p.x(v, 4096), p.x(v)
             rest = (x, weight, bias, p.index(n), 1.0, IGNORE, p.tf32)
             linear_stats.linear_stats(*rest)
-            linear_stats.linear_stats_backward(p.wide(9, n), p.wide(9, n), p.index(3, n), *rest, True, True, True)
+            linear_stats.linear_stats_backward(*p.planes(n), *rest, True, True, True)
     n, v = 4097, 50257
     linear_stats.linear_stats_share(p.x(n, 4096), p.x(v, 4096), p.x(v), p.wide(n), 1.0, p.tf32)
 
@@ -144,7 +149,7 @@ def _stored(p: Problem) -> None:
     n = 4097
     rest = (p.x(n, 50304), p.index(n), 1.0, IGNORE)
     logit_stats.logit_stats(*rest)
-    logit_stats.logit_stats_backward(p.wide(9, n), p.wide(9, n), p.index(3, n), *rest)
+    logit_stats.logit_stats_backward(*p.planes(n), *rest)
 
 
 def _moments(p: Problem) -> None:

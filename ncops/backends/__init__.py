@@ -16,6 +16,10 @@ from . import native
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 ENVIRONMENT = "NCOPS_BACKEND"
+CUDA_OPS = ("class_moments", "accumulate_class_moments_", "class_scatter", "linear_stats", "logit_stats")
+"""The ops that have compiled CUDA kernels, by design."""
+FORMS = ("_backward", "_targets", "_share")
+"""Endings of what belongs to an op without being one that people call."""
 
 _forced: list[str] = []
 _warned = False
@@ -106,7 +110,7 @@ def _file(op: str) -> str:
     """The file of an op, by the same name in every folder: backward and in-place forms stand beside the op."""
     if op == "accumulate_class_moments_":
         return "class_moments"
-    for form in ("_backward", "_targets", "_share"):
+    for form in FORMS:
         op = op.removesuffix(form)
     return op
 

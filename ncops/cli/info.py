@@ -12,8 +12,7 @@ from .. import backends
 from ..backends import native
 from ..ops.op import DEFINED
 
-OPS = tuple(op for op in DEFINED if not op.endswith(("_backward", "_targets", "_share")))
-CUDA_OPS = ("class_moments", "accumulate_class_moments_", "class_scatter", "linear_stats", "logit_stats")  # by design
+OPS = tuple(op for op in DEFINED if not op.endswith(backends.FORMS))
 EXTRAS = {
     "cli": ("typer", "rich", "tqdm", "matplotlib"),
     "lm": ("transformers", "accelerate", "gguf"),

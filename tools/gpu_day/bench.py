@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import ncops
+from ncops.backends import CUDA_OPS
 from ncops.bench import (
     class_moments,
     class_scatter,
@@ -28,7 +29,6 @@ from ncops.bench import (
     projected_sqnorms,
 )
 from ncops.bench.case import COMPILE, EAGER, OURS, Bench, Case
-from ncops.cli.info import CUDA_OPS
 
 from . import keys
 from .cases import WITH_TF32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 
 KERNELS = (
-    "_partial_states", "_target_logits", "_chunk_gradient", "_only_states", "linear_stats_kernel", "reduce_sorted",
+    "_splits", "_target_logits", "_chunk_gradient", "_one_tile", "linear_stats_kernel", "reduce_sorted",
     "scatter_", "logit_stats_kernel", "_pairs", "_nearest", "_sqnorms",
 )  # fmt: skip
 SECTIONS = ("SpeedOfLight", "Occupancy", "MemoryWorkloadAnalysis", "LaunchStats")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import ncops
-from ncops.cli.info import CUDA_OPS
+from ncops.backends import CUDA_OPS
 
 from . import classes, logits, pairs
 from .data import DTYPES, F32, SUMS, TF32, TF32_GRADIENTS, Case, Data, columns
