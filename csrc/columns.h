@@ -15,7 +15,7 @@ struct LogitColumns {
   int64_t rows = 0;
 };
 
-// Rows that stay shares, plane after plane: max, second, rest, weighted, squared, mean and squares; argmax, second_index, count, rank.
+// Rows that stay shares (logit_share.h), plane after plane.
 struct LogitShares {
   double* floats = nullptr;     // (kShareFloats, rows); the max of a poisoned row is NaN, the mean of a masked one -inf
   int64_t* indices = nullptr;   // (kShareIndices, rows)

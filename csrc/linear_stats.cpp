@@ -26,12 +26,7 @@ struct Inputs {
       args.bias.data = bias->const_data_ptr();
       args.bias.dtype = args.x.dtype;
     }
-    if (given_target) {
-      target = dense_labels(*given_target, "target", args.x.rows, &x);
-      args.target = pointer<int64_t>(target);
-    }
-    args.scale = scale;
-    args.ignore_index = ignore_index;
+    target = attach_target(args, given_target, args.x.rows, x, scale, ignore_index);
   }
 };
 }  // namespace

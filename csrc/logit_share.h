@@ -38,9 +38,9 @@ struct ExpSums {
 
   // Refers the sums to a maximum that is larger by `rise`.
   NCOPS_BOTH void lower(double rise) {
-    const double total = below + equal, factor = exp(-rise);
-    weighted = factor == 0 ? 0 : (weighted - total * rise) * factor;
-    below = total * factor;
+    const double all = total(), factor = exp(-rise);
+    weighted = factor == 0 ? 0 : (weighted - all * rise) * factor;
+    below = all * factor;
     squared = (squared + equal) * factor * factor;
     equal = 0;
   }

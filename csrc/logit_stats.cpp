@@ -16,12 +16,7 @@ struct Inputs {
   Inputs(Args& args, const Tensor& logits, const OptionalTensor& given_target, double scale, int64_t ignore_index) {
     args.logits = rows_of(logits, "logits", &logits);
     STD_TORCH_CHECK(args.logits.dim > 0, "logits: expected at least one column");
-    if (given_target) {
-      target = dense_labels(*given_target, "target", args.logits.rows, &logits);
-      args.target = pointer<int64_t>(target);
-    }
-    args.scale = scale;
-    args.ignore_index = ignore_index;
+    target = attach_target(args, given_target, args.logits.rows, logits, scale, ignore_index);
   }
 };
 }  // namespace

@@ -113,6 +113,18 @@ inline Tensor attach_center(Rows& rows, const Tensor& x, const Tensor& center, b
   return out;
 }
 
+// The options that linear_stats and logit_stats share, and their targets (N) where there are any; the tensor must outlive args.
+template <class Args>
+inline OptionalTensor attach_target(Args& args, const OptionalTensor& target, int64_t rows, const Tensor& like, double scale,
+                                    int64_t ignore_index) {
+  args.scale = scale;
+  args.ignore_index = ignore_index;
+  if (!target) return std::nullopt;
+  OptionalTensor out = dense_labels(*target, "target", rows, &like);
+  args.target = pointer<int64_t>(out);
+  return out;
+}
+
 // Planes of N rows that linear_stats and logit_stats return; see logit_share.h.
 struct Planes {
   Tensor floats, indices;
@@ -120,21 +132,19 @@ struct Planes {
   // The columns.
   Planes(const Tensor& like, int64_t rows)
       : floats(fresh(like, {kFloatColumns, rows}, compute_type(like))),
-        indices(fresh(like, {kIndexColumns, rows}, ScalarType::Long)), rows_(rows) {}
+        indices(fresh(like, {kIndexColumns, rows}, ScalarType::Long)) {}
   // Shares.
   static Planes of_shares(const Tensor& like, int64_t rows) {
-    return {fresh(like, {kShareFloats, rows}, ScalarType::Double), fresh(like, {kShareIndices, rows}, ScalarType::Long), rows};
+    return {fresh(like, {kShareFloats, rows}, ScalarType::Double), fresh(like, {kShareIndices, rows}, ScalarType::Long)};
   }
-  LogitColumns columns() const { return {floats.mutable_data_ptr(), ints(), rows_}; }
-  LogitShares shares() const { return {static_cast<double*>(floats.mutable_data_ptr()), ints(), rows_}; }
+  LogitColumns columns() const { return {floats.mutable_data_ptr(), ints(), floats.size(1)}; }
+  LogitShares shares() const { return {static_cast<double*>(floats.mutable_data_ptr()), ints(), floats.size(1)}; }
 
   using Tuple = std::tuple<Tensor, Tensor>;
   Tuple tuple() const { return {floats, indices}; }
 
  private:
-  int64_t rows_;
-
-  Planes(Tensor f, Tensor i, int64_t rows) : floats(f), indices(i), rows_(rows) {}
+  Planes(Tensor f, Tensor i) : floats(f), indices(i) {}
   int64_t* ints() const { return static_cast<int64_t*>(indices.mutable_data_ptr()); }
 };
 

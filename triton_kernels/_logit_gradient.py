@@ -14,6 +14,7 @@ from ..backends import planes
 from ._logit_columns import Planes
 from ._logit_state import UNDERFLOW, expm1
 
+COEFFICIENTS, ROW_INDICES = 11, 4
 # The columns' planes, and those of their gradients.
 LSE, GAP, MAX, SECOND, TARGET_LOGIT, NLL, ENTROPY, MEAN, VAR, SUM_SQUARED_PROB = map(
     tl.constexpr, range(len(planes.FLOATS))
@@ -21,9 +22,11 @@ LSE, GAP, MAX, SECOND, TARGET_LOGIT, NLL, ENTROPY, MEAN, VAR, SUM_SQUARED_PROB =
 # flat is what multiplies e^(z - shift), tilt (z - shift + offset) e^(z - shift), constant 1, slope z - centre and bend
 # e^(2 (z - shift)); shift is the maximum, centre the mean. Three columns apart: at_argmax replaces the softmax part of
 # the argmax's, the others are added.
-SHIFT, OFFSET, CENTRE, FLAT, TILT, BEND, CONSTANT, SLOPE, AT_ARGMAX, AT_TARGET, AT_SECOND = map(tl.constexpr, range(11))
+SHIFT, OFFSET, CENTRE, FLAT, TILT, BEND, CONSTANT, SLOPE, AT_ARGMAX, AT_TARGET, AT_SECOND = map(
+    tl.constexpr, range(COEFFICIENTS)
+)
 # The first two as among the columns.
-ARGMAX, SECOND_INDEX, TARGET, KIND = map(tl.constexpr, range(4))
+ARGMAX, SECOND_INDEX, TARGET, KIND = map(tl.constexpr, range(ROW_INDICES))
 BLOCK, WARPS = 256, 4
 
 
@@ -145,8 +148,8 @@ def row_coefficients(
 ) -> Planes:
     """The ``coefficients`` and ``indices`` of ``fold``, from the columns, which are contiguous, and their gradients."""
     n = grad.shape[1]
-    coefficients = grad.new_empty((11, n))
-    indices = grad.new_empty((4, n), dtype=torch.int32)
+    coefficients = grad.new_empty((COEFFICIENTS, n))
+    indices = grad.new_empty((ROW_INDICES, n), dtype=torch.int32)
     fold[(triton.cdiv(n, BLOCK),)](
         grad, *grad.stride(), *columns, target, 0 if target is None else target.stride(0), coefficients, indices,
         n, num_classes, ignore_index, HAS_TARGET=target is not None, BLOCK=BLOCK, num_warps=WARPS,

@@ -36,7 +36,7 @@ from .linear_stats_backward import linear_stats_backward
 
 __all__ = ["linear_stats", "linear_stats_backward", "linear_stats_share", "linear_stats_targets"]
 
-ROWS_AT_ONCE = 32768  # bounds the shares of splits: at 17 of them 20 MB
+ROWS_AT_ONCE = 32768  # bounds the shares of splits: at 17 of them 22 MB
 ROWS_OF_ONE_TILE = 1 << 19  # the same for rows that are not split
 FEW_CLASSES = CLASS_TILES[-1]  # up to so many one tile holds them all
 ROW_BLOCKS_SIDE_BY_SIDE = 16

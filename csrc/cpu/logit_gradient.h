@@ -51,7 +51,8 @@ struct RowGradient {
     const bool hit = target == argmax;
     double peak = hit ? times(total, lost) + (g_lse + g_target + g_max)
                       : times(g_gap, lost) + times(g_lse + g_nll, share) + g_max;
-    at_argmax = T(peak - times(g_entropy, share * rest) + times(2 * g_squared, share * share * share * not_squared(value)));
+    if (g_squared != 0) peak += 2 * g_squared * share * share * share * not_squared(value);
+    at_argmax = T(peak - times(g_entropy, share * rest));
     at_target = hit ? T(0) : T(g_target - g_nll);
     at_second = T(g_second);
   }

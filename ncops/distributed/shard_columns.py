@@ -34,16 +34,15 @@ def local_share(
 
     ``target_logit (N)``: the logits of the targets, whose rivals among these classes are counted.
     """
-    packed = torch.zeros((PACKED, x.shape[0]), dtype=torch.float64, device=x.device)
     if not weight.shape[0]:
-        packed[:2], packed[2] = -INF, -1
-        return packed
+        nothing = torch.zeros((PACKED, x.shape[0]), dtype=torch.float64, device=x.device)
+        nothing[:2] = -INF
+        nothing[SHARE_FLOATS.index("rest")] = nothing[SHARE_FLOATS.index("squared")] = -1
+        return nothing
     floats, indices = torch.ops.ncops.linear_stats_share(x, weight, bias, target_logit, scale, tf32)
-    found = floats[:2] > -INF  # else an index may be anything
-    packed[: len(SHARE_FLOATS)] = floats
-    packed[len(SHARE_FLOATS) :] = indices
-    packed[len(SHARE_FLOATS) :][:2] = (indices[:2].where(found, 0) + start).where(found, 0)
-    return packed
+    # Without a logit above -inf there is nothing to point at, and an index may be anything.
+    places = indices[:2].where(floats[:2] > -INF, -start) + start
+    return torch.cat([floats, places.double(), indices[2:].double()])
 
 
 def merge_shares(
