@@ -14,8 +14,7 @@ from torch import Tensor
 from .. import metrics
 from ..conventions import Convention, resolve
 from ..metrics.table import DECISIONS, NAMES, NEAREST, PAIRS, SCATTER, WEIGHT, meaning, needing
-from ..ops.checks import check_device, check_floating, check_shape
-from ..stats.decisions import DecisionStatistics, check_geometry
+from ..stats.decisions import DecisionStatistics, check_geometry, check_head
 from ..stats.geometry import ClassGeometry
 from .numbers import format_value, strict
 
@@ -173,13 +172,7 @@ def collapse(
 
 def _check(geometry, weight, bias, decisions, settings: Convention) -> None:
     check_geometry(geometry)
-    if weight is not None:
-        check_floating(weight, "weight", 2)
-        check_shape(weight, "weight", (geometry.num_classes, geometry.dim), "(num_classes, D)")
-        check_device(weight, "weight", geometry.means, "geometry")
-    if bias is not None:
-        check_floating(bias, "bias", 1)
-        check_shape(bias, "bias", (geometry.num_classes,), "(num_classes,)")
+    check_head(geometry, weight, bias)
     if decisions is None:
         return
     if not isinstance(decisions, DecisionStatistics):

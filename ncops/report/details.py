@@ -18,6 +18,12 @@ from .numbers import format_value, strict
 PAIR_SAMPLE = 512
 """Classes drawn for the histogram of pairwise cosines: 130,816 pairs, which show its shape; nothing is K x K."""
 
+CLASS_COLUMNS = {
+    "count": "samples", "class_var": "variance", "mean_norm": "mean norm", "row_cosine": "cos with its row",
+    "held_out": "held-out samples", "hit": "hit rate", "agree": "agreement",
+}  # fmt: skip
+"""The columns that a table of classes may have, by the name of their values in ``details["classes"]["rows"]``."""
+
 TABLE_ROWS = 300
 SCATTER_POINTS = 4000
 

@@ -18,7 +18,7 @@ from ..stats.decisions import DecisionStatistics
 from ..stats.load import load
 from ..stats.passes import in_dtype_of
 from .collapse import CollapseReport
-from .columns import CLASS_COLUMNS
+from .details import CLASS_COLUMNS
 from .measured import Measured, assemble, geometry_facts
 
 REPORT, CLASSES, DECISIONS = "report.json", "class_statistics.safetensors", "decision_statistics.safetensors"

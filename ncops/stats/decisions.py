@@ -51,6 +51,17 @@ def check_geometry(geometry: Any) -> None:
         raise TypeError(f"geometry: expected ClassGeometry, got {type(geometry).__name__}{hint}")
 
 
+def check_head(geometry: ClassGeometry, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raises ValueError for a classifier that is not one of all classes of this geometry."""
+    if weight is not None:
+        check_floating(weight, "weight", 2)
+        check_shape(weight, "weight", (geometry.num_classes, geometry.dim), "(num_classes, D)")
+        check_device(weight, "weight", geometry.means, "geometry")
+    if bias is not None:
+        check_floating(bias, "bias", 1)
+        check_shape(bias, "bias", (geometry.num_classes,), "(num_classes,)")
+
+
 class DecisionStatistics(StreamingState):
     """Streaming decisions of a linear classifier and of the nearest class mean, per true class, with histograms.
 
@@ -117,12 +128,9 @@ class DecisionStatistics(StreamingState):
         check_geometry(geometry)
         if geometry.num_classes != self.num_classes:
             raise ValueError(f"geometry: num_classes: expected {self.num_classes}, got {geometry.num_classes}")
-        check_floating(weight, "weight", 2)
-        check_shape(weight, "weight", (self.num_classes, geometry.dim), "(num_classes, D)")
-        check_device(weight, "weight", geometry.means, "geometry")
+        check_floating(weight, "weight", 2)  # check_head lets None pass
+        check_head(geometry, weight, bias)
         if bias is not None:
-            check_floating(bias, "bias", 1)
-            check_shape(bias, "bias", (self.num_classes,), "(num_classes,)")
             check_dtype(bias, "bias", weight.dtype, "the dtype of weight")
             check_device(bias, "bias", geometry.means, "geometry")
         if not torch.equal(self.kept.nonzero()[:, 0], geometry.classes.to(self.kept.device)):

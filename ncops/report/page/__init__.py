@@ -13,8 +13,7 @@ from markupsafe import Markup, escape
 
 from ...metrics.table import HEADLINES, direction, distance, meaning
 from ...stats.files import write_file
-from ..columns import CLASS_COLUMNS
-from ..details import caveats, coverage_items
+from ..details import CLASS_COLUMNS, caveats, coverage_items
 from ..numbers import format_value
 from ..plots.curves import CONTROL, Axis, has_values, short
 from . import figures
