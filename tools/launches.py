@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+
+from ncops.backends.planes import FLOATS, INDICES
 from ncops.triton_kernels import (
     class_moments,
     class_scatter,
@@ -20,8 +22,6 @@ from ncops.triton_kernels import (
     pair_stats,
     projected_sqnorms,
 )
-
-from ncops.backends.planes import FLOATS, INDICES
 from tools.gpu_day import stand_in
 
 IGNORE = -100
