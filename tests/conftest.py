@@ -27,6 +27,7 @@ def pytest_addoption(parser):
         "--triton-all", action="store_true", help="every combination of dtype, shape and mode on Triton's interpreter"
     )
     parser.addoption("--triton-release", help="fail unless this release of Triton is the one that is imported")
+    parser.addoption("--kills", type=int, default=20, help="how many writers test_kills.py kills (200 in a full run)")
     parser.addoption(
         "--without", action="append", default=[], choices=("cpu", "cuda", "triton"),
         help="leave out the tests of a backend that was not installed",
@@ -73,6 +74,12 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def kills(request) -> int:
+    """How many writers a test kills."""
+    return request.config.getoption("--kills")
 
 
 @pytest.fixture(params=("reference", "cpu", pytest.param("triton", marks=pytest.mark.triton)))

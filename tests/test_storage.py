@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import struct
 
 import pytest
@@ -242,3 +243,43 @@ def test_foreign_files_are_refused(tmp_path):
         ncops.load(path)
     with pytest.raises(ValueError):
         ncops.load(tmp_path)
+
+
+def test_no_flipped_bit_goes_unseen(tmp_path):
+    stats, *_ = make()
+    whole, flipped = tmp_path / "whole", tmp_path / "flipped"
+    stats.save(whole)
+    data = whole.read_bytes()
+    header = 8 + struct.unpack("<Q", data[:8])[0]
+    chosen = random.Random(0)
+    for place in [*range(header), *chosen.sample(range(header, len(data)), 500)]:
+        changed = bytearray(data)
+        changed[place] ^= 1 << chosen.randrange(8)
+        flipped.write_bytes(changed)
+        try:
+            loaded = ncops.load(flipped)
+        except ValueError as error:
+            assert "flipped" in str(error)
+            continue
+        assert place < header, f"byte {place} of the data"  # a blank of the header's padding, for one
+        assert loaded.config() == stats.config()
+        for name, tensor in stats.tensors().items():
+            assert torch.equal(getattr(loaded, name), tensor), (place, name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="path: expected a file, got .*pipe"):
+        ncops.load(tmp_path / "pipe")
+
+
+def test_writers_of_one_name_do_not_sweep_each_other_away(tmp_path):
+    target = tmp_path / "a"
+    with storage.replacing(target) as first:
+        with storage.replacing(target) as second:
+            assert os.path.dirname(first) != os.path.dirname(second)
+            open(second, "w").write("2")
+        assert target.read_text() == "2"
+        open(first, "w").write("1")
+    assert target.read_text() == "1" and os.listdir(tmp_path) == ["a"]

@@ -1,0 +1,107 @@
+"""Kills writers at random moments (SIGKILL), and looks at what is left: ``python tests/killed.py {save,lm} FOLDER KILLS``.
+
+Each writer is a fork of this process, which has imported everything and started no thread: a kill costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import ncops
+from ncops import cli
+
+
+def forked(work: Callable[[], int | None]) -> int:
+    """A child that does ``work`` and ends with its status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(work() or 0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        os._exit(1)
+    return child
+
+
+def kill_after(child: int, seconds: float) -> int | None:
+    """The exit status of a child that ended before it was killed, else None."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return None if status == -signal.SIGKILL else status
+
+
+def states(number: int = 3) -> list[ncops.ClassStatistics]:
+    """Statistics of a few megabytes, so that a kill meets the write."""
+    made = []
+    for i in range(number):
+        generator = torch.Generator().manual_seed(i)
+        made.append(ncops.ClassStatistics(num_classes=1000, dim=300, scatter=True))
+        made[-1].update(torch.randn(50, 300, generator=generator), torch.arange(50))
+    return made
+
+
+def save(folder: Path, kills: int) -> dict:
+    """Writers that replace one file again and again: it is whole, old or new, at every moment."""
+    path, given = folder / "stats.safetensors", states()
+    contents = set()
+    for state in given:
+        state.save(path)
+        contents.add(path.read_bytes())
+
+    def write_for_ever() -> None:
+        while True:
+            for state in given:
+                state.save(path)
+
+    left = 0
+    for _ in range(kills):
+        status = kill_after(forked(write_for_ever), random.uniform(0.001, 0.05))
+        assert status is None, f"the writer ended by itself: {status}"
+        assert path.read_bytes() in contents, "the file is neither the old state nor the new one"
+        ncops.load(path)
+        left = max(left, len(list(folder.iterdir())) - 1)
+        given[0].save(path)
+        names = [name.name for name in folder.iterdir()]
+        assert names == [path.name], f"a save left what a killed one had begun: {names}"
+    return {"kills": kills, "left": left}
+
+
+def lm(folder: Path, kills: int) -> dict:
+    """Runs of ``ncops lm --checkpoint`` that are killed and started again until each has come to its end."""
+    command = json.loads((folder / "command.json").read_text())
+    assert kill_after(forked(lambda: cli.main([*command, "--output", str(folder / "whole")])), 600) == 0
+    done = ends = rounds = 0
+    while done < kills:
+        place = folder / f"round-{rounds}"
+        place.mkdir()
+        arguments = [*command, "--checkpoint", str(place), "--every", "1", "--output", str(place)]
+        status, started, longest = None, 0, 0.6
+        while status is None:
+            started += 1
+            status = kill_after(forked(lambda: cli.main(arguments)), random.uniform(0.0, longest))
+            done += status is None
+            longest = min(20.0, 1.2 * longest)  # a run makes its own way in the end
+        assert status == 0, f"round {rounds}, start {started}: exit status {status}"
+        ends, rounds = ends + 1, rounds + 1
+    return {"kills": done, "ends": ends}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    random.seed(0)
+    print(json.dumps({"save": save, "lm": lm}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))

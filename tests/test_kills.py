@@ -1,0 +1,40 @@
+"""SIGKILL at random moments of a writer: nothing that was written before is lost, and a run goes on to the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_lm_jobs import command, tiny, without_times  # noqa: F401
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+SCRIPT = Path(__file__).with_name("killed.py")
+
+
+def kill(what: str, folder: Path, kills: int) -> dict:
+    line = [sys.executable, str(SCRIPT), what, str(folder), str(kills)]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["kills"] >= kills
+    return found
+
+
+def test_a_file_is_whole_whenever_its_writer_is_killed(tmp_path, kills):
+    assert kill("save", tmp_path, kills)["left"] >= 1, "no kill met a write"
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tiny, tmp_path, kills):  # noqa: F811
+    (tmp_path / "command.json").write_text(json.dumps(command(tiny, "--layers", "2")))
+    found = kill("lm", tmp_path, kills)
+
+    def report(name: str) -> dict:
+        return without_times(json.loads((tmp_path / name / "report.json").read_text()))
+
+    for i in range(found["ends"]):
+        assert report(f"round-{i}") == report("whole")
+        assert not list((tmp_path / f"round-{i}").glob(".*.tmp"))
