@@ -3,6 +3,7 @@
 NCOPS_REQUIRE_EXT=1 turns a failed or skipped native build into an error; NCOPS_REQUIRE_EXT=0 asks for the pure wheel.
 NCOPS_CUDA=1 demands the CUDA kernels, NCOPS_CUDA=0 leaves them out; else they are built where nvcc is found. No GPU is
 needed or asked for. NCOPS_CUDA_ARCHS ("80;90;100") are the compute capabilities; later GPUs use the last one's PTX.
+NCOPS_SANITIZE ("address,undefined" or "thread") builds the native kernels for tests/sanitized.py.
 """
 
 import os
@@ -19,6 +20,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 WANTED = os.environ.get("NCOPS_REQUIRE_EXT", "")
+SANITIZE = os.environ.get("NCOPS_SANITIZE", "")
 TORCH_ABI = "0x020a000000000000"  # torch 2.10, the oldest release this library runs on
 PYTHON_ABI = "0x030A0000"  # CPython 3.10
 ISAS = ("avx512", "avx2", "generic") if platform.machine().lower() in ("x86_64", "amd64") else ("generic",)
@@ -123,6 +125,7 @@ def native() -> dict:
         raise ImportError("the limited API does not exist on free-threaded Python")
     kernels = set((ROOT / "csrc/cpu").glob("*_cpu.cpp"))
     plain = [path for path in (ROOT / "csrc").rglob("*.cpp") if path not in kernels]
+    sanitized = ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"] if SANITIZE else []
     extension = CppExtension(
         "ncops._C",
         sorted(str(p.relative_to(ROOT)) for p in plain) + isa_sources(),
@@ -143,7 +146,9 @@ def native() -> dict:
             f"-DPy_LIMITED_API={PYTHON_ABI}",
             f"-DNCOPS_VERSION={version()}",
             f"-DNCOPS_BUILT_WITH_TORCH={torch.__version__}",
+            *sanitized,
         ],
+        extra_link_args=sanitized,
     )
 
     class Build(BuildExtension):

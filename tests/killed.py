@@ -1,4 +1,4 @@
-"""Kills writers at random moments (SIGKILL), and looks at what is left: ``python tests/killed.py {save,lm} FOLDER KILLS``.
+"""Kills writers at random moments, and looks at what is left: ``python tests/killed.py {save,lm} FOLDER KILLS``.
 
 Each writer is a fork of this process, which has imported everything and started no thread: a kill costs milliseconds.
 """
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,7 +85,7 @@ def save(folder: Path, kills: int) -> dict:
 def lm(folder: Path, kills: int) -> dict:
     """Runs of ``ncops lm --checkpoint`` that are killed and started again until each has come to its end."""
     command = json.loads((folder / "command.json").read_text())
-    assert kill_after(forked(lambda: cli.main([*command, "--output", str(folder / "whole")])), 600) == 0
+    assert kill_after(forked(partial(cli.main, [*command, "--output", str(folder / "whole")])), 600) == 0
     done = ends = rounds = 0
     while done < kills:
         place = folder / f"round-{rounds}"
@@ -93,7 +94,7 @@ def lm(folder: Path, kills: int) -> dict:
         status, started, longest = None, 0, 0.6
         while status is None:
             started += 1
-            status = kill_after(forked(lambda: cli.main(arguments)), random.uniform(0.0, longest))
+            status = kill_after(forked(partial(cli.main, arguments)), random.uniform(0.0, longest))
             done += status is None
             longest = min(20.0, 1.2 * longest)  # a run makes its own way in the end
         assert status == 0, f"round {rounds}, start {started}: exit status {status}"

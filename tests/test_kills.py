@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a writer: nothing that was written before is lost, and a run goes on to the same result."""
+"""SIGKILL at random moments of a writer: what was written before stays, and a run goes on to the same result."""
 
 from __future__ import annotations
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import pytest
-from op_cases import CASES, check
-from testing import dtypes
+import torch
+from op_cases import CASES, ZERO_SIZES, check
+from testing import dtypes, nan_in_fresh_memory
+
+on_each_backend = pytest.mark.parametrize(
+    "cpu_backend", ["reference", "cpu", pytest.param("triton", marks=pytest.mark.triton)]
+)
 
 
 @dtypes
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
-@pytest.mark.parametrize("cpu_backend", ["reference", "cpu", pytest.param("triton", marks=pytest.mark.triton)])
+@on_each_backend
 def test_parity(cpu_backend, case, dtype):
     check(case, cpu_backend, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", dict.fromkeys(case.op for case in ZERO_SIZES))
+@on_each_backend
+def test_sizes_of_nothing(cpu_backend, op, dtype):
+    with nan_in_fresh_memory():
+        for case in ZERO_SIZES:
+            if case.op == op:
+                check(case, cpu_backend, dtype)

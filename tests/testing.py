@@ -137,3 +137,14 @@ def block_rows(monkeypatch: pytest.MonkeyPatch, size: int = 512) -> None:
     from ncops.reference import _blocks
 
     monkeypatch.setattr(_blocks, "BLOCK_BYTES", size)
+
+
+@contextmanager
+def nan_in_fresh_memory() -> Iterator[None]:
+    """Results that a kernel never writes are NaN, and not what happened to lie there."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
