@@ -138,6 +138,12 @@ def test_statuses_of_commands():
     assert "did not start" in steps.run(["no-such-program"], 30)
 
 
+def test_the_first_step_says_what_runs_here(day):
+    pytest.importorskip("triton")
+    steps.environment(day, 120)
+    assert "'class_moments': (" in (day.out / "env.txt").read_text()
+
+
 def test_no_step_stops_the_next_or_takes_more_than_is_left(day):
     limits = []
     day.step("bad", lambda day, limit: 1 / 0, 10, "bad.txt")

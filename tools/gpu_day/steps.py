@@ -89,7 +89,7 @@ def environment(day: Day, limit: float) -> None:
     facts = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit,temperature.gpu"
     run(["nvidia-smi", f"--query-gpu={facts}", "--format=csv"], limit / 2, log)
     code = (
-        "import torch, triton, sys, ncops; from ncops import info; f = info.collect(torch_env=False);"
+        "import torch, triton, sys; from ncops.cli import info; f = info.collect(torch_env=False);"
         "print(sys.version, torch.__version__, triton.__version__); print(f['native']);"
         "print({op: (on['cuda']['runs'], on['cuda']['why_not']) for op, on in f['ops'].items()});"
         "print(torch.cuda.get_device_properties(0))"
