@@ -257,7 +257,7 @@ def test_contestants_run(name, tmp_path):
         small = case.at_most(dict.fromkeys(case.sizes, 48))
         for peer in small.names(everything=False):
             if peer not in ("compile", *ON_CUDA):
-                small.bench.contestants[peer](*bench.inputs(small, "cpu"))
+                small.bench.contestants[peer](*small.inputs("cpu"))
 
 
 # ---- the pack

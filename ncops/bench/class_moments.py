@@ -7,7 +7,7 @@ import torch
 
 import ncops
 
-from .case import Bench, Case, Goal, compiled, full, labels, numpy, randn
+from .case import EVERYTHING, Bench, Case, Goal, full, labels, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
@@ -57,11 +57,8 @@ def neural_collapse(x, y, center):
 
 
 FORWARD = Bench(
-    op="class_moments", mode="forward", make=make, other="index_add_",
-    contestants={
-        "ncops": ours,
-        "eager": eager,
-        "compile": compiled(eager),
+    op="class_moments", make=make, ours=ours, eager=eager, other="index_add_",
+    peers={
         "index_add_": index_add,
         "scatter_add_": scatter_add,
         "numpy": numpy(with_numpy),
@@ -87,10 +84,7 @@ BENCHES = (FORWARD, FULL)
 
 _GOAL = Goal(1 / 2, 12, 12, 2)
 CASES = (
-    Case(
-        FORWARD, "1000 classes", {"N": 100000, "D": 512, "C": 1000}, goal=_GOAL,
-        measures=("speed", "memory", "accuracy"),
-    ),
+    Case(FORWARD, "1000 classes", {"N": 100000, "D": 512, "C": 1000}, goal=_GOAL, measures=EVERYTHING),
     Case(
         FORWARD, "50257 classes, Zipf", {"N": 100000, "D": 512, "C": 50257}, data="zipf",
         goal=_GOAL._replace(limit=1 / 3.3),

@@ -6,7 +6,7 @@ import torch
 
 import ncops
 
-from .case import Bench, Case, compiled, labels, numpy, randn
+from .case import Bench, Case, labels, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
@@ -36,11 +36,8 @@ def with_numpy(x, means):
 
 
 FORWARD = Bench(
-    op="nearest_class_mean", mode="forward", make=make, other="matmul",
-    contestants={
-        "ncops": ours,
-        "eager": eager,
-        "compile": compiled(eager),
+    op="nearest_class_mean", make=make, ours=ours, eager=eager, other="matmul",
+    peers={
         "matmul": lambda x, means: x.to(means.dtype) @ means.T,
         "cdist": cdist,
         "numpy": numpy(with_numpy),

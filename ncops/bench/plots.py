@@ -9,7 +9,6 @@ from ..report.plots.style import LIGHT, style
 from .case import COMPILE, EAGER, OURS
 from .records import LABELS
 from .runner import Result
-from .table import dtype_name
 
 COLOURS = (LIGHT.accent, LIGHT.second, "#2f9e77", "#8a5cc2", LIGHT.muted)
 
@@ -45,8 +44,8 @@ def roofline(figure, results: Sequence[Result]) -> None:
     intensity = [r.case.flops / r.case.bytes for r in shown]
     ends = min(intensity) / 2, max(intensity) * 2
     read = max(r.limits["read"].p50 for r in shown)
-    for i, dtype in enumerate(dict.fromkeys(dtype_name(r) for r in shown)):
-        peak = max(r.limits["register"].p50 for r in shown if dtype_name(r) == dtype)
+    for i, dtype in enumerate(dict.fromkeys(r.case.dtype_name for r in shown)):
+        peak = max(r.limits["register"].p50 for r in shown if r.case.dtype_name == dtype)
         corner = min(max(peak / read, ends[0]), ends[1])
         line = [min(peak, read * x) / 1e9 for x in (ends[0], corner, ends[1])]
         ax.plot([ends[0], corner, ends[1]], line, color=COLOURS[i], lw=1.2, label=f"limit, {dtype}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ncops
 
 from . import class_moments
-from .case import Bench, Case, compiled, full, numpy, randn
+from .case import Bench, Case, full, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
@@ -22,11 +22,8 @@ def eager(x, basis, y, center):
 
 
 FORWARD = Bench(
-    op="projected_sqnorms", mode="forward", make=make, other="matmul",
-    contestants={
-        "ncops": ours,
-        "eager": eager,
-        "compile": compiled(eager),
+    op="projected_sqnorms", make=make, ours=ours, eager=eager, other="matmul",
+    peers={
         "matmul": lambda x, basis, y, center: x.to(basis.dtype) @ basis.T,
         "numpy": numpy(lambda x, basis, y, center: (((x - center[y]) @ basis.T) ** 2).sum(1)),
     },

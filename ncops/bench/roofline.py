@@ -39,7 +39,7 @@ EPILOGUE = {
     "nearest_class_mean": (lambda s: s["N"] * s["C"], 4),
 }
 STREAMING = ("logit_stats", "class_moments")  # no products there: what they add up is in the epilogue
-BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype
+BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype; raw ones in theirs
 
 
 class Estimate(NamedTuple):
@@ -58,7 +58,7 @@ def estimate(case: Case, rates: Rates = H100) -> Estimate:
     """The least time of a case on a GPU of these rates."""
     op = case.bench.op
     count, instructions = EPILOGUE.get(op, (lambda sizes: 0, 0))
-    products = rates.ordinary if op == BY_ORDINARY else rates.products[case.dtype]
+    products = rates.ordinary if op == BY_ORDINARY and case.data != "raw" else rates.products[case.dtype]
     return Estimate(
         0.0 if op in STREAMING else case.flops / products,
         count(case.sizes) * instructions / rates.instructions,
@@ -74,10 +74,8 @@ def table(rates: Rates = H100) -> str:
     ]
     for case in CASES:
         e = estimate(case, rates)
-        sizes = " ".join(f"{name}={value}" for name, value in case.sizes.items())
-        dtype = str(case.dtype).removeprefix("torch.")
         terms = " | ".join("" if t == 0 else f"{t * 1e3:.3g} ms" for t in e)
-        what = f"{case.title}, {sizes}" if dtype in case.name else f"{case.title}, {sizes}, {dtype}"
+        what = f"{case.title}, {case.shape}" + (f", {case.dtype_name}" if case.dtype_name not in case.name else "")
         lines.append(f"| {what} | {terms} | {max(e) * 1e3:.3g} ms | {e.bound} |")
     return "\n".join(lines)
 
