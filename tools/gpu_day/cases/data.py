@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ncops.backends.planes import FLOATS, INDICES
+
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 DTYPES = (F32, BF16, F16, F64)
-FLOATS = ("lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var")
-COEFFICIENTS = (1, 0.5, 0.3, 0.2, 0.7, 1, 0.4, 0.1, 0.01)
+COEFFICIENTS = (1, 0.5, 0.3, 0.2, 0.7, 1, 0.4, 0.1, 0.01, 0.6)  # of FLOATS in a loss
 TAIL = 300  # rows that are compared where the others only push these beyond 2^31 elements
 IGNORE = -100
 # The relative error allowed to results in the dtype of the sums, and to gradients in the dtype of the features.
@@ -75,13 +77,30 @@ class Data:
         return x
 
 
+def grid(
+    data: Data, shapes: Iterable[tuple[int, ...]], make: Callable[..., list[Any]], run: Callable[..., Outputs],
+    tolerances: Mapping[torch.dtype, float], name: str = "",
+) -> Iterator[Case]:  # fmt: skip
+    """A case per shape and dtype, with the inputs ``make(data, *shape, dtype)``."""
+    for shape in shapes:
+        sizes = data.sizes(*shape)
+        for dtype in DTYPES:
+            inputs = partial(make, data, *sizes, dtype)
+            yield Case(f"{name} {sizes}".strip(), dtype, inputs, run, tolerances[dtype])
+
+
 def last_rows(args: list[Any], tensors: int = 1, labels: int | None = None) -> list[Any]:
     """Arguments whose first ``tensors``, and the labels at a place, are cut to the last TAIL rows."""
     return [a[-TAIL:] if place < tensors or place == labels else a for place, a in enumerate(args)]
 
 
+def beyond(make: Callable[[], list[Any]], run: Callable[..., Outputs], tolerance: float, truth=last_rows) -> Case:
+    """The case of bfloat16 rows beyond 2^31 elements; the truth is that of the last ones."""
+    return Case("rows beyond 2^31", BF16, make, run, tolerance, truth, huge=True)
+
+
 def columns(stats) -> Outputs:
-    return {name: getattr(stats, name) for name in (*FLOATS, "argmax", "second_index", "target_rank", "valid")}
+    return {name: getattr(stats, name) for name in (*FLOATS, *INDICES, "valid")}
 
 
 def objective(stats) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ import ncops
 
 from .data import (
     BF16,
-    DTYPES,
     F32,
     GRADIENTS,
     SUMS,
@@ -21,12 +20,14 @@ from .data import (
     Case,
     Data,
     Outputs,
+    beyond,
     columns,
     gradients,
+    grid,
     last_rows,
     objective,
     tail,
-)
+)  # fmt: skip  # isort: skip
 
 
 def linear(data: Data, n: int, d: int, v: int, dtype: torch.dtype) -> list[Any]:
@@ -51,10 +52,7 @@ def linear_stats(data: Data) -> Iterator[Case]:
         (1, 512, 50257), (16, 250, 300_000), (16, 768, 3000), (5000, 512, 10), (3000, 250, 60), (200, 250, 100),
         (500, 12288, 700),
     )  # fmt: skip
-    for shape in shapes:
-        sizes = data.sizes(*shape)
-        for dtype in DTYPES:
-            yield Case(str(sizes), dtype, partial(linear, data, *sizes, dtype), linear_columns, SUMS[dtype])
+    yield from grid(data, shapes, linear, linear_columns, SUMS)
     for value in (math.inf, -math.inf, math.nan, 1e12):
         make = partial(_spoilt, data, value)
         yield Case(f"one {value:g}", F32, make, linear_columns, SUMS[F32])
@@ -63,28 +61,24 @@ def linear_stats(data: Data) -> Iterator[Case]:
     def rows():
         return [data.tailed(4096), *linear(data, few, 4096, 16, BF16)[1:3], data.labels(many + 8, 16)]
 
-    yield Case(
-        "rows beyond 2^31", BF16, rows, tail(linear_columns), SUMS[BF16], partial(last_rows, labels=3), huge=True
-    )  # fmt: skip
+    yield beyond(rows, tail(linear_columns), SUMS[BF16], partial(last_rows, labels=3))
     weight = partial(linear, data, few, 4096, many, BF16)
     yield Case("weight beyond 2^31", BF16, weight, linear_columns, SUMS[BF16], huge=True)
 
 
 def linear_stats_backward(data: Data) -> Iterator[Case]:
     run = partial(gradients, lambda *args: objective(ncops.linear_stats(*args, scale=0.7)), (0, 1, 2))
-    for shape in (
+    shapes = (
         (1000, 512, 5000), (300, 250, 1001), (8192, 256, 20000), (40, 264, 70000), (5000, 512, 10), (3000, 250, 60),
-    ):  # fmt: skip
-        sizes = data.sizes(*shape)
-        for dtype in DTYPES:
-            yield Case(str(sizes), dtype, partial(linear, data, *sizes, dtype), run, GRADIENTS[dtype])
+    )  # fmt: skip
+    yield from grid(data, shapes, linear, run, GRADIENTS)
 
     def rows():
         x = data.tailed(4096)
         return [x, *linear(data, 16, 4096, 16, BF16)[1:3], data.labels(len(x), 16)]
 
     only_x = partial(gradients, lambda *args: objective(ncops.linear_stats(*args)), (0,))
-    yield Case("rows beyond 2^31", BF16, rows, tail(only_x), GRADIENTS[BF16], partial(last_rows, labels=3), huge=True)
+    yield beyond(rows, tail(only_x), GRADIENTS[BF16], partial(last_rows, labels=3))
 
 
 def stored(data: Data, n: int, v: int, pad: int, dtype: torch.dtype) -> list[Any]:
@@ -92,31 +86,23 @@ def stored(data: Data, n: int, v: int, pad: int, dtype: torch.dtype) -> list[Any
     return [data.randn(n, v + pad, dtype=dtype, scale=3)[:, :v], data.labels(n, v)]
 
 
-def _logit_shapes(data: Data) -> Iterator[tuple[tuple[int, ...], torch.dtype, Callable]]:
-    for n, v, pad in ((64, 50257, 0), (600, 128000, 3), (3, 300_000, 0), (2000, 1500, 0), (512, 8193, 3)):
-        sizes = (*data.sizes(n, v), pad)
-        for dtype in DTYPES:
-            yield sizes, dtype, partial(stored, data, *sizes, dtype)
+def _stored_cases(
+    data: Data, run: Callable[..., Outputs], tolerances: Mapping[torch.dtype, float]
+) -> Iterator[Case]:  # fmt: skip
+    shapes = ((64, 50257, 0), (600, 128000, 3), (3, 300_000, 0), (2000, 1500, 0), (512, 8193, 3))
+    yield from grid(data, shapes, stored, run, tolerances)
 
+    def rows():
+        logits = data.tailed(131072)
+        return [logits, data.labels(len(logits), 131072)]
 
-def _huge_logits(data: Data) -> list[Any]:
-    logits = data.tailed(131072)
-    return [logits, data.labels(len(logits), 131072)]
+    yield beyond(rows, tail(run), tolerances[BF16], partial(last_rows, labels=1))
 
 
 def logit_stats(data: Data) -> Iterator[Case]:
-    def run(*args):
-        return columns(ncops.logit_stats(*args, scale=0.7))
-
-    for sizes, dtype, make in _logit_shapes(data):
-        yield Case(str(sizes), dtype, make, run, SUMS[dtype])
-    beyond = partial(last_rows, labels=1)
-    yield Case("rows beyond 2^31", BF16, partial(_huge_logits, data), tail(run), SUMS[BF16], beyond, huge=True)
+    return _stored_cases(data, lambda *args: columns(ncops.logit_stats(*args, scale=0.7)), SUMS)
 
 
 def logit_stats_backward(data: Data) -> Iterator[Case]:
     run = partial(gradients, lambda *args: objective(ncops.logit_stats(*args, scale=0.7)), (0,))
-    for sizes, dtype, make in _logit_shapes(data):
-        yield Case(str(sizes), dtype, make, run, GRADIENTS[dtype])
-    beyond = partial(last_rows, labels=1)
-    yield Case("rows beyond 2^31", BF16, partial(_huge_logits, data), tail(run), GRADIENTS[BF16], beyond, huge=True)
+    return _stored_cases(data, run, GRADIENTS)
