@@ -10,7 +10,7 @@ import torch
 
 import ncops
 
-from .data import BF16, F64, GRADIENTS, SUMS, TAIL, Case, Data, Outputs, beyond, gradients, grid, last_rows
+from .data import BF16, F64, GRADIENTS, SUMS, TAIL, Case, Data, Outputs, gradients, last_rows
 
 
 def features(data: Data, n: int, d: int, c: int, dtype: torch.dtype) -> list[Any]:
@@ -39,21 +39,20 @@ def class_moments(data: Data) -> Iterator[Case]:
         (100_000, 512, 1000), (20_000, 100, 7), (50_000, 1024, 50257), (4000, 2048, 10), (30_000, 64, 1),
         (3000, 1001, 40), (3000, 130, 40),  # no rows of whole vectors, and for some dtypes
     )  # fmt: skip
-    yield from grid(data, shapes, features, moments, SUMS)
+    yield from data.grid(shapes, features, moments, SUMS)
     # Batch sums are float32 also where a float64 state receives them.
-    yield from grid(data, shapes, features, accumulate, SUMS, "accumulate")
+    yield from data.grid(shapes, features, accumulate, SUMS, "accumulate")
 
     def of_others(x, labels):
         found = ncops.class_moments(x, labels, 40)
         return {name: getattr(found, name)[1:] for name in ("sums", "sqnorms", "counts")}
 
-    def rows():
-        x = data.tailed(4096)
-        labels = torch.zeros(len(x), dtype=torch.int64, device=data.device)
+    def tail_labels(rows):
+        labels = torch.zeros(rows, dtype=torch.int64, device=data.device)
         labels[-TAIL:] = data.labels(TAIL, 39) + 1  # IGNORE + 1 is out of range
-        return [x, labels]
+        return [labels]
 
-    yield beyond(rows, of_others, SUMS[BF16], partial(last_rows, tensors=2))
+    yield data.beyond(4096, of_others, SUMS[BF16], tail_labels, partial(last_rows, tensors=2))
     classes = 2**31 // 4096 + TAIL
 
     def many_classes():
@@ -71,7 +70,7 @@ def class_moments_backward(data: Data) -> Iterator[Case]:
         return (found.sums * 0.7).sum() + (found.sqnorms * 0.3).sum()
 
     shapes = ((20_000, 100, 7), (50_000, 1024, 1000), (3000, 1001, 40))
-    yield from grid(data, shapes, features, partial(gradients, loss, (0, 2)), GRADIENTS)
+    yield from data.grid(shapes, features, partial(gradients, loss, (0, 2)), GRADIENTS)
 
 
 def scatter(x, labels, center) -> Outputs:
@@ -83,8 +82,8 @@ def scatter(x, labels, center) -> Outputs:
 
 def class_scatter(data: Data) -> Iterator[Case]:
     sizes = ((20_000, 512), (5000, 100), (3000, 1000), (50_000, 64), (3000, 130), (2000, 301))
-    yield from grid(data, ((n, d, 30) for n, d in sizes), features, scatter, SUMS)
-    yield beyond(lambda: [data.tailed(64)], lambda x: {"raw": ncops.class_scatter(x)}, SUMS[BF16])
+    yield from data.grid(((n, d, 30) for n, d in sizes), features, scatter, SUMS)
+    yield data.beyond(64, lambda x: {"raw": ncops.class_scatter(x)}, SUMS[BF16])
 
 
 def class_scatter_backward(data: Data) -> Iterator[Case]:
@@ -94,4 +93,4 @@ def class_scatter_backward(data: Data) -> Iterator[Case]:
         return (ncops.class_scatter(x, labels, center) * weight).sum()
 
     shapes = ((5000, 512, 30), (3000, 250, 30))
-    yield from grid(data, shapes, features, partial(gradients, loss, (0, 2)), GRADIENTS)
+    yield from data.grid(shapes, features, partial(gradients, loss, (0, 2)), GRADIENTS)

@@ -37,6 +37,11 @@ class Case(NamedTuple):
     huge: bool = False  # takes gigabytes: alone, and never on a CPU
 
 
+def last_rows(args: list[Any], tensors: int = 1, labels: int | None = None) -> list[Any]:
+    """Arguments whose first ``tensors``, and the labels at a place, are cut to the last TAIL rows."""
+    return [a[-TAIL:] if place < tensors or place == labels else a for place, a in enumerate(args)]
+
+
 class Data:
     """Inputs on a device, the same in every run. ``reduced`` sizes keep their remainder of 16 and the launcher's choice
     by the number of rows and classes (up to 64, more), so that a CPU gets through them in seconds."""
@@ -76,27 +81,29 @@ class Data:
         x[-TAIL:] = self.randn(TAIL, features, dtype=dtype)
         return x
 
+    def grid(
+        self, shapes: Iterable[tuple[int, ...]], make: Callable[..., list[Any]], run: Callable[..., Outputs],
+        tolerances: Mapping[torch.dtype, float], name: str = "",
+    ) -> Iterator[Case]:  # fmt: skip
+        """A case per shape and dtype, with the inputs ``make(self, *shape, dtype)``."""
+        for shape in shapes:
+            sizes = self.sizes(*shape)
+            for dtype in DTYPES:
+                inputs = partial(make, self, *sizes, dtype)
+                yield Case(f"{name} {sizes}".strip(), dtype, inputs, run, tolerances[dtype])
 
-def grid(
-    data: Data, shapes: Iterable[tuple[int, ...]], make: Callable[..., list[Any]], run: Callable[..., Outputs],
-    tolerances: Mapping[torch.dtype, float], name: str = "",
-) -> Iterator[Case]:  # fmt: skip
-    """A case per shape and dtype, with the inputs ``make(data, *shape, dtype)``."""
-    for shape in shapes:
-        sizes = data.sizes(*shape)
-        for dtype in DTYPES:
-            inputs = partial(make, data, *sizes, dtype)
-            yield Case(f"{name} {sizes}".strip(), dtype, inputs, run, tolerances[dtype])
+    def beyond(
+        self, features: int, run: Callable[..., Outputs], tolerance: float,
+        rest: Callable[[int], list[Any]] = lambda rows: [], truth: Callable[[list[Any]], list[Any]] = last_rows,
+    ) -> Case:  # fmt: skip
+        """A case of bfloat16 rows beyond 2^31 elements, with what ``rest`` makes for so many; the truth is that of the
+        last ones."""
 
+        def make():
+            x = self.tailed(features)
+            return [x, *rest(len(x))]
 
-def last_rows(args: list[Any], tensors: int = 1, labels: int | None = None) -> list[Any]:
-    """Arguments whose first ``tensors``, and the labels at a place, are cut to the last TAIL rows."""
-    return [a[-TAIL:] if place < tensors or place == labels else a for place, a in enumerate(args)]
-
-
-def beyond(make: Callable[[], list[Any]], run: Callable[..., Outputs], tolerance: float, truth=last_rows) -> Case:
-    """The case of bfloat16 rows beyond 2^31 elements; the truth is that of the last ones."""
-    return Case("rows beyond 2^31", BF16, make, run, tolerance, truth, huge=True)
+        return Case("rows beyond 2^31", BF16, make, run, tolerance, truth, huge=True)
 
 
 def columns(stats) -> Outputs:

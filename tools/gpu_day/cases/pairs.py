@@ -12,7 +12,7 @@ from torch import Tensor
 import ncops
 
 from .classes import features
-from .data import BF16, DTYPES, F16, F32, F64, GRADIENTS, SUMS, TAIL, Case, Data, beyond, gradients, grid, tail
+from .data import BF16, DTYPES, F16, F32, F64, GRADIENTS, SUMS, TAIL, Case, Data, gradients, tail
 
 
 def _points(data: Data, n: int, d: int, c: int, dtype: torch.dtype) -> list[Any]:
@@ -24,8 +24,8 @@ def nearest_class_mean(data: Data) -> Iterator[Case]:
         nearest = ncops.nearest_class_mean(x, means)
         return {"index": nearest.index, "sqdist": nearest.sqdist}
 
-    yield from grid(data, ((5000, 512, 1000), (300, 250, 3000), (200, 1030, 7)), _points, run, SUMS)
-    yield beyond(lambda: [data.tailed(512), data.randn(10, 512)], tail(run), SUMS[BF16])
+    yield from data.grid(((5000, 512, 1000), (300, 250, 3000), (200, 1030, 7)), _points, run, SUMS)
+    yield data.beyond(512, tail(run), SUMS[BF16], lambda rows: [data.randn(10, 512)])
 
 
 def _projection(data: Data, n: int, d: int, r: int, dtype: torch.dtype) -> list[Any]:
@@ -40,8 +40,8 @@ def projected_sqnorms(data: Data) -> Iterator[Case]:
     def raw(x, basis):
         return {"raw": ncops.projected_sqnorms(x, basis)}
 
-    yield from grid(data, ((5000, 512, 512), (300, 250, 37), (200, 1030, 65)), _projection, run, SUMS)
-    yield beyond(lambda: [data.tailed(512), data.randn(10, 512, dtype=BF16)], tail(raw), SUMS[BF16])
+    yield from data.grid(((5000, 512, 512), (300, 250, 37), (200, 1030, 65)), _projection, run, SUMS)
+    yield data.beyond(512, tail(raw), SUMS[BF16], lambda rows: [data.randn(10, 512, dtype=BF16)])
 
 
 def projected_sqnorms_backward(data: Data) -> Iterator[Case]:
@@ -50,7 +50,7 @@ def projected_sqnorms_backward(data: Data) -> Iterator[Case]:
         return (out * torch.linspace(-1, 1, len(x), dtype=F64, device=x.device)).sum()
 
     shapes = ((5000, 512, 512), (300, 250, 37))
-    yield from grid(data, shapes, _projection, partial(gradients, loss, (0, 1)), GRADIENTS)
+    yield from data.grid(shapes, _projection, partial(gradients, loss, (0, 1)), GRADIENTS)
 
 
 KERNELS = ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
@@ -69,7 +69,7 @@ def _pair_stats(kernel: str, rows: Tensor, variances: Tensor):
 def _pair_cases(data: Data, run: Callable, tolerances: dict[torch.dtype, float]) -> Iterator[Case]:
     for kernel in KERNELS:
         make = partial(_rows, kernel=kernel)
-        yield from grid(data, ((3000, 512), (700, 250)), make, partial(run, kernel), tolerances, kernel)
+        yield from data.grid(((3000, 512), (700, 250)), make, partial(run, kernel), tolerances, kernel)
 
 
 def pair_stats(data: Data) -> Iterator[Case]:
@@ -80,7 +80,7 @@ def pair_stats(data: Data) -> Iterator[Case]:
     yield from _pair_cases(data, run, dict.fromkeys(DTYPES, 1e-4) | {F64: 1e-9})
     # The pairs with rows of zeros are zero.
     dots = lambda rows: {"row_max": ncops.pair_stats(rows, "dot").row_max[-TAIL:].clamp(min=0)}  # noqa: E731
-    yield beyond(lambda: [data.tailed(65536)], dots, 1e-4)
+    yield data.beyond(65536, dots, 1e-4)
 
 
 def pair_stats_backward(data: Data) -> Iterator[Case]:
