@@ -46,7 +46,6 @@ class Bench:
     axes: Mapping[str, Sequence[int]]  # what they sweep
     accuracy: Sizes = dataclasses.field(default_factory=dict)  # the most that the float64 comparison needs
     averages: Mapping[int, int] = dataclasses.field(default_factory=dict)  # column of a mean -> of its variance
-    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     data: Sequence[str] = ("uniform",)
     wrt: Sequence[int] = ()  # not empty: contestants are losses, and their gradients by these inputs are formed too
 

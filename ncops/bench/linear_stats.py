@@ -27,22 +27,6 @@ def ours(x, weight, target):
     return _rows.ours(ncops.linear_stats(x, weight, None, target))
 
 
-def eager(x, weight, target):
-    return _rows.columns(F.linear(x, weight), target)
-
-
-def loss(x, weight, target):
-    return ncops.linear_stats(x, weight, None, target).loss("nll")
-
-
-def eager_loss(x, weight, target):
-    return F.cross_entropy(F.linear(x, weight), target)
-
-
-def chunked_loss(x, weight, target):
-    return F.linear_cross_entropy(x, weight, target, options=torch.nn.LinearCrossEntropyOptions())
-
-
 def liger(x, weight, target):
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
@@ -57,10 +41,16 @@ def cut_cross_entropy(x, weight, target):
 
 _FUSED = {}  # where this torch has such a function
 if hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions"):
-    _FUSED = {"linear_cross_entropy": F.linear_cross_entropy, "linear_cross_entropy chunked": chunked_loss}
+    _FUSED = {
+        "linear_cross_entropy": F.linear_cross_entropy,
+        "linear_cross_entropy chunked": lambda x, weight, target: F.linear_cross_entropy(
+            x, weight, target, options=torch.nn.LinearCrossEntropyOptions()
+        ),
+    }
 
 FORWARD = Bench(
-    op="linear_stats", make=make, ours=ours, eager=eager, other="matmul",
+    op="linear_stats", make=make, other="matmul", ours=ours,
+    eager=lambda x, weight, target: _rows.columns(F.linear(x, weight), target),
     peers={
         "matmul": lambda x, weight, target: F.linear(x, weight),
         "one thread": single_thread(ours),
@@ -77,7 +67,9 @@ FORWARD = Bench(
     accuracy={"N": 256, "V": 8192}, averages=_rows.AVERAGES, data=("uniform", "zipf"),
 )  # fmt: skip
 FULL = Bench(
-    op="linear_stats", make=make, ours=loss, eager=eager_loss, wrt=(0, 1), other="linear_cross_entropy",
+    op="linear_stats", make=make, other="linear_cross_entropy", wrt=(0, 1),
+    ours=lambda x, weight, target: ncops.linear_stats(x, weight, None, target).loss("nll"),
+    eager=lambda x, weight, target: F.cross_entropy(F.linear(x, weight), target),
     peers={**_FUSED, "liger": liger, "cut_cross_entropy": cut_cross_entropy},
     flops=lambda s: 8 * s["N"] * s["D"] * s["V"],  # four products, one of them recomputed
     bytes=lambda s, item: 2 * item * s["D"] * (s["N"] + s["V"]),

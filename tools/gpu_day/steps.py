@@ -65,18 +65,13 @@ def run(command: list, limit: float, log: Path | None = None, **variables: str) 
             )  # fmt: skip
         except OSError as error:
             return f"did not start: {error.strerror}"
-        for seconds, kind in ((limit, signal.SIGINT), (GRACE, signal.SIGKILL)):
-            try:
-                status = process.wait(seconds)
-                break
-            except subprocess.TimeoutExpired:  # pytest tells what it has when it is interrupted
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, kind)
-        else:
-            process.wait()
-            return f"over its limit of {limit:.0f} s"
-        late = kind == signal.SIGKILL
-        return f"over its limit of {limit:.0f} s" if late else status
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(limit)
+        for kind in (signal.SIGINT, signal.SIGKILL):  # pytest tells what it has when it is interrupted
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, kind)
+                process.wait(GRACE)
+        return f"over its limit of {limit:.0f} s"
 
 
 def module(name: str, *arguments) -> list:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 from .predictions import FORETOLD
@@ -23,16 +22,11 @@ def read(path: Path) -> list[dict]:
 def smoke(rows: list[dict]) -> str:
     """How many cases were right by op and backend, the worst error, and what is WRONG with every reason."""
     lines = [f"{'op':28}{'backend':14}{'right':>11}{'worst error':>14}"]
-    of, right, worst = Counter(), Counter(), {}
-    for row in rows:
-        key = row["op"], row["backend"]
-        of[key] += 1
-        right[key] += row["ok"]
-        if row["ok"]:
-            worst[key] = max(worst.get(key, 0.0), row["worst"])
-    for key in sorted(of):
-        error = f"{worst[key]:.1e}" if key in worst else ""
-        lines.append(f"{key[0]:28}{key[1]:14}{f'{right[key]} of {of[key]}':>11}{error:>14}")
+    for op, backend in sorted({(row["op"], row["backend"]) for row in rows}):
+        those = [row for row in rows if (row["op"], row["backend"]) == (op, backend)]
+        errors = [row["worst"] for row in those if row["ok"]]
+        worst = f"{max(errors):.1e}" if errors else ""
+        lines.append(f"{op:28}{backend:14}{f'{len(errors)} of {len(those)}':>11}{worst:>14}")
     wrong: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if not row["ok"]:
