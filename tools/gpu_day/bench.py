@@ -19,6 +19,7 @@ import torch
 
 import ncops
 from ncops.backends import CUDA_OPS
+from ncops.bench import limits
 from ncops.bench.case import OURS, Case
 from ncops.bench.gpu import CASES
 
@@ -26,7 +27,6 @@ from . import keys
 from .cases import WITH_TF32
 from .smoke import append
 
-F32, BF16 = torch.float32, torch.bfloat16
 SECONDS, LEAST, MOST = 0.4, 3, 11  # of one contestant, and its repetitions
 SHORTEST, CALLS = 0.004, 20  # seconds; shorter calls are timed in groups, of so many at most
 CYCLES = 2e9  # a second of the card at its fastest
@@ -74,7 +74,7 @@ def contestants(one: Case) -> dict[str, tuple[Callable, contextlib.AbstractConte
         found["triton"] = function, forced("triton")
         if op in CUDA_OPS and one.bench.mode == "forward":
             found["cuda"] = function, forced("cuda")
-        if op in WITH_TF32 and one.dtype == F32:
+        if op in WITH_TF32 and one.dtype == torch.float32:
             found["triton tf32"] = function, forced("triton", tf32=True)
     return found
 
@@ -116,16 +116,15 @@ def once(run: Callable[[], object]) -> dict[str, float]:
 
 def ceilings(timer: Callable, out: Path) -> None:
     """What the card reaches: products of 8192 x 8192, and copying 2 GB."""
-    side = 8192
-    for name, dtype in (("bfloat16", BF16), ("float32", F32), ("tf32", F32)):
-        a, b = (torch.randn(side, side, device="cuda").to(dtype) for _ in range(2))
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("tf32", torch.float32)):
+        limit = limits.matmul(dtype, "cuda")
         with forced("reference", tf32=name == "tf32"):
-            row = timer(lambda: a @ b)  # noqa: B023
-        append(out, {"case": "ceiling", "who": f"mm {name}", "flops": 2 * side**3, "bytes": 0} | row)
-    source = torch.empty(1 << 29, device="cuda")
-    target = torch.empty_like(source)
-    row = timer(lambda: target.copy_(source))
-    append(out, {"case": "ceiling", "who": "copy", "flops": 0, "bytes": 2 * source.nbytes} | row)
+            row = timer(limit.run)
+        append(out, {"case": "ceiling", "who": f"mm {name}", "flops": limit.work, "bytes": 0} | row)
+    limit = limits.copy("cuda", 1 << 29)
+    append(out, {"case": "ceiling", "who": "copy", "flops": 0, "bytes": limit.work} | timer(limit.run))
+    limits.matmul.cache_clear()
+    limits.copy.cache_clear()
 
 
 def measure(one: Case, timer: Callable, out: Path, ours_only: bool) -> None:
