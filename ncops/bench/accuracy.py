@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..backends.dtypes import compute_dtype
 from .case import EAGER, OURS, Case
 
 
@@ -32,7 +33,7 @@ def errors(case: Case) -> dict[str, float]:
 
 def allowed(eager: float, dtype: torch.dtype) -> float:
     """Ours may be twice the eager error and a few roundings of the compute dtype."""
-    return 2 * eager + 8 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    return 2 * eager + 8 * torch.finfo(compute_dtype(dtype)).eps
 
 
 def _double(value):

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.dtypes import compute_dtype
+
 Sizes = Mapping[str, int]
 OURS, EAGER, COMPILE = "ncops", "eager", "compile"
 # Contestants that need a package, or one kind of device.
@@ -189,8 +191,7 @@ def numpy(function: Callable) -> Callable:
 
 
 def randn(generator: torch.Generator, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    wide = dtype if dtype == torch.float64 else torch.float32
-    return torch.randn(*size, generator=generator, dtype=wide).to(dtype)
+    return torch.randn(*size, generator=generator, dtype=compute_dtype(dtype)).to(dtype)
 
 
 def labels(generator: torch.Generator, rows: int, classes: int, data: str) -> Tensor:

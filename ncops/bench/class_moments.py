@@ -7,12 +7,13 @@ import torch
 
 import ncops
 
+from ..backends.dtypes import compute_dtype
 from .case import EVERYTHING, Bench, Case, Goal, full, labels, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
     n, d, c = sizes["N"], sizes["D"], sizes["C"]
-    center = randn(generator, c, d, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    center = randn(generator, c, d, dtype=compute_dtype(dtype))
     y = labels(generator, n, c, data)
     return (center[y] + 0.5 * randn(generator, n, d)).to(dtype), y, center
 

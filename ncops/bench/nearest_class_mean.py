@@ -6,12 +6,13 @@ import torch
 
 import ncops
 
+from ..backends.dtypes import compute_dtype
 from .case import Bench, Case, labels, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
     n, d, c = sizes["N"], sizes["D"], sizes["C"]
-    means = randn(generator, c, d, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    means = randn(generator, c, d, dtype=compute_dtype(dtype))
     return (means[labels(generator, n, c, data)] + randn(generator, n, d)).to(dtype), means
 
 

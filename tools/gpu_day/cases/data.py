@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ncops.backends.dtypes import compute_dtype
 from ncops.backends.planes import FLOATS, INDICES
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -73,7 +74,7 @@ class Data:
 
     def wide(self, dtype: torch.dtype, *size: int) -> Tensor:
         """Centres and means: in the dtype that the sums have."""
-        return self.randn(*size, dtype=F64 if dtype == F64 else F32)
+        return self.randn(*size, dtype=compute_dtype(dtype))
 
     def tailed(self, features: int, dtype: torch.dtype = BF16) -> Tensor:
         """Zeros, and TAIL random rows beyond 2^31 elements."""
