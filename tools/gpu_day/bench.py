@@ -19,7 +19,7 @@ import torch
 
 import ncops
 from ncops.backends import CUDA_OPS
-from ncops.bench import limits
+from ncops.bench import limits, roofline
 from ncops.bench.case import OURS, Case
 from ncops.bench.gpu import CASES
 
@@ -33,7 +33,7 @@ CYCLES = 2e9  # a second of the card at its fastest
 
 
 def named(one: Case) -> Case:
-    """The case by the name that rows and predictions have: op, dtype, sizes, kind of data."""
+    """The case by the name that rows have: op, dtype, sizes, kind of data."""
     full = " backward" if one.bench.mode == "full" else ""
     shape = "x".join(map(str, one.sizes.values()))
     kind = "" if one.data == "uniform" else f" {one.data}"
@@ -131,6 +131,7 @@ def measure(one: Case, timer: Callable, out: Path, ours_only: bool) -> None:
     """A row per contestant. What does not run is a row too; an error of the device ends the process."""
     args = one.inputs("cuda")
     fixed = {"case": one.name, "dtype": one.dtype_name, "flops": one.flops, "bytes": one.bytes}
+    fixed["paper_ms"] = 1e3 * max(roofline.estimate(one))
     for who, (function, context) in contestants(one).items():
         if ours_only and who not in ("triton", "cuda"):
             continue

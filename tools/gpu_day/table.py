@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .predictions import FORETOLD
-
 
 def read(path: Path) -> list[dict]:
     """The rows of a file; a last one that a killed process left half written is dropped."""
@@ -48,15 +46,14 @@ def _ceilings(rows: list[dict]) -> dict[str, float]:
 
 
 def bench(rows: list[dict]) -> str:
-    """Every contestant beside the ceilings and the predictions.
+    """Every contestant beside the ceilings and the roofline.
 
     ``host`` is how many milliseconds pass until a call returns, ``share`` the part of the time that the card's own
-    products, or its copies, would take for the same work.
+    products, or its copies, would take for the same work, ``paper`` the least time by the data sheet of an H100.
     """
     rates = _ceilings(rows)
     head = f"{'case':50}{'who':18}{'ms':>9}{'TFLOP/s':>9}{'GB/s':>7}{'MB':>8}{'host':>7}{'share':>7}"
-    head += f"{'foretold':>10}{'best':>7}"
-    lines = [head]
+    lines = [f"{head}{'paper':>9}"]
     for row in rows:
         if "case" not in row:
             continue
@@ -68,11 +65,9 @@ def bench(rows: list[dict]) -> str:
         kind = "tf32" if "tf32" in row["who"] else row.get("dtype", "")
         least = max(row["flops"] / rates.get(kind, float("inf")), row["bytes"] / rates.get("copy", float("inf"))) * 1e3
         share = f"{least / ms:.0%}" if least > 0 else ""
-        by_backend, best = FORETOLD.get(row["case"], ({}, ""))
-        best = best if row["who"] in ("triton", "cuda") else ""
+        paper = f"{row['paper_ms']:.3f}" if "paper_ms" in row else ""
         lines.append(
             f"{start}{ms:9.3f}{row['flops'] / ms / 1e9:9.1f}{row['bytes'] / ms / 1e6:7.0f}{row['mb']:8.0f}"
-            f"{row.get('host_ms', 0):7.2f}{share:>7}"
-            f"{by_backend.get(row['who'], ''):>10}{best:>7}"
+            f"{row.get('host_ms', 0):7.2f}{share:>7}{paper:>9}"
         )
     return "\n".join(lines)
