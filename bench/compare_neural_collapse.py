@@ -14,7 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,64 +36,46 @@ def batches(n: int, d: int, k: int) -> Iterator[tuple[torch.Tensor, torch.Tensor
         yield means[labels] + 0.5 * torch.randn(size, d, generator=generator), labels
 
 
-class Run:
-    """All steps with one package; ``seconds`` and ``results`` by step."""
+class Step(NamedTuple):
+    seconds: float
+    scaled: bool = False  # from the time of fewer classes
 
-    def __init__(self, package: Any, data: list, d: int, k: int, weight: torch.Tensor) -> None:
-        self.package, self.data, self.k, self.d, self.weight = package, data, k, d, weight
-        self.seconds: dict[str, float] = {}
-        self.results: dict[str, Any] = {}
-        self.scaled: set[str] = set()
 
-    def timed(self, name: str, run: Callable[[], Any], scale: float = 1.0) -> Any:
+def measure(
+    package: Any, data: list, d: int, k: int, weight: torch.Tensor, grid: int
+) -> tuple[dict[str, Step], dict[str, Any]]:  # fmt: skip
+    """Every step with one package, and what it gave; K x K grids of at most ``grid`` classes."""
+    steps: dict[str, Step] = {}
+
+    def timed(name: str, run: Callable[[], Any], scale: float = 1.0) -> Any:
         begin = time.perf_counter()
         result = run()
-        self.seconds[name] = (time.perf_counter() - begin) * scale
-        if scale != 1:
-            self.scaled.add(name)
+        steps[name] = Step((time.perf_counter() - begin) * scale, scale != 1)
         return result
 
-    def accumulate(self, name: str, *more: torch.Tensor) -> Any:
-        accumulator = getattr(self.package.accumulate, f"{name}Accumulator")(self.k, self.d)
+    def accumulate(name: str, *more: torch.Tensor) -> Any:
+        accumulator = getattr(package.accumulate, f"{name}Accumulator")(k, d)
+        timed(f"{name}Accumulator pass", lambda: [accumulator.accumulate(x, y, *more) for x, y in data])
+        return accumulator
 
-        def run() -> Any:
-            for x, y in self.data:
-                accumulator.accumulate(x, y, *more)
-            return accumulator
-
-        return self.timed(f"{name}Accumulator pass", run)
-
-    def passes(self) -> None:
-        means, center = self.accumulate("Mean").compute()
-        seen = means.norm(dim=1) > 0
-        variances = self.accumulate("VarNorm", means).compute()[0]
-        sigma = self.accumulate("Covar", means).compute()
-        hits = self.accumulate("Dec", self.weight, means)
-        self.results |= {"means": means, "variances": variances, "covariance": sigma, "NC4 hits": hits.totals}
-        self.kept = (means[seen], variances[seen], center)
-        self.sigma = sigma
-
-    def measures(self, grid: int | None) -> None:
-        """``grid``: at most so many classes where the package builds K x K grids; None takes all."""
-        means, variances, center = self.kept
-        k = len(means)
-        few = k if grid is None else min(k, grid)
-        scale = (k / few) ** 2
-        m, kernels = self.package.measure, self.package.kernels
-        tile = None if grid is None else 64
-        self.results["covariance_ratio"] = self.timed(
-            "covariance_ratio, pinv", lambda: m.covariance_ratio(self.sigma, means, center)
-        )
-        cdnv = self.timed(
-            "variability_cdnv", lambda: m.variability_cdnv(variances[:few], means[:few], 1.0, tile), scale
-        )
-        logs = self.timed(
-            "kernel_stats, log",
-            lambda: kernels.kernel_stats(means[:few], center, kernels.log_kernel, tile)[1], scale,
-        )  # fmt: skip
-        etf = self.timed("simplex_etf_error", lambda: m.simplex_etf_error(means[:few], center), scale)
-        if few == k:
-            self.results |= {"CDNV": cdnv, "variance of log kernel": logs, "ETF error": etf}
+    means, center = accumulate("Mean").compute()
+    variances = accumulate("VarNorm", means).compute()[0]
+    sigma = accumulate("Covar", means).compute()
+    hits = accumulate("Dec", weight, means).totals
+    results = {"means": means, "variances": variances, "covariance": sigma, "NC4 hits": hits}
+    seen = means.norm(dim=1) > 0
+    means, variances = means[seen], variances[seen]
+    few, few_variances = means[:grid], variances[:grid]
+    m, kernels, tile = package.measure, package.kernels, None if package is ours else 64
+    scale = (len(means) / len(few)) ** 2
+    ratio = timed("covariance_ratio, pinv", lambda: m.covariance_ratio(sigma, means, center))
+    cdnv = timed("variability_cdnv", lambda: m.variability_cdnv(few_variances, few, 1.0, tile), scale)
+    logs = timed("kernel_stats, log", lambda: kernels.kernel_stats(few, center, kernels.log_kernel, tile)[1], scale)
+    etf = timed("simplex_etf_error", lambda: m.simplex_etf_error(few, center), scale)
+    results["covariance_ratio"] = ratio
+    if scale == 1:
+        results |= {"CDNV": cdnv, "variance of log kernel": logs, "ETF error": etf}
+    return steps, results
 
 
 def one_pass(data: list, d: int, k: int) -> float:
@@ -116,26 +98,21 @@ def difference(a: Any, b: Any) -> float:
 def compare(library: Any, n: int, d: int, k: int) -> None:
     data = list(batches(n, d, k))
     weight = torch.randn(k, d, generator=torch.Generator().manual_seed(1))
-    runs = []
     for package in (ours, library):  # code is loaded, threads are started
-        Run(package, data[:1], d, k, weight).passes()
-    for package, grid in ((ours, None), (library, GRID)):
-        run = Run(package, data, d, k, weight)
-        run.passes()
-        run.measures(grid)
-        runs.append(run)
-    mine, theirs = runs
-    three = [f"{name}Accumulator pass" for name in ("Mean", "VarNorm", "Covar")]
-    theirs.seconds = {"means, variances, covariance": sum(theirs.seconds[name] for name in three)} | theirs.seconds
-    mine.seconds["means, variances, covariance"] = one_pass(data, d, k)
+        measure(package, data[:1], d, k, weight, GRID)
+    mine, our_results = measure(ours, data, d, k, weight, k)
+    theirs, their_results = measure(library, data, d, k, weight, GRID)
+    three = "means, variances, covariance"
+    mine[three] = Step(one_pass(data, d, k))
+    sum_of = [theirs[f"{name}Accumulator pass"].seconds for name in ("Mean", "VarNorm", "Covar")]
+    theirs = {three: Step(sum(sum_of)), **theirs}
     print(f"\nN={n} D={d} K={k}, batches of {BATCH}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'step':28} {'library':>10} {'ncops':>10} {'faster':>9}")
-    for name, seconds in theirs.seconds.items():
-        about = "~" if name in theirs.scaled else ""
-        ratio = seconds / mine.seconds[name]
-        print(f"{name:28} {about + f'{seconds:.2f} s':>10} {mine.seconds[name]:>8.2f} s {about + f'{ratio:.1f}x':>9}")
-    for name in theirs.results:
-        print(f"agreement, {name:28} {difference(mine.results[name], theirs.results[name]):.1e}")
+    for name, (seconds, scaled) in theirs.items():
+        about, own = "~" if scaled else "", mine[name].seconds
+        print(f"{name:28} {about + f'{seconds:.2f} s':>10} {own:>8.2f} s {about + f'{seconds / own:.1f}x':>9}")
+    for name, result in their_results.items():
+        print(f"agreement, {name:28} {difference(our_results[name], result):.1e}")
 
 
 def main() -> None:

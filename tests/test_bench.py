@@ -193,6 +193,15 @@ def test_document_is_json_and_tables_and_plots_come_out(measured, tmp_path, caps
     assert all(p.stat().st_size > 1000 for p in paths)
 
 
+def test_a_gpu_has_its_roofline(tmp_path):
+    pytest.importorskip("matplotlib")
+    from ncops.bench.plots import save_plots
+
+    limits_of_gpu = {"matmul": timing.Quantiles(8e14, 8e14, 8e14), "copy": timing.Quantiles(4e12, 4e12, 4e12)}
+    paths = save_plots([result(bound="matmul", limits=limits_of_gpu)], tmp_path)
+    assert {path.name for path in paths} == {"roofline.png", "speedup.png"}
+
+
 def test_command(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(runner, "QUICK_SECONDS", 0.0)
     monkeypatch.setattr(plan, "quick", lambda ops: [tiny(b) for op in ops for b in plan.benches(op)])

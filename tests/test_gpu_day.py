@@ -14,7 +14,7 @@ import pytest
 import torch
 from testing import threads
 
-from ncops.bench.case import ON_CUDA
+from ncops.bench.case import ON_CUDA, Case
 
 pytest.importorskip("tools.gpu_day", reason="tools/ is part of the repository, not of the package")
 from tools.gpu_day import __main__, bench, cases, ncu, pack, smoke, steps, table, tree  # noqa: E402
@@ -138,6 +138,12 @@ def test_statuses_of_commands():
     assert "did not start" in steps.run(["no-such-program"], 30)
 
 
+def test_the_first_step_says_what_runs_here(day):
+    pytest.importorskip("triton")
+    steps.environment(day, 120)
+    assert "'class_moments': (" in (day.out / "env.txt").read_text()
+
+
 def test_no_step_stops_the_next_or_takes_more_than_is_left(day):
     limits = []
     day.step("bad", lambda day, limit: 1 / 0, 10, "bad.txt")
@@ -197,8 +203,8 @@ def test_the_day_says_what_failed(tmp_path, monkeypatch, capsys):
 
 
 # ---- tables
-def test_bench_table_sets_measurement_beside_ceiling_and_prediction():
-    name, work = "linear_stats bfloat16 32x4096x128256", {"flops": 1e9, "bytes": 4e9}
+def test_bench_table_sets_measurement_beside_ceiling_and_roofline():
+    name, work = "linear_stats bfloat16 32x4096x128256", {"flops": 1e9, "bytes": 4e9, "paper_ms": 0.314}
     rows = [
         {"group": "ceilings"},
         {"case": "ceiling", "who": "mm bfloat16", "ms": 1.0, "mb": 0, "flops": 1e12, "bytes": 0},
@@ -207,14 +213,24 @@ def test_bench_table_sets_measurement_beside_ceiling_and_prediction():
         {"case": name, "dtype": "bfloat16", "who": "cuda", "error": "RuntimeError: no", **work},
     ]
     lines = {tuple(line.split()[3:4]): line.split() for line in table.bench(rows).splitlines()[1:]}
-    assert lines["triton",][4:] == ["2.000", "0.5", "2000", "6", "0.70", "50%", "0.42", "0.38"]
+    assert lines["triton",][4:] == ["2.000", "0.5", "2000", "6", "0.70", "50%", "0.314"]
     assert "RuntimeError: no" in " ".join(lines["cuda",])
 
 
-def test_every_prediction_is_of_a_case():
-    from tools.gpu_day.predictions import FORETOLD
-
-    assert FORETOLD.keys() <= {case.name for group in bench.GROUPS.values() for case in group}
+def test_every_contestant_has_a_row(tmp_path, monkeypatch):
+    names = [case.name for group in bench.GROUPS.values() for case in group]
+    assert len(set(names)) == len(names) == len(bench.CASES)
+    (case, *_) = bench.GROUPS["pair_stats"]
+    small, inputs = case.at_most({"K": 48, "D": 48}), Case.inputs
+    monkeypatch.setattr(Case, "inputs", lambda self, made_on: inputs(self, "cpu"))
+    monkeypatch.setitem(small.bench.contestants, "eager", lambda *args: 1 / 0)
+    times = {"ms": 1.0, "host_ms": 1.0, "mb": 0.0}
+    bench.measure(small, lambda run: times if run() is not None else {}, tmp_path / "rows", ours_only=False)
+    rows = {row["who"]: row for row in table.read(tmp_path / "rows")}
+    assert list(rows) == ["triton", "triton tf32", "eager", "matmul"]
+    assert rows["eager"]["error"].startswith("ZeroDivisionError")
+    assert rows["matmul"]["ms"] == 1 and rows["matmul"]["paper_ms"] > 0
+    assert len(table.bench(list(rows.values())).splitlines()) == 5
 
 
 def test_half_a_row_is_dropped(tmp_path):
@@ -251,7 +267,7 @@ def test_contestants_run(name, tmp_path):
         small = case.at_most(dict.fromkeys(case.sizes, 48))
         for peer in small.names(everything=False):
             if peer not in ("compile", *ON_CUDA):
-                small.bench.contestants[peer](*bench.inputs(small, "cpu"))
+                small.bench.contestants[peer](*small.inputs("cpu"))
 
 
 # ---- the pack

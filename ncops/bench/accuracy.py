@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..backends.dtypes import compute_dtype
 from .case import EAGER, OURS, Case
 
 
@@ -18,12 +20,12 @@ def errors(case: Case) -> dict[str, float]:
     comparison needs.
     """
     inputs = case.at_most(case.bench.accuracy).inputs()
-    truth = _columns(case.bench.contestants[EAGER](*map(_double, inputs)))
+    truth = case.bench.contestants[EAGER](*map(_double, inputs))
     scales = [t.abs().max().item() if t.is_floating_point() and t.numel() else 0.0 for t in truth]
     for mean, variance in case.bench.averages.items():
         scales[mean] = math.hypot(scales[mean], math.sqrt(scales[variance]))
     return {
-        name: _worst(_columns(case.bench.contestants[name](*inputs)), truth, scales)
+        name: _worst(case.bench.contestants[name](*inputs), truth, scales)
         for name in (OURS, EAGER)
         if name in case.names(everything=False)
     }
@@ -31,7 +33,7 @@ def errors(case: Case) -> dict[str, float]:
 
 def allowed(eager: float, dtype: torch.dtype) -> float:
     """Ours may be twice the eager error and a few roundings of the compute dtype."""
-    return 2 * eager + 8 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    return 2 * eager + 8 * torch.finfo(compute_dtype(dtype)).eps
 
 
 def _double(value):
@@ -40,11 +42,7 @@ def _double(value):
     return value.detach().double().requires_grad_(value.requires_grad)
 
 
-def _columns(outputs) -> list[Tensor]:
-    return [t.detach() for t in outputs]
-
-
-def _worst(found: list[Tensor], truth: list[Tensor], scales: list[float]) -> float:
+def _worst(found: Sequence[Tensor], truth: Sequence[Tensor], scales: Sequence[float]) -> float:
     worst = 0.0
     for mine, exact, scale in zip(found, truth, scales, strict=True):
         if not exact.is_floating_point() or exact.numel() == 0:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..backends.dtypes import compute_dtype
 
 Sizes = Mapping[str, int]
 OURS, EAGER, COMPILE = "ncops", "eager", "compile"
 # Contestants that need a package, or one kind of device.
 PACKAGES = {"neural_collapse": "neural_collapse", "liger": "liger_kernel", "cut_cross_entropy": "cut_cross_entropy"}
 ON_CPU, ON_CUDA = ("numpy", "one thread", "neural_collapse"), ("liger", "cut_cross_entropy")
+EVERYTHING = ("speed", "memory", "accuracy")  # what a case can measure
 
 
 class Goal(NamedTuple):
@@ -33,9 +37,10 @@ class Bench:
     """An op in one mode: data, contestants, and the work that no implementation can avoid."""
 
     op: str
-    mode: str  # "forward", or "full" for forward and backward
     make: Callable[[Sizes, torch.dtype, str, torch.Generator], tuple]
-    contestants: Mapping[str, Callable[..., Any] | None]  # each takes what ``make`` returns
+    ours: Callable[..., Any]  # as ``eager`` and the peers it takes what ``make`` returns
+    eager: Callable[..., Any]  # the plain expression, which is also compiled
+    peers: Mapping[str, Callable[..., Any]]
     other: str  # the contestant of the column "other"
     flops: Callable[[Sizes], float]
     bytes: Callable[[Sizes, int], float]  # of sizes and bytes per element: inputs read once
@@ -43,8 +48,17 @@ class Bench:
     axes: Mapping[str, Sequence[int]]  # what they sweep
     accuracy: Sizes = dataclasses.field(default_factory=dict)  # the most that the float64 comparison needs
     averages: Mapping[int, int] = dataclasses.field(default_factory=dict)  # column of a mean -> of its variance
-    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     data: Sequence[str] = ("uniform",)
+    wrt: Sequence[int] = ()  # not empty: contestants are losses, and their gradients by these inputs are formed too
+
+    @property
+    def mode(self) -> str:
+        return "full" if self.wrt else "forward"
+
+    @functools.cached_property
+    def contestants(self) -> dict[str, Callable[..., Any]]:
+        runs = {OURS: self.ours, EAGER: self.eager, COMPILE: compiled(self.eager), **self.peers}
+        return {name: gradients(run) for name, run in runs.items()} if self.wrt else runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +72,7 @@ class Case:
     data: str = "uniform"
     goal: Goal = Goal()
     other: str | None = None  # default: the bench's
-    measures: Sequence[str] = ("speed", "accuracy")  # also "memory"
+    measures: Sequence[str] = ("speed", "accuracy")
     contestants: Sequence[str] | None = None  # default: what the run asks for
     threads: int | None = None  # default: those of the run
     device: str = "cpu"
@@ -67,6 +81,15 @@ class Case:
     @property
     def title(self) -> str:
         return f"{self.bench.op} {self.name}"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def shape(self) -> str:
+        """``N=1024 D=768 V=32768``."""
+        return " ".join(f"{name}={value}" for name, value in self.sizes.items())
 
     @property
     def versus(self) -> str:
@@ -86,30 +109,26 @@ class Case:
     def at_most(self, limits: Sizes) -> Case:
         return self.with_sizes(**{k: min(v, limits[k]) for k, v in self.sizes.items() if k in limits})
 
-    def inputs(self, seed: int = 0) -> tuple:
-        """The same values in every process and on every device."""
-        made = self.bench.make(self.sizes, self.dtype, self.data, torch.Generator().manual_seed(seed))
-        return tuple(self._moved(value) for value in made)
-
-    def _moved(self, value):
-        if not isinstance(value, Tensor) or self.device == "cpu":
-            return value
-        return value.detach().to(self.device).requires_grad_(value.requires_grad)
+    def inputs(self, made_on: str | None = None) -> tuple:
+        """The same values in every process and on every device; those of another generator where they stay on the
+        device ``made_on`` that they are made on."""
+        with torch.device(made_on or "cpu"):
+            generator = torch.Generator(made_on or "cpu").manual_seed(0)
+            made = self.bench.make(self.sizes, self.dtype, self.data, generator)
+        placed = [v.to(made_on or self.device) if isinstance(v, Tensor) else v for v in made]
+        return tuple(v.requires_grad_() if place in self.bench.wrt else v for place, v in enumerate(placed))
 
     def names(self, everything: bool) -> list[str]:
         """Its contestants: those that the goals name, or all that can run here."""
         wanted = self.contestants
         if wanted is None:
             wanted = self.bench.contestants if everything else (OURS, EAGER, COMPILE, self.versus)
-        return [n for n in dict.fromkeys(wanted) if self._runs_here(n)]
+        return [n for n in dict.fromkeys(wanted) if n in self.bench.contestants and self._runs_here(n)]
 
     def _runs_here(self, name: str) -> bool:
-        if name in ON_CPU and self.device != "cpu" or name in ON_CUDA and self.device == "cpu":
+        if name in (ON_CUDA if self.device == "cpu" else ON_CPU):
             return False
-        package = PACKAGES.get(name)
-        if package is not None and importlib.util.find_spec(package) is None:
-            return False
-        return self.bench.contestants.get(name) is not None
+        return name not in PACKAGES or importlib.util.find_spec(PACKAGES[name]) is not None
 
 
 def compiled(function: Callable) -> Callable:
@@ -131,38 +150,31 @@ def gradients(loss: Callable[..., Tensor]) -> Callable:
     return run
 
 
-def requiring(make: Callable[..., tuple], *places: int) -> Callable[..., tuple]:
-    """``make``, with the inputs at these places requiring a gradient."""
-
-    def run(*how):
-        return tuple(value.requires_grad_() if i in places else value for i, value in enumerate(make(*how)))
-
-    return run
-
-
 def full(forward: Bench, loss: Callable[[tuple], Tensor], *places: int, **changes: Any) -> Bench:
     """The bench of forward and backward: a loss of the outputs, and the gradients of the inputs at these places."""
-
-    def of(name: str) -> Callable[..., Tensor]:
-        return lambda *inputs: loss(forward.contestants[name](*inputs))
-
-    contestants = {OURS: of(OURS), EAGER: of(EAGER), COMPILE: compiled(of(EAGER))}
     return dataclasses.replace(
-        forward, mode="full", make=requiring(forward.make, *places), other=EAGER, averages={}, data=("uniform",),
-        contestants={name: gradients(run) for name, run in contestants.items()}, **changes,
+        forward, ours=lambda *inputs: loss(forward.ours(*inputs)), eager=lambda *inputs: loss(forward.eager(*inputs)),
+        peers={}, other=EAGER, averages={}, data=("uniform",), wrt=places, **changes,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[int]:
+    """Inside, torch has so many threads; None leaves them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 def single_thread(function: Callable) -> Callable:
     """``function`` on one thread."""
 
     def run(*inputs):
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with torch_threads(1):
             return function(*inputs)
-        finally:
-            torch.set_num_threads(before)
 
     return run
 
@@ -179,8 +191,7 @@ def numpy(function: Callable) -> Callable:
 
 
 def randn(generator: torch.Generator, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    wide = dtype if dtype == torch.float64 else torch.float32
-    return torch.randn(*size, generator=generator, dtype=wide).to(dtype)
+    return torch.randn(*size, generator=generator, dtype=compute_dtype(dtype)).to(dtype)
 
 
 def labels(generator: torch.Generator, rows: int, classes: int, data: str) -> Tensor:

@@ -7,12 +7,13 @@ import torch
 
 import ncops
 
-from .case import Bench, Case, Goal, compiled, full, labels, numpy, randn
+from ..backends.dtypes import compute_dtype
+from .case import EVERYTHING, Bench, Case, Goal, full, labels, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
     n, d, c = sizes["N"], sizes["D"], sizes["C"]
-    center = randn(generator, c, d, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    center = randn(generator, c, d, dtype=compute_dtype(dtype))
     y = labels(generator, n, c, data)
     return (center[y] + 0.5 * randn(generator, n, d)).to(dtype), y, center
 
@@ -27,14 +28,6 @@ def eager(x, y, center):
     sums = torch.zeros_like(center).index_add_(0, y, deviation)
     sqnorms = center.new_zeros(center.shape[0]).index_add_(0, y, deviation.square().sum(1))
     return sums, sqnorms, torch.bincount(y, minlength=center.shape[0])
-
-
-def index_add(x, y, center):
-    return torch.zeros_like(center, dtype=x.dtype).index_add_(0, y, x)
-
-
-def scatter_add(x, y, center):
-    return torch.zeros_like(center, dtype=x.dtype).scatter_add_(0, y[:, None].expand_as(x), x)
 
 
 def with_numpy(x, y, center):
@@ -57,13 +50,12 @@ def neural_collapse(x, y, center):
 
 
 FORWARD = Bench(
-    op="class_moments", mode="forward", make=make, other="index_add_",
-    contestants={
-        "ncops": ours,
-        "eager": eager,
-        "compile": compiled(eager),
-        "index_add_": index_add,
-        "scatter_add_": scatter_add,
+    op="class_moments", make=make, ours=ours, eager=eager, other="index_add_",
+    peers={
+        "index_add_": lambda x, y, center: torch.zeros_like(center, dtype=x.dtype).index_add_(0, y, x),
+        "scatter_add_": lambda x, y, center: (
+            torch.zeros_like(center, dtype=x.dtype).scatter_add_(0, y[:, None].expand_as(x), x)
+        ),
         "numpy": numpy(with_numpy),
         "neural_collapse": neural_collapse,
     },
@@ -87,10 +79,7 @@ BENCHES = (FORWARD, FULL)
 
 _GOAL = Goal(1 / 2, 12, 12, 2)
 CASES = (
-    Case(
-        FORWARD, "1000 classes", {"N": 100000, "D": 512, "C": 1000}, goal=_GOAL,
-        measures=("speed", "memory", "accuracy"),
-    ),
+    Case(FORWARD, "1000 classes", {"N": 100000, "D": 512, "C": 1000}, goal=_GOAL, measures=EVERYTHING),
     Case(
         FORWARD, "50257 classes, Zipf", {"N": 100000, "D": 512, "C": 50257}, data="zipf",
         goal=_GOAL._replace(limit=1 / 3.3),

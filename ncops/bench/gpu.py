@@ -1,6 +1,12 @@
-"""The cases that a GPU is measured with, at sizes of the models that run there."""
+"""The cases that a GPU is measured with, at sizes of the models that run there.
+
+``ncops bench --device cuda`` runs them against the contestants of every case, ``python -m tools.gpu_day`` on every
+backend and against those that are named here: compiling takes torch many seconds.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -13,31 +19,60 @@ from . import (
     pair_stats,
     projected_sqnorms,
 )
-from .case import Case
+from .case import COMPILE, EAGER, EVERYTHING, OURS, Bench, Case, Sizes
 
-_LLM = {"N": 8192, "D": 4096, "V": 131072}  # 4.3 GB of float32 logits: rows and vocabulary of a training step
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+_SHORT = ("speed", "accuracy")
+_LLM = {"N": 8192, "D": 4096, "V": 128256}  # 4.2 GB of float32 logits: rows and vocabulary of a training step
+_SMALL_LM = {"N": 8192, "D": 576, "V": 49152}
 _SMALL = {"N": 4096, "D": 2048, "V": 32768}
-_ALL = ("speed", "memory", "accuracy")
+_MOMENTS = {"N": 1_000_000, "D": 1024, "C": 1000}
+_SCATTER = {"N": 200_000, "D": 2048, "C": 1000}
+_PAIRS = {"K": 32768, "D": 1024}
 
+
+def _case(
+    bench: Bench, name: str, dtype: torch.dtype, sizes: Sizes, *peers: str, data: str = "uniform",
+    measures: Sequence[str] = _SHORT,
+) -> Case:  # fmt: skip
+    return Case(bench, name, sizes, dtype, data, measures=measures, contestants=(OURS, *peers), device="cuda")
+
+
+_FORWARD, _FULL = linear_stats.FORWARD, linear_stats.FULL
 CASES = (
-    Case(linear_stats.FORWARD, "bfloat16", _LLM, torch.bfloat16, measures=_ALL),
-    Case(linear_stats.FORWARD, "float16", _SMALL, torch.float16),
-    Case(linear_stats.FORWARD, "float32", _SMALL),
-    Case(linear_stats.FORWARD, "32 rows", {"N": 32, "D": 4096, "V": 131072}, torch.bfloat16),
-    Case(linear_stats.FORWARD, "10 classes", {"N": 1_000_000, "D": 512, "V": 10}),
-    Case(linear_stats.FULL, "forward + backward", _LLM, torch.bfloat16, measures=_ALL),
-    Case(linear_stats.FULL, "forward + backward, float32", _SMALL),
-    Case(logit_stats.FORWARD, "bfloat16", {"N": 8192, "V": 131072}, torch.bfloat16, measures=_ALL),
-    Case(logit_stats.FORWARD, "float32", {"N": 8192, "V": 50257}),
-    Case(class_moments.FORWARD, "1000 classes", {"N": 400_000, "D": 2048, "C": 1000}, measures=_ALL),
-    Case(class_moments.FORWARD, "1000 classes, bfloat16", {"N": 400_000, "D": 2048, "C": 1000}, torch.bfloat16),
-    Case(
-        class_moments.FORWARD, "50257 classes, Zipf", {"N": 400_000, "D": 2048, "C": 50257}, torch.bfloat16, "zipf",
+    _case(_FORWARD, "bfloat16", BF16, _LLM, EAGER, COMPILE, "matmul", measures=EVERYTHING),
+    _case(_FORWARD, "small model, bfloat16", BF16, _SMALL_LM, "matmul"),
+    _case(_FORWARD, "32 rows, bfloat16", BF16, {**_LLM, "N": 32}, "matmul"),
+    _case(_FORWARD, "float16", F16, _SMALL),
+    _case(_FORWARD, "float32", F32, _SMALL, "matmul"),
+    _case(_FORWARD, "10 classes", F32, {"N": 1_000_000, "D": 512, "V": 10}, "matmul", EAGER),
+    _case(_FORWARD, "100 classes", F32, {"N": 1_000_000, "D": 512, "V": 100}, "matmul"),
+    _case(
+        _FULL, "forward + backward", BF16, _LLM, EAGER, COMPILE, "liger", "cut_cross_entropy", measures=EVERYTHING,
     ),
-    Case(class_scatter.FORWARD, "1000 classes", {"N": 200_000, "D": 2048, "C": 1000}, measures=_ALL),
-    Case(class_scatter.FORWARD, "1000 classes, bfloat16", {"N": 200_000, "D": 2048, "C": 1000}, torch.bfloat16),
-    Case(pair_stats.FORWARD, "cosine", {"K": 32768, "D": 1024}, measures=_ALL),
-    Case(pair_stats.FORWARD, "log distance", {"K": 32768, "D": 1024}, data="log_distance"),
-    Case(nearest_class_mean.FORWARD, "float32", {**nearest_class_mean.FORWARD.base, "N": 100_000}),
-    Case(projected_sqnorms.FORWARD, "float32", {**projected_sqnorms.FORWARD.base, "N": 200_000}),
+    _case(_FULL, "forward + backward, small model", BF16, _SMALL_LM, EAGER),
+    _case(_FULL, "forward + backward, float32", F32, _SMALL, EAGER),
+    _case(
+        logit_stats.FORWARD, "bfloat16", BF16, {"N": 8192, "V": 131072}, EAGER, COMPILE, "cross_entropy",
+        measures=EVERYTHING,
+    ),
+    _case(logit_stats.FORWARD, "float32", F32, {"N": 8192, "V": 50257}, "cross_entropy"),
+    _case(
+        class_moments.FORWARD, "1000 classes", F32, _MOMENTS, EAGER, COMPILE, "index_add_", measures=EVERYTHING,
+    ),
+    _case(class_moments.FORWARD, "1000 classes, bfloat16", BF16, _MOMENTS, "index_add_"),
+    _case(
+        class_moments.FORWARD, "128256 classes, Zipf", BF16, {**_MOMENTS, "C": 128256}, "index_add_", data="zipf",
+    ),
+    _case(class_scatter.FORWARD, "1000 classes", F32, _SCATTER, EAGER, "matmul", measures=EVERYTHING),
+    _case(class_scatter.FORWARD, "1000 classes, bfloat16", BF16, _SCATTER, "matmul"),
+    _case(class_scatter.FORWARD, "raw, bfloat16", BF16, _SCATTER, data="raw"),
+    _case(pair_stats.FORWARD, "cosine", F32, _PAIRS, EAGER, "matmul", data="cosine", measures=EVERYTHING),
+    _case(pair_stats.FORWARD, "cosine, bfloat16", BF16, _PAIRS, "matmul", data="cosine"),
+    _case(pair_stats.FORWARD, "log distance", F32, _PAIRS, EAGER, data="log_distance"),
+    _case(nearest_class_mean.FORWARD, "float32", F32, {"N": 100_000, "D": 512, "C": 1000}, EAGER, "matmul"),
+    _case(nearest_class_mean.FORWARD, "128256 classes", F32, {"N": 20_000, "D": 512, "C": 128256}, "matmul"),
+    _case(
+        projected_sqnorms.FORWARD, "full rank", F32, {"N": 200_000, "D": 512, "R": 512, "C": 1000}, EAGER, "matmul"
+    ),
 )  # fmt: skip

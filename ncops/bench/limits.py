@@ -46,9 +46,9 @@ def matmul(dtype: torch.dtype, device: str) -> Limit:
 
 
 @functools.cache
-def copy(device: str) -> Limit:
-    """Bytes read and written."""
-    source = torch.ones(READ_ELEMENTS, device=device)
+def copy(device: str, elements: int | None = None) -> Limit:
+    """Bytes read and written; of READ_ELEMENTS float32 unless told otherwise."""
+    source = torch.ones(elements or READ_ELEMENTS, device=device)
     target = torch.empty_like(source)
     return Limit(2.0 * source.nbytes, lambda: target.copy_(source))
 

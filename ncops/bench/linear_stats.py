@@ -8,9 +8,7 @@ import torch.nn.functional as F
 import ncops
 
 from . import _rows
-from .case import Bench, Case, Goal, compiled, gradients, labels, numpy, randn, requiring, single_thread
-
-_HAS_FUSED_LOSS = hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions")
+from .case import EVERYTHING, OURS, Bench, Case, Goal, labels, numpy, randn, single_thread
 
 
 def make(sizes, dtype, data, generator):
@@ -29,18 +27,6 @@ def ours(x, weight, target):
     return _rows.ours(ncops.linear_stats(x, weight, None, target))
 
 
-def eager(x, weight, target):
-    return _rows.columns(F.linear(x, weight), target)
-
-
-def eager_loss(x, weight, target):
-    return F.cross_entropy(F.linear(x, weight), target)
-
-
-def chunked_loss(x, weight, target):
-    return F.linear_cross_entropy(x, weight, target, options=torch.nn.LinearCrossEntropyOptions())
-
-
 def liger(x, weight, target):
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
@@ -53,12 +39,19 @@ def cut_cross_entropy(x, weight, target):
     return linear_cross_entropy(x, weight, target)
 
 
+_FUSED = {}  # where this torch has such a function
+if hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions"):
+    _FUSED = {
+        "linear_cross_entropy": F.linear_cross_entropy,
+        "linear_cross_entropy chunked": lambda x, weight, target: F.linear_cross_entropy(
+            x, weight, target, options=torch.nn.LinearCrossEntropyOptions()
+        ),
+    }
+
 FORWARD = Bench(
-    op="linear_stats", mode="forward", make=make, other="matmul",
-    contestants={
-        "ncops": ours,
-        "eager": eager,
-        "compile": compiled(eager),
+    op="linear_stats", make=make, other="matmul", ours=ours,
+    eager=lambda x, weight, target: _rows.columns(F.linear(x, weight), target),
+    peers={
         "matmul": lambda x, weight, target: F.linear(x, weight),
         "one thread": single_thread(ours),
         "numpy": numpy(lambda x, weight, target: _rows.numpy_columns(x @ weight.T, target)),
@@ -74,17 +67,10 @@ FORWARD = Bench(
     accuracy={"N": 256, "V": 8192}, averages=_rows.AVERAGES, data=("uniform", "zipf"),
 )  # fmt: skip
 FULL = Bench(
-    op="linear_stats", mode="full", make=requiring(make, 0, 1), other="linear_cross_entropy",
-    contestants={
-        "ncops": gradients(lambda x, weight, target: ncops.linear_stats(x, weight, None, target).loss("nll")),
-        "eager": gradients(eager_loss),
-        "compile": gradients(compiled(eager_loss)),
-        # None where this torch has no such function
-        "linear_cross_entropy": gradients(F.linear_cross_entropy) if _HAS_FUSED_LOSS else None,
-        "linear_cross_entropy chunked": gradients(chunked_loss) if _HAS_FUSED_LOSS else None,
-        "liger": gradients(liger),
-        "cut_cross_entropy": gradients(cut_cross_entropy),
-    },
+    op="linear_stats", make=make, other="linear_cross_entropy", wrt=(0, 1),
+    ours=lambda x, weight, target: ncops.linear_stats(x, weight, None, target).loss("nll"),
+    eager=lambda x, weight, target: F.cross_entropy(F.linear(x, weight), target),
+    peers={**_FUSED, "liger": liger, "cut_cross_entropy": cut_cross_entropy},
     flops=lambda s: 8 * s["N"] * s["D"] * s["V"],  # four products, one of them recomputed
     bytes=lambda s, item: 2 * item * s["D"] * (s["N"] + s["V"]),
     base={"N": 1024, "D": 512, "V": 8192},
@@ -95,15 +81,14 @@ BENCHES = (FORWARD, FULL)
 
 _LLM = {"N": 1024, "D": 768, "V": 16384}  # 67 MB of logits: beyond the caches, and quick
 CASES = (
-    Case(FORWARD, "float32", _LLM, goal=Goal(0.85, 4, 2.2, 1.8), measures=("speed", "memory", "accuracy")),
+    Case(FORWARD, "float32", _LLM, goal=Goal(0.85, 4, 2.2, 1.8), measures=EVERYTHING),
     Case(FORWARD, "bfloat16", _LLM, torch.bfloat16, goal=Goal(0.80, 3, 1.8, 1)),
     Case(
-        FULL, "forward + backward", {"N": 1024, "D": 768, "V": 8192}, goal=Goal(0.75, 2, 1.5),
-        measures=("speed", "memory", "accuracy"),
+        FULL, "forward + backward", {"N": 1024, "D": 768, "V": 8192}, goal=Goal(0.75, 2, 1.5), measures=EVERYTHING,
     ),
     Case(
         FULL, "forward + backward, large V", {"N": 4096, "D": 256, "V": 131072}, goal=Goal(megabytes=100),
-        measures=("memory",), contestants=("ncops",),
+        measures=("memory",), contestants=(OURS,),
     ),
     Case(FORWARD, "10 classes", {"N": 50000, "D": 512, "V": 10}, goal=Goal(None, 1.7, 1.3, 1)),
     Case(FORWARD, "100 classes", {"N": 50000, "D": 512, "V": 100}, goal=Goal(None, 1.7, 1.3, 1)),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import ncops
 
 from . import _rows
-from .case import Bench, Case, Goal, compiled, labels, numpy, randn
+from .case import EVERYTHING, Bench, Case, Goal, labels, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
@@ -16,11 +16,9 @@ def make(sizes, dtype, data, generator):
 
 
 FORWARD = Bench(
-    op="logit_stats", mode="forward", make=make, other="cross_entropy",
-    contestants={
-        "ncops": lambda logits, target: _rows.ours(ncops.logit_stats(logits, target)),
-        "eager": _rows.columns,
-        "compile": compiled(_rows.columns),
+    op="logit_stats", make=make, other="cross_entropy", eager=_rows.columns,
+    ours=lambda logits, target: _rows.ours(ncops.logit_stats(logits, target)),
+    peers={
         "cross_entropy": lambda logits, target: F.cross_entropy(logits, target, reduction="none"),
         "numpy": numpy(_rows.numpy_columns),
     },
@@ -31,8 +29,4 @@ FORWARD = Bench(
     accuracy={"N": 256, "V": 8192}, averages=_rows.AVERAGES, data=("uniform", "zipf"),
 )  # fmt: skip
 BENCHES = (FORWARD,)
-CASES = (
-    Case(
-        FORWARD, "float32", {"N": 1024, "V": 50257}, goal=Goal(0.7, 8, 1.5), measures=("speed", "memory", "accuracy")
-    ),
-)  # fmt: skip
+CASES = (Case(FORWARD, "float32", {"N": 1024, "V": 50257}, goal=Goal(0.7, 8, 1.5), measures=EVERYTHING),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import multiprocessing
 
@@ -27,10 +28,10 @@ def measure(case: Case, name: str) -> float | None:
     context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
     if forkserver:
         context.set_forkserver_preload([__name__])
-    bench, threads = case.bench, torch.get_num_threads()
-    key = (bench.op, bench.mode, dict(case.sizes), case.dtype, case.data, threads, case.device)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, key, name))
+    bare = dataclasses.replace(case, bench=None)  # its functions do not travel
+    of = (case.bench.op, case.bench.mode)
+    process = context.Process(target=_child, args=(sender, bare, of, name, torch.get_num_threads()))
     process.start()
     sender.close()
     try:
@@ -42,50 +43,35 @@ def measure(case: Case, name: str) -> float | None:
         receiver.close()
 
 
-def _child(sender, key: tuple, name: str) -> None:
+def _child(sender, bare: Case, of: tuple[str, str], name: str, threads: int) -> None:
     from .plan import bench
 
-    op, mode, sizes, dtype, data, threads, device = key
     torch.set_num_threads(threads)
-    chosen = bench(op, mode)
-    case = Case(chosen, "memory", sizes, dtype, data, device=device)
-    sender.send(_growth(case, chosen.contestants[name], warm=case if name == COMPILE else _small(case)))
+    case = dataclasses.replace(bare, bench=bench(*of))
+    warm = case if name == COMPILE else case.at_most(dict.fromkeys(case.sizes, SMALL))
+    sender.send(_growth(case, case.bench.contestants[name], warm))
     sender.close()
-
-
-def _small(case: Case) -> Case:
-    return case.at_most(dict.fromkeys(case.sizes, SMALL))
 
 
 def _growth(case: Case, run, warm: Case) -> float | None:
     run(*warm.inputs())
     inputs = case.inputs()
     gc.collect()
-    if case.device != "cpu":
-        return _growth_on_gpu(run, inputs)
-    with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed: the call would grow into that
-        ctypes.CDLL(None).malloc_trim(0)
-    before = memory.resident()
-    if before is None or not memory.reset_peak():
-        return None
-    results = run(*inputs)
-    return _beyond(memory.peak() - before, results)
-
-
-def _growth_on_gpu(run, inputs: tuple) -> float:
-    """By torch's allocator."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    results = run(*inputs)
-    torch.cuda.synchronize()
-    return _beyond(torch.cuda.max_memory_allocated() - before, results)
-
-
-def _beyond(grown: int, results) -> float:
-    kept = {t.data_ptr(): t.nbytes for t in (results if isinstance(results, tuple) else (results,)) if _is_tensor(t)}
-    return max(0.0, (grown - sum(kept.values())) / 1e6)
-
-
-def _is_tensor(value) -> bool:
-    return isinstance(value, Tensor)
+    if case.device == "cpu":
+        with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed: the call would grow into that
+            ctypes.CDLL(None).malloc_trim(0)
+        before = memory.resident()
+        if before is None or not memory.reset_peak():
+            return None
+        results = run(*inputs)
+        peak = memory.peak()
+    else:
+        torch.cuda.synchronize(case.device)
+        torch.cuda.reset_peak_memory_stats(case.device)
+        before = torch.cuda.memory_allocated(case.device)
+        results = run(*inputs)
+        torch.cuda.synchronize(case.device)
+        peak = torch.cuda.max_memory_allocated(case.device)
+    results = results if isinstance(results, tuple) else (results,)
+    kept = {t.data_ptr(): t.nbytes for t in results if isinstance(t, Tensor)}
+    return max(0.0, (peak - before - sum(kept.values())) / 1e6)

@@ -6,12 +6,13 @@ import torch
 
 import ncops
 
-from .case import Bench, Case, compiled, labels, numpy, randn
+from ..backends.dtypes import compute_dtype
+from .case import Bench, Case, labels, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
     n, d, c = sizes["N"], sizes["D"], sizes["C"]
-    means = randn(generator, c, d, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    means = randn(generator, c, d, dtype=compute_dtype(dtype))
     return (means[labels(generator, n, c, data)] + randn(generator, n, d)).to(dtype), means
 
 
@@ -26,23 +27,16 @@ def eager(x, means):
     return squares.min(1)
 
 
-def cdist(x, means):
-    return torch.cdist(x.to(means.dtype), means).min(1)
-
-
 def with_numpy(x, means):
     squares = (x**2).sum(1, keepdims=True) - 2 * (x @ means.T) + (means**2).sum(1)
     return squares.min(1), squares.argmin(1)
 
 
 FORWARD = Bench(
-    op="nearest_class_mean", mode="forward", make=make, other="matmul",
-    contestants={
-        "ncops": ours,
-        "eager": eager,
-        "compile": compiled(eager),
+    op="nearest_class_mean", make=make, ours=ours, eager=eager, other="matmul",
+    peers={
         "matmul": lambda x, means: x.to(means.dtype) @ means.T,
-        "cdist": cdist,
+        "cdist": lambda x, means: torch.cdist(x.to(means.dtype), means).min(1),
         "numpy": numpy(with_numpy),
     },
     flops=lambda s: 2 * s["N"] * s["D"] * s["C"],

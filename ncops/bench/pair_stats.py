@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import ncops
 
-from .case import Bench, Case, Goal, compiled, full, numpy, randn
+from .case import EVERYTHING, Bench, Case, Goal, full, numpy, randn
 
 KERNELS = ("cosine", "log_distance")
 
@@ -59,11 +59,8 @@ def neural_collapse(rows, kernel):
 
 
 FORWARD = Bench(
-    op="pair_stats", mode="forward", make=make, other="matmul",
-    contestants={
-        "ncops": ours,
-        "eager": eager,
-        "compile": compiled(eager),
+    op="pair_stats", make=make, ours=ours, eager=eager, other="matmul",
+    peers={
         "matmul": lambda rows, kernel: rows @ rows.T,
         "numpy": numpy(with_numpy),
         "neural_collapse": neural_collapse,
@@ -83,6 +80,6 @@ FULL = full(
 BENCHES = (FORWARD, FULL)
 _GOAL = Goal(0.70, 12, 8, 3)
 CASES = (
-    Case(FORWARD, "cosine", {"K": 8192, "D": 512}, goal=_GOAL, measures=("speed", "memory", "accuracy")),
+    Case(FORWARD, "cosine", {"K": 8192, "D": 512}, goal=_GOAL, measures=EVERYTHING),
     Case(FORWARD, "log distance", {"K": 8192, "D": 512}, data="log_distance", goal=_GOAL),
 )

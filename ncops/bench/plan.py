@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import torch
 
 from . import OPS
 from .case import COMPILE, EAGER, OURS, Bench, Case
@@ -12,6 +14,7 @@ from .case import COMPILE, EAGER, OURS, Bench, Case
 # Small enough for the quick run; four points on each axis, far enough apart to be told from noise.
 GROWTH = {"N": (256, 512, 1024, 2048), "V": (4096, 8192, 16384, 32768)}
 GROWTH_BASE = {"N": 512, "D": 256, "V": 8192}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def benches(op: str) -> tuple[Bench, ...]:
@@ -26,10 +29,10 @@ def bench(op: str, mode: str) -> Bench:
 
 def quick(ops: Sequence[str] = OPS) -> list[Case]:
     """Every case with a goal, and growth in N and V."""
-    cases = [case for op in ops for case in importlib.import_module(f".{op}", __package__).CASES]
+    cases = _promised(ops)
     if "linear_stats" in ops:
-        base = Case(bench("linear_stats", "forward"), "growth", GROWTH_BASE)
-        cases += _points(base, GROWTH, (OURS, EAGER))
+        base = Case(bench("linear_stats", "forward"), "growth", GROWTH_BASE, contestants=(OURS, EAGER))
+        cases += _points(base, GROWTH)
     return cases
 
 
@@ -46,26 +49,27 @@ def cuda(ops: Sequence[str] = OPS, everything: bool = False, device: str = "cuda
 
 def full(ops: Sequence[str] = OPS) -> list[Case]:
     """The goals, then sweeps over every size, dtype, label distribution and number of threads."""
-    cases = [case for op in ops for case in importlib.import_module(f".{op}", __package__).CASES]
-    for op in ops:
-        for chosen in benches(op):
-            base = Case(chosen, chosen.mode, chosen.base, contestants=(OURS, EAGER, COMPILE, chosen.other))
-            cases += _points(base, chosen.axes, base.contestants)
-            cases += [_variant(base, str(d).removeprefix("torch."), dtype=d) for d in chosen.dtypes]
-            cases += [_variant(base, data, data=data) for data in chosen.data[1:]]
-            cases.append(_variant(base, "one thread", threads=1, measures=("speed",)))
+    cases = _promised(ops)
+    for chosen in (chosen for op in ops for chosen in benches(op)):
+        base = Case(chosen, chosen.mode, chosen.base, contestants=(OURS, EAGER, COMPILE, chosen.other))
+        cases += _points(base, chosen.axes)
+        cases += [_variant(base, str(dtype).removeprefix("torch."), dtype=dtype) for dtype in DTYPES]
+        cases += [_variant(base, data, data=data) for data in chosen.data[1:]]
+        cases.append(_variant(base, "one thread", threads=1, measures=("speed",)))
     return cases
 
 
-def _points(base: Case, axes, contestants) -> list[Case]:
+def _promised(ops: Sequence[str]) -> list[Case]:
+    return [case for op in ops for case in importlib.import_module(f".{op}", __package__).CASES]
+
+
+def _points(base: Case, axes: Mapping[str, Sequence[int]]) -> list[Case]:
+    """The base with one size after the other at every value of its axis."""
     return [
-        dataclasses.replace(
-            base.with_sizes(**{axis: value}), name=f"{base.name} {axis} {value}", axis=axis, contestants=contestants,
-            measures=("speed", "memory"),
-        )
+        _variant(base.with_sizes(**{axis: value}), f"{axis} {value}", axis=axis, measures=("speed", "memory"))
         for axis, values in axes.items()
         for value in values
-    ]  # fmt: skip
+    ]
 
 
 def _variant(base: Case, name: str, **changes) -> Case:

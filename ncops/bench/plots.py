@@ -9,7 +9,7 @@ from ..report.plots.style import LIGHT, style
 from .case import COMPILE, EAGER, OURS
 from .records import LABELS
 from .runner import Result
-from .table import dtype_name
+from .table import FLOP_LIMITS
 
 COLOURS = (LIGHT.accent, LIGHT.second, "#2f9e77", "#8a5cc2", LIGHT.muted)
 
@@ -44,9 +44,9 @@ def roofline(figure, results: Sequence[Result]) -> None:
     shown = [r for r in results if r.share]
     intensity = [r.case.flops / r.case.bytes for r in shown]
     ends = min(intensity) / 2, max(intensity) * 2
-    read = max(r.limits["read"].p50 for r in shown)
-    for i, dtype in enumerate(dict.fromkeys(dtype_name(r) for r in shown)):
-        peak = max(r.limits["register"].p50 for r in shown if dtype_name(r) == dtype)
+    read = max(_limit(r, of_flops=False) for r in shown)
+    for i, dtype in enumerate(dict.fromkeys(r.case.dtype_name for r in shown)):
+        peak = max(_limit(r, of_flops=True) for r in shown if r.case.dtype_name == dtype)
         corner = min(max(peak / read, ends[0]), ends[1])
         line = [min(peak, read * x) / 1e9 for x in (ends[0], corner, ends[1])]
         ax.plot([ends[0], corner, ends[1]], line, color=COLOURS[i], lw=1.2, label=f"limit, {dtype}")
@@ -65,6 +65,11 @@ def roofline(figure, results: Sequence[Result]) -> None:
     ax.set_xlabel("floating-point operations per byte of input")
     ax.set_ylabel("GFLOP/s")
     ax.legend(frameon=False, fontsize=7)
+
+
+def _limit(result: Result, of_flops: bool) -> float:
+    """In flop/s or byte/s; a CPU's and a GPU's limits have names of their own."""
+    return next(limit.p50 for name, limit in result.limits.items() if (name in FLOP_LIMITS) == of_flops)
 
 
 def speedup(figure, results: Sequence[Result]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from ..stats.files import write_file
 from . import verdict
 from .runner import Result
-from .table import FLOP_LIMITS, dtype_name, limit_rows
+from .table import FLOP_LIMITS, limit_rows
 from .timing import Quantiles
 
 COLUMNS = (
@@ -34,7 +34,7 @@ def rows(machine: Mapping[str, object], results: Sequence[Result]) -> Iterator[d
     for r in results:
         x_name = r.case.axis or next(iter(r.case.sizes))
         config = {
-            "case": r.case.name, **r.case.sizes, "dtype": dtype_name(r), "data": r.case.data, "threads": r.threads
+            "case": r.case.name, **r.case.sizes, "dtype": r.case.dtype_name, "data": r.case.data, "threads": r.threads
         }  # fmt: skip
         for provider, metric, unit, y in _values(r):
             values = (
@@ -84,7 +84,7 @@ def _entry(r: Result) -> dict[str, Any]:
     found = verdict.checks(r)
     return {
         "op": r.case.bench.op, "mode": r.case.bench.mode, "case": r.case.name, "sizes": dict(r.case.sizes),
-        "dtype": dtype_name(r), "data": r.case.data, "threads": r.threads, "axis": r.case.axis,
+        "dtype": r.case.dtype_name, "data": r.case.data, "threads": r.threads, "axis": r.case.axis,
         "milliseconds": {name: time._asdict() for name, time in r.milliseconds.items()},
         "speedup": r.speedup, "limits": {name: limit._asdict() for name, limit in r.limits.items()},
         "limit_share": r.share, "bound": r.bound, "megabytes": r.megabytes, "errors": r.errors,

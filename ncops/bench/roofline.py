@@ -13,23 +13,10 @@ import torch
 from .case import Case
 from .gpu import CASES
 
-
-class Rates(NamedTuple):
-    """Of one GPU: products per dtype in flop/s, float32 ones on the ordinary units too, other arithmetic in
-    instructions/s, memory in byte/s."""
-
-    name: str
-    products: dict[torch.dtype, float]
-    ordinary: float
-    instructions: float
-    memory: float
-
-
-# Data sheet of the H100 SXM5: dense rates; float32 products are three of tf32, which has half the rate of bfloat16.
-H100 = Rates(
-    "H100 SXM", {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 165e12, torch.float64: 67e12},
-    ordinary=67e12, instructions=33.5e12, memory=3.35e12,
-)  # fmt: skip
+# Data sheet of the H100 SXM5, per second: dense products, those of float32 as three of tf32, which has half the rate of
+# bfloat16; float32 products on the ordinary units, other instructions, bytes.
+PRODUCTS = {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 165e12, torch.float64: 67e12}
+ORDINARY, INSTRUCTIONS, MEMORY = 67e12, 33.5e12, 3.35e12
 # What there is of logits, distances, elements or pairs, and the instructions that each costs beside its product.
 EPILOGUE = {
     "linear_stats": (lambda s: s["N"] * s["V"], 34),  # counted in Triton's SASS; 55 in the compiled kernel's
@@ -39,7 +26,7 @@ EPILOGUE = {
     "nearest_class_mean": (lambda s: s["N"] * s["C"], 4),
 }
 STREAMING = ("logit_stats", "class_moments")  # no products there: what they add up is in the epilogue
-BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype
+BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype; raw ones in theirs
 
 
 class Estimate(NamedTuple):
@@ -54,30 +41,28 @@ class Estimate(NamedTuple):
         return self._fields[self.index(max(self))]
 
 
-def estimate(case: Case, rates: Rates = H100) -> Estimate:
-    """The least time of a case on a GPU of these rates."""
+def estimate(case: Case) -> Estimate:
+    """The least time of a case."""
     op = case.bench.op
     count, instructions = EPILOGUE.get(op, (lambda sizes: 0, 0))
-    products = rates.ordinary if op == BY_ORDINARY else rates.products[case.dtype]
+    products = ORDINARY if op == BY_ORDINARY and case.data != "raw" else PRODUCTS[case.dtype]
     return Estimate(
         0.0 if op in STREAMING else case.flops / products,
-        count(case.sizes) * instructions / rates.instructions,
-        case.bytes / rates.memory,
+        count(case.sizes) * instructions / INSTRUCTIONS,
+        case.bytes / MEMORY,
     )
 
 
-def table(rates: Rates = H100) -> str:
+def table() -> str:
     """Markdown."""
     lines = [
-        f"| case | products | epilogue | memory | at least, {rates.name} | bound by |",
+        "| case | products | epilogue | memory | at least, H100 SXM | bound by |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for case in CASES:
-        e = estimate(case, rates)
-        sizes = " ".join(f"{name}={value}" for name, value in case.sizes.items())
-        dtype = str(case.dtype).removeprefix("torch.")
+        e = estimate(case)
         terms = " | ".join("" if t == 0 else f"{t * 1e3:.3g} ms" for t in e)
-        what = f"{case.title}, {sizes}" if dtype in case.name else f"{case.title}, {sizes}, {dtype}"
+        what = f"{case.title}, {case.shape}" + (f", {case.dtype_name}" if case.dtype_name not in case.name else "")
         lines.append(f"| {what} | {terms} | {max(e) * 1e3:.3g} ms | {e.bound} |")
     return "\n".join(lines)
 

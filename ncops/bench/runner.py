@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from ..backends import native
 from . import accuracy, memory, timing
-from .case import OURS, Case
+from .case import OURS, Case, torch_threads
 from .limits import Limit, limits
 
 # Seconds of repetitions per case; a point of a sweep gets a third. At least three repetitions are made.
@@ -33,17 +34,6 @@ class Result:
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[int]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
 def run(
     cases: Sequence[Case], *, everything: bool = False, threads: int | None = None, say: Callable[[str], None] = print,
     progress: bool = True, keep: Callable[[dict[str, object], Result], None] | None = None,
@@ -61,12 +51,12 @@ def run(
     from tqdm.auto import tqdm
 
     results = []
-    with _threads(threads):
+    with torch_threads(threads):
         facts = machine(cases[0].device if cases else "cpu")
         bar = tqdm(cases, disable=None if progress else True, unit="case", leave=False)
         for case in bar:
             bar.set_description(case.title)
-            with _threads(case.threads) as count:
+            with torch_threads(case.threads) as count:
                 results.append(_measure(case, count, everything, say))
             if keep is not None:
                 keep(facts, results[-1])
@@ -92,7 +82,7 @@ def _measure(case: Case, threads: int, everything: bool, say: Callable[[str], No
 def _speed(case: Case, names: list[str], budget: float, result: Result, say: Callable[[str], None]) -> None:
     inputs = case.inputs()
     yardsticks = limits(case.dtype, case.device)
-    runs = {name: _bind(case.bench.contestants[name], inputs) for name in names}
+    runs = {name: functools.partial(case.bench.contestants[name], *inputs) for name in names}
     runs.update({name: limit.run for name, limit in yardsticks.items()})
 
     def failed(name: str, error: Exception) -> None:
@@ -121,10 +111,6 @@ def _share(case: Case, yardsticks: dict[str, Limit], samples: dict[str, list[flo
     }
     result.bound = max(times, key=lambda name: timing.quantiles(times[name]).p50)
     result.share = timing.ratio(times[result.bound], samples[OURS]).p50
-
-
-def _bind(function: Callable, inputs: tuple) -> Callable[[], object]:
-    return lambda: function(*inputs)
 
 
 def machine(device: str = "cpu") -> dict[str, object]:

@@ -43,16 +43,12 @@ def limit_rows(results: Sequence[Result]) -> list[tuple[str, str]]:
     threads = max((r.threads for r in results), default=0)
     for r in results:
         for name, value in r.limits.items() if r.threads == threads else ():
-            what = f"{dtype_name(r)} {FLOP_LIMITS[name]}" if name in FLOP_LIMITS else name
+            what = f"{r.case.dtype_name} {FLOP_LIMITS[name]}" if name in FLOP_LIMITS else name
             best[what] = max(best.get(what, 0.0), value.p50)
     return [
         (what, f"{value / 1e9:.0f} {'GB/s' if what in ('read', 'copy') else 'GFLOP/s'}")
         for what, value in sorted(best.items())
     ]
-
-
-def dtype_name(result: Result) -> str:
-    return str(result.case.dtype).removeprefix("torch.")
 
 
 def speed_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
@@ -64,8 +60,8 @@ def speed_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
         share = "" if r.share is None else f"{r.share:.0%} {verdict.BOUNDS[r.bound]}"
         other = _times(r, r.case.versus)
         rows.append((
-            f"{r.case.title}, {sizes(r)}", _milliseconds(r.milliseconds[OURS].p50), _rate(r), share, _times(r, EAGER),
-            _times(r, COMPILE), other and f"{other} {r.case.versus}", verdict.goals(found), verdict.words(found),
+            _case(r), _milliseconds(r.milliseconds[OURS].p50), _rate(r), share, _times(r, EAGER), _times(r, COMPILE),
+            other and f"{other} {r.case.versus}", verdict.goals(found), verdict.words(found),
         ))  # fmt: skip
     return rows
 
@@ -76,15 +72,14 @@ def quality_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
         memory, accuracy = verdict.memory_checks(r), verdict.accuracy_checks(r)
         if r.megabytes or r.errors:
             rows.append((
-                f"{r.case.title}, {sizes(r)}", _megabytes(r, OURS), _megabytes(r, EAGER), verdict.goals(memory),
+                _case(r), _megabytes(r, OURS), _megabytes(r, EAGER), verdict.goals(memory),
                 _error(r, OURS), _error(r, EAGER), verdict.goals(accuracy), verdict.words(memory + accuracy),
             ))  # fmt: skip
     return rows
 
 
-def sizes(result: Result) -> str:
-    """``N=1024 D=768 V=32768``."""
-    return " ".join(f"{name}={value}" for name, value in result.case.sizes.items())
+def _case(r: Result) -> str:
+    return f"{r.case.title}, {r.case.shape}"
 
 
 def _milliseconds(value: float) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 SHORTEST = 0.002  # seconds; shorter calls are timed in groups
 
@@ -20,15 +21,7 @@ class Quantiles(NamedTuple):
 
 
 def quantiles(values: Sequence[float]) -> Quantiles:
-    ordered = sorted(values)
-
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low = math.floor(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-    return Quantiles(statistics.median(ordered), at(0.2), at(0.8))
+    return Quantiles(*np.quantile(values, (0.5, 0.2, 0.8)).tolist())
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Quantiles:

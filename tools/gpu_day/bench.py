@@ -19,88 +19,35 @@ import torch
 
 import ncops
 from ncops.backends import CUDA_OPS
-from ncops.bench import (
-    class_moments,
-    class_scatter,
-    linear_stats,
-    logit_stats,
-    nearest_class_mean,
-    pair_stats,
-    projected_sqnorms,
-)
-from ncops.bench.case import COMPILE, EAGER, OURS, Bench, Case
+from ncops.bench import limits, roofline
+from ncops.bench.case import OURS, Case
+from ncops.bench.gpu import CASES
 
 from . import keys
 from .cases import WITH_TF32
 from .smoke import append
 
-F32, BF16 = torch.float32, torch.bfloat16
 SECONDS, LEAST, MOST = 0.4, 3, 11  # of one contestant, and its repetitions
 SHORTEST, CALLS = 0.004, 20  # seconds; shorter calls are timed in groups, of so many at most
 CYCLES = 2e9  # a second of the card at its fastest
 
 
-def case(bench: Bench, dtype: torch.dtype, data: str = "uniform", note: str = "", peers=(EAGER,), **sizes) -> Case:
-    full = " backward" if bench.mode == "full" else ""
-    shape = "x".join(map(str, sizes.values()))
-    kind = "" if data == "uniform" else f" {data}"
-    name = f"{bench.op}{full}{note} {str(dtype).removeprefix('torch.')} {shape}{kind}"
-    return Case(bench, name, sizes, dtype, data, contestants=(OURS, *peers), device="cuda")
+def named(one: Case) -> Case:
+    """The case by the name that rows have: op, dtype, sizes, kind of data."""
+    full = " backward" if one.bench.mode == "full" else ""
+    shape = "x".join(map(str, one.sizes.values()))
+    kind = "" if one.data == "uniform" else f" {one.data}"
+    return dataclasses.replace(one, name=f"{one.bench.op}{full} {one.dtype_name} {shape}{kind}")
 
 
-def raw_scatter(x, labels, center):
-    return ncops.class_scatter(x)
+def group(one: Case) -> str:
+    """The name of the op, so that a part can be run."""
+    return one.bench.op + ("_backward" if one.bench.mode == "full" else "")
 
 
-_LLM = {"N": 8192, "D": 4096, "V": 128256}
-_SMALL = {"N": 4096, "D": 2048, "V": 32768}
-_MOMENTS = {"N": 1_000_000, "D": 1024}
-_SCATTER = {"N": 200_000, "D": 2048, "C": 1000}
-_RAW = dataclasses.replace(class_scatter.FORWARD, contestants={OURS: raw_scatter})
-_ALL = (EAGER, COMPILE, "matmul")  # compiling takes torch many seconds: a case of the ops that it can fuse has it
-# By the name of the op, so that a part can be run.
-GROUPS: dict[str, tuple[Case, ...]] = {
-    "ceilings": (),
-    "linear_stats": (
-        case(linear_stats.FORWARD, BF16, peers=_ALL, **_LLM),
-        case(linear_stats.FORWARD, BF16, peers=("matmul",), N=8192, D=576, V=49152),
-        case(linear_stats.FORWARD, BF16, peers=("matmul",), N=32, D=4096, V=128256),
-        case(linear_stats.FORWARD, F32, peers=("matmul",), **_SMALL),
-        case(linear_stats.FORWARD, F32, peers=("matmul", EAGER), N=1_000_000, D=512, V=10),
-        case(linear_stats.FORWARD, F32, peers=("matmul",), N=1_000_000, D=512, V=100),
-    ),
-    "linear_stats_backward": (
-        case(linear_stats.FULL, BF16, peers=(EAGER, COMPILE, "liger", "cut_cross_entropy"), **_LLM),
-        case(linear_stats.FULL, BF16, peers=(EAGER,), N=8192, D=576, V=49152),
-        case(linear_stats.FULL, F32, **_SMALL),
-    ),
-    "logit_stats": (
-        case(logit_stats.FORWARD, BF16, peers=(EAGER, COMPILE, "cross_entropy"), N=8192, V=131072),
-        case(logit_stats.FORWARD, F32, peers=("cross_entropy",), N=8192, V=50257),
-    ),
-    "class_moments": (
-        case(class_moments.FORWARD, F32, peers=(EAGER, COMPILE, "index_add_"), **_MOMENTS, C=1000),
-        case(class_moments.FORWARD, BF16, peers=("index_add_",), **_MOMENTS, C=1000),
-        case(class_moments.FORWARD, BF16, "zipf", peers=("index_add_",), **_MOMENTS, C=128256),
-    ),
-    "class_scatter": (
-        case(class_scatter.FORWARD, F32, peers=(EAGER, "matmul"), **_SCATTER),
-        case(class_scatter.FORWARD, BF16, peers=("matmul",), **_SCATTER),
-        case(_RAW, BF16, note=" raw", peers=(), **_SCATTER),
-    ),
-    "pair_stats": (
-        case(pair_stats.FORWARD, F32, "cosine", peers=(EAGER, "matmul"), K=32768, D=1024),
-        case(pair_stats.FORWARD, BF16, "cosine", peers=("matmul",), K=32768, D=1024),
-        case(pair_stats.FORWARD, F32, "log_distance", K=32768, D=1024),
-    ),
-    "nearest_class_mean": (
-        case(nearest_class_mean.FORWARD, F32, peers=(EAGER, "matmul"), N=100_000, D=512, C=1000),
-        case(nearest_class_mean.FORWARD, F32, peers=("matmul",), N=20_000, D=512, C=128256),
-    ),
-    "projected_sqnorms": (
-        case(projected_sqnorms.FORWARD, F32, peers=(EAGER, "matmul"), N=200_000, D=512, R=512, C=1000),
-    ),
-}
+GROUPS: dict[str, list[Case]] = {"ceilings": []}
+for one in map(named, CASES):
+    GROUPS.setdefault(group(one), []).append(one)
 
 
 @contextlib.contextmanager
@@ -127,7 +74,7 @@ def contestants(one: Case) -> dict[str, tuple[Callable, contextlib.AbstractConte
         found["triton"] = function, forced("triton")
         if op in CUDA_OPS and one.bench.mode == "forward":
             found["cuda"] = function, forced("cuda")
-        if op in WITH_TF32 and one.dtype == F32:
+        if op in WITH_TF32 and one.dtype == torch.float32:
             found["triton tf32"] = function, forced("triton", tf32=True)
     return found
 
@@ -167,29 +114,24 @@ def once(run: Callable[[], object]) -> dict[str, float]:
     return dict.fromkeys(("ms", "host_ms", "mb"), 0.0)
 
 
-def inputs(one: Case, device: str) -> tuple:
-    with torch.device(device):
-        return one.bench.make(one.sizes, one.dtype, one.data, torch.Generator(device).manual_seed(0))
-
-
 def ceilings(timer: Callable, out: Path) -> None:
     """What the card reaches: products of 8192 x 8192, and copying 2 GB."""
-    side = 8192
-    for name, dtype in (("bfloat16", BF16), ("float32", F32), ("tf32", F32)):
-        a, b = (torch.randn(side, side, device="cuda").to(dtype) for _ in range(2))
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("tf32", torch.float32)):
+        limit = limits.matmul(dtype, "cuda")
         with forced("reference", tf32=name == "tf32"):
-            row = timer(lambda: a @ b)  # noqa: B023
-        append(out, {"case": "ceiling", "who": f"mm {name}", "flops": 2 * side**3, "bytes": 0} | row)
-    source = torch.empty(1 << 29, device="cuda")
-    target = torch.empty_like(source)
-    row = timer(lambda: target.copy_(source))
-    append(out, {"case": "ceiling", "who": "copy", "flops": 0, "bytes": 2 * source.nbytes} | row)
+            row = timer(limit.run)
+        append(out, {"case": "ceiling", "who": f"mm {name}", "flops": limit.work, "bytes": 0} | row)
+    limit = limits.copy("cuda", 1 << 29)
+    append(out, {"case": "ceiling", "who": "copy", "flops": 0, "bytes": limit.work} | timer(limit.run))
+    limits.matmul.cache_clear()
+    limits.copy.cache_clear()
 
 
-def measure(one: Case, timer: Callable, out: Path, ours_only: bool = False, device: str = "cuda") -> None:
+def measure(one: Case, timer: Callable, out: Path, ours_only: bool) -> None:
     """A row per contestant. What does not run is a row too; an error of the device ends the process."""
-    args = inputs(one, device)
-    fixed = {"case": one.name, "dtype": str(one.dtype).removeprefix("torch."), "flops": one.flops, "bytes": one.bytes}
+    args = one.inputs("cuda")
+    fixed = {"case": one.name, "dtype": one.dtype_name, "flops": one.flops, "bytes": one.bytes}
+    fixed["paper_ms"] = 1e3 * max(roofline.estimate(one))
     for who, (function, context) in contestants(one).items():
         if ours_only and who not in ("triton", "cuda"):
             continue

@@ -52,17 +52,14 @@ def write(pack: Path, files: dict[str, bytes]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=Path)
-    parser.add_argument("--sources", type=Path, help="the tree that the library was built from")
-    parser.add_argument("--cache", type=Path)
-    parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--library", type=Path, required=True)
+    parser.add_argument("--sources", type=Path, required=True, help="the tree that the library was built from")
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--wheels", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=PACK)
     options = parser.parse_args()
-    files = {}
-    if options.library:
-        files |= {LIBRARY: options.library.read_bytes(), SOURCES: sources_digest(options.sources).encode()}
-    files |= cache_files(options.cache) if options.cache else {}
-    files |= wheel_files(options.wheels) if options.wheels else {}
+    files = {LIBRARY: options.library.read_bytes(), SOURCES: sources_digest(options.sources).encode()}
+    files |= cache_files(options.cache) | wheel_files(options.wheels)
     write(options.out, files)
     print(f"{options.out}: {len(files)} files, {options.out.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -65,18 +65,13 @@ def run(command: list, limit: float, log: Path | None = None, **variables: str) 
             )  # fmt: skip
         except OSError as error:
             return f"did not start: {error.strerror}"
-        for seconds, kind in ((limit, signal.SIGINT), (GRACE, signal.SIGKILL)):
-            try:
-                status = process.wait(seconds)
-                break
-            except subprocess.TimeoutExpired:  # pytest tells what it has when it is interrupted
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, kind)
-        else:
-            process.wait()
-            return f"over its limit of {limit:.0f} s"
-        late = kind == signal.SIGKILL
-        return f"over its limit of {limit:.0f} s" if late else status
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(limit)
+        for kind in (signal.SIGINT, signal.SIGKILL):  # pytest tells what it has when it is interrupted
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, kind)
+                process.wait(GRACE)
+        return f"over its limit of {limit:.0f} s"
 
 
 def module(name: str, *arguments) -> list:
@@ -89,7 +84,7 @@ def environment(day: Day, limit: float) -> None:
     facts = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit,temperature.gpu"
     run(["nvidia-smi", f"--query-gpu={facts}", "--format=csv"], limit / 2, log)
     code = (
-        "import torch, triton, sys, ncops; from ncops import info; f = info.collect(torch_env=False);"
+        "import torch, triton, sys; from ncops.cli import info; f = info.collect(torch_env=False);"
         "print(sys.version, torch.__version__, triton.__version__); print(f['native']);"
         "print({op: (on['cuda']['runs'], on['cuda']['why_not']) for op, on in f['ops'].items()});"
         "print(torch.cuda.get_device_properties(0))"

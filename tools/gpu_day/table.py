@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
-
-from .predictions import FORETOLD
 
 
 def read(path: Path) -> list[dict]:
@@ -23,16 +20,11 @@ def read(path: Path) -> list[dict]:
 def smoke(rows: list[dict]) -> str:
     """How many cases were right by op and backend, the worst error, and what is WRONG with every reason."""
     lines = [f"{'op':28}{'backend':14}{'right':>11}{'worst error':>14}"]
-    of, right, worst = Counter(), Counter(), {}
-    for row in rows:
-        key = row["op"], row["backend"]
-        of[key] += 1
-        right[key] += row["ok"]
-        if row["ok"]:
-            worst[key] = max(worst.get(key, 0.0), row["worst"])
-    for key in sorted(of):
-        error = f"{worst[key]:.1e}" if key in worst else ""
-        lines.append(f"{key[0]:28}{key[1]:14}{f'{right[key]} of {of[key]}':>11}{error:>14}")
+    for op, backend in sorted({(row["op"], row["backend"]) for row in rows}):
+        those = [row for row in rows if (row["op"], row["backend"]) == (op, backend)]
+        errors = [row["worst"] for row in those if row["ok"]]
+        worst = f"{max(errors):.1e}" if errors else ""
+        lines.append(f"{op:28}{backend:14}{f'{len(errors)} of {len(those)}':>11}{worst:>14}")
     wrong: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if not row["ok"]:
@@ -54,15 +46,14 @@ def _ceilings(rows: list[dict]) -> dict[str, float]:
 
 
 def bench(rows: list[dict]) -> str:
-    """Every contestant beside the ceilings and the predictions.
+    """Every contestant beside the ceilings and the roofline.
 
     ``host`` is how many milliseconds pass until a call returns, ``share`` the part of the time that the card's own
-    products, or its copies, would take for the same work.
+    products, or its copies, would take for the same work, ``paper`` the least time by the data sheet of an H100.
     """
     rates = _ceilings(rows)
     head = f"{'case':50}{'who':18}{'ms':>9}{'TFLOP/s':>9}{'GB/s':>7}{'MB':>8}{'host':>7}{'share':>7}"
-    head += f"{'foretold':>10}{'best':>7}"
-    lines = [head]
+    lines = [f"{head}{'paper':>9}"]
     for row in rows:
         if "case" not in row:
             continue
@@ -74,11 +65,9 @@ def bench(rows: list[dict]) -> str:
         kind = "tf32" if "tf32" in row["who"] else row.get("dtype", "")
         least = max(row["flops"] / rates.get(kind, float("inf")), row["bytes"] / rates.get("copy", float("inf"))) * 1e3
         share = f"{least / ms:.0%}" if least > 0 else ""
-        by_backend, best = FORETOLD.get(row["case"], ({}, ""))
-        best = best if row["who"] in ("triton", "cuda") else ""
+        paper = f"{row['paper_ms']:.3f}" if "paper_ms" in row else ""
         lines.append(
             f"{start}{ms:9.3f}{row['flops'] / ms / 1e9:9.1f}{row['bytes'] / ms / 1e6:7.0f}{row['mb']:8.0f}"
-            f"{row.get('host_ms', 0):7.2f}{share:>7}"
-            f"{by_backend.get(row['who'], ''):>10}{best:>7}"
+            f"{row.get('host_ms', 0):7.2f}{share:>7}{paper:>9}"
         )
     return "\n".join(lines)

@@ -36,14 +36,14 @@ def smoke(only: str, reduced: bool) -> Iterator[Call]:
 
 
 def bench(only: str, reduced: bool) -> Iterator[Call]:
-    from .bench import GROUPS, contestants, inputs
+    from .bench import GROUPS, contestants
 
     for name, group in GROUPS.items():
         for one in group if name.startswith(only) else ():
             one = one.at_most(dict.fromkeys(one.sizes, 256)) if reduced else one
             for who, (function, _) in contestants(one).items():
                 if who.startswith("triton"):
-                    yield one.name, "tf32" in who, lambda f=function, one=one: f(*inputs(one, "cpu"))
+                    yield one.name, "tf32" in who, lambda f=function, one=one: f(*one.inputs("cpu"))
 
 
 def tests(only: str, reduced: bool) -> Iterator[Call]:

@@ -10,7 +10,7 @@ import torch
 
 import ncops
 
-from .data import BF16, DTYPES, F64, GRADIENTS, SUMS, TAIL, Case, Data, Outputs, gradients, last_rows
+from .data import BF16, F64, GRADIENTS, SUMS, TAIL, Case, Data, Outputs, gradients, last_rows
 
 
 def features(data: Data, n: int, d: int, c: int, dtype: torch.dtype) -> list[Any]:
@@ -39,25 +39,20 @@ def class_moments(data: Data) -> Iterator[Case]:
         (100_000, 512, 1000), (20_000, 100, 7), (50_000, 1024, 50257), (4000, 2048, 10), (30_000, 64, 1),
         (3000, 1001, 40), (3000, 130, 40),  # no rows of whole vectors, and for some dtypes
     )  # fmt: skip
-    for shape in shapes:
-        sizes = data.sizes(*shape)
-        for dtype in DTYPES:
-            make = partial(features, data, *sizes, dtype)
-            yield Case(str(sizes), dtype, make, moments, SUMS[dtype])
-            # Batch sums are float32 also where a float64 state receives them.
-            yield Case(f"accumulate {sizes}", dtype, make, accumulate, SUMS[dtype])
+    yield from data.grid(shapes, features, moments, SUMS)
+    # Batch sums are float32 also where a float64 state receives them.
+    yield from data.grid(shapes, features, accumulate, SUMS, "accumulate")
 
-    def beyond(x, labels):
+    def of_others(x, labels):
         found = ncops.class_moments(x, labels, 40)
         return {name: getattr(found, name)[1:] for name in ("sums", "sqnorms", "counts")}
 
-    def rows():
-        x = data.tailed(4096)
-        labels = torch.zeros(len(x), dtype=torch.int64, device=data.device)
+    def tail_labels(rows):
+        labels = torch.zeros(rows, dtype=torch.int64, device=data.device)
         labels[-TAIL:] = data.labels(TAIL, 39) + 1  # IGNORE + 1 is out of range
-        return [x, labels]
+        return [labels]
 
-    yield Case("rows beyond 2^31", BF16, rows, beyond, SUMS[BF16], partial(last_rows, tensors=2), huge=True)
+    yield data.beyond(4096, of_others, SUMS[BF16], tail_labels, partial(last_rows, tensors=2))
     classes = 2**31 // 4096 + TAIL
 
     def many_classes():
@@ -74,11 +69,8 @@ def class_moments_backward(data: Data) -> Iterator[Case]:
         found = ncops.class_moments(x, labels, len(center), center=center)
         return (found.sums * 0.7).sum() + (found.sqnorms * 0.3).sum()
 
-    for shape in ((20_000, 100, 7), (50_000, 1024, 1000), (3000, 1001, 40)):
-        sizes = data.sizes(*shape)
-        for dtype in DTYPES:
-            make = partial(features, data, *sizes, dtype)
-            yield Case(str(sizes), dtype, make, partial(gradients, loss, (0, 2)), GRADIENTS[dtype])
+    shapes = ((20_000, 100, 7), (50_000, 1024, 1000), (3000, 1001, 40))
+    yield from data.grid(shapes, features, partial(gradients, loss, (0, 2)), GRADIENTS)
 
 
 def scatter(x, labels, center) -> Outputs:
@@ -89,13 +81,9 @@ def scatter(x, labels, center) -> Outputs:
 
 
 def class_scatter(data: Data) -> Iterator[Case]:
-    for shape in ((20_000, 512), (5000, 100), (3000, 1000), (50_000, 64), (3000, 130), (2000, 301)):
-        sizes = (*data.sizes(*shape), 30)
-        for dtype in DTYPES:
-            yield Case(str(sizes), dtype, partial(features, data, *sizes, dtype), scatter, SUMS[dtype])
-    raw = lambda x: {"raw": ncops.class_scatter(x)}  # noqa: E731
-    beyond = lambda: [data.tailed(64)]  # noqa: E731
-    yield Case("rows beyond 2^31", BF16, beyond, raw, SUMS[BF16], last_rows, huge=True)
+    sizes = ((20_000, 512), (5000, 100), (3000, 1000), (50_000, 64), (3000, 130), (2000, 301))
+    yield from data.grid(((n, d, 30) for n, d in sizes), features, scatter, SUMS)
+    yield data.beyond(64, lambda x: {"raw": ncops.class_scatter(x)}, SUMS[BF16])
 
 
 def class_scatter_backward(data: Data) -> Iterator[Case]:
@@ -104,8 +92,5 @@ def class_scatter_backward(data: Data) -> Iterator[Case]:
         weight = torch.linspace(-1, 1, d * d, dtype=F64, device=x.device).view(d, d)
         return (ncops.class_scatter(x, labels, center) * weight).sum()
 
-    for shape in ((5000, 512), (3000, 250)):
-        sizes = (*data.sizes(*shape), 30)
-        for dtype in DTYPES:
-            make = partial(features, data, *sizes, dtype)
-            yield Case(str(sizes), dtype, make, partial(gradients, loss, (0, 2)), GRADIENTS[dtype])
+    shapes = ((5000, 512, 30), (3000, 250, 30))
+    yield from data.grid(shapes, features, partial(gradients, loss, (0, 2)), GRADIENTS)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ncops.backends.dtypes import compute_dtype
+from ncops.backends.planes import FLOATS, INDICES
+
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 DTYPES = (F32, BF16, F16, F64)
-FLOATS = ("lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean", "var")
-COEFFICIENTS = (1, 0.5, 0.3, 0.2, 0.7, 1, 0.4, 0.1, 0.01)
+COEFFICIENTS = (1, 0.5, 0.3, 0.2, 0.7, 1, 0.4, 0.1, 0.01, 0.6)  # of FLOATS in a loss
 TAIL = 300  # rows that are compared where the others only push these beyond 2^31 elements
 IGNORE = -100
 # The relative error allowed to results in the dtype of the sums, and to gradients in the dtype of the features.
@@ -33,6 +36,11 @@ class Case(NamedTuple):
     tolerance: float
     truth: Callable[[list[Any]], list[Any]] = list
     huge: bool = False  # takes gigabytes: alone, and never on a CPU
+
+
+def last_rows(args: list[Any], tensors: int = 1, labels: int | None = None) -> list[Any]:
+    """Arguments whose first ``tensors``, and the labels at a place, are cut to the last TAIL rows."""
+    return [a[-TAIL:] if place < tensors or place == labels else a for place, a in enumerate(args)]
 
 
 class Data:
@@ -66,7 +74,7 @@ class Data:
 
     def wide(self, dtype: torch.dtype, *size: int) -> Tensor:
         """Centres and means: in the dtype that the sums have."""
-        return self.randn(*size, dtype=F64 if dtype == F64 else F32)
+        return self.randn(*size, dtype=compute_dtype(dtype))
 
     def tailed(self, features: int, dtype: torch.dtype = BF16) -> Tensor:
         """Zeros, and TAIL random rows beyond 2^31 elements."""
@@ -74,14 +82,33 @@ class Data:
         x[-TAIL:] = self.randn(TAIL, features, dtype=dtype)
         return x
 
+    def grid(
+        self, shapes: Iterable[tuple[int, ...]], make: Callable[..., list[Any]], run: Callable[..., Outputs],
+        tolerances: Mapping[torch.dtype, float], name: str = "",
+    ) -> Iterator[Case]:  # fmt: skip
+        """A case per shape and dtype, with the inputs ``make(self, *shape, dtype)``."""
+        for shape in shapes:
+            sizes = self.sizes(*shape)
+            for dtype in DTYPES:
+                inputs = partial(make, self, *sizes, dtype)
+                yield Case(f"{name} {sizes}".strip(), dtype, inputs, run, tolerances[dtype])
 
-def last_rows(args: list[Any], tensors: int = 1, labels: int | None = None) -> list[Any]:
-    """Arguments whose first ``tensors``, and the labels at a place, are cut to the last TAIL rows."""
-    return [a[-TAIL:] if place < tensors or place == labels else a for place, a in enumerate(args)]
+    def beyond(
+        self, features: int, run: Callable[..., Outputs], tolerance: float,
+        rest: Callable[[int], list[Any]] = lambda rows: [], truth: Callable[[list[Any]], list[Any]] = last_rows,
+    ) -> Case:  # fmt: skip
+        """A case of bfloat16 rows beyond 2^31 elements, with what ``rest`` makes for so many; the truth is that of the
+        last ones."""
+
+        def make():
+            x = self.tailed(features)
+            return [x, *rest(len(x))]
+
+        return Case("rows beyond 2^31", BF16, make, run, tolerance, truth, huge=True)
 
 
 def columns(stats) -> Outputs:
-    return {name: getattr(stats, name) for name in (*FLOATS, "argmax", "second_index", "target_rank", "valid")}
+    return {name: getattr(stats, name) for name in (*FLOATS, *INDICES, "valid")}
 
 
 def objective(stats) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,22 +11,7 @@ import torch
 
 import ncops
 
-from .data import (
-    BF16,
-    DTYPES,
-    F32,
-    GRADIENTS,
-    SUMS,
-    TAIL,
-    Case,
-    Data,
-    Outputs,
-    columns,
-    gradients,
-    last_rows,
-    objective,
-    tail,
-)
+from .data import BF16, F32, GRADIENTS, SUMS, TAIL, Case, Data, Outputs, columns, gradients, last_rows, objective, tail
 
 
 def linear(data: Data, n: int, d: int, v: int, dtype: torch.dtype) -> list[Any]:
@@ -45,46 +30,35 @@ def linear_columns(*args) -> Outputs:
     return columns(ncops.linear_stats(*args, scale=0.7))
 
 
+def _few_classes(data: Data, rows: int) -> list[Any]:
+    return [*linear(data, 16, 4096, 16, BF16)[1:3], data.labels(rows, 16)]
+
+
 def linear_stats(data: Data) -> Iterator[Case]:
     shapes = (
         (4096, 512, 5000), (300, 250, 1001), (130, 1024, 40000), (40, 512, 40000), (40, 250, 999), (30, 512, 40000),
         (1, 512, 50257), (16, 250, 300_000), (16, 768, 3000), (5000, 512, 10), (3000, 250, 60), (200, 250, 100),
         (500, 12288, 700),
     )  # fmt: skip
-    for shape in shapes:
-        sizes = data.sizes(*shape)
-        for dtype in DTYPES:
-            yield Case(str(sizes), dtype, partial(linear, data, *sizes, dtype), linear_columns, SUMS[dtype])
+    yield from data.grid(shapes, linear, linear_columns, SUMS)
     for value in (math.inf, -math.inf, math.nan, 1e12):
         make = partial(_spoilt, data, value)
         yield Case(f"one {value:g}", F32, make, linear_columns, SUMS[F32])
-    few, many = 16, 2**31 // 4096 + TAIL
-
-    def rows():
-        return [data.tailed(4096), *linear(data, few, 4096, 16, BF16)[1:3], data.labels(many + 8, 16)]
-
-    yield Case(
-        "rows beyond 2^31", BF16, rows, tail(linear_columns), SUMS[BF16], partial(last_rows, labels=3), huge=True
-    )  # fmt: skip
-    weight = partial(linear, data, few, 4096, many, BF16)
+    few_classes = partial(_few_classes, data)
+    yield data.beyond(4096, tail(linear_columns), SUMS[BF16], few_classes, partial(last_rows, labels=3))
+    weight = partial(linear, data, 16, 4096, 2**31 // 4096 + TAIL, BF16)
     yield Case("weight beyond 2^31", BF16, weight, linear_columns, SUMS[BF16], huge=True)
 
 
 def linear_stats_backward(data: Data) -> Iterator[Case]:
     run = partial(gradients, lambda *args: objective(ncops.linear_stats(*args, scale=0.7)), (0, 1, 2))
-    for shape in (
+    shapes = (
         (1000, 512, 5000), (300, 250, 1001), (8192, 256, 20000), (40, 264, 70000), (5000, 512, 10), (3000, 250, 60),
-    ):  # fmt: skip
-        sizes = data.sizes(*shape)
-        for dtype in DTYPES:
-            yield Case(str(sizes), dtype, partial(linear, data, *sizes, dtype), run, GRADIENTS[dtype])
-
-    def rows():
-        x = data.tailed(4096)
-        return [x, *linear(data, 16, 4096, 16, BF16)[1:3], data.labels(len(x), 16)]
-
+    )  # fmt: skip
+    yield from data.grid(shapes, linear, run, GRADIENTS)
+    few_classes = partial(_few_classes, data)
     only_x = partial(gradients, lambda *args: objective(ncops.linear_stats(*args)), (0,))
-    yield Case("rows beyond 2^31", BF16, rows, tail(only_x), GRADIENTS[BF16], partial(last_rows, labels=3), huge=True)
+    yield data.beyond(4096, tail(only_x), GRADIENTS[BF16], few_classes, partial(last_rows, labels=3))
 
 
 def stored(data: Data, n: int, v: int, pad: int, dtype: torch.dtype) -> list[Any]:
@@ -92,31 +66,19 @@ def stored(data: Data, n: int, v: int, pad: int, dtype: torch.dtype) -> list[Any
     return [data.randn(n, v + pad, dtype=dtype, scale=3)[:, :v], data.labels(n, v)]
 
 
-def _logit_shapes(data: Data) -> Iterator[tuple[tuple[int, ...], torch.dtype, Callable]]:
-    for n, v, pad in ((64, 50257, 0), (600, 128000, 3), (3, 300_000, 0), (2000, 1500, 0), (512, 8193, 3)):
-        sizes = (*data.sizes(n, v), pad)
-        for dtype in DTYPES:
-            yield sizes, dtype, partial(stored, data, *sizes, dtype)
-
-
-def _huge_logits(data: Data) -> list[Any]:
-    logits = data.tailed(131072)
-    return [logits, data.labels(len(logits), 131072)]
+def _stored_cases(
+    data: Data, run: Callable[..., Outputs], tolerances: Mapping[torch.dtype, float]
+) -> Iterator[Case]:  # fmt: skip
+    shapes = ((64, 50257, 0), (600, 128000, 3), (3, 300_000, 0), (2000, 1500, 0), (512, 8193, 3))
+    yield from data.grid(shapes, stored, run, tolerances)
+    labels = lambda rows: [data.labels(rows, 131072)]  # noqa: E731
+    yield data.beyond(131072, tail(run), tolerances[BF16], labels, partial(last_rows, labels=1))
 
 
 def logit_stats(data: Data) -> Iterator[Case]:
-    def run(*args):
-        return columns(ncops.logit_stats(*args, scale=0.7))
-
-    for sizes, dtype, make in _logit_shapes(data):
-        yield Case(str(sizes), dtype, make, run, SUMS[dtype])
-    beyond = partial(last_rows, labels=1)
-    yield Case("rows beyond 2^31", BF16, partial(_huge_logits, data), tail(run), SUMS[BF16], beyond, huge=True)
+    return _stored_cases(data, lambda *args: columns(ncops.logit_stats(*args, scale=0.7)), SUMS)
 
 
 def logit_stats_backward(data: Data) -> Iterator[Case]:
     run = partial(gradients, lambda *args: objective(ncops.logit_stats(*args, scale=0.7)), (0,))
-    for sizes, dtype, make in _logit_shapes(data):
-        yield Case(str(sizes), dtype, make, run, GRADIENTS[dtype])
-    beyond = partial(last_rows, labels=1)
-    yield Case("rows beyond 2^31", BF16, partial(_huge_logits, data), tail(run), GRADIENTS[BF16], beyond, huge=True)
+    return _stored_cases(data, run, GRADIENTS)

@@ -12,7 +12,11 @@ from torch import Tensor
 import ncops
 
 from .classes import features
-from .data import BF16, DTYPES, F16, F32, F64, GRADIENTS, SUMS, TAIL, Case, Data, gradients, last_rows, tail
+from .data import BF16, DTYPES, F16, F32, F64, GRADIENTS, SUMS, TAIL, Case, Data, gradients, tail
+
+
+def _points(data: Data, n: int, d: int, c: int, dtype: torch.dtype) -> list[Any]:
+    return [data.randn(n, d, dtype=dtype), data.wide(dtype, c, d)]
 
 
 def nearest_class_mean(data: Data) -> Iterator[Case]:
@@ -20,13 +24,8 @@ def nearest_class_mean(data: Data) -> Iterator[Case]:
         nearest = ncops.nearest_class_mean(x, means)
         return {"index": nearest.index, "sqdist": nearest.sqdist}
 
-    for shape in ((5000, 512, 1000), (300, 250, 3000), (200, 1030, 7)):
-        n, d, c = data.sizes(*shape)
-        for dtype in DTYPES:
-            make = lambda n=n, d=d, c=c, t=dtype: [data.randn(n, d, dtype=t), data.wide(t, c, d)]  # noqa: E731
-            yield Case(str((n, d, c)), dtype, make, run, SUMS[dtype])
-    beyond = lambda: [data.tailed(512), data.randn(10, 512)]  # noqa: E731
-    yield Case("rows beyond 2^31", BF16, beyond, tail(run), SUMS[BF16], last_rows, huge=True)
+    yield from data.grid(((5000, 512, 1000), (300, 250, 3000), (200, 1030, 7)), _points, run, SUMS)
+    yield data.beyond(512, tail(run), SUMS[BF16], lambda rows: [data.randn(10, 512)])
 
 
 def _projection(data: Data, n: int, d: int, r: int, dtype: torch.dtype) -> list[Any]:
@@ -38,13 +37,11 @@ def projected_sqnorms(data: Data) -> Iterator[Case]:
     def run(x, basis, labels, center):
         return {"centred": ncops.projected_sqnorms(x, basis, labels, center), "raw": ncops.projected_sqnorms(x, basis)}
 
-    for shape in ((5000, 512, 512), (300, 250, 37), (200, 1030, 65)):
-        sizes = data.sizes(*shape)
-        for dtype in DTYPES:
-            yield Case(str(sizes), dtype, partial(_projection, data, *sizes, dtype), run, SUMS[dtype])
-    beyond = lambda: [data.tailed(512), data.randn(10, 512, dtype=BF16)]  # noqa: E731
-    raw = lambda x, basis: {"raw": ncops.projected_sqnorms(x, basis)}  # noqa: E731
-    yield Case("rows beyond 2^31", BF16, beyond, tail(raw), SUMS[BF16], last_rows, huge=True)
+    def raw(x, basis):
+        return {"raw": ncops.projected_sqnorms(x, basis)}
+
+    yield from data.grid(((5000, 512, 512), (300, 250, 37), (200, 1030, 65)), _projection, run, SUMS)
+    yield data.beyond(512, tail(raw), SUMS[BF16], lambda rows: [data.randn(10, 512, dtype=BF16)])
 
 
 def projected_sqnorms_backward(data: Data) -> Iterator[Case]:
@@ -52,17 +49,14 @@ def projected_sqnorms_backward(data: Data) -> Iterator[Case]:
         out = ncops.projected_sqnorms(x, basis, labels, center)
         return (out * torch.linspace(-1, 1, len(x), dtype=F64, device=x.device)).sum()
 
-    for shape in ((5000, 512, 512), (300, 250, 37)):
-        sizes = data.sizes(*shape)
-        for dtype in DTYPES:
-            make = partial(_projection, data, *sizes, dtype)
-            yield Case(str(sizes), dtype, make, partial(gradients, loss, (0, 1)), GRADIENTS[dtype])
+    shapes = ((5000, 512, 512), (300, 250, 37))
+    yield from data.grid(shapes, _projection, partial(gradients, loss, (0, 1)), GRADIENTS)
 
 
 KERNELS = ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
 
 
-def _rows(data: Data, k: int, d: int, kernel: str, dtype: torch.dtype) -> list[Any]:
+def _rows(data: Data, k: int, d: int, dtype: torch.dtype, kernel: str) -> list[Any]:
     scale = d**-0.5 if kernel in ("dot", "gaussian") else 1.0
     return [data.randn(k, d, dtype=dtype, scale=scale, shift=0.3), data.wide(dtype, k).abs() + 0.1]
 
@@ -74,11 +68,8 @@ def _pair_stats(kernel: str, rows: Tensor, variances: Tensor):
 
 def _pair_cases(data: Data, run: Callable, tolerances: dict[torch.dtype, float]) -> Iterator[Case]:
     for kernel in KERNELS:
-        for shape in ((3000, 512), (700, 250)):
-            sizes = data.sizes(*shape)
-            for dtype in DTYPES:
-                make = partial(_rows, data, *sizes, kernel, dtype)
-                yield Case(f"{kernel} {sizes}", dtype, make, partial(run, kernel), tolerances[dtype])
+        make = partial(_rows, kernel=kernel)
+        yield from data.grid(((3000, 512), (700, 250)), make, partial(run, kernel), tolerances, kernel)
 
 
 def pair_stats(data: Data) -> Iterator[Case]:
@@ -89,8 +80,7 @@ def pair_stats(data: Data) -> Iterator[Case]:
     yield from _pair_cases(data, run, dict.fromkeys(DTYPES, 1e-4) | {F64: 1e-9})
     # The pairs with rows of zeros are zero.
     dots = lambda rows: {"row_max": ncops.pair_stats(rows, "dot").row_max[-TAIL:].clamp(min=0)}  # noqa: E731
-    beyond = lambda: [data.tailed(65536)]  # noqa: E731
-    yield Case("rows beyond 2^31", BF16, beyond, dots, 1e-4, last_rows, huge=True)
+    yield data.beyond(65536, dots, 1e-4)
 
 
 def pair_stats_backward(data: Data) -> Iterator[Case]:
