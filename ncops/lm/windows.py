@@ -12,9 +12,8 @@ import torch
 from ..errors import CommandError
 
 IGNORE = -100
-CHUNK_CHARACTERS = (
-    1 << 20
-)  # text is tokenised a mebibyte at a time, cut after a line, so that a corpus is never held as strings
+CHUNK_CHARACTERS = 1 << 20
+"""Text is tokenised a mebibyte at a time, cut after a line, so that a corpus is never held as strings."""
 
 
 class Batch(NamedTuple):
