@@ -15,6 +15,7 @@ from .. import metrics
 from ..conventions import Convention, resolve
 from ..metrics.table import DECISIONS, NAMES, NEAREST, PAIRS, SCATTER, WEIGHT, meaning, needing
 from ..stats.decisions import DecisionStatistics, check_geometry, check_head
+from ..stats.files import write_file
 from ..stats.geometry import ClassGeometry
 from .numbers import format_value, strict
 
@@ -89,12 +90,15 @@ class CollapseReport(Mapping[str, float]):
             group = means.group
             goal = f" [{means.goal}]" if means.goal else ""
             lines.append(f"  {name:<{width}}  {value:>{digits}}  {means.sentence}{goal}".rstrip())
-        lines += ["", *self._coverage_lines()]
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.notes.items():
-            reasons.setdefault(reason, []).append(name)
-        lines += [f"Note: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        lines += ["", *self._coverage_lines(), *(f"Note: {note}" for note in self.grouped_notes())]
         return "\n".join(lines)
+
+    def grouped_notes(self) -> list[str]:
+        """The notes in words, one that several metrics share told once: ``"nc1_pinv, vci: NaN: needs ..."``."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.notes.items():
+            names.setdefault(reason, []).append(name)
+        return [f"{', '.join(sharing)}: {reason}" for reason, sharing in names.items()]
 
     def _coverage_lines(self) -> list[str]:
         c = self.coverage
@@ -119,9 +123,9 @@ class CollapseReport(Mapping[str, float]):
 
     def to_html(self, path: str | os.PathLike, *, title: str | None = None, details: Any = None) -> None:
         """Writes the report as one self-contained HTML file."""
-        from .page import write_html
+        from .page import render
 
-        write_html(self, path, title=title, details=details)
+        write_file(path, render(self, title=title, details=details))
 
 
 @torch.no_grad()
