@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from .._version import __version__
 from ..conventions import PRESETS
 from ..errors import CommandError, Interrupted, need
 from ..stats.batch import NONFINITE
@@ -69,9 +70,7 @@ def _resumable(checkpoint: Path | None) -> Iterator[None]:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from .info import version
-
-        print(f"ncops {version()}")
+        print(f"ncops {__version__}")
         raise typer.Exit
 
 
@@ -214,10 +213,7 @@ def lm(
                 loaded, [work.read_chunks(path) for path in text], tokens=tokens, window=window, batch_size=batch_size,
                 layers=layers, min_count=min_count, ignore_softcap=ignore_softcap, given=given, given_origin=origin,
                 save=save, checkpoint=checkpoint, every=every, ranks=ranks,
-                facts={
-                    "model_name": name, "data": ", ".join(p.name for p in text),
-                    "model_path": str(source.folder), "gguf": source.gguf,
-                },
+                facts={"model_name": name, "data": ", ".join(path.name for path in text)},
             )  # fmt: skip
     if measured is not None:
         deliver(measured, title=f"Token collapse of {name}", folder=output, as_json=as_json)

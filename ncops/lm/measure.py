@@ -189,6 +189,8 @@ def measure(
         geometry, head.weight, head.bias, decisions, text=token_text(loaded.tokenizer), noun="token", **parts,
         facts={
             **(facts or {}),
+            "model_path": str(loaded.source.folder),
+            "gguf": loaded.source.gguf,
             "vocabulary": head.weight.shape[0],
             "dim": geometry.dim,
             "layers": depth,
