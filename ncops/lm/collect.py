@@ -89,8 +89,7 @@ class Corpus:
     def batches(self, indices: range, what: str, done: int = 0) -> Iterator[tuple[int, Batch]]:
         """``(windows done after it, batch)`` of this rank's share of the windows, from the ``done``-th on."""
         mine = self.ranks.share(indices)
-        bar = tqdm(total=len(mine), initial=done, desc=what, unit="window", disable=self.hide)
-        with bar:
+        with tqdm(total=len(mine), initial=done, desc=what, unit="window", disable=self.hide) as bar:
             for batch in self.windows.batches(mine[done:], self.batch_size, self.pad, self.device):
                 done += batch.input_ids.shape[0]
                 yield done, batch

@@ -123,8 +123,7 @@ def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> Load
             f"MODEL: {source.folder}: the checkpoint lacks {len(missing)} weight(s) of {type(model).__name__}, "
             f"{missing[0]} for one: it is not a causal language model, or not a whole one"
         )
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     return LoadedModel(model, tokenizer, source)
 
 

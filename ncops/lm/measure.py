@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +73,15 @@ def read_windows(
     return Windows(tokenize(texts, encode, tokens), window, bos)
 
 
-def token_text(tokenizer) -> Callable[[int], str]:
-    """Class id -> the token's text as a reader sees it, or its raw name where it is no whole character."""
-
-    def text(index: int) -> str:
-        try:
-            decoded = tokenizer.decode([index], clean_up_tokenization_spaces=False)
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError):
-            decoded = ""
-        if decoded == "" or "\ufffd" in decoded:
-            return str(tokenizer.convert_ids_to_tokens(index) or f"#{index}")
-        return decoded
-
-    return text
+def token_text(tokenizer: Any, index: int) -> str:
+    """A token's text as a reader sees it, or its raw name where it is no whole character."""
+    try:
+        decoded = tokenizer.decode([index], clean_up_tokenization_spaces=False)
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError):
+        decoded = ""
+    if decoded == "" or "\ufffd" in decoded:
+        return str(tokenizer.convert_ids_to_tokens(index) or f"#{index}")
+    return decoded
 
 
 def check_given(
@@ -186,7 +183,7 @@ def measure(
     if not ranks.speaks:
         return None
     measured = assemble(
-        geometry, head.weight, head.bias, decisions, text=token_text(loaded.tokenizer), noun="token", **parts,
+        geometry, head.weight, head.bias, decisions, text=partial(token_text, loaded.tokenizer), noun="token", **parts,
         facts={
             **(facts or {}),
             "model_path": str(loaded.source.folder),
