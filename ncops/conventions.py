@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -33,45 +33,36 @@ class Convention:
     """
 
     name: str
-    global_mean: str = "class"
+    global_mean: Literal["class", "sample"] = "class"
     nc1_divide: bool = True
     variance_ddof: int = 0
     cdnv_power: float = 1.0
     norm_squared: bool = False
     norm_ddof: int = 0
-    similarity: str = "cosine"
+    similarity: Literal["cosine", "dot"] = "cosine"
     pair_ddof: int = 0
     gnc2_centered: bool = True
-    etf_of: str = "means"
-    duality_similarity: str = "cosine"
+    etf_of: Literal["means", "weight"] = "means"
+    duality_similarity: Literal["cosine", "dot"] = "cosine"
     duality_ddof: int = 0
-    duality_error: str = "gram"
+    duality_error: Literal["gram", "distance"] = "gram"
     center_weight: bool = False
     decision_bias: bool = True
-    decision_classes: str = "all"
-    decision_rows: str = "all"
-
-    _CHOICES = {  # unannotated, hence not a field
-        "global_mean": ("class", "sample"),
-        "similarity": ("cosine", "dot"),
-        "etf_of": ("means", "weight"),
-        "duality_similarity": ("cosine", "dot"),
-        "duality_error": ("gram", "distance"),
-        "decision_classes": ("all", "kept"),
-        "decision_rows": ("all", "kept"),
-    }
+    decision_classes: Literal["all", "kept"] = "all"
+    decision_rows: Literal["all", "kept"] = "all"
 
     def __post_init__(self) -> None:
-        for field, choices in self._CHOICES.items():
-            if getattr(self, field) not in choices:
+        for field, choices in _CHOICES.items():
+            value = getattr(self, field)
+            if value not in choices:
                 expected = " or ".join(repr(choice) for choice in choices)
-                raise ValueError(
-                    f"convention {self.name!r}: {field}: expected {expected}, got {getattr(self, field)!r}"
-                )
+                raise ValueError(f"convention {self.name!r}: {field}: expected {expected}, got {value!r}")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+
+_CHOICES = {field: get_args(kind) for field, kind in get_type_hints(Convention).items() if get_args(kind)}
 
 PRESETS: dict[str, Convention] = {
     convention.name: convention

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import ncops
 from ncops import cli
 from ncops.cli import info
 
@@ -68,10 +69,8 @@ def test_help_reads_well(capsys):
 
 
 def test_module_and_version():
-    from ncops.cli.info import version
-
     done = subprocess.run([sys.executable, "-m", "ncops", "--version"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"ncops {version()}\n")
+    assert (done.returncode, done.stdout) == (0, f"ncops {ncops.__version__}\n")
     done = subprocess.run([sys.executable, "-m", "ncops", "measure"], capture_output=True, text=True)
     assert done.returncode == 2 and "Missing argument" in done.stderr and done.stderr.count("\n") == 1
 

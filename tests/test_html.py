@@ -234,7 +234,7 @@ def contrast(one: str, other: str) -> float:
 
 def css(scheme: int) -> dict[str, str]:
     """The variables of the page: 0 light, 1 dark, 2 on paper."""
-    blocks = re.findall(r":root\{(.*?)\}", html.render({}))
+    blocks = re.findall(r":root\{(.*?)\}", html.render(ncops.CollapseReport({})))
     return {m[1]: m[2] + (m[2][1:] if len(m[2]) == 4 else "") for m in re.finditer(r"--(\w+):(#\w+)", blocks[scheme])}
 
 

@@ -228,7 +228,7 @@ def check_head(model, head):
     ids = torch.randint(3, 100, (2, 9))
     mask = torch.ones_like(ids)
     with torch.no_grad():
-        x, _ = body(model, head)(ids, mask)
+        x, _ = body(model, head, ids, mask)
         logits = head.scale * (x @ head.weight.T) + (0 if head.bias is None else head.bias)
         torch.testing.assert_close(logits, model(input_ids=ids, attention_mask=mask).logits, rtol=1e-4, atol=1e-4)
 

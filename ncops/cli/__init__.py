@@ -20,16 +20,16 @@ def spread_text(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         if argument.startswith("-"):
             after_text = argument == "--text"
-            result.append(argument)
-            continue
-        if after_text and result[-1] != "--text":
+        elif after_text and result[-1] != "--text":
             result.append("--text")
         result.append(argument)
     return result
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _fail(message: str, status: int = 2, command: str = "ncops") -> int:
+    """Says in one line what is wrong; returns the exit status."""
+    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "tqdm", "click"):
             raise
-        print(f"ncops: the command line needs {error.name!r}: pip install 'ncops[cli]'", file=sys.stderr)
-        return 2
+        return _fail(f"the command line needs {error.name!r}: pip install 'ncops[cli]'")
     if arguments[:1] == ["lm"]:
         arguments = spread_text(arguments)
     try:
@@ -50,30 +49,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except CommandError as error:
-        print(f"ncops: {_one_line(str(error))}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
     except Interrupted as error:
-        print(f"ncops: interrupted; {_one_line(str(error))}", file=sys.stderr)
-        return 130
+        return _fail(f"interrupted; {error}", 130)
     except (KeyboardInterrupt, EOFError):
-        print("ncops: interrupted", file=sys.stderr)
-        return 130
+        return _fail("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
         if type(error).__name__ == "Abort":  # how older typers pass Ctrl-C on, and all an end of input
-            print("ncops: interrupted", file=sys.stderr)
-            return 130
+            return _fail("interrupted", 130)
         if isinstance(error, (ValueError, RuntimeError)) and str(error).startswith(SWITCH_ERRORS):
-            print(f"ncops: {_one_line(str(error))}", file=sys.stderr)
-            return 2
+            return _fail(str(error))
         message = getattr(error, "format_message", None)  # typer's own usage errors, whichever click they come from
         if message is None:
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "ncops") or "ncops"
-        print(f"{command}: {_one_line(message())} (see {command} --help)", file=sys.stderr)
-        return 2
+        return _fail(f"{message()} (see {command} --help)", command=command)
 
 
 def run() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
+from .._version import __version__
 from ..conventions import PRESETS
 from ..errors import CommandError, Interrupted, need
 from ..stats.batch import NONFINITE
@@ -23,51 +25,32 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON on standard output; everything else goes to standard error.")
-]
-MinCount = typer.Option("--min-count", min=1, help="Samples that a class needs to be kept.")
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.json and report.html.")]
+Json = Annotated[bool, Option("--json", help="Print JSON on standard output; everything else goes to standard error.")]
+MinCount = Option("--min-count", min=1, help="Samples that a class needs to be kept.")
+Output = Annotated[Path | None, Option("--output", "-o", help="Folder for report.json and report.html.")]
 
 
-class DemoModel(str, Enum):
-    """What ``ncops demo`` measures."""
-
-    smollm2 = "smollm2"
-    tiny = "tiny"
-    digits = "digits"
+def _choices(name: str, values: Iterable[str]) -> type[Enum]:
+    return Enum(name, {value: value for value in values}, type=str)
 
 
-class Dtype(str, Enum):
-    """Numeric type that a model is loaded in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float64 = "float64"
-    auto = "auto"
+DemoModel = _choices("DemoModel", ("smollm2", "tiny", "digits"))
+Dtype = _choices("Dtype", ("float32", "bfloat16", "float16", "float64", "auto"))
+Nonfinite = _choices("Nonfinite", NONFINITE)
+Preset = _choices("Preset", PRESETS)
 
 
-Nonfinite = Enum("Nonfinite", {name: name for name in NONFINITE}, type=str)
-Preset = Enum("Preset", {name: name for name in PRESETS}, type=str)
-
-
-@contextlib.contextmanager
-def _clean_stdout(as_json: bool) -> Iterator[None]:
+def _clean_stdout(as_json: bool) -> contextlib.AbstractContextManager:
     """Libraries that print while they work must not spoil the JSON."""
-    if as_json:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    else:
-        yield
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """A ValueError about the user's data reads as one line: the checks name argument, value and expectation."""
+    """An error about the user's data or files reads as one line: the checks name argument, value and expectation."""
     try:
         yield
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise CommandError(str(error)) from error
 
 
@@ -87,16 +70,14 @@ def _resumable(checkpoint: Path | None) -> Iterator[None]:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from .info import version
-
-        print(f"ncops {version()}")
+        print(f"ncops {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     pass
@@ -117,28 +98,28 @@ def info(as_json: Json = False) -> None:
 @app.command(short_help="Measure features stored in a file.")
 def measure(
     features: Annotated[
-        Path, typer.Argument(metavar="FEATURES", help=".safetensors or .npz with features (N, D) and labels (N).")
+        Path, Argument(metavar="FEATURES", help=".safetensors or .npz with features (N, D) and labels (N).")
     ],
     classifier: Annotated[
-        Path | None, typer.Option(help="File with weight (C, D) and bias (C); default: those in FEATURES, if any.")
+        Path | None, Option(help="File with weight (C, D) and bias (C); default: those in FEATURES, if any.")
     ] = None,
     num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Default: rows of the classifier, else the highest label + 1.")
+        int | None, Option(min=1, help="Default: rows of the classifier, else the highest label + 1.")
     ] = None,
     min_count: Annotated[int, MinCount] = 1,
-    convention: Annotated[Preset, typer.Option(help="Which published definitions the metrics follow.")] = Preset.ncops,
-    batch: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 65536,
-    scatter: Annotated[bool, typer.Option(help="Keep the D x D scatter that nc1_pinv and vci need.")] = True,
+    convention: Annotated[Preset, Option(help="Which published definitions the metrics follow.")] = Preset.ncops,
+    batch: Annotated[int, Option(min=1, help="Rows per batch.")] = 65536,
+    scatter: Annotated[bool, Option(help="Keep the D x D scatter that nc1_pinv and vci need.")] = True,
     nonfinite: Annotated[
-        Nonfinite, typer.Option(help="A row with a NaN or an infinity spoils its class, is skipped, or is an error.")
+        Nonfinite, Option(help="A row with a NaN or an infinity spoils its class, is skipped, or is an error.")
     ] = Nonfinite.propagate,
-    features_key: Annotated[str | None, typer.Option(help="Name of the features [default: features, x or H].")] = None,
-    labels_key: Annotated[str | None, typer.Option(help="Name of the labels [default: labels or y].")] = None,
+    features_key: Annotated[str | None, Option(help="Name of the features [default: features, x or H].")] = None,
+    labels_key: Annotated[str | None, Option(help="Name of the labels [default: labels or y].")] = None,
     weight_key: Annotated[
-        str | None, typer.Option(help="Name of the classifier's rows [default: weight, W, fc.weight, ...].")
+        str | None, Option(help="Name of the classifier's rows [default: weight, W, fc.weight, ...].")
     ] = None,
-    bias_key: Annotated[str | None, typer.Option(help="Name of its bias [default: bias, b, fc.bias, ...].")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report as this HTML file.")] = None,
+    bias_key: Annotated[str | None, Option(help="Name of its bias [default: bias, b, fc.bias, ...].")] = None,
+    html: Annotated[Path | None, Option(help="Write the report as this HTML file.")] = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -169,39 +150,37 @@ def measure(
 def lm(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help="Folder of a Hugging Face causal LM, or with a GGUF file, or such a file."
-        ),
+        Argument(metavar="MODEL", help="Folder of a Hugging Face causal LM, or with a GGUF file, or such a file."),
     ],
-    text: Annotated[list[Path], typer.Option("--text", metavar="FILE...", help="UTF-8 text files, after MODEL.")],
+    text: Annotated[list[Path], Option("--text", metavar="FILE...", help="UTF-8 text files, after MODEL.")],
     tokens: Annotated[
-        int | None, typer.Option(min=4, help="Tokens to read, train and held-out part together [default: all].")
+        int | None, Option(min=4, help="Tokens to read, train and held-out part together [default: all].")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(min=2, help="Tokens seen together [default: 256, or what the model takes].")
+        int | None, Option(min=2, help="Tokens seen together [default: 256, or what the model takes].")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="Windows per forward pass.")] = 8,
     layers: Annotated[
-        str | None, typer.Option(help="Hidden layers to measure too: 0,6,12 or all; 0 is the embedding, -1 the last.")
+        str | None, Option(help="Hidden layers to measure too: 0,6,12 or all; 0 is the embedding, -1 the last.")
     ] = None,
     min_count: Annotated[int, MinCount] = 10,
-    dtype: Annotated[Dtype, typer.Option(help="Numeric type of the model; auto: as stored.")] = Dtype.float32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")] = "",
-    gguf: Annotated[str | None, typer.Option(help="GGUF file in MODEL, where there are several.")] = None,
+    dtype: Annotated[Dtype, Option(help="Numeric type of the model; auto: as stored.")] = Dtype.float32,
+    device: Annotated[str, Option(help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")] = "",
+    gguf: Annotated[str | None, Option(help="GGUF file in MODEL, where there are several.")] = None,
     ignore_softcap: Annotated[
-        bool, typer.Option("--ignore-softcap", help="Measure logits before the model's soft cap.")
+        bool, Option("--ignore-softcap", help="Measure logits before the model's soft cap.")
     ] = False,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="Class statistics of this model, of an earlier run or `ncops merge`; all text is held out."),
+        Option(help="Class statistics of this model, of an earlier run or `ncops merge`; all text is held out."),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Folder for class_statistics.safetensors and decision_statistics.safetensors.")
+        Path | None, Option(help="Folder for class_statistics.safetensors and decision_statistics.safetensors.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the place; the same command goes on from there.")
+        Path | None, Option(help="Folder that keeps the place; the same command goes on from there.")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Batches between two checkpoints.")] = 100,
+    every: Annotated[int, Option(min=1, help="Batches between two checkpoints.")] = 100,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
@@ -234,10 +213,7 @@ def lm(
                 loaded, [work.read_chunks(path) for path in text], tokens=tokens, window=window, batch_size=batch_size,
                 layers=layers, min_count=min_count, ignore_softcap=ignore_softcap, given=given, given_origin=origin,
                 save=save, checkpoint=checkpoint, every=every, ranks=ranks,
-                facts={
-                    "model_name": name, "data": ", ".join(p.name for p in text),
-                    "model_path": str(source.folder), "gguf": source.gguf,
-                },
+                facts={"model_name": name, "data": ", ".join(path.name for path in text)},
             )  # fmt: skip
     if measured is not None:
         deliver(measured, title=f"Token collapse of {name}", folder=output, as_json=as_json)
@@ -246,9 +222,9 @@ def lm(
 @app.command(short_help="Add up statistics that several jobs have saved.")
 def merge(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Files written by save, of one kind, or folders of --save.")
+        list[Path], Argument(metavar="FILE...", help="Files written by save, of one kind, or folders of --save.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File for the statistics of all of them.")],
+    output: Annotated[Path, Option("--output", "-o", help="File for the statistics of all of them.")],
 ) -> None:
     """Add up statistics that jobs sharing nothing have saved: class statistics, or decision statistics.
 
@@ -277,14 +253,12 @@ def _device(name: str) -> str:
 @app.command(short_help="See it work on a real language model.")
 def demo(
     model: Annotated[
-        DemoModel, typer.Option(help="smollm2: a real language model; tiny: one trained here; digits: ten classes.")
+        DemoModel, Option(help="smollm2: a real language model; tiny: one trained here; digits: ten classes.")
     ] = DemoModel.smollm2,
-    tokens: Annotated[int, typer.Option(min=1024, help="Tokens of text, train and held-out part together.")] = 16384,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of the tiny model.")] = 800,
-    seed: Annotated[int, typer.Option(help="Seed of the training runs.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.json and report.html.")] = Path(
-        "ncops-demo"
-    ),
+    tokens: Annotated[int, Option(min=1024, help="Tokens of text, train and held-out part together.")] = 16384,
+    steps: Annotated[int, Option(min=1, help="Training steps of the tiny model.")] = 800,
+    seed: Annotated[int, Option(help="Seed of the training runs.")] = 0,
+    output: Output = Path("ncops-demo"),
     as_json: Json = False,
 ) -> None:
     """See it work: SmolLM2-135M on Python's own documentation, or a network that collapses while you watch."""
@@ -301,14 +275,12 @@ def demo(
 @app.command(short_help="Measure speed, memory and accuracy on this machine.")
 def bench(
     full: Annotated[
-        bool, typer.Option("--full/--quick", help="Sweeps over sizes, dtypes, labels and threads; or the goals only.")
+        bool, Option("--full/--quick", help="Sweeps over sizes, dtypes, labels and threads; or the goals only.")
     ] = False,
-    ops: Annotated[str | None, typer.Option(help="Only these: linear_stats,class_moments,... [default: all]")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch [default: as torch has it]")] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda (cuda:1, ...) for the cases of a GPU.")] = "cpu",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the CSV file and the plots.")
-    ] = None,
+    ops: Annotated[str | None, Option(help="Only these: linear_stats,class_moments,... [default: all]")] = None,
+    threads: Annotated[int | None, Option(min=1, help="Threads of torch [default: as torch has it]")] = None,
+    device: Annotated[str, Option(help="cpu, or cuda (cuda:1, ...) for the cases of a GPU.")] = "cpu",
+    output: Annotated[Path | None, Option("--output", "-o", help="Folder for the CSV file and the plots.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure every op against the machine's limits and against what a user would pick instead, in one run.
@@ -317,10 +289,7 @@ def bench(
     takes about two minutes on two cores, the full one many times that.
     """
     need("cli", "tqdm", *(["matplotlib"] if output is not None else []))
-    from ..bench import OPS, records, runner
-    from ..bench.plan import cuda as cuda_cases
-    from ..bench.plan import full as full_cases
-    from ..bench.plan import quick as quick_cases
+    from ..bench import OPS, plan, records, runner
     from ..report.console import say
     from ..report.output import check_folder
 
@@ -334,9 +303,9 @@ def bench(
         raise CommandError(f"--device: expected cpu or cuda, got {device!r}")
     with _clean_stdout(as_json):
         if device == "cpu":
-            cases = (full_cases if full else quick_cases)(chosen)
+            cases = plan.full(chosen) if full else plan.quick(chosen)
         else:
-            cases = cuda_cases(chosen, full, device)
+            cases = plan.cuda(chosen, full, device)
 
         def keep(machine, result):
             records.write_csv(output / records.NAME, list(records.rows(machine, [result])))
@@ -360,29 +329,27 @@ def bench(
 def compare_runs(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="report.json, saved class statistics, or a folder that holds one."),
+        Argument(metavar="RUN...", help="report.json, saved class statistics, or a folder that holds one."),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for report.html, comparison.json and the figure.")
-    ],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for report.html, comparison.json and the figure.")],
     labels: Annotated[
-        str | None, typer.Option(help="Names of the runs: a,b,c [default: what differs in their paths].")
+        str | None, Option(help="Names of the runs: a,b,c [default: what differs in their paths].")
     ] = None,
     axis: Annotated[
-        str | None, typer.Option(help="What the numbers in the names count: step, epoch, ... [default: as named]")
+        str | None, Option(help="What the numbers in the names count: step, epoch, ... [default: as named]")
     ] = None,
     classifier: Annotated[
         Path | None,
-        typer.Option(help="For saved statistics: weight (C, D) and bias (C); a file, or its name beside each run."),
+        Option(help="For saved statistics: weight (C, D) and bias (C); a file, or its name beside each run."),
     ] = None,
     min_count: Annotated[
         int | None,
-        typer.Option(min=1, help="For saved statistics: samples a class needs [default: as in the decisions, else 1]."),
+        Option(min=1, help="For saved statistics: samples a class needs [default: as in the decisions, else 1]."),
     ] = None,
     convention: Annotated[
-        Preset | None, typer.Option(help="For saved statistics [default: that of the decisions, else ncops].")
+        Preset | None, Option(help="For saved statistics [default: that of the decisions, else ncops].")
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    title: Annotated[str | None, Option(help="Heading of the page.")] = None,
     as_json: Json = False,
 ) -> None:
     """Put several runs beside each other: NC1 to NC4, accuracy and NLL over checkpoints or models, on one page.
@@ -395,12 +362,9 @@ def compare_runs(
 
     check_folder(output)
     names = None if labels is None else [name.strip() for name in labels.split(",")]
-    with _clean_stdout(as_json):
-        try:
-            comparison = compare(
-                runs, labels=names, axis=axis, classifier=classifier, min_count=min_count,
-                convention=None if convention is None else convention.value,
-            )  # fmt: skip
-        except (FileNotFoundError, ValueError) as error:
-            raise CommandError(str(error)) from None
+    with _clean_stdout(as_json), _plain_errors():
+        comparison = compare(
+            runs, labels=names, axis=axis, classifier=classifier, min_count=min_count,
+            convention=None if convention is None else convention.value,
+        )  # fmt: skip
     deliver_comparison(comparison, folder=output, title=title, as_json=as_json)

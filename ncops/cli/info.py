@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import backends
+from .._version import __version__
 from ..backends import native
 from ..ops.op import DEFINED
 
@@ -20,13 +21,6 @@ EXTRAS = {
     "lightning": ("lightning",),
     "triton": ("triton",),
 }
-
-
-def version() -> str:
-    """The version of ncops that is imported."""
-    from .._version import __version__
-
-    return __version__
 
 
 def _build() -> dict[str, Any]:
@@ -46,18 +40,15 @@ def _op(op: str, device: str) -> dict[str, Any]:
         chosen, problem = backends.choose(op, device), None
     except RuntimeError as error:
         chosen, problem = None, str(error)
-    reasons = {b: backends.why_not(b, op, device) for b in backends.BACKENDS}
-    return {
-        "runs": chosen,
-        "problem": problem,
-        "why_not": {b: reasons[b] for b in backends.BACKENDS if b != chosen and reasons[b]},
-    }
+    others = [backend for backend in backends.BACKENDS if backend != chosen]
+    why_not = {backend: reason for backend in others if (reason := backends.why_not(backend, op, device))}
+    return {"runs": chosen, "problem": problem, "why_not": why_not}
 
 
 def collect(torch_env: bool = True) -> dict[str, Any]:
     """All facts as a dictionary. ``torch_env=False`` leaves out torch's report, which takes seconds."""
     facts: dict[str, Any] = {
-        "ncops": version(),
+        "ncops": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -89,14 +80,10 @@ def show(facts: dict[str, Any]) -> None:
     print()
     rows = []
     for op, devices in facts["ops"].items():
-        off = {
-            b: r
-            for entry in devices.values()
-            for b, r in entry["why_not"].items()
-            if not r.startswith("tensors are on")
-        }
-        runs = [devices[d]["runs"] or devices[d]["problem"] for d in ("cpu", "cuda")]
-        rows.append((op, *runs, "; ".join(f"{b}: {reason}" for b, reason in off.items())))
+        reasons = [item for entry in devices.values() for item in entry["why_not"].items()]
+        off = {backend: reason for backend, reason in reasons if not reason.startswith("tensors are on")}
+        runs = [entry["runs"] or entry["problem"] for entry in devices.values()]
+        rows.append((op, *runs, "; ".join(f"{backend}: {reason}" for backend, reason in off.items())))
     show_table("Backends", ("op", "on cpu tensors", "on cuda tensors", "off, and why"), rows, left=(0, 1, 2, 3))
     if facts["gpu"] is None:
         print("(torch sees no GPU here)")

@@ -21,18 +21,14 @@ def run(
 
     if model == "digits":
         return digits.run(seed=seed, quiet=quiet)
+    why = ""
     if model == "smollm2":
         try:
             return smollm2.run(tokens=tokens, quiet=quiet)
         except CommandError as error:
             why = f"SmolLM2 cannot be had: {error}."
-            say(
-                f"{why}\nTraining a tiny language model instead (about 3 minutes on 2 cores; --model tiny asks for it)."
-            )
-        measured, title = tiny.run(tokens=tokens, steps=steps, seed=seed, quiet=quiet)
-        measured.details["notes"] = [
-            f"{why} This is the tiny language model instead.",
-            *measured.details.get("notes", []),
-        ]
-        return measured, title
-    return tiny.run(tokens=tokens, steps=steps, seed=seed, quiet=quiet)
+        say(f"{why}\nTraining a tiny language model instead (about 3 minutes on 2 cores; --model tiny asks for it).")
+    measured, title = tiny.run(tokens=tokens, steps=steps, seed=seed, quiet=quiet)
+    if why:
+        measured.details["notes"].insert(0, f"{why} This is the tiny language model instead.")
+    return measured, title

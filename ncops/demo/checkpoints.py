@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -79,6 +79,31 @@ class Watch:
         self.last = (geometry, weight, bias, decisions)
         row = {**report, **{f"held_out_{name}": value for name, value in self.held[-1].items()}}
         self.table.add([str(point), *(format_value(row[name]) for name in self.shown)])
+
+    def fit(
+        self,
+        optimizer: torch.optim.Optimizer,
+        rates: torch.optim.lr_scheduler.LRScheduler,
+        losses: Callable[[], Iterable[torch.Tensor]],
+        points: Sequence[int],
+    ) -> None:
+        """Trains as far as the last of ``points``, at each of which there is a checkpoint.
+
+        Args:
+            losses: a function that gives the losses of the batches up to the next point of the axis, one after the
+                other, each under the weights that the one before has left.
+        """
+        with self.table:
+            self.checkpoint(0)
+            for point in range(1, points[-1] + 1):
+                for loss in losses():
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                rates.step()
+                self.table.note(f"{self.axis} {point:,} of {points[-1]:,} · loss of the batch {loss.item():.3f}")
+                if point in points:
+                    self.checkpoint(point)
 
     def measured(self, text: Callable[[int], str], noun: str, run: dict[str, Any]) -> Measured:
         """The last checkpoint's report, with all checkpoints in its details."""

@@ -46,8 +46,15 @@ def run(*, epochs: int = EPOCHS, seed: int = 0, quiet: bool = False) -> tuple[Me
             "An MLP on 1,437 digits", "epoch", lambda: part(train), lambda: part(held),
             lambda: (head.weight.detach(), head.bias.detach()), 10, 1, quiet,
         )  # fmt: skip
-        with watch.table:
-            _train(body, head, x[train], y[train], epochs, watch)
+        parameters = [*body.parameters(), *head.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+        rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+
+        def losses() -> Iterator[torch.Tensor]:
+            for rows in train[torch.randperm(TRAIN)].split(BATCH):
+                yield F.cross_entropy(head(body(x[rows])), y[rows])
+
+        watch.fit(optimizer, rates, losses, schedule(epochs, first=5))
     facts = {
         "model_name": f"MLP 64-{WIDTH}-{DIM}-10",
         "data": "digits of scikit-learn",
@@ -58,21 +65,3 @@ def run(*, epochs: int = EPOCHS, seed: int = 0, quiet: bool = False) -> tuple[Me
         "seconds": round(time.perf_counter() - started, 1),
     }
     return watch.measured(lambda c: f"digit {c}", "class", facts), "Ten digits collapse"
-
-
-def _train(body: nn.Module, head: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int, watch: Watch) -> None:
-    parameters = [*body.parameters(), *head.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    points = set(schedule(epochs, first=5))
-    watch.checkpoint(0)
-    for epoch in range(1, epochs + 1):
-        for rows in torch.randperm(len(x)).split(BATCH):
-            loss = F.cross_entropy(head(body(x[rows])), y[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        rates.step()
-        watch.table.note(f"epoch {epoch} of {epochs}")
-        if epoch in points:
-            watch.checkpoint(epoch)

@@ -83,8 +83,16 @@ def run(*, tokens: int = 16384, steps: int = 800, seed: int = 0, quiet: bool = F
             lambda: (model.head.weight.detach(), None),
             vocabulary.size, MIN_COUNT, quiet,
         )  # fmt: skip
-        with watch.table:
-            _train(model, inputs, targets, steps, watch)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE)
+        rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps, pct_start=0.1)
+        batches = _batches(len(inputs))
+
+        def losses() -> Iterator[torch.Tensor]:
+            rows = next(batches)
+            logits = model.head(model(inputs[rows]))
+            yield F.cross_entropy(logits.flatten(0, 1), targets[rows].flatten())
+
+        watch.fit(optimizer, rates, losses, schedule(steps))
     facts = {
         "model_name": f"{LAYERS} layers, width {DIM}, {HEADS} heads, trained here from random weights",
         "data": corpus.NAME,
@@ -110,22 +118,3 @@ def _features(
 def _batches(count: int) -> Iterator[torch.Tensor]:
     while True:
         yield from torch.randperm(count).split(BATCH)
-
-
-def _train(model: TinyLM, inputs: torch.Tensor, targets: torch.Tensor, steps: int, watch: Watch) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps, pct_start=0.1)
-    points, batches = set(schedule(steps)), _batches(len(inputs))
-    watch.checkpoint(0)
-    for step in range(1, steps + 1):
-        rows = next(batches)
-        logits = model.head(model(inputs[rows]))
-        loss = F.cross_entropy(logits.flatten(0, 1), targets[rows].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        rates.step()
-        if step % 5 == 0:
-            watch.table.note(f"step {step:,} of {steps:,} · loss of the batch {loss.item():.3f}")
-        if step in points:
-            watch.checkpoint(step)

@@ -12,7 +12,6 @@ from ..report.collapse import collapse
 from ..report.details import trajectory
 from ..stats.classes import ClassStatistics
 from ..stats.decisions import DecisionStatistics
-from ..stats.state import StreamingState
 from .load import Head, LoadedModel, body
 from .progress import Progress
 from .ranks import Ranks
@@ -24,95 +23,55 @@ class LayerStatistics:
 
     States of all C classes would cost 12 bytes * C * D for each layer (340 MB for a vocabulary of 49,152 and D = 576);
     the classes that occur are known from the text beforehand, and only they get a row.
+
+    Args:
+        labels: the classes that occur. hidden: the states of all layers for some text, which have their widths.
     """
 
-    def __init__(self, layers: Sequence[int], labels: Sequence[int], vocabulary: int, device: torch.device) -> None:
-        self.layers = list(layers)
-        self.classes = len(labels)
+    def __init__(
+        self, layers: Sequence[int], labels: Sequence[int], vocabulary: int, hidden: Sequence[torch.Tensor]
+    ) -> None:
+        device = hidden[0].device
         self._row = torch.full((vocabulary,), IGNORE, dtype=torch.int64, device=device)
         self._row[torch.tensor(labels, dtype=torch.int64, device=device)] = torch.arange(len(labels), device=device)
-        self._statistics: list[ClassStatistics] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.layers)
-
-    def start(self, hidden: Sequence[torch.Tensor]) -> None:
-        """Makes the states, once the widths of the layers are seen."""
-        if not self._statistics:
-            self._statistics = [
-                ClassStatistics(num_classes=self.classes, dim=hidden[i].shape[-1], device=hidden[i].device)
-                for i in self.layers
-            ]
+        self.statistics = {
+            layer: ClassStatistics(num_classes=len(labels), dim=hidden[layer].shape[-1], device=hidden[layer].device)
+            for layer in layers
+        }
 
     def update(self, hidden: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
         rows = torch.where(labels == IGNORE, labels, self._row[labels.clamp_min(0)])
-        self.start(hidden)
-        for layer, statistics in zip(self.layers, self._statistics, strict=True):
+        for layer, statistics in self.statistics.items():
             statistics.update(hidden[layer], rows)
 
-    def states(self) -> dict[str, ClassStatistics]:
-        return {f"layer {i}": s for i, s in zip(self.layers, self._statistics, strict=False)}
-
-    def restore(self, states: dict[str, dict[str, Any]]) -> None:
-        """Takes up what :meth:`states` gave; nothing where no batch had been seen."""
-        found = [states[f"layer {i}"] for i in self.layers if f"layer {i}" in states]
-        self._statistics = [
-            ClassStatistics.from_state(s["config"], {k: v for k, v in s.items() if k != "config"}) for s in found
-        ]
-
-    def all_reduce(self) -> None:
-        for statistics in self._statistics:
-            statistics.all_reduce(inplace=True)
-
     def compute(self, min_count: int, metrics: Sequence[str]) -> dict[str, Any]:
-        reports = [collapse(statistics.compute(min_count=min_count)) for statistics in self._statistics]
-        return trajectory("layer", self.layers, reports, metrics)
+        reports = [collapse(statistics.compute(min_count=min_count)) for statistics in self.statistics.values()]
+        return trajectory("layer", list(self.statistics), reports, metrics)
 
 
-class ClassPass:
-    """The train part: statistics of the features that enter the head, and of hidden layers beside them."""
+class Pass:
+    """A part of the corpus, and statistics of the features that enter the head and of hidden layers beside them.
 
-    part = "train"
+    Attributes:
+        states: all statistics by their names in a checkpoint.
+    """
 
-    def __init__(self, statistics: ClassStatistics, layers: LayerStatistics) -> None:
-        self.statistics, self.layers = statistics, layers
-
-    def states(self) -> dict[str, StreamingState]:
-        return {"classes": self.statistics, **self.layers.states()}
-
-    def restore(self, stored: dict[str, dict[str, Any]]) -> None:
-        self.statistics.load_state_dict(stored["classes"])
-        self.layers.restore(stored)
+    def __init__(
+        self,
+        part: str,
+        name: str,
+        statistics: ClassStatistics | DecisionStatistics,
+        layers: LayerStatistics | None = None,
+    ) -> None:
+        self.part, self.statistics, self.layers = part, statistics, layers
+        self.states = {name: statistics}
+        if layers is not None:
+            self.states |= {f"layer {i}": of_layer for i, of_layer in layers.statistics.items()}
 
     def update(self, features: torch.Tensor, hidden: Sequence[torch.Tensor] | None, labels: torch.Tensor) -> None:
         self.statistics.update(features, labels)
-        if self.layers:
+        if self.layers is not None:
             self.layers.update(hidden, labels)
-
-    def all_reduce(self) -> None:
-        self.statistics.all_reduce(inplace=True)
-        self.layers.all_reduce()
-
-
-class DecisionPass:
-    """The held-out part: decisions about the features that enter the head."""
-
-    part, layers = "held-out", None
-
-    def __init__(self, decisions: DecisionStatistics) -> None:
-        self.decisions = decisions
-
-    def states(self) -> dict[str, StreamingState]:
-        return {"decisions": self.decisions}
-
-    def restore(self, stored: dict[str, dict[str, Any]]) -> None:
-        self.decisions.load_state_dict(stored["decisions"])
-
-    def update(self, features: torch.Tensor, hidden: Sequence[torch.Tensor] | None, labels: torch.Tensor) -> None:
-        self.decisions.update(features, labels)
-
-    def all_reduce(self) -> None:
-        self.decisions.all_reduce(inplace=True)
 
 
 class Corpus:
@@ -125,40 +84,30 @@ class Corpus:
         self.device = next(loaded.model.parameters()).device
         self.pad = getattr(loaded.tokenizer, "pad_token_id", None) or 0
         self.hide = True if not ranks.speaks else None if progress is None else not progress
-        self._body = body(loaded.model, head)
+        self.model, self.head = loaded.model, head
 
     def batches(self, indices: range, what: str, done: int = 0) -> Iterator[tuple[int, Batch]]:
         """``(windows done after it, batch)`` of this rank's share of the windows, from the ``done``-th on."""
         mine = self.ranks.share(indices)
-        bar = tqdm(total=len(mine), initial=done, desc=what, unit="window", disable=self.hide)
-        with bar:
+        with tqdm(total=len(mine), initial=done, desc=what, unit="window", disable=self.hide) as bar:
             for batch in self.windows.batches(mine[done:], self.batch_size, self.pad, self.device):
                 done += batch.input_ids.shape[0]
                 yield done, batch
                 bar.update(batch.input_ids.shape[0])
 
-    def run(self, indices: range, into: ClassPass | DecisionPass, place: Progress) -> None:
+    def run(self, indices: range, into: Pass, place: Progress) -> None:
         """Fills a pass from these windows over all ranks, from its last checkpoint on."""
         done, stored = place.restore(into.part, self.device)
-        if stored:
-            into.restore(stored)
-        since = 0
-        for position, batch in self.batches(indices, into.part, done):
-            into.update(*self._features(batch, into), batch.labels)
-            since += 1
-            if since == place.every:
-                place.save(into.part, position, into.states())
-                since = 0
-        mine = self.ranks.share(indices)
-        if since:
-            place.save(into.part, len(mine), into.states())
+        for name, state in stored.items():
+            into.states[name].load_state_dict(state)
+        last = len(self.ranks.share(indices))
+        for count, (position, batch) in enumerate(self.batches(indices, into.part, done), 1):
+            into.update(*self.features(batch, into.layers is not None), batch.labels)
+            if count % place.every == 0 or position == last:
+                place.save(into.part, position, into.states)
         if self.ranks.size > 1:
-            if into.layers and not mine:  # a rank without windows takes part all the same
-                (batch,) = self.windows.batches(range(1), 1, self.pad, self.device)
-                into.layers.start(self._features(batch, into)[1])
-            into.all_reduce()
+            for state in into.states.values():
+                state.all_reduce(inplace=True)
 
-    def _features(
-        self, batch: Batch, into: ClassPass | DecisionPass
-    ) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
-        return self._body(batch.input_ids, batch.attention_mask, bool(into.layers))
+    def features(self, batch: Batch, hidden: bool) -> tuple[torch.Tensor, Sequence[torch.Tensor] | None]:
+        return body(self.model, self.head, batch.input_ids, batch.attention_mask, hidden)

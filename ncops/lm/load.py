@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +15,7 @@ from torch import nn
 from ..errors import CommandError, need
 from ..model import NeverReached, features_into, stated_scales, stated_softcap, text_config
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-    "auto": "auto",
-}
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
 class Source(NamedTuple):
@@ -118,7 +111,7 @@ def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> Load
         with _quiet_pipe():
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.folder), **options)
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source.folder), dtype=DTYPES[dtype], output_loading_info=True, **options
+                str(source.folder), dtype=dtype, output_loading_info=True, **options
             )
         model = model.to(torch.device(device)).eval()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
@@ -130,8 +123,7 @@ def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> Load
             f"MODEL: {source.folder}: the checkpoint lacks {len(missing)} weight(s) of {type(model).__name__}, "
             f"{missing[0]} for one: it is not a causal language model, or not a whole one"
         )
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     return LoadedModel(model, tokenizer, source)
 
 
@@ -144,10 +136,6 @@ def interrupted_features(model: nn.Module, **inputs: Any) -> torch.Tensor:
             raise CommandError(
                 "MODEL: its forward pass never reaches its output embedding, so the features cannot be read"
             ) from None
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    return {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 3e-2)
 
 
 @torch.no_grad()
@@ -185,7 +173,7 @@ def find_head(model: nn.Module, ids: torch.Tensor, *, ignore_softcap: bool = Fal
     if not softcap:
         shifted = logits.double() - offset
         fitted = float((raw * shifted).sum() / (raw * raw).sum())
-        tolerance = _tolerance(x.dtype)
+        tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(x.dtype, 3e-2)
         scale = next((s for s in stated_scales(config) if abs(fitted / s - 1) <= tolerance), fitted)
         error = float((scale * raw - shifted).abs().max() / shifted.abs().max().clamp_min(1e-30))
         if not error <= tolerance:
@@ -193,13 +181,8 @@ def find_head(model: nn.Module, ids: torch.Tensor, *, ignore_softcap: bool = Fal
                 f"MODEL: its logits are not scale * (x @ weight.T) + bias of its output embedding "
                 f"(off by {error:.1e} on {ids.numel()} tokens)"
             )
-    return Head(
-        weight.detach(),
-        None if bias is None else bias.detach(),
-        scale,
-        _route(model, x, options),
-        softcap,
-    )
+    bias = None if bias is None else bias.detach()
+    return Head(weight.detach(), bias, scale, _route(model, x, options), softcap)
 
 
 def _route(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> str:
@@ -215,19 +198,13 @@ def _route(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> str:
     return "base" if same else "interrupted"
 
 
-def body(model: nn.Module, head: Head) -> Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]]:
-    """A function (input_ids, attention_mask, hidden: bool) -> (features (B, T, D), all hidden states or None)."""
-
-    def base(input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: bool = False):
-        out = model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, output_hidden_states=hidden
-        )
+def body(
+    model: nn.Module, head: Head, input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: bool = False
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+    """The features (B, T, D) that enter the head and, if asked for, all hidden states."""
+    options = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if head.features == "base":
+        out = model.base_model(**options, output_hidden_states=hidden)
         return out.last_hidden_state, out.hidden_states if hidden else None
-
-    def interrupted(input_ids: torch.Tensor, attention_mask: torch.Tensor, hidden: bool = False):
-        options = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        features = interrupted_features(model, **options)
-        states = model.base_model(**options, output_hidden_states=True).hidden_states if hidden else None
-        return features, states
-
-    return base if head.features == "base" else interrupted
+    features = interrupted_features(model, **options)
+    return features, model.base_model(**options, output_hidden_states=True).hidden_states if hidden else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..stats.classes import ClassStatistics
 from ..stats.decisions import DecisionStatistics
 from ..stats.files import save_statistics
 from ..stats.state import StreamingState
-from .collect import ClassPass, Corpus, DecisionPass, LayerStatistics
+from .collect import Corpus, LayerStatistics, Pass
 from .load import Head, LoadedModel, find_head
 from .progress import Progress, signature
 from .ranks import Ranks
@@ -73,19 +73,15 @@ def read_windows(
     return Windows(tokenize(texts, encode, tokens), window, bos)
 
 
-def token_text(tokenizer) -> Callable[[int], str]:
-    """Class id -> the token's text as a reader sees it, or its raw name where it is no whole character."""
-
-    def text(index: int) -> str:
-        try:
-            decoded = tokenizer.decode([index], clean_up_tokenization_spaces=False)
-        except (ValueError, KeyError, TypeError, IndexError, OverflowError):
-            decoded = ""
-        if decoded == "" or "\ufffd" in decoded:
-            return str(tokenizer.convert_ids_to_tokens(index) or f"#{index}")
-        return decoded
-
-    return text
+def token_text(tokenizer: Any, index: int) -> str:
+    """A token's text as a reader sees it, or its raw name where it is no whole character."""
+    try:
+        decoded = tokenizer.decode([index], clean_up_tokenization_spaces=False)
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError):
+        decoded = ""
+    if decoded == "" or "\ufffd" in decoded:
+        return str(tokenizer.convert_ids_to_tokens(index) or f"#{index}")
+    return decoded
 
 
 def check_given(
@@ -101,18 +97,6 @@ def check_given(
         raise CommandError(
             f"--statistics: expected those of this model, {describe(ours)}, got those of {describe(theirs)}"
         )
-
-
-@dataclass(frozen=True)
-class Saved:
-    """The folder for the statistics of a run, None for none, and what their files say of the model."""
-
-    folder: Path | None
-    origin: dict[str, str]
-
-    def write(self, name: str, statistics: StreamingState) -> None:
-        if self.folder is not None:
-            save_statistics(self.folder / name, statistics, self.origin)
 
 
 @torch.no_grad()
@@ -159,7 +143,8 @@ def measure(
     Raises:
         CommandError: statistics of another model, text or a window that does not fit, no linear classifier.
     """
-    started, before = time.perf_counter(), _restart_memory()
+    memory.reset_peak()
+    started, before = time.perf_counter(), memory.resident()
     depth = text_config(loaded.model).num_hidden_layers
     chosen = parse_layers(layers, depth)
     windows = read_windows(loaded, texts, tokens=tokens, window=window)
@@ -176,27 +161,33 @@ def measure(
     place = Progress(checkpoint, every, run, ranks)
     model_name = (facts or {}).get("model_name", type(loaded.model).__name__)
     dtype = str(head.weight.dtype).removeprefix("torch.")
-    saved = Saved(save if ranks.speaks else None, {"model": model_name, "dtype": dtype, "classifier": run["model"]})
+    origin = {"model": model_name, "dtype": dtype, "classifier": run["model"]}
+
+    def keep(name: str, statistics: StreamingState) -> None:
+        if save is not None and ranks.speaks:
+            save_statistics(save / name, statistics, origin)
 
     parts = {}
     if given is None:
         given, hidden = _train_part(corpus, head, train, chosen, place)
-        saved.write(CLASSES, given)
-        if hidden and ranks.speaks:
+        keep(CLASSES, given)
+        if hidden is not None and ranks.speaks:
             parts["layers"] = hidden.compute(min_count, shown_in(LAYERS))
     else:
-        check_given(given, given_origin, saved.origin, head.weight)
+        check_given(given, given_origin, origin, head.weight)
     geometry = given.to(corpus.device).compute(min_count=min_count)
     del given  # 340 MB for SmolLM2, not needed while the held-out part runs
     decisions = DecisionStatistics(geometry, head.weight, head.bias, scale=head.scale)
-    corpus.run(held_out, DecisionPass(decisions), place)
-    saved.write(DECISIONS, decisions)
+    corpus.run(held_out, Pass("held-out", "decisions", decisions), place)
+    keep(DECISIONS, decisions)
     if not ranks.speaks:
         return None
     measured = assemble(
-        geometry, head.weight, head.bias, decisions, text=token_text(loaded.tokenizer), noun="token", **parts,
+        geometry, head.weight, head.bias, decisions, text=partial(token_text, loaded.tokenizer), noun="token", **parts,
         facts={
             **(facts or {}),
+            "model_path": str(loaded.source.folder),
+            "gguf": loaded.source.gguf,
             "vocabulary": head.weight.shape[0],
             "dim": geometry.dim,
             "layers": depth,
@@ -221,11 +212,6 @@ def measure(
     return measured
 
 
-def _restart_memory() -> int | None:
-    memory.reset_peak()
-    return memory.resident()
-
-
 def probe_head(loaded: LoadedModel, windows: Windows, ignore_softcap: bool) -> Head:
     """The classifier of the model, proved on the first tokens of the text."""
     tokens = ([windows.bos] if windows.bos is not None else []) + windows[0][:PROBE_TOKENS]
@@ -234,13 +220,13 @@ def probe_head(loaded: LoadedModel, windows: Windows, ignore_softcap: bool) -> H
 
 
 def _train_part(
-    corpus: Corpus, head: Head, train: range, layers: Sequence[int], place: Progress
-) -> tuple[ClassStatistics, LayerStatistics]:
+    corpus: Corpus, head: Head, train: range, chosen: Sequence[int], place: Progress
+) -> tuple[ClassStatistics, LayerStatistics | None]:
     vocabulary, dim = head.weight.shape
-    labels = corpus.windows.labels_seen(train) if layers else []
-    into = ClassPass(
-        ClassStatistics(num_classes=vocabulary, dim=dim, scatter=True, device=corpus.device),
-        LayerStatistics(layers, labels, vocabulary, corpus.device),
-    )
-    corpus.run(train, into, place)
-    return into.statistics, into.layers
+    statistics = ClassStatistics(num_classes=vocabulary, dim=dim, scatter=True, device=corpus.device)
+    layers = None
+    if chosen:
+        _, hidden = corpus.features(next(corpus.windows.batches(range(1), 1, corpus.pad, corpus.device)), True)
+        layers = LayerStatistics(chosen, corpus.windows.labels_seen(train), vocabulary, hidden)
+    corpus.run(train, Pass("train", "classes", statistics, layers), place)
+    return statistics, layers

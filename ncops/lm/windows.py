@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import CommandError
 
 IGNORE = -100
-CHUNK_CHARACTERS = (
-    1 << 20
-)  # text is tokenised a mebibyte at a time, cut after a line, so that a corpus is never held as strings
+CHUNK_CHARACTERS = 1 << 20
+"""Text is tokenised a mebibyte at a time, cut after a line, so that a corpus is never held as strings."""
 
 
 class Batch(NamedTuple):
@@ -83,20 +83,17 @@ class Windows:
         self, indices: Sequence[int], batch_size: int, pad: int = 0, device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
         """Batches in order, padded on the right to the longest window of the batch."""
+        lead = [] if self.bos is None else [self.bos]
         for first in range(0, len(indices), batch_size):
             rows = [self[i] for i in indices[first : first + batch_size]]
-            lead = 0 if self.bos is None else 1
-            width = lead + max(len(r) for r in rows)
-            ids = torch.full((len(rows), width), pad, dtype=torch.int64)
-            mask = torch.zeros((len(rows), width), dtype=torch.int64)
-            labels = torch.full((len(rows), width), IGNORE, dtype=torch.int64)
-            for b, row in enumerate(rows):
-                if lead:
-                    ids[b, 0] = self.bos
-                ids[b, lead : lead + len(row)] = torch.tensor(row)
-                mask[b, : lead + len(row)] = 1
-                labels[b, lead : lead + len(row) - 1] = torch.tensor(row[1:])
-            yield Batch(ids.to(device), mask.to(device), labels.to(device))
+            ids = [torch.tensor([*lead, *row]) for row in rows]
+            labels = [torch.tensor([IGNORE for _ in lead] + row[1:] + [IGNORE]) for row in rows]
+            mask = [torch.ones_like(row) for row in ids]
+            yield Batch(
+                pad_sequence(ids, batch_first=True, padding_value=pad).to(device),
+                pad_sequence(mask, batch_first=True).to(device),
+                pad_sequence(labels, batch_first=True, padding_value=IGNORE).to(device),
+            )
 
 
 def read_chunks(path: Path) -> Iterator[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..ops.checks import check_floating, check_shape
 from ..stats.blocks import blocks
-
-NAN = float("nan")
-
-__all__ = ["NAN", "between_trace", "blocks", "centred", "check_rows", "global_mean_of", "nan_like", "spread"]
 
 
 def check_rows(rows: Tensor, name: str, like: Tensor | None = None) -> None:
@@ -36,7 +34,7 @@ def centred(means: Tensor, global_mean: Tensor | None) -> Tensor:
 
 def nan_like(means: Tensor) -> Tensor:
     """What a statistic of nothing is: a float64 NaN on the device of ``means``."""
-    return torch.full((), NAN, dtype=torch.float64, device=means.device)
+    return torch.full((), math.nan, dtype=torch.float64, device=means.device)
 
 
 def between_trace(means: Tensor, global_mean: Tensor | None) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import pair_stats
-from .common import blocks, centred, check_rows, global_mean_of, nan_like, spread
+from ..stats.blocks import blocks
+from .common import centred, check_rows, global_mean_of, nan_like, spread
 
 
 class PairMoments(NamedTuple):

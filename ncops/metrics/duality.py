@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .common import blocks, centred, check_rows, global_mean_of, nan_like, spread
+from ..stats.blocks import blocks
+from .common import centred, check_rows, global_mean_of, nan_like, spread
 from .configuration import simplex_error
 
 
@@ -16,6 +17,13 @@ class Alignment(NamedTuple):
 
     mean: Tensor
     cv: Tensor
+
+
+def _offset(weight: Tensor, means: Tensor, center_weight: bool) -> Tensor | float:
+    """What is subtracted from every classifier row; raises where rows and means do not belong together."""
+    check_rows(means, "means")
+    check_rows(weight, "weight", means)
+    return weight.mean(0, dtype=torch.float64) if center_weight else 0.0
 
 
 def row_similarity(
@@ -32,10 +40,8 @@ def row_similarity(
     """
     if similarity not in ("cosine", "dot"):
         raise ValueError(f"similarity: expected 'cosine' or 'dot', got {similarity!r}")
-    check_rows(means, "means")
-    check_rows(weight, "weight", means)
+    offset = _offset(weight, means, center_weight)
     origin = global_mean_of(means, global_mean)
-    offset = weight.mean(0, dtype=torch.float64) if center_weight else 0.0
     values = []
     for rows in blocks(*means.shape):
         w, m = weight[rows].double() - offset, means[rows].double() - origin
@@ -65,10 +71,8 @@ def duality_error(
 
     Arguments as in :func:`row_similarity`. float64 scalar in [0, 2], 0 at self-duality; NaN for K < 2.
     """
-    check_rows(means, "means")
-    check_rows(weight, "weight", means)
-    rows = weight.double() - weight.mean(0, dtype=torch.float64) if center_weight else weight
-    return simplex_error(rows, centred(means, global_mean))
+    offset = _offset(weight, means, center_weight)
+    return simplex_error(weight.double() - offset if center_weight else weight, centred(means, global_mean))
 
 
 def duality_distance(
@@ -78,11 +82,8 @@ def duality_distance(
 
     Arguments as in :func:`row_similarity`. float64 scalar in [0, 4], 0 at self-duality; NaN for K < 2.
     """
-    check_rows(means, "means")
-    check_rows(weight, "weight", means)
+    offset = _offset(weight, means, center_weight)
     if means.shape[0] < 2:
         return nan_like(means)
-    origin = global_mean_of(means, global_mean)
-    offset = weight.mean(0, dtype=torch.float64) if center_weight else 0.0
-    w, m = weight.double() - offset, means.double() - origin
+    w, m = weight.double() - offset, centred(means, global_mean)
     return (w / w.norm() - m / m.norm()).square().sum()

@@ -15,14 +15,9 @@ from .. import metrics
 from ..conventions import Convention, resolve
 from ..metrics.table import DECISIONS, NAMES, NEAREST, PAIRS, SCATTER, WEIGHT, meaning, needing
 from ..stats.decisions import DecisionStatistics, check_geometry, check_head
+from ..stats.files import write_file
 from ..stats.geometry import ClassGeometry
 from .numbers import format_value, strict
-
-NAN_WITHOUT = {
-    SCATTER: "NaN: needs the D x D scatter, which was not kept",
-    WEIGHT: "NaN: needs the classifier's weight, which was not given",
-    DECISIONS: "NaN: needs a decision pass over held-out rows",
-}
 
 
 class CollapseReport(Mapping[str, float]):
@@ -89,12 +84,15 @@ class CollapseReport(Mapping[str, float]):
             group = means.group
             goal = f" [{means.goal}]" if means.goal else ""
             lines.append(f"  {name:<{width}}  {value:>{digits}}  {means.sentence}{goal}".rstrip())
-        lines += ["", *self._coverage_lines()]
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.notes.items():
-            reasons.setdefault(reason, []).append(name)
-        lines += [f"Note: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        lines += ["", *self._coverage_lines(), *(f"Note: {note}" for note in self.grouped_notes())]
         return "\n".join(lines)
+
+    def grouped_notes(self) -> list[str]:
+        """The notes in words, one that several metrics share told once: ``"nc1_pinv, vci: NaN: needs ..."``."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.notes.items():
+            names.setdefault(reason, []).append(name)
+        return [f"{', '.join(sharing)}: {reason}" for reason, sharing in names.items()]
 
     def _coverage_lines(self) -> list[str]:
         c = self.coverage
@@ -119,9 +117,9 @@ class CollapseReport(Mapping[str, float]):
 
     def to_html(self, path: str | os.PathLike, *, title: str | None = None, details: Any = None) -> None:
         """Writes the report as one self-contained HTML file."""
-        from .page import write_html
+        from .page import render
 
-        write_html(self, path, title=title, details=details)
+        write_file(path, render(self, title=title, details=details))
 
 
 @torch.no_grad()
@@ -154,15 +152,13 @@ def collapse(
     """
     settings = resolve(convention)
     _check(geometry, weight, bias, decisions, settings)
-    notes: dict[str, str] = {}
-    values = dict.fromkeys(NAMES, math.nan)
     rows = None if weight is None else weight.detach()[geometry.classes.to(weight.device)]
-    values.update(_variability(geometry, settings, notes))
-    values.update(_configuration(geometry, rows, settings, notes))
-    values.update(_duality(geometry, rows, settings, notes))
-    values.update(_decisions(decisions, notes))
-    if geometry.num_kept < 2:
-        notes.update(dict.fromkeys(needing(PAIRS), f"NaN: needs two kept classes, there are {geometry.num_kept}"))
+    values = dict.fromkeys(NAMES, math.nan)
+    values.update(_variability(geometry, settings))
+    values.update(_configuration(geometry, rows, settings))
+    values.update(_duality(geometry, rows, settings))
+    values.update(_decisions(decisions))
+    notes = _notes(geometry, rows, decisions, settings)
     if not bool(torch.isfinite(geometry.means).all() & torch.isfinite(geometry.within_trace)):
         reason = "NaN: some features are NaN or infinite; with nonfinite set to skip such rows are left out"
         notes.update({name: reason for name in NAMES if math.isnan(values[name]) and name not in notes})
@@ -199,8 +195,34 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def _absent(need: str) -> dict[str, str]:
-    return dict.fromkeys(needing(need), NAN_WITHOUT[need])
+def _notes(
+    geometry: ClassGeometry, rows: Tensor | None, decisions: DecisionStatistics | None, settings: Convention
+) -> dict[str, str]:
+    """Why a metric is NaN, or what it means under this convention; of two notes on one metric the later counts."""
+    under = f"under convention {settings.name!r}"
+    scatter, weight, of_rows = geometry.within_cov is not None, rows is not None, settings.etf_of == "weight"
+    decided = decisions is not None and decisions.num_samples > 0
+    told = [
+        (needing(SCATTER), not scatter, "NaN: needs the D x D scatter, which was not kept"),
+        (["nc1_pinv"], scatter and not settings.nc1_divide, f"not divided by the number of classes {under}"),
+        (["nc2_cos_mean", "nc2_cos_std"], settings.similarity == "dot", f"raw inner products, not cosines, {under}"),
+        (["nc2_etf_error"], of_rows, f"of the classifier rows {under}"),
+        (["nc2_etf_error"], of_rows and not weight, f"NaN: of the classifier rows {under}, which were not given"),
+        (needing(WEIGHT), not weight, "NaN: needs the classifier's weight, which was not given"),
+        (
+            ["nc3_cos_mean", "nc3_cos_cv"], weight and settings.duality_similarity == "dot",
+            f"inner products, not cosines, {under}",
+        ),
+        (
+            ["nc3_duality_error"], weight and settings.duality_error == "distance",
+            f"squared distance of normalised matrices {under}",
+        ),
+        (needing(DECISIONS), decisions is None, "NaN: needs a decision pass over held-out rows"),
+        (needing(DECISIONS), decisions is not None and not decided, "NaN: the decision pass counted no row"),
+        (needing(NEAREST), decided and not decisions.kept.any(), "NaN: no class is kept, so there is no nearest mean"),
+        (needing(PAIRS), geometry.num_kept < 2, f"NaN: needs two kept classes, there are {geometry.num_kept}"),
+    ]  # fmt: skip
+    return {name: note for names, holds, note in told if holds for name in names}
 
 
 def _origin(geometry: ClassGeometry, settings: Convention) -> Tensor | None:
@@ -208,7 +230,7 @@ def _origin(geometry: ClassGeometry, settings: Convention) -> Tensor | None:
     return geometry.sample_mean if settings.global_mean == "sample" else None
 
 
-def _variability(geometry: ClassGeometry, settings: Convention, notes: dict[str, str]) -> dict[str, Tensor]:
+def _variability(geometry: ClassGeometry, settings: Convention) -> dict[str, Tensor]:
     means, origin = geometry.means, _origin(geometry, settings)
     values = {
         "nc1_quotient": metrics.nc1_quotient(geometry.within_trace, means, global_mean=origin),
@@ -216,22 +238,16 @@ def _variability(geometry: ClassGeometry, settings: Convention, notes: dict[str,
             geometry.class_var, means, power=settings.cdnv_power, counts=geometry.counts, ddof=settings.variance_ddof
         ),
     }
-    if geometry.within_cov is None:
-        notes.update(_absent(SCATTER))
-        return values
-    rtol = metrics.rounding_rtol(means, geometry.input_dtype, global_mean=origin)
-    values["nc1_pinv"] = metrics.nc1_pinv(
-        geometry.within_cov, means, global_mean=origin, rtol=rtol, divide=settings.nc1_divide
-    )
-    values["vci"] = metrics.vci(geometry.within_cov, means, global_mean=origin, rtol=rtol)
-    if not settings.nc1_divide:
-        notes["nc1_pinv"] = f"not divided by the number of classes under convention {settings.name!r}"
+    if geometry.within_cov is not None:
+        rtol = metrics.rounding_rtol(means, geometry.input_dtype, global_mean=origin)
+        values["nc1_pinv"] = metrics.nc1_pinv(
+            geometry.within_cov, means, global_mean=origin, rtol=rtol, divide=settings.nc1_divide
+        )
+        values["vci"] = metrics.vci(geometry.within_cov, means, global_mean=origin, rtol=rtol)
     return values
 
 
-def _configuration(
-    geometry: ClassGeometry, rows: Tensor | None, settings: Convention, notes: dict[str, str]
-) -> dict[str, Tensor]:
+def _configuration(geometry: ClassGeometry, rows: Tensor | None, settings: Convention) -> dict[str, Tensor]:
     means, origin = geometry.means, _origin(geometry, settings)
     norms = {"global_mean": origin, "squared": settings.norm_squared, "ddof": settings.norm_ddof}
     similarity = metrics.pair_similarity(
@@ -246,35 +262,21 @@ def _configuration(
         "gnc2_log_mean": uniformity.mean,
         "gnc2_log_var": uniformity.var,
     }
-    if settings.similarity == "dot":
-        text = f"raw inner products, not cosines, under convention {settings.name!r}"
-        notes.update(dict.fromkeys(("nc2_cos_mean", "nc2_cos_std"), text))
     if settings.etf_of == "means":
         values["nc2_etf_error"] = metrics.etf_error(means, global_mean=origin)
-    elif rows is None:
-        notes["nc2_etf_error"] = f"NaN: of the classifier rows under convention {settings.name!r}, which were not given"
-    else:
+    elif rows is not None:
         values["nc2_etf_error"] = metrics.simplex_error(rows, rows)
-        notes["nc2_etf_error"] = f"of the classifier rows under convention {settings.name!r}"
     return values
 
 
-def _duality(
-    geometry: ClassGeometry, rows: Tensor | None, settings: Convention, notes: dict[str, str]
-) -> dict[str, Tensor]:
+def _duality(geometry: ClassGeometry, rows: Tensor | None, settings: Convention) -> dict[str, Tensor]:
     if rows is None:
-        notes.update(_absent(WEIGHT))
         return {}
     shared = {"global_mean": _origin(geometry, settings), "center_weight": settings.center_weight}
     cosines = metrics.alignment(
         rows, geometry.means, similarity=settings.duality_similarity, ddof=settings.duality_ddof, **shared
     )
     error = metrics.duality_error if settings.duality_error == "gram" else metrics.duality_distance
-    if settings.duality_similarity == "dot":
-        text = f"inner products, not cosines, under convention {settings.name!r}"
-        notes.update(dict.fromkeys(("nc3_cos_mean", "nc3_cos_cv"), text))
-    if settings.duality_error == "distance":
-        notes["nc3_duality_error"] = f"squared distance of normalised matrices under convention {settings.name!r}"
     return {
         "nc3_cos_mean": cosines.mean,
         "nc3_cos_cv": cosines.cv,
@@ -282,9 +284,8 @@ def _duality(
     }
 
 
-def _decisions(decisions: DecisionStatistics | None, notes: dict[str, str]) -> dict[str, Tensor | float]:
+def _decisions(decisions: DecisionStatistics | None) -> dict[str, Tensor | float]:
     if decisions is None:
-        notes.update(_absent(DECISIONS))
         return {}
     d = decisions
     values = {
@@ -294,9 +295,6 @@ def _decisions(decisions: DecisionStatistics | None, notes: dict[str, str]) -> d
         "nll": metrics.mean_nll(d.nll, d.count),
         "ece": metrics.expected_calibration_error(d.confidence_count, d.confidence_correct, d.confidence_sum),
     }
-    if d.num_samples == 0:
-        notes.update(dict.fromkeys(needing(DECISIONS), "NaN: the decision pass counted no row"))
-    elif not d.kept.any():
+    if not d.kept.any():
         values.update(dict.fromkeys(needing(NEAREST), math.nan))
-        notes.update(dict.fromkeys(needing(NEAREST), "NaN: no class is kept, so there is no nearest mean"))
     return values

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..metrics.table import meaning
+from .collapse import CollapseReport
 from .details import coverage_items
 from .numbers import format_value
 
@@ -36,37 +37,39 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Seq
     return "\n".join(lines)
 
 
+def _rich_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (), caption: str = ""
+):
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, caption=caption, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i in left else "right", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
     """Prints a table on standard output; ``left`` names the columns that are aligned to the left."""
     console = _rich_console()
     if console is None:
         print(f"{title}\n{plain_table(columns, rows, left)}" if title else plain_table(columns, rows, left))
         return
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i in left else "right", no_wrap=i == 0)
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    console.print(table)
+    console.print(_rich_table(title, columns, rows, left))
 
 
-def show_report(report: Mapping[str, float], title: str) -> None:
+def show_report(report: CollapseReport, title: str) -> None:
     """The metrics with their direction, and under them the coverage."""
     rows = [(meaning(n).label, format_value(float(v)), meaning(n).goal, n) for n, v in report.items()]
     show_table(title, ("metric", "value", "direction", "name"), rows, left=(0, 2, 3))
-    coverage = [(label, value) for label, value in coverage_items(report)]
-    if coverage:
+    if coverage := coverage_items(report):
         print()
         show_table("Coverage", ("what", "number"), coverage)
-    reasons: dict[str, list[str]] = {}
-    for name, reason in getattr(report, "notes", {}).items():
-        reasons.setdefault(reason, []).append(name)
-    for reason, names in reasons.items():
-        print(f"\n{', '.join(names)}: {reason}")
+    for note in report.grouped_notes():
+        print(f"\n{note}")
 
 
 class LiveTable:
@@ -90,31 +93,24 @@ class LiveTable:
             self._live.__enter__()
         else:
             self._print(self.title)
-            self._print("  ".join(c.rjust(max(9, len(c))) for c in self.columns))
+            self._print_row(self.columns)
         return self
 
     def _print(self, line: str) -> None:
         print(line, file=sys.stderr if self.quiet else sys.stdout, flush=True)
 
-    def _table(self):
-        from rich import box
-        from rich.table import Table
+    def _print_row(self, row: Sequence[str]) -> None:
+        self._print("  ".join(cell.rjust(max(9, len(c))) for cell, c in zip(row, self.columns, strict=True)))
 
-        table = Table(
-            title=self.title, caption=self._caption, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold"
-        )
-        for column in self.columns:
-            table.add_column(column, justify="right")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+    def _table(self):
+        return _rich_table(self.title, self.columns, self.rows, caption=self._caption)
 
     def add(self, row: Sequence[str]) -> None:
         self.rows.append(row)
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         else:
-            self._print("  ".join(cell.rjust(max(9, len(c))) for cell, c in zip(row, self.columns, strict=True)))
+            self._print_row(row)
 
     def note(self, text: str) -> None:
         """A line under the table while it grows; a pipe does not get it."""

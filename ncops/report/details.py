@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import metrics
 from ..stats.decisions import MARGIN_LIMIT
 from .numbers import format_value, strict
+
+if TYPE_CHECKING:
+    from .collapse import CollapseReport
 
 PAIR_SAMPLE = 512
 """Classes drawn for the histogram of pairwise cosines: 130,816 pairs, which show its shape; nothing is K x K."""
@@ -43,21 +47,16 @@ def histogram(values: torch.Tensor, unit: str = "classes") -> dict[str, Any] | N
     return {"edges": edges.tolist(), "counts": [int(c) for c in counts], "mean": float(values.mean()), "unit": unit}
 
 
-def _centred(geometry) -> torch.Tensor:
-    return geometry.means.double() - geometry.global_mean.double()
-
-
 def row_cosines(geometry, weight: torch.Tensor | None) -> torch.Tensor | None:
     """(K,) cosine of each centred class mean with its own classifier row (not centred); None without a classifier."""
     if weight is None:
         return None
-    rows = weight.detach()[geometry.classes.to(weight.device)].to(geometry.means.device, torch.float64)
-    centred = _centred(geometry)
-    return (rows * centred).sum(1) / (rows.norm(dim=1) * centred.norm(dim=1))
+    rows = weight.detach()[geometry.classes.to(weight.device)].to(geometry.means.device)
+    return metrics.row_similarity(rows, geometry.means, global_mean=geometry.global_mean)
 
 
 def _pair_cosines(geometry, seed: int) -> tuple[torch.Tensor, int]:
-    centred = _centred(geometry)
+    centred = geometry.means.double() - geometry.global_mean.double()
     total = centred.shape[0]
     if total > PAIR_SAMPLE:
         chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:PAIR_SAMPLE]
@@ -70,7 +69,8 @@ def _pair_cosines(geometry, seed: int) -> tuple[torch.Tensor, int]:
 
 def geometry_details(geometry, weight: torch.Tensor | None = None, *, seed: int = 0) -> dict[str, Any]:
     """Distributions over the kept classes: norms, cosines with the classifier and of pairs, count against variance."""
-    histograms: dict[str, Any] = {"mean_norm": histogram(_centred(geometry).norm(dim=1))}
+    norms = metrics.mean_norms(geometry.means, global_mean=geometry.global_mean)
+    histograms: dict[str, Any] = {"mean_norm": histogram(norms)}
     cosines = row_cosines(geometry, weight)
     if cosines is not None:
         histograms["row_cosine"] = histogram(cosines)
@@ -93,8 +93,8 @@ def decision_details(decisions) -> dict[str, Any]:
     entropy, margin = decisions.entropy_hist.tolist(), decisions.margin_hist.tolist()
     span = math.log(decisions.num_classes) or 1.0
     inner = len(margin) - 2
-    count, hits = decisions.confidence_count.tolist(), decisions.confidence_correct.tolist()
-    sure, bins = decisions.confidence_sum.tolist(), len(count)
+    count = decisions.confidence_count
+    right, sure = (metrics.per_class_share(d, count) for d in (decisions.confidence_correct, decisions.confidence_sum))
     return {
         "entropy": {"edges": _edges(0.0, span, len(entropy)), "counts": entropy, "unit": "samples"},
         "margin": {
@@ -102,9 +102,8 @@ def decision_details(decisions) -> dict[str, Any]:
             "below": margin[0], "above": margin[-1], "unit": "samples",
         },
         "reliability": {
-            "edges": _edges(0.0, 1.0, bins), "counts": count,
-            "accuracy": [h / c if c else None for h, c in zip(hits, count, strict=True)],
-            "confidence": [s / c if c else None for s, c in zip(sure, count, strict=True)],
+            "edges": _edges(0.0, 1.0, len(count)), "counts": count.tolist(),
+            "accuracy": strict(right.tolist()), "confidence": strict(sure.tolist()),
         },
     }  # fmt: skip
 
@@ -133,24 +132,18 @@ def class_rows(
     columns: dict[str, torch.Tensor] = {
         "count": geometry.counts.cpu()[order],
         "class_var": geometry.class_var.double().cpu()[order],
-        "mean_norm": _centred(geometry).norm(dim=1).cpu()[order],
+        "mean_norm": metrics.mean_norms(geometry.means, global_mean=geometry.global_mean).cpu()[order],
     }
     if cosines is not None:
         columns["row_cosine"] = cosines.cpu()[order]
     if decisions is not None:
-        seen = decisions.count.cpu()[ids]
-        columns["held_out"] = seen
-        for name in ("hit", "agree"):
-            columns[name] = getattr(decisions, name).cpu()[ids].double() / seen.double()
-    names = list(columns)
-    lists = [columns[name].tolist() for name in names]
+        columns["held_out"] = decisions.count.cpu()[ids]
+        columns["hit"] = metrics.per_class_share(decisions.hit, decisions.count).cpu()[ids]
+        columns["agree"] = metrics.per_class_share(decisions.agree, decisions.count).cpu()[ids]
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
     rows = [
-        {
-            "id": int(ids[i]),
-            "text": text(int(ids[i])),
-            **{name: strict(values[i]) for name, values in zip(names, lists, strict=True)},
-        }
-        for i in range(ids.numel())
+        {"id": index, "text": text(index), **strict(dict(zip(columns, row, strict=True)))}
+        for index, row in zip(ids.tolist(), values, strict=True)
     ]
     return {"rows": rows, "shown": len(rows), "of": int(geometry.classes.numel()), "noun": noun}
 
@@ -166,60 +159,53 @@ def trajectory(
     }
 
 
-def document(report: Mapping[str, float], details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def document(report: CollapseReport, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What ``report.json`` and ``--json`` hold: metrics, coverage, convention and every detail."""
     head = {
         "metrics": dict(report),
-        "coverage": getattr(report, "coverage", {}),
-        "convention": getattr(report, "convention", "ncops"),
-        "settings": report.settings.as_dict() if hasattr(report, "settings") else {},
-        "metric_notes": getattr(report, "notes", {}),
+        "coverage": report.coverage,
+        "convention": report.convention,
+        "settings": report.settings.as_dict(),
+        "metric_notes": report.notes,
     }
     return strict({**head, **(details or {})})
 
 
-COVERAGE_LABELS = {
-    "classes": "classes",
-    "classes_seen": "classes seen",
-    "classes_kept": "classes kept",
-    "min_count": "samples a class needs",
-    "classes_with_10_samples": "classes with ≥ 10 samples",
-    "samples": "samples (training part)",
-    "samples_in_kept": "of them in kept classes",
-    "decision_samples": "samples (decision part)",
-    "decision_samples_kept": "of them in kept classes",
+COVERAGE = {
+    "classes": ("classes", ""),
+    "classes_seen": ("classes seen", "classes"),
+    "classes_kept": ("classes kept", "classes"),
+    "min_count": ("samples a class needs", ""),
+    "classes_with_10_samples": ("classes with ≥ 10 samples", ""),
+    "samples": ("samples (training part)", ""),
+    "samples_in_kept": ("of them in kept classes", "samples"),
+    "decision_samples": ("samples (decision part)", ""),
+    "decision_samples_kept": ("of them in kept classes", "decision_samples"),
 }
-_SHARE_OF = {
-    "classes_seen": "classes",
-    "classes_kept": "classes",
-    "samples_in_kept": "samples",
-    "decision_samples_kept": "decision_samples",
-}
+"""What is told of the coverage even where it is 0: its label, and the number that it is a share of."""
 _COVERAGE_HIDDEN = ("ignored_rows", "decision_ignored_rows", "decision_unkept_samples", "decision_unkept_share")
 
 
-def coverage_items(report: Mapping[str, float]) -> list[tuple[str, str]]:
+def coverage_items(report: CollapseReport) -> list[tuple[str, str]]:
     """(label, value) pairs of a report's coverage; counts that are zero and uninteresting are left out."""
     items = []
-    coverage = dict(getattr(report, "coverage", None) or {})
+    coverage = report.coverage
     for name, value in coverage.items():
-        if (name not in COVERAGE_LABELS and not value) or name in _COVERAGE_HIDDEN:
+        if (name not in COVERAGE and not value) or name in _COVERAGE_HIDDEN:
             continue
         if name == "classes_with_10_samples" and coverage.get("min_count") == 10:
             continue
-        shown = (
-            f"{value:,}" if isinstance(value, int) else format_value(value) if isinstance(value, float) else str(value)
-        )
-        of = coverage.get(_SHARE_OF.get(name, ""))
-        if of:
-            shown += f" ({100 * value / of:.3g} %)"
-        items.append((COVERAGE_LABELS.get(name, name.replace("_", " ")), shown))
+        label, whole = COVERAGE.get(name, (name.replace("_", " "), ""))
+        shown = format_value(value) if isinstance(value, (int, float)) else str(value)
+        if coverage.get(whole):
+            shown += f" ({100 * value / coverage[whole]:.3g} %)"
+        items.append((label, shown))
     return items
 
 
-def caveats(report: Mapping[str, float]) -> list[str]:
+def caveats(report: CollapseReport) -> list[str]:
     """Sentences that keep a reader from taking a number for more than it is."""
-    coverage, found = getattr(report, "coverage", None) or {}, []
+    coverage, found = report.coverage, []
     share = coverage.get("decision_unkept_share")
     if share is not None and share > 0.02:
         found.append(

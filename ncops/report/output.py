@@ -57,7 +57,7 @@ def deliver(
         say("wrote " + ", ".join(str(path) for path in written))
 
 
-def figure_files(comparison: Comparison, suffixes: tuple[str, ...] = ("pdf", "svg")) -> dict[str, bytes]:
+def figure_files(comparison: Comparison) -> dict[str, bytes]:
     """The figure of a comparison in vector formats, the same bytes for the same runs; none without matplotlib."""
     try:
         import matplotlib
@@ -71,10 +71,9 @@ def figure_files(comparison: Comparison, suffixes: tuple[str, ...] = ("pdf", "sv
     with matplotlib.rc_context({**PAPER, "pdf.fonttype": 42, "svg.hashsalt": "ncops", "backend": "agg"}):
         figure, _ = comparison.plot()
         files = {}
-        for suffix in suffixes:
+        for suffix, date in (("pdf", "CreationDate"), ("svg", "Date")):
             buffer = io.BytesIO()
-            when = {"CreationDate": None} if suffix == "pdf" else {"Date": None}
-            figure.savefig(buffer, format=suffix, metadata=when)
+            figure.savefig(buffer, format=suffix, metadata={date: None})
             files[f"trajectories.{suffix}"] = buffer.getvalue()
         pyplot.close(figure)
     return files

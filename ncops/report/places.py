@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +31,8 @@ def short_names(files: Sequence[Path]) -> list[str]:
     if len(parts) == 1:
         return [parts[0][-1]]
     shortest = min(map(len, parts))
-    start = 0
-    while start < shortest - 1 and len({p[start] for p in parts}) == 1:
-        start += 1
-    stop = 0
-    while stop < shortest - start - 1 and len({p[-1 - stop] for p in parts}) == 1:
-        stop += 1
+    start = min(len(commonprefix(parts)), shortest - 1)
+    stop = min(len(commonprefix([p[::-1] for p in parts])), shortest - start - 1)
     return ["/".join(p[start : len(p) - stop]) for p in parts]
 
 

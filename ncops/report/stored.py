@@ -6,11 +6,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..conventions import Convention, resolve
+from ..conventions import PRESETS, Convention
 from ..errors import CommandError
 from ..stats.arrays import Arrays, Classifier, read_classifier
 from ..stats.classes import ClassStatistics
@@ -83,10 +84,7 @@ def _convention(document: Mapping[str, Any]) -> Convention:
     try:
         return Convention(**document["settings"])
     except (KeyError, TypeError, ValueError):
-        try:
-            return resolve(str(document.get("convention", "ncops")))
-        except ValueError:
-            return resolve("ncops")
+        return PRESETS.get(str(document.get("convention")), PRESETS["ncops"])
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -115,56 +113,52 @@ def _list(value: Any, kind: Callable[[Any], bool], length: int | None = None) ->
     return isinstance(value, list) and (length is None or len(value) == length) and all(kind(v) for v in value)
 
 
-def _edges(value: Any) -> bool:
-    return _list(value, _number) and len(value) > 1 and all(a < b for a, b in zip(value[:-1], value[1:], strict=True))
+def _ascending(value: Any, length: int | None = None) -> bool:
+    return _list(value, _number, length) and all(a < b for a, b in zip(value[:-1], value[1:], strict=True))
 
 
-def _histogram(name: str, data: Any) -> dict[str, Any]:
-    if not (isinstance(data, dict) and _edges(data["edges"]) and _list(data["counts"], _count, len(data["edges"]) - 1)):
-        raise ValueError(name)
-    kept = {"edges": data["edges"], "counts": data["counts"]}
-    if data.get("unit") in ("classes", "pairs", "samples"):
-        kept["unit"] = data["unit"]
-    if _number(data.get("mean")):
-        kept["mean"] = data["mean"]
-    for key in {"pair_cosine": ("classes", "of"), "margin": ("below", "above")}.get(name, ()):
-        if not _count(data[key]):
-            raise ValueError(name)
-        kept[key] = data[key]
-    if name == "reliability":
-        for key in ("accuracy", "confidence"):
-            if not _list(data[key], _maybe, len(data["counts"])):
-                raise ValueError(name)
-            kept[key] = data[key]
-    return kept
+def _entries(data: Any, checks: Mapping[str, Callable[[Any], bool]]) -> dict[str, Any]:
+    """The entries of ``data`` that ``checks`` names, once each has passed its check."""
+    for key, passes in checks.items():
+        if not passes(data[key]):
+            raise ValueError(key)
+    return {key: data[key] for key in checks}
+
+
+def _histogram(data: Any, more: Sequence[str] = (), per_bin: Sequence[str] = ()) -> dict[str, Any]:
+    """``more`` names counts, ``per_bin`` lists of a number or None per bin, that this histogram has beside the rest."""
+    bins = len(data["counts"])
+    checks = {
+        "edges": lambda edges: bins > 0 and _ascending(edges, bins + 1),
+        "counts": lambda counts: _list(counts, _count),
+        **dict.fromkeys(more, _count),
+        **dict.fromkeys(per_bin, lambda values: _list(values, _maybe, bins)),
+    }
+    optional = {"unit": lambda unit: unit in ("classes", "pairs", "samples"), "mean": _number}
+    return _entries(data, checks) | {key: data[key] for key, passes in optional.items() if passes(data.get(key))}
 
 
 def _scatter(data: Any) -> dict[str, Any]:
     size = len(data["count"])
-    positive = [_list(data[k], lambda v: _number(v) and v > 0, size) for k in ("count", "variance")]
-    if not all(positive) or not _count(data["of"]):
-        raise ValueError("scatter")
-    return {"count": data["count"], "variance": data["variance"], "shown": size, "of": data["of"]}
+    checks = dict.fromkeys(("count", "variance"), lambda values: _list(values, lambda v: _number(v) and v > 0, size))
+    return {**_entries(data, {**checks, "of": _count}), "shown": size}
 
 
 def _classes(data: Any) -> dict[str, Any]:
     rows = []
     for row in data["rows"]:
-        numbers = {k: row[k] for k in CLASS_COLUMNS if k in row}
-        if not _count(row["id"]) or not all(_maybe(v) for v in numbers.values()):
-            raise ValueError("classes")
-        rows.append({"id": row["id"], "text": str(row["text"]), **numbers})
-    if not _count(data["of"]):
-        raise ValueError("classes")
-    return {"rows": rows, "shown": len(rows), "of": data["of"], "noun": str(data.get("noun", "class"))[:40]}
+        columns = [name for name in CLASS_COLUMNS if name in row]
+        rows.append({**_entries(row, {"id": _count, **dict.fromkeys(columns, _maybe)}), "text": str(row["text"])})
+    noun = str(data.get("noun", "class"))[:40]
+    return {**_entries(data, {"of": _count}), "rows": rows, "shown": len(rows), "noun": noun}
 
 
 def _trajectory(data: Any) -> dict[str, Any]:
     points, metrics = data["points"], _mapping(data["metrics"])
-    if not _list(points, _number) or not points or sorted(set(points)) != points:
-        raise ValueError("trajectory")
+    if not points or not _ascending(points):
+        raise ValueError("points")
     if not all(_NAME.fullmatch(name) and _list(values, _maybe, len(points)) for name, values in metrics.items()):
-        raise ValueError("trajectory")
+        raise ValueError("metrics")
     return {"axis": str(data["axis"])[:40], "points": points, "metrics": metrics}
 
 
@@ -172,28 +166,37 @@ def _facts(data: Any) -> dict[str, Any]:
     return {str(k): v for k, v in data.items() if v is None or isinstance(v, (str, int, float, bool))}
 
 
-def read_details(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a stored report that the page shows beside its numbers, checked."""
-    found: dict[str, Any] = {}
-    lost = []
+_PARTS = {
+    "scatter": _scatter, "classes": _classes, "layers": _trajectory, "checkpoints": _trajectory, "run": _facts,
+}  # fmt: skip
+_HISTOGRAMS = {
+    "mean_norm": _histogram,
+    "row_cosine": _histogram,
+    "pair_cosine": partial(_histogram, more=("classes", "of")),
+    "entropy": _histogram,
+    "margin": partial(_histogram, more=("below", "above")),
+    "reliability": partial(_histogram, per_bin=("accuracy", "confidence")),
+}
 
-    def take(key: str, into: dict[str, Any], part: Any, check: Callable[[Any], Any]) -> None:
+
+def _checked(parts: Mapping[str, Any], checks: Mapping[str, Callable[[Any], Any]], lost: list[str]) -> dict[str, Any]:
+    """What the checks make of those parts that pass; ``lost`` gets the names of the others."""
+    found = {}
+    for key, check in checks.items():
+        if key not in parts:
+            continue
         try:
-            into[key] = check(part)
+            found[key] = check(parts[key])
         except (AttributeError, KeyError, TypeError, ValueError, IndexError):
             lost.append(key)
+    return found
 
-    for key, check in (
-        ("scatter", _scatter), ("classes", _classes), ("layers", _trajectory), ("checkpoints", _trajectory),
-        ("run", _facts),
-    ):  # fmt: skip
-        if key in document:
-            take(key, found, document[key], check)
-    histograms = _mapping(document.get("histograms"))
-    found["histograms"] = {}
-    for name in ("mean_norm", "row_cosine", "pair_cosine", "entropy", "margin", "reliability"):
-        if name in histograms:
-            take(name, found["histograms"], histograms[name], lambda part, name=name: _histogram(name, part))
+
+def read_details(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a stored report that the page shows beside its numbers, checked."""
+    lost: list[str] = []
+    found = _checked(document, _PARTS, lost)
+    found["histograms"] = _checked(_mapping(document.get("histograms")), _HISTOGRAMS, lost)
     notes = document.get("notes")
     found["notes"] = [str(note) for note in notes] if isinstance(notes, list) else []
     if lost:

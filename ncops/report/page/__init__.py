@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ...metrics.table import HEADLINES, direction, distance, meaning
-from ...stats.files import write_file
 from ..details import CLASS_COLUMNS, caveats, coverage_items
 from ..numbers import format_value
 from ..plots.curves import CONTROL, Axis, has_values, short
 from . import figures
 
-__all__ = ["render", "render_runs", "token_html", "write_html"]
+if TYPE_CHECKING:
+    from ..collapse import CollapseReport
+
+__all__ = ["render", "render_runs", "token_html"]
 
 _UNSEEN = re.compile(rf"^ | $|(?<= ) |{CONTROL.pattern}")
 _VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
@@ -55,7 +56,7 @@ _TEMPLATES.filters.update(
 _TEMPLATES.globals.update(collapsed=_collapsed, headlines=HEADLINES, meaning=meaning)
 
 
-def _page(template: str, report: Mapping[str, float], details: Mapping[str, Any], **values: Any) -> str:
+def _page(template: str, report: CollapseReport, details: Mapping[str, Any], **values: Any) -> str:
     """The template with all that there is to show of one report, and the other ``values``."""
     classes = details.get("classes", {"rows": []})
     text = _TEMPLATES.get_template(template).render(
@@ -63,17 +64,17 @@ def _page(template: str, report: Mapping[str, float], details: Mapping[str, Any]
         plots=figures.can_draw(),
         figures=figures.drawn(figures.distributions(report, details)),
         report={name: float(value) for name, value in report.items()},
-        metric_notes=getattr(report, "notes", {}),
+        metric_notes=report.notes,
         coverage=coverage_items(report),
         notes=[*details.get("notes", []), *caveats(report)],
         classes=classes,
         class_columns={n: text for n, text in CLASS_COLUMNS.items() if classes["rows"] and n in classes["rows"][0]},
-        facts={"convention": getattr(report, "convention", "ncops"), **details.get("run", {})},
+        facts={"convention": report.convention, **details.get("run", {})},
     )
     return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else "·", text)
 
 
-def render(report: Mapping[str, float], *, title: str | None = None, details: Mapping[str, Any] | None = None) -> str:
+def render(report: CollapseReport, *, title: str | None = None, details: Mapping[str, Any] | None = None) -> str:
     """The page of a report as text; see ``ncops.report.details`` for what ``details`` may hold."""
     details = details or {}
     run = details.get("run", {})
@@ -83,11 +84,6 @@ def render(report: Mapping[str, float], *, title: str | None = None, details: Ma
         subtitle=" · ".join(str(run[k]) for k in ("model_name", "data") if run.get(k)) or "measured with ncops",
         trajectories=figures.trajectories([("", details)]),
     )  # fmt: skip
-
-
-def write_html(report: Mapping[str, float], path: str | os.PathLike, **options: Any) -> None:
-    """Writes the page of ``report`` as one file; options of :func:`render`."""
-    write_file(path, render(report, **options))
 
 
 def render_runs(
