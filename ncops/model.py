@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,6 +65,24 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+@torch.no_grad()
+def identity(model: nn.Module) -> str:
+    """A hash of all parameters and of what the configuration says of the logits: models of one identity are one model.
+
+    Every word counts in a sum, the ends of each tensor in their places: the speed is that of memory.
+    """
+    config = text_config(model)
+    digest = hashlib.sha256(repr((stated_scales(config), stated_softcap(config))).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        words = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+        if words.numel() and (words.numel() | words.storage_offset()) % 8 == 0:
+            words = words.view(torch.int64)
+        ends = torch.cat([words[:512], words[-512:]]).cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {int(words.sum(dtype=torch.int64))}".encode())
+        digest.update(ends.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def stated_scales(config: Any) -> list[float]:
     """Factors on the logits that model configurations state, under the names in use, and their inverses."""
     found = [1.0]
@@ -75,10 +94,15 @@ def stated_scales(config: Any) -> list[float]:
 
 
 def stated_softcap(config: Any) -> float | None:
-    """The bound of a tanh that model configurations state for their logits."""
-    for name in ("final_logit_softcapping", "output_logits_soft_cap"):
-        if getattr(config, name, None):
-            return float(getattr(config, name))
+    """The bound of a tanh that a model's configuration states for its logits, whatever it calls it.
+
+    ``final_logit_softcapping``, ``output_logit_soft_cap``, ``logits_soft_cap``, ...; caps of attention are others.
+    """
+    settings = config.to_dict() if hasattr(config, "to_dict") else vars(config or object)
+    for name, value in settings.items():
+        capped = "logit" in name and "cap" in name and not any(part in name for part in ("attn", "attention", "router"))
+        if capped and isinstance(value, (int, float)) and value > 0:
+            return float(value)
     return None
 
 

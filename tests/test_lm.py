@@ -190,7 +190,7 @@ def test_logits_are_made_for_the_probe_only(tiny):
         lambda module, inputs, output: rows.append(output.shape[:-1].numel())
     )
     lm.measure(loaded, [[texts[0].read_text()]], window=WINDOW, min_count=2, progress=False)
-    assert rows == [8]
+    assert rows == [16]
 
 
 def test_tokens_counts_both_parts(tiny, capsys):
@@ -223,7 +223,7 @@ def head_of(model):
 
 def check_head(model, head):
     """scale * (x @ weight.T) + bias from the features that `body` gives equals the model's logits."""
-    from ncops.lm.load import body
+    from ncops.lm.head import body
 
     ids = torch.randint(3, 100, (2, 9))
     mask = torch.ones_like(ids)
@@ -279,13 +279,14 @@ def test_soft_capped_logits_are_refused():
     assert find_head(model, torch.tensor([[5, 6]]), ignore_softcap=True).softcap == 30.0
 
 
-def test_windows_labels_and_padding():
+def test_windows_and_labels_by_length():
     windows = Windows([[1, 2, 3, 4, 5], [6], [7, 8]], size=3)
     assert [windows[i] for i in range(len(windows))] == [[1, 2, 3], [4, 5], [7, 8]]  # a lone token has no next one
-    (batch,) = windows.batches(range(3), 8, pad=9)
-    assert batch.input_ids.tolist() == [[1, 2, 3], [4, 5, 9], [7, 8, 9]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
-    assert batch.labels.tolist() == [[2, 3, IGNORE], [5, IGNORE, IGNORE], [8, IGNORE, IGNORE]]
+    assert windows.by_length([2, 1, 0]) == [0, 2, 1]
+    long, short = windows.batches(range(3), 8)
+    assert long.input_ids.tolist() == [[1, 2, 3]] and long.labels.tolist() == [[2, 3, IGNORE]]
+    assert short.input_ids.tolist() == [[4, 5], [7, 8]] and short.labels.tolist() == [[5, IGNORE], [8, IGNORE]]
+    assert all(batch.attention_mask.all() for batch in (long, short))
     (batch,) = Windows([[1, 2]], size=4, bos=0).batches(range(1), 1)
     assert batch.input_ids.tolist() == [[0, 1, 2]] and batch.labels.tolist() == [[IGNORE, 2, IGNORE]]
 

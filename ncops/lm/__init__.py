@@ -1,6 +1,7 @@
 """Token collapse of causal language models: load from disk, cut text into windows, measure."""
 
-from .load import Head, LoadedModel, Source, find_head, find_source, load
+from .head import Head, find_head
+from .load import LoadedModel, Source, find_source, load
 from .measure import measure
 from .windows import Batch, Windows, read_chunks
 

@@ -12,7 +12,8 @@ from ..report.collapse import collapse
 from ..report.details import trajectory
 from ..stats.classes import ClassStatistics
 from ..stats.decisions import DecisionStatistics
-from .load import Head, LoadedModel, body
+from .head import Head, body
+from .load import LoadedModel
 from .progress import Progress
 from .ranks import Ranks
 from .windows import IGNORE, Batch, Windows
@@ -82,15 +83,14 @@ class Corpus:
     ) -> None:
         self.windows, self.batch_size, self.ranks = windows, batch_size, ranks
         self.device = next(loaded.model.parameters()).device
-        self.pad = getattr(loaded.tokenizer, "pad_token_id", None) or 0
         self.hide = True if not ranks.speaks else None if progress is None else not progress
         self.model, self.head = loaded.model, head
 
     def batches(self, indices: range, what: str, done: int = 0) -> Iterator[tuple[int, Batch]]:
         """``(windows done after it, batch)`` of this rank's share of the windows, from the ``done``-th on."""
-        mine = self.ranks.share(indices)
+        mine = self.windows.by_length(self.ranks.share(indices))
         with tqdm(total=len(mine), initial=done, desc=what, unit="window", disable=self.hide) as bar:
-            for batch in self.windows.batches(mine[done:], self.batch_size, self.pad, self.device):
+            for batch in self.windows.batches(mine[done:], self.batch_size, self.device):
                 done += batch.input_ids.shape[0]
                 yield done, batch
                 bar.update(batch.input_ids.shape[0])

@@ -14,7 +14,7 @@ from .. import memory
 from ..errors import CommandError
 from ..measure.saved import describe, same_model
 from ..metrics.table import LAYERS, shown_in
-from ..model import text_config
+from ..model import identity, text_config
 from ..report.measured import Measured, assemble
 from ..report.stored import CLASSES, DECISIONS
 from ..stats.classes import ClassStatistics
@@ -22,12 +22,13 @@ from ..stats.decisions import DecisionStatistics
 from ..stats.files import save_statistics
 from ..stats.state import StreamingState
 from .collect import Corpus, LayerStatistics, Pass
-from .load import Head, LoadedModel, find_head
+from .head import Head, find_head
+from .load import LoadedModel
 from .progress import Progress, signature
 from .ranks import Ranks
 from .windows import Windows, leading_bos, tokenize
 
-PROBE_TOKENS = 8
+PROBE_TOKENS = 16
 WINDOW = 256
 
 
@@ -59,7 +60,7 @@ def read_windows(
     Raises:
         CommandError: if the window does not fit the model.
     """
-    config = text_config(loaded.model)
+    config = text_config(loaded)
     bos = leading_bos(loaded.tokenizer)
     longest = getattr(config, "max_position_embeddings", None) or 2**31
     longest -= bos is not None
@@ -87,7 +88,7 @@ def token_text(tokenizer: Any, index: int) -> str:
 def check_given(
     given: ClassStatistics, theirs: Mapping[str, str] | None, ours: Mapping[str, str], weight: torch.Tensor
 ) -> None:
-    """Raises CommandError for class statistics of another model: other sizes, or a classifier of other bits."""
+    """Raises CommandError for class statistics of another model: other sizes, or parameters of other bits."""
     if (given.num_classes, given.dim) != tuple(weight.shape):
         raise CommandError(
             f"--statistics: expected {weight.shape[0]} classes in {weight.shape[1]} dimensions, as this model has, "
@@ -143,25 +144,26 @@ def measure(
     Raises:
         CommandError: statistics of another model, text or a window that does not fit, no linear classifier.
     """
-    memory.reset_peak()
-    started, before = time.perf_counter(), memory.resident()
-    depth = text_config(loaded.model).num_hidden_layers
+    depth = text_config(loaded).num_hidden_layers
     chosen = parse_layers(layers, depth)
     windows = read_windows(loaded, texts, tokens=tokens, window=window)
     train, held_out = windows.split() if given is None else (range(0), range(len(windows)))
+    model = loaded.model  # loaded only now that what is cheap to check has been checked
+    memory.reset_peak()
+    started, before = time.perf_counter(), memory.resident()
     head = probe_head(loaded, windows, ignore_softcap)
     corpus = Corpus(loaded, head, windows, batch_size, ranks, progress)
     run = signature(
         {
-            "text": windows.fingerprint_bytes(), "model": head.weight, "batch size": batch_size, "layers": chosen,
+            "text": windows.fingerprint_bytes(), "model": identity(model), "batch size": batch_size, "layers": chosen,
             "min count": min_count, "number of processes": ranks.size,
             "statistics": None if given is None else given.sqnorms,
         }
     )  # fmt: skip
     place = Progress(checkpoint, every, run, ranks)
-    model_name = (facts or {}).get("model_name", type(loaded.model).__name__)
+    model_name = (facts or {}).get("model_name", type(model).__name__)
     dtype = str(head.weight.dtype).removeprefix("torch.")
-    origin = {"model": model_name, "dtype": dtype, "classifier": run["model"]}
+    origin = {"model": model_name, "dtype": dtype, "parameters": run["model"], **signature({"classifier": head.weight})}
 
     def keep(name: str, statistics: StreamingState) -> None:
         if save is not None and ranks.speaks:
@@ -188,6 +190,7 @@ def measure(
             **(facts or {}),
             "model_path": str(loaded.source.folder),
             "gguf": loaded.source.gguf,
+            "unused_weights": loaded.unused,
             "vocabulary": head.weight.shape[0],
             "dim": geometry.dim,
             "layers": depth,
@@ -226,7 +229,7 @@ def _train_part(
     statistics = ClassStatistics(num_classes=vocabulary, dim=dim, scatter=True, device=corpus.device)
     layers = None
     if chosen:
-        _, hidden = corpus.features(next(corpus.windows.batches(range(1), 1, corpus.pad, corpus.device)), True)
+        _, hidden = corpus.features(next(corpus.windows.batches(range(1), 1, corpus.device)), True)
         layers = LayerStatistics(chosen, corpus.windows.labels_seen(train), vocabulary, hidden)
     corpus.run(train, Pass("train", "classes", statistics, layers), place)
     return statistics, layers

@@ -1,14 +1,14 @@
-"""Text files to fixed windows of tokens, and windows to padded batches with next-token labels."""
+"""Text files to fixed windows of tokens, and windows to batches with next-token labels."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import CommandError
 
@@ -18,7 +18,7 @@ CHUNK_CHARACTERS = 1 << 20
 
 
 class Batch(NamedTuple):
-    """``labels[b, t]`` is the token at t + 1 of its window: IGNORE at a last token, padding, an added BOS."""
+    """``labels[b, t]`` is the token at t + 1 of its window: IGNORE at a last token and an added BOS."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -79,21 +79,22 @@ class Windows:
         """The distinct labels of these windows, ascending."""
         return sorted(set().union(*(self[i][1:] for i in indices)))
 
+    def by_length(self, indices: Iterable[int]) -> list[int]:
+        """These windows with the long ones first, those of one length in their order."""
+        return sorted(indices, key=lambda i: self._spans[i][0] - self._spans[i][1])
+
     def batches(
-        self, indices: Sequence[int], batch_size: int, pad: int = 0, device: torch.device | str = "cpu"
+        self, indices: Sequence[int], batch_size: int, device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
-        """Batches in order, padded on the right to the longest window of the batch."""
+        """Batches in order, of windows of one length each: nothing is padded, which no model can be confused by."""
         lead = [] if self.bos is None else [self.bos]
-        for first in range(0, len(indices), batch_size):
-            rows = [self[i] for i in indices[first : first + batch_size]]
-            ids = [torch.tensor([*lead, *row]) for row in rows]
-            labels = [torch.tensor([IGNORE for _ in lead] + row[1:] + [IGNORE]) for row in rows]
-            mask = [torch.ones_like(row) for row in ids]
-            yield Batch(
-                pad_sequence(ids, batch_first=True, padding_value=pad).to(device),
-                pad_sequence(mask, batch_first=True).to(device),
-                pad_sequence(labels, batch_first=True, padding_value=IGNORE).to(device),
-            )
+        for _, alike in groupby(indices, key=lambda i: self._spans[i][1] - self._spans[i][0]):
+            alike = list(alike)
+            for first in range(0, len(alike), batch_size):
+                rows = [self[i] for i in alike[first : first + batch_size]]
+                ids = torch.tensor([[*lead, *row] for row in rows])
+                labels = torch.tensor([[IGNORE for _ in lead] + row[1:] + [IGNORE] for row in rows])
+                yield Batch(ids.to(device), torch.ones_like(ids).to(device), labels.to(device))
 
 
 def read_chunks(path: Path) -> Iterator[str]:

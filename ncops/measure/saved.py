@@ -14,12 +14,17 @@ from ..stats.load import load
 
 def describe(origin: Mapping[str, str]) -> str:
     """The model that statistics were made with, in words."""
-    return f"{origin['model']} in {origin['dtype']} (classifier {origin['classifier']})"
+    known = [f"{name} {origin[name]}" for name in ("classifier", "parameters") if name in origin]
+    return f"{origin['model']} in {origin['dtype']} ({', '.join(known)})"
 
 
 def same_model(one: Mapping[str, str] | None, other: Mapping[str, str] | None) -> bool:
-    """Whether two origins have one classifier; what is not known, in files of one's own programs, fits everything."""
-    return one is None or other is None or one["classifier"] == other["classifier"]
+    """Whether two origins have one model: all of its parameters, or what both know of them.
+
+    What is not known, in files of one's own programs, fits everything.
+    """
+    known = [name for name in ("classifier", "parameters") if name in (one or {}) and name in (other or {})]
+    return all(one[name] == other[name] for name in known)
 
 
 def find(path: Path, option: str) -> Path:
