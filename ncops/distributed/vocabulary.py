@@ -25,7 +25,7 @@ from ..ops.checks import (
     refuse_forward_mode,
     shape,
 )
-from ..ops.columns import LinearStats, columns_of, save_planes
+from ..ops.columns import LinearStats, columns_of
 from ..ops.linear_stats import INSTEAD_OF_SCALE, check_classifier
 from ..ops.precision import allow_tf32
 from ..stats.collectives import Group, gather
@@ -182,7 +182,8 @@ class _Parallel(torch.autograd.Function):
         every = mine.new_empty((ranks * mine.shape[0], mine.shape[1]))
         gather(every, mine, shard.group)
         planes = merge_shares(every.view(ranks, *mine.shape), level, target, ignore_index, compute_dtype(x.dtype))
-        save_planes(ctx, planes, x, weight, bias, target)
+        ctx.save_for_backward(*planes, x, weight, bias, target)
+        ctx.mark_non_differentiable(planes[1])
         ctx.shard, ctx.options = shard, options
         return planes
 

@@ -17,7 +17,7 @@ from .checks import (
     flatten_rows,
     refuse_forward_mode,
 )
-from .op import define
+from .op import define, differentiable
 from .precision import allow_tf32
 
 
@@ -78,24 +78,14 @@ def _fake(x, *_):
     return x.new_empty((x.shape[1], x.shape[1]), dtype=compute_dtype(x.dtype))
 
 
-def _setup(ctx, inputs, output):
-    x, labels, center, *ctx.options = inputs
-    ctx.save_for_backward(x, labels, center)
-
-
-def _backward(ctx, g):
-    need_x, need_center = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-    g_x, g_center = torch.ops.ncops.class_scatter_backward(g, *ctx.saved_tensors, *ctx.options, need_x, need_center)
-    return g_x if need_x else None, None, g_center if need_center else None, None, None
-
-
 def _backward_fake(g, x, labels, center, ignore_index, allow_tf32, need_x, need_center):
     return x.new_empty(x.shape if need_x else 0), g.new_empty(center.shape if need_center else 0)
 
 
 _INPUTS = "Tensor x, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
-define(f"class_scatter({_INPUTS}) -> Tensor", _fake, check=_check, setup=_setup, backward=_backward)
+define(f"class_scatter({_INPUTS}) -> Tensor sum", _fake, check=_check)
 define(
-    f"class_scatter_backward(Tensor g, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)",
+    f"class_scatter_backward(Tensor g_sum, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)",
     _backward_fake,
 )
+differentiable("class_scatter")

@@ -146,9 +146,3 @@ def fake_planes(x: Tensor) -> tuple[Tensor, Tensor]:
     rows = x.shape[0]
     floats = x.new_empty((len(FLOATS), rows), dtype=compute_dtype(x.dtype))
     return floats, x.new_empty((len(INDICES), rows), dtype=torch.int64)
-
-
-def save_planes(ctx, planes: tuple[Tensor, Tensor], *inputs: Tensor | None) -> None:
-    """Saves what the backward takes before its options: the planes, then ``inputs``."""
-    ctx.save_for_backward(*planes, *inputs)
-    ctx.mark_non_differentiable(planes[1])

@@ -18,8 +18,8 @@ from .checks import (
     refuse_forward_mode,
     shape,
 )
-from .columns import PLANES, LinearStats, columns_of, fake_planes, save_planes
-from .op import define
+from .columns import PLANES, LinearStats, columns_of, fake_planes
+from .op import define, differentiable
 from .precision import allow_tf32
 
 INSTEAD_OF_SCALE = "fold a learned temperature into x (linear_stats(x * scale, ...))"
@@ -113,19 +113,6 @@ def _targets_fake(x, *_):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
 
-def _setup(ctx, inputs, output):
-    *tensors, ctx.scale, ctx.ignore_index, ctx.allow_tf32 = inputs
-    save_planes(ctx, output, *tensors)
-
-
-def _backward(ctx, grad, _):
-    needs = [bool(need) for need in ctx.needs_input_grad[:3]]
-    results = torch.ops.ncops.linear_stats_backward(
-        grad, *ctx.saved_tensors, ctx.scale, ctx.ignore_index, ctx.allow_tf32, *needs
-    )
-    return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None)
-
-
 def _backward_fake(
     grad, floats, indices, x, weight, bias, target, scale, ignore_index, allow_tf32, need_x, need_weight, need_bias
 ):
@@ -137,13 +124,7 @@ def _backward_fake(
 
 
 _HEAD, _OPTIONS = "Tensor x, Tensor weight, Tensor? bias", "float scale, int ignore_index, bool allow_tf32"
-define(
-    f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}",
-    _fake,
-    check=_check,
-    setup=_setup,
-    backward=_backward,
-)
+define(f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}", _fake, check=_check)
 # The share of these classes of a vocabulary that has others, in which targets may lie: their logits are given.
 define(
     f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share_fake
@@ -155,7 +136,8 @@ define(
     after=_zero_elsewhere,
 )
 define(
-    f"linear_stats_backward(Tensor grad, Tensor floats, Tensor indices, {_HEAD}, Tensor? target, {_OPTIONS},"
+    f"linear_stats_backward(Tensor g_floats, Tensor floats, Tensor indices, {_HEAD}, Tensor? target, {_OPTIONS},"
     " bool need_x, bool need_weight, bool need_bias) -> (Tensor g_x, Tensor g_weight, Tensor g_bias)",
     _backward_fake,
 )
+differentiable("linear_stats")

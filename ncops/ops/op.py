@@ -41,8 +41,9 @@ def define(
         fake: runs under tracing. It, ``check`` and ``setup`` take the arguments of the schema.
         check: what has to be looked at before the kernel runs, such as the values of labels.
         after: makes the results from the kernel's and the arguments; default: as they are.
-        setup, backward: those of :func:`torch.library.register_autograd`. An op ``<name>_backward`` has neither: a
-            second derivative is a clear error instead of a silent zero.
+        setup, backward: those of :func:`torch.library.register_autograd`, for an op whose gradient is not that of
+            :func:`differentiable`. An op ``<name>_backward`` has none: a second derivative is a clear error instead of
+            a silent zero.
     """
     name = schema.split("(", 1)[0]
     DEFINED.append(name)
@@ -65,3 +66,34 @@ def define(
         setup, backward = (lambda ctx, inputs, output: None), refuse
     if backward is not None:
         torch.library.register_autograd(f"ncops::{name}", backward, setup_context=setup, lib=_LIBRARY)
+
+
+def differentiable(name: str) -> None:
+    """Makes ``<name>_backward`` the gradient of the op ``name``, as the names in the schemas of the two say.
+
+    The backward takes ``g_<result>`` for each result that has a gradient, then results and arguments of the op, and
+    ``need_<argument>`` where it can leave a gradient out. It returns ``g_<argument>``.
+    """
+    op, op_backward = (getattr(torch.ops.ncops, n).default for n in (name, f"{name}_backward"))
+    arguments, results = ([a.name for a in part] for part in (op._schema.arguments, op._schema.returns))
+    takes, gives = ([a.name for a in part] for part in (op_backward._schema.arguments, op_backward._schema.returns))
+
+    def setup(ctx, inputs, output):
+        output = output if isinstance(output, tuple) else (output,)
+        known = dict(zip((*arguments, *results), (*inputs, *output), strict=True))
+        kept = {n: known[n] for n in takes if n in known}
+        ctx.tensors = [n for n, value in kept.items() if isinstance(value, torch.Tensor)]
+        ctx.save_for_backward(*(kept.pop(n) for n in ctx.tensors))
+        ctx.others = kept
+        ctx.mark_non_differentiable(*(known[n] for n in results if f"g_{n}" not in takes))
+
+    def backward(ctx, *gradients):
+        known = ctx.others | dict(zip(ctx.tensors, ctx.saved_tensors, strict=True))
+        known |= {f"g_{n}": gradient for n, gradient in zip(results, gradients, strict=True)}
+        needs = {n: bool(need) for n, need in zip(arguments, ctx.needs_input_grad, strict=True)}
+        known |= {f"need_{n}": need for n, need in needs.items()}
+        found = op_backward(*(known[n] for n in takes))
+        found = dict(zip(gives, found if isinstance(found, tuple) else (found,), strict=True))
+        return tuple(found[f"g_{n}"] if need else None for n, need in needs.items())
+
+    torch.library.register_autograd(f"ncops::{name}", backward, setup_context=setup, lib=_LIBRARY)

@@ -15,7 +15,7 @@ from .checks import (
     refuse_forward_mode,
 )
 from .class_scatter import check_labelled
-from .op import define
+from .op import define, differentiable
 from .precision import allow_tf32
 
 
@@ -63,18 +63,6 @@ def _fake(x, *_):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
 
-def _setup(ctx, inputs, output):
-    x, basis, labels, center, *ctx.options = inputs
-    ctx.save_for_backward(x, basis, labels, center)
-
-
-def _backward(ctx, g):
-    needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
-    results = torch.ops.ncops.projected_sqnorms_backward(g, *ctx.saved_tensors, *ctx.options, *needs)
-    g_x, g_basis, g_center = (grad if need else None for grad, need in zip(results, needs, strict=True))
-    return g_x, g_basis, None, g_center, None, None
-
-
 def _backward_fake(g, x, basis, labels, center, ignore_index, allow_tf32, need_x, need_basis, need_center):
     return (
         x.new_empty(x.shape if need_x else 0),
@@ -84,9 +72,10 @@ def _backward_fake(g, x, basis, labels, center, ignore_index, allow_tf32, need_x
 
 
 _INPUTS = "Tensor x, Tensor basis, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
-define(f"projected_sqnorms({_INPUTS}) -> Tensor", _fake, check=_check, setup=_setup, backward=_backward)
+define(f"projected_sqnorms({_INPUTS}) -> Tensor sqnorms", _fake, check=_check)
 define(
-    f"projected_sqnorms_backward(Tensor g, {_INPUTS}, bool need_x, bool need_basis, bool need_center)"
+    f"projected_sqnorms_backward(Tensor g_sqnorms, {_INPUTS}, bool need_x, bool need_basis, bool need_center)"
     " -> (Tensor g_x, Tensor g_basis, Tensor g_center)",
     _backward_fake,
 )
+differentiable("projected_sqnorms")
