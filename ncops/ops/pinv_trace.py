@@ -43,7 +43,15 @@ def pinv_trace(
     """
     scaled, rank, eps = _scaled_means(means, global_mean, weights, (within,))
     _check_square(within, "within", means)
-    trace = _PinvTrace.apply(within.double(), scaled, _floor(means, weights, rtol, eps), rtol, rank)
+    within = within.double()
+    with torch.no_grad():
+        finite = scaled.isfinite().all()
+        s, vt = _thin_svd(scaled.where(finite, 0.0))
+        keep = _keep(s, _floor(means, weights, rtol, eps), rtol, rank)
+        vt = vt * keep[:, None]
+        inverse = torch.where(keep, 1 / s.where(keep, 1.0).square(), 0.0)
+        trace = ((vt @ within * vt).sum(1) * inverse).sum().where(finite, NAN)
+    trace = _Trace.apply("pinv_trace", trace, within, scaled, vt, inverse)
     return trace / means.shape[0] if divide else trace
 
 
@@ -71,8 +79,17 @@ def solve_trace(
     _check_square(total, "total", means)
     total = total.double()
     with torch.no_grad():
-        floor = 8 * eps * total.norm() / max(1, total.shape[0]) ** 0.5 if rtol is None else None
-    return _SolveTrace.apply(total, scaled, floor, rtol)
+        finite = total.isfinite().all() & scaled.isfinite().all()
+        values, vectors = torch.linalg.eigh(_symmetric(total).where(finite, 0.0))
+        if rtol is None:
+            floor = 8 * eps * total.norm() / max(1, total.shape[0]) ** 0.5
+        else:
+            floor = rtol * values.abs().max() if values.numel() else 0.0
+        keep = values > floor
+        vt = vectors.t() * keep[:, None]
+        inverse = torch.where(keep, 1 / values.where(keep, 1.0), 0.0)
+        trace = ((scaled @ vt.t()).square().sum(0) * inverse).sum().where(finite, NAN)
+    return _Trace.apply("solve_trace", trace, total, scaled, vt, inverse)
 
 
 def between_svd(
@@ -186,37 +203,33 @@ class _Once(torch.autograd.Function):
         raise NotImplementedError(f"{ctx.name}: second derivatives are not supported")
 
 
-def _refuse_again(name: str, gradients: tuple[Tensor | None, ...], sources: tuple[Tensor, ...]) -> list[Tensor | None]:
-    if not torch.is_grad_enabled():  # nobody asked for create_graph
-        return list(gradients)
-    return [g if g is None else _Once.apply(name, g, *sources) for g in gradients]
+class _Trace(torch.autograd.Function):
+    """``tr(M B^+)``, already computed, with its gradients by a matrix and by A, ``scaled``; ``B^+ = vt^T inverse vt``.
 
-
-class _PinvTrace(torch.autograd.Function):
-    """``tr(W (A^T A)^+)``."""
+    In ``pinv_trace`` M is the matrix and B is ``A^T A``, in ``solve_trace`` they change places.
+    """
 
     @staticmethod
-    def forward(ctx, within, scaled, floor, rtol, rank):
-        finite = scaled.isfinite().all()
-        s, vt = _thin_svd(scaled.where(finite, 0.0))
-        keep = _keep(s, floor, rtol, rank)
-        vt = vt * keep[:, None]
-        inverse = torch.where(keep, 1 / s.where(keep, 1.0).square(), 0.0)
-        trace = ((vt @ within * vt).sum(1) * inverse).sum()
-        ctx.save_for_backward(within, scaled, vt, inverse)
-        return trace.where(finite, NAN)
+    def forward(ctx, name, trace, matrix, scaled, vt, inverse):
+        ctx.name = name
+        ctx.save_for_backward(matrix, scaled, vt, inverse)
+        return trace.clone()
 
     @staticmethod
     def backward(ctx, g):
-        within, scaled, vt, inverse = ctx.saved_tensors
-        g_within = g_scaled = None
+        matrix, scaled, vt, inverse = ctx.saved_tensors
+        g_matrix = g_scaled = None
         with torch.no_grad():
             pinv = (vt.t() * inverse) @ vt
-            if ctx.needs_input_grad[0]:
-                g_within = g * pinv
-            if ctx.needs_input_grad[1]:
-                g_scaled = 2 * g * (scaled @ _pinv_slope(_symmetric(within), pinv, vt))
-        return *_refuse_again("pinv_trace", (g_within, g_scaled), (g, within, scaled)), None, None, None
+            if ctx.needs_input_grad[2]:
+                g_matrix = g * (pinv if ctx.name == "pinv_trace" else _pinv_slope(scaled.t() @ scaled, pinv, vt))
+            if ctx.needs_input_grad[3]:
+                slope = pinv if ctx.name == "solve_trace" else _pinv_slope(_symmetric(matrix), pinv, vt)
+                g_scaled = 2 * g * (scaled @ slope)
+        gradients = (None, None, g_matrix, g_scaled, None, None)
+        if not torch.is_grad_enabled():  # nobody asked for create_graph
+            return gradients
+        return tuple(t if t is None else _Once.apply(ctx.name, t, g, matrix, scaled) for t in gradients)
 
 
 def _pinv_slope(m: Tensor, pinv: Tensor, vt: Tensor) -> Tensor:
@@ -224,32 +237,3 @@ def _pinv_slope(m: Tensor, pinv: Tensor, vt: Tensor) -> Tensor:
     outside = m - vt.t() @ (vt @ m)  # N M
     cross = outside @ pinv @ pinv
     return cross + cross.t() - pinv @ m @ pinv
-
-
-class _SolveTrace(torch.autograd.Function):
-    """``tr(T^+ A^T A)``."""
-
-    @staticmethod
-    def forward(ctx, total, scaled, floor, rtol):
-        finite = total.isfinite().all() & scaled.isfinite().all()
-        values, vectors = torch.linalg.eigh(_symmetric(total).where(finite, 0.0))
-        if floor is None:
-            floor = rtol * values.abs().max() if values.numel() else 0.0
-        keep = values > floor
-        vt = vectors.t() * keep[:, None]
-        inverse = torch.where(keep, 1 / values.where(keep, 1.0), 0.0)
-        trace = ((scaled @ vt.t()).square().sum(0) * inverse).sum()
-        ctx.save_for_backward(total, scaled, vt, inverse)
-        return trace.where(finite, NAN)
-
-    @staticmethod
-    def backward(ctx, g):
-        total, scaled, vt, inverse = ctx.saved_tensors
-        g_total = g_scaled = None
-        with torch.no_grad():
-            pinv = (vt.t() * inverse) @ vt
-            if ctx.needs_input_grad[0]:
-                g_total = g * _pinv_slope(scaled.t() @ scaled, pinv, vt)
-            if ctx.needs_input_grad[1]:
-                g_scaled = 2 * g * (scaled @ pinv)
-        return *_refuse_again("solve_trace", (g_total, g_scaled), (g, total, scaled)), None, None
