@@ -74,7 +74,7 @@ def linear_stats(
     weight, bias, shard = _placed(weight, bias, group, vocab_start, num_classes)
     x = _replicated(x, "x")
     target = None if target is None else _replicated(target, "target")
-    x, weight, bias = check_classifier(x, weight, bias, "V_local", 0)
+    flat, weight, bias = check_classifier(x, weight, bias, "V_local", 0)
     scale = check_number(scale, "scale", INSTEAD_OF_SCALE)
     ignore_index = check_integer(ignore_index, "ignore_index")
     y = None if target is None else flatten_labels(target, "target", x, "x")
@@ -83,8 +83,7 @@ def linear_stats(
         check_label_values(y, shard.num_classes, ignore_index, "target")
     kept = shard.kept(weight.shape[0])
     weight, bias = weight[:kept], None if bias is None else bias[:kept]
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
-    refuse_forward_mode("linear_stats", x, weight, bias)
+    refuse_forward_mode("linear_stats", flat, weight, bias)
     planes = _Parallel.apply(flat, weight, bias, y, shard, scale, ignore_index, allow_tf32(x))
     return columns_of(planes, tuple(x.shape[:-1]), y, shard.num_classes, ignore_index)
 

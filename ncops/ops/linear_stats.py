@@ -8,13 +8,12 @@ from torch import Tensor
 from ..backends.dtypes import autocast_dtype, compute_dtype
 from ..backends.planes import SHARE_FLOATS, SHARE_INDICES
 from .checks import (
-    check_device,
-    check_floating,
+    check_beside,
     check_integer,
     check_label_values,
     check_number,
-    check_shape,
     flatten_labels,
+    flatten_rows,
     refuse_forward_mode,
     shape,
 )
@@ -56,12 +55,11 @@ def linear_stats(
     """
     if hasattr(weight, "placements"):
         raise ValueError("weight: expected a plain tensor, got a DTensor: ncops.distributed.linear_stats takes it")
-    x, weight, bias = check_classifier(x, weight, bias, "V", 1)
+    flat, weight, bias = check_classifier(x, weight, bias, "V", 1)
     ignore_index = check_integer(ignore_index, "ignore_index")
     scale = check_number(scale, "scale", INSTEAD_OF_SCALE)
     y = None if target is None else flatten_labels(target, "target", x, "x")
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
-    refuse_forward_mode("linear_stats", x, weight, bias)
+    refuse_forward_mode("linear_stats", flat, weight, bias)
     planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
     return columns_of(planes, tuple(x.shape[:-1]), y, weight.shape[0], ignore_index)
 
@@ -69,19 +67,13 @@ def linear_stats(
 def check_classifier(
     x: Tensor, weight: Tensor, bias: Tensor | None, classes: str, least: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The three in one dtype, as autocast asks, after checks; at least ``least`` rows, whose number is ``classes``."""
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
-    check_floating(weight, "weight", 2)
-    check_shape(weight, "weight", (weight.shape[0], x.shape[-1]), f"({classes}, D)")
+    """``x (N, D)`` and the classifier in one dtype, as autocast asks; it has at least ``least`` rows, ``classes``."""
+    x = flatten_rows(x)
+    check_beside(weight, "weight", (None, x.shape[1]), f"({classes}, D)", x, "x")
     if weight.shape[0] < least:
         raise ValueError(f"weight: expected at least one class, got shape {shape(weight)}")
-    check_device(weight, "weight", x, "x")
     if bias is not None:
-        check_floating(bias, "bias")
-        check_shape(bias, "bias", (weight.shape[0],), f"({classes},)")
-        check_device(bias, "bias", x, "x")
+        check_beside(bias, "bias", (weight.shape[0],), f"({classes},)", x, "x")
     dtype = autocast_dtype(x.device)
     if dtype is not None:  # which leaves float64 alone, in torch's own ops too
         x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
@@ -126,9 +118,7 @@ def _backward_fake(
 _HEAD, _OPTIONS = "Tensor x, Tensor weight, Tensor? bias", "float scale, int ignore_index, bool allow_tf32"
 define(f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}", _fake, check=_check)
 # The share of these classes of a vocabulary that has others, in which targets may lie: their logits are given.
-define(
-    f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share_fake
-)
+define(f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share_fake)
 define(
     f"linear_stats_targets({_HEAD}, Tensor target, {_OPTIONS}) -> Tensor",
     _targets_fake,

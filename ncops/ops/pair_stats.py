@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from .checks import check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
+from .checks import check_beside, check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
 from .op import define, differentiable
 from .precision import allow_tf32
 
@@ -73,9 +73,7 @@ def pair_stats(
     if variances is not None:
         if kernel != "cdnv":
             raise ValueError(f"variances: expected None for kernel {kernel!r}, got shape {shape(variances)}")
-        check_floating(variances, "variances")
-        check_shape(variances, "variances", (k,), "(K,)")
-        check_device(variances, "variances", rows, "rows")
+        check_beside(variances, "variances", (k,), "(K,)", rows, "rows")
         variances = variances.to(compute_dtype(rows.dtype))
     check_valid(valid, k, rows, "rows", "(K,)")
     power = check_number(power, "power", "there is no gradient of power")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_device, check_floating, check_shape, shape
+from .checks import check_beside, check_device, check_floating, check_shape
 
 NAN = float("nan")
 
@@ -42,7 +42,7 @@ def pinv_trace(
     Gradients flow to every tensor argument, with the rank held fixed; a second derivative is refused.
     """
     scaled, rank, eps = _scaled_means(means, global_mean, weights, (within,))
-    _check_square(within, "within", means)
+    check_beside(within, "within", (means.shape[1],) * 2, "(D, D)", means, "means")
     within = within.double()
     with torch.no_grad():
         finite = scaled.isfinite().all()
@@ -76,7 +76,7 @@ def solve_trace(
     Gradients flow to every tensor argument, with the rank held fixed; a second derivative is refused.
     """
     scaled, _, eps = _scaled_means(means, global_mean, weights, (total,))
-    _check_square(total, "total", means)
+    check_beside(total, "total", (means.shape[1],) * 2, "(D, D)", means, "means")
     total = total.double()
     with torch.no_grad():
         finite = total.isfinite().all() & scaled.isfinite().all()
@@ -109,12 +109,6 @@ def between_svd(
         return s[keep], basis[keep]
 
 
-def _check_square(t: Tensor, name: str, means: Tensor) -> None:
-    check_floating(t, name)
-    check_shape(t, name, (means.shape[1], means.shape[1]), "(D, D)")
-    check_device(t, name, means, "means")
-
-
 def _scaled_means(
     means: Tensor, global_mean: Tensor | None, weights: Tensor | None, others: tuple[Tensor, ...]
 ) -> tuple[Tensor, int, float]:
@@ -127,8 +121,7 @@ def _scaled_means(
     if weights is not None:
         if not isinstance(weights, Tensor):
             raise TypeError(f"weights: expected a tensor, got {type(weights).__name__}")
-        if weights.ndim != 1 or weights.shape[0] != k:
-            raise ValueError(f"weights: expected shape (K,) = ({k},), got {shape(weights)}")
+        check_shape(weights, "weights", (k,), "(K,)")
         check_device(weights, "weights", means, "means")
         weights = weights.double()
         weights = weights / weights.sum()
@@ -139,9 +132,7 @@ def _scaled_means(
         else:
             global_mean = weights @ centred
     else:
-        check_floating(global_mean, "global_mean")
-        check_shape(global_mean, "global_mean", (d,), "(D,)")
-        check_device(global_mean, "global_mean", means, "means")
+        check_beside(global_mean, "global_mean", (d,), "(D,)", means, "means")
         dtypes.add(global_mean.dtype)
     centred = centred - global_mean.double()
     eps = torch.finfo(torch.float64 if dtypes == {torch.float64} else torch.float32).eps

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from .checks import (
-    check_device,
-    check_floating,
-    check_integer,
-    check_label_values,
-    check_shape,
-    refuse_forward_mode,
-)
+from .checks import check_beside, check_integer, check_label_values, refuse_forward_mode
 from .class_scatter import check_labelled
 from .op import define, differentiable
 from .precision import allow_tf32
@@ -43,9 +36,7 @@ def projected_sqnorms(
     """
     flat, y = check_labelled(x, labels, center)
     ignore_index = check_integer(ignore_index, "ignore_index")
-    check_floating(basis, "basis", 2)
-    check_shape(basis, "basis", (basis.shape[0], x.shape[-1]), "(r, D)")
-    check_device(basis, "basis", x, "x")
+    check_beside(basis, "basis", (None, x.shape[-1]), "(r, D)", x, "x")
     dtype = compute_dtype(x.dtype)
     if basis.dtype not in (dtype, x.dtype):
         raise ValueError(f"basis: expected {dtype} or the dtype of x, {x.dtype}, got {basis.dtype}")
