@@ -19,17 +19,19 @@ def check_alike(what: dict[str, Any], group: Group) -> dict[str, Any]:
     """The values that all ranks have; None fits everything. Other values raise the same ValueError on every rank."""
     every: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size(group))]
     dist.all_gather_object(every, what, group=group)
-    agreed = dict.fromkeys(what)
-    for name in what:
-        known = [(rank, one[name]) for rank, one in enumerate(every) if one[name] is not None]
-        for rank, value in known[1:]:
-            if value != known[0][1]:
-                raise ValueError(
-                    f"all_reduce: {name} differs between ranks: {known[0][1]} on rank {known[0][0]}, "
-                    f"{value} on rank {rank}"
-                )
-        agreed[name] = known[0][1] if known else None
-    return agreed
+    return {
+        name: same_value(f"all_reduce: {name}", {r: one[name] for r, one in enumerate(every) if one[name] is not None})
+        for name in what
+    }
+
+
+def same_value(what: str, by_rank: dict[int, Any]) -> Any:
+    """The value that all these ranks have, None of no rank. ValueError where they differ."""
+    first, expected = next(iter(by_rank.items()), (0, None))
+    for rank, value in by_rank.items():
+        if value != expected:
+            raise ValueError(f"{what} differs between ranks: {expected} on rank {first}, {value} on rank {rank}")
+    return expected
 
 
 def fingerprint(tensor: Tensor) -> str:
