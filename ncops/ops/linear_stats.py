@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,6 @@ from .checks import (
 from .columns import PLANES, LinearStats, columns_of, fake_planes
 from .op import define, differentiable
 from .precision import allow_tf32
-
-INSTEAD_OF_SCALE = "fold a learned temperature into x (linear_stats(x * scale, ...))"
 
 
 def linear_stats(
@@ -55,20 +55,20 @@ def linear_stats(
     """
     if hasattr(weight, "placements"):
         raise ValueError("weight: expected a plain tensor, got a DTensor: ncops.distributed.linear_stats takes it")
-    flat, weight, bias = check_classifier(x, weight, bias, "V", 1)
-    ignore_index = check_integer(ignore_index, "ignore_index")
-    scale = check_number(scale, "scale", INSTEAD_OF_SCALE)
-    y = None if target is None else flatten_labels(target, "target", x, "x")
-    refuse_forward_mode("linear_stats", flat, weight, bias)
+    flat, weight, bias, y, scale, ignore_index = check_arguments(x, weight, bias, target, scale, ignore_index, "V", 1)
     planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
     return columns_of(planes, tuple(x.shape[:-1]), y, weight.shape[0], ignore_index)
 
 
-def check_classifier(
-    x: Tensor, weight: Tensor, bias: Tensor | None, classes: str, least: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``x (N, D)`` and the classifier in one dtype, as autocast asks; it has at least ``least`` rows, ``classes``."""
-    x = flatten_rows(x)
+def check_arguments(
+    features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: Any, ignore_index: Any,
+    classes: str, least: int,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, int]:  # fmt: skip
+    """The first six as the ops take them: rows and classifier in one dtype, as autocast asks, flat targets.
+
+    At least ``least`` classes, a number that errors call ``classes``.
+    """
+    x = flatten_rows(features)
     check_beside(weight, "weight", (None, x.shape[1]), f"({classes}, D)", x, "x")
     if weight.shape[0] < least:
         raise ValueError(f"weight: expected at least one class, got shape {shape(weight)}")
@@ -80,16 +80,16 @@ def check_classifier(
     for t, name in ((weight, "weight"), (bias, "bias")):
         if t is not None and t.dtype != x.dtype:
             raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
-    return x, weight, bias
+    ignore_index = check_integer(ignore_index, "ignore_index")
+    scale = check_number(scale, "scale", "fold a learned temperature into x (linear_stats(x * scale, ...))")
+    y = None if target is None else flatten_labels(target, "target", features, "x")
+    refuse_forward_mode("linear_stats", x, weight, bias)
+    return x, weight, bias, y, scale, ignore_index
 
 
 def _check(x, weight, bias, target, scale, ignore_index, allow_tf32):
     if target is not None:
         check_label_values(target, weight.shape[0], ignore_index, "target")
-
-
-def _fake(x, *_):
-    return fake_planes(x)
 
 
 def _share_fake(x, *_):
@@ -116,7 +116,7 @@ def _backward_fake(
 
 
 _HEAD, _OPTIONS = "Tensor x, Tensor weight, Tensor? bias", "float scale, int ignore_index, bool allow_tf32"
-define(f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}", _fake, check=_check)
+define(f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}", fake_planes, check=_check)
 # The share of these classes of a vocabulary that has others, in which targets may lie: their logits are given.
 define(f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share_fake)
 define(

@@ -15,19 +15,6 @@ _NATIVE = torch.library.Library(native.NAMESPACE, "FRAGMENT")
 DEFINED: list[str] = []  # names, in the order of their definition
 
 
-def _outside_autocast(implementation: Callable) -> Callable:
-    """Autocast would turn the float32 products inside an implementation into bfloat16 ones."""
-
-    def run(*args):
-        device = next(a.device for a in args if isinstance(a, torch.Tensor))
-        if autocast_dtype(device) is None:
-            return implementation(*args)
-        with outside_autocast(device):
-            return implementation(*args)
-
-    return run
-
-
 def define(
     schema: str, fake: Callable, *, kernel_returns: str | None = None, check: Callable | None = None,
     after: Callable | None = None, setup: Callable | None = None, backward: Callable | None = None,
@@ -49,6 +36,9 @@ def define(
     DEFINED.append(name)
 
     def run(like, *others):
+        if autocast_dtype(like.device) is not None:  # which would make bfloat16 products of the float32 ones inside
+            with outside_autocast(like.device):
+                return run(like, *others)
         if check is not None:
             check(like, *others)
         results = backends.kernel(name, like)(like, *others)
@@ -60,7 +50,7 @@ def define(
     kernel_schema = schema if kernel_returns is None else f"{schema.split(' -> ')[0]} -> {kernel_returns}"
     _NATIVE.define(kernel_schema.replace("SymInt", "int"))
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _outside_autocast(run), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ncops::{name}", fake, lib=_LIBRARY)
     if name.endswith("_backward"):
         setup, backward = (lambda ctx, inputs, output: None), refuse

@@ -18,10 +18,7 @@ def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``(floats, indices)``, the planes of ``backends/planes.py``.
-
-    ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
-    """
+    """``(floats, indices)``, the planes of ``backends/planes.py``."""
     blocks = []
     for rows in row_blocks(x.shape[0], weight.shape[0]):
         z = _logits(x[rows], weight, bias, scale)

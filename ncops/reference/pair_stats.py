@@ -77,10 +77,7 @@ def _value(p: _Rows, kernel: str, power: float, tile: Tensor, block: slice, firs
 def pair_stats(
     rows: Tensor, kernel: str, variances: Tensor | None, power: float, valid: Tensor | None, allow_tf32: bool
 ) -> tuple[Tensor, ...]:
-    """``(mean, var, min, max, row_max (K,), count, row_argmax (K,))`` of the kernel over valid pairs i < j.
-
-    ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
-    """
+    """``(mean, var, min, max, row_max (K,), count, row_argmax (K,))`` of the kernel over valid pairs i < j."""
     p = _prepare(rows, kernel, variances, valid)
     k, dtype = p.raw.shape[0], p.raw.dtype
     best, where = p.raw.new_full((k,), NAN), p.kept.new_full((k,), -1)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .anchored import drifted, move, shifted
+from .anchored import drifted, move
 from .blocks import blocks
 
 Group = dist.ProcessGroup | None if dist.is_available() else Any
@@ -68,11 +68,7 @@ def reduce_class_state(
         anchors = torch.where((owner[rows] == rank)[:, None], center[rows], 0)
         dist.all_reduce(anchors, group=group)  # all but one rank add zeros: exact
         foreign = ((counts[rows] > 0) & (owner[rows] != rank)).nonzero()[:, 0]
-        if foreign.numel():
-            classes = foreign + rows.start
-            delta = center[classes].double() - anchors[foreign].double()
-            n = counts[classes].double()
-            sums[classes], sqnorms[classes] = shifted(n, sums[classes], sqnorms[classes], delta, change)
+        move(foreign + rows.start, anchors[foreign], counts, center, sums, sqnorms, change)
         center[rows] = anchors
         part = sums[rows].contiguous()
         dist.all_reduce(part, group=group)
