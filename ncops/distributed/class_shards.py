@@ -15,12 +15,12 @@ from torch import Tensor
 from ..ops.checks import raise_bad_label
 from ..stats.batch import check_batch, leave_out
 from ..stats.classes import ClassStatistics
-from ..stats.collectives import Group
+from ..stats.collectives import Group, sum_over_ranks
 from ..stats.files import read_state, save_state
 from ..stats.geometry import ClassGeometry, class_geometry, describe_classes, kept_classes, pool_rows
 from ..stats.state import stateful
 from .agreement import Offer, together
-from .exchange import concatenate, rows_to_owners, sum_at
+from .exchange import concatenate, rows_to_owners
 from .shard_files import ShardFiles
 
 KIND = "ClassShard"
@@ -204,7 +204,7 @@ class ShardedClassStatistics:
 
         (kept, pooled), every = self._together("compute", prepare)
         sums = [t for t in (pooled.trace, pooled.total, pooled.within) if t is not None]
-        sum_at(sums, group=self._group, dst=dst)
+        sum_over_ranks(sums, self._group, dst)
 
         def part(rows: slice) -> tuple[Tensor, ...]:
             classes = kept[rows]
@@ -256,7 +256,7 @@ class ShardedClassStatistics:
             group=self._group, dst=dst, device="cpu",
         )  # fmt: skip
         added = {name: t.clone() for name, t in local.tensors().items() if name not in names}
-        sum_at(list(added.values()), group=self._group, dst=dst)
+        sum_over_ranks(added.values(), self._group, dst)
         if columns is None:
             return None
         tensors = dict(zip(names, columns, strict=True)) | {name: t.cpu() for name, t in added.items()}

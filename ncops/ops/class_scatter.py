@@ -7,16 +7,14 @@ from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
 from .checks import (
-    check_device,
-    check_dtype,
     check_floating,
     check_integer,
     check_label_values,
-    check_shape,
     flatten_labels,
     flatten_rows,
     refuse_forward_mode,
 )
+from .class_moments import check_center
 from .op import define, differentiable
 from .precision import allow_tf32
 
@@ -60,12 +58,10 @@ def check_labelled(x: Tensor, labels: Tensor | None, center: Tensor | None) -> t
     if center is not None:
         check_floating(center, "center")
         if labels is None:
-            check_shape(center, "center", (x.shape[-1],), "(D,) without labels")
+            check_center(center, flat, (x.shape[-1],), "(D,) without labels")
         else:
             rows = center.shape[0] if center.ndim else 0
-            check_shape(center, "center", (rows, x.shape[-1]), "(C, D) with labels")
-        check_dtype(center, "center", compute_dtype(x.dtype), f"x is {x.dtype}")
-        check_device(center, "center", x, "x")
+            check_center(center, flat, (rows, x.shape[-1]), "(C, D) with labels")
     return flat, y
 
 

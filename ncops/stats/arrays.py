@@ -108,10 +108,9 @@ def read_classifier(path: Path | None, features: Arrays, weight: str | None, bia
     """
     arrays = features if path is None else Arrays(path)
     name = arrays.find(weight, WEIGHT, "--weight-key")
-    if name is None:
-        if path is None:
-            return None
-        name = arrays.require(weight, WEIGHT, "classifier weight", "--weight-key")
+    if name is None and path is None:
+        return None
+    name = name or arrays.require(weight, WEIGHT, "classifier weight", "--weight-key")
     other = arrays.find(bias, BIAS, "--bias-key")
     tensor = arrays.tensor(name)
     if tensor.dim() != 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -45,10 +46,13 @@ def gather(every: Tensor, mine: Tensor, group: Group) -> None:
     (getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor)(every, mine, group=group)
 
 
-def sum_over_ranks(tensors: list[Tensor], group: Group) -> None:
-    """Replaces each tensor by its sum over the ranks, in place."""
+def sum_over_ranks(tensors: Iterable[Tensor], group: Group, dst: int | None = None) -> None:
+    """Replaces each tensor by its sum over the ranks, on every rank or on rank ``dst``; elsewhere it is then spoilt."""
     for tensor in tensors:
-        dist.all_reduce(tensor, group=group)
+        if dst is None:
+            dist.all_reduce(tensor, group=group)
+        else:
+            dist.reduce(tensor, group=group, group_dst=dst)
 
 
 def reduce_class_state(
