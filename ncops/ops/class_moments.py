@@ -153,10 +153,6 @@ def _backward(ctx, g_sums, g_sqnorms, g_counts, g_invalid):
     return g_x, None, None, g_center, None
 
 
-def _backward_fake(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index):
-    return x.new_empty(x.shape)
-
-
 define(
     "class_moments(Tensor x, Tensor labels, SymInt num_classes, Tensor? center, int ignore_index)"
     " -> (Tensor sums, Tensor sqnorms, Tensor counts, Tensor invalid)",
@@ -167,8 +163,7 @@ define(
 )
 define(
     "class_moments_backward(Tensor g_sums, Tensor g_sqnorms, Tensor x, Tensor labels, SymInt num_classes,"
-    " Tensor? center, int ignore_index) -> Tensor",
-    _backward_fake,
+    " Tensor? center, int ignore_index) -> Tensor g_x"
 )
 define(
     "accumulate_class_moments_(Tensor(a!) counts, Tensor(b!) center, Tensor(c!) sums, Tensor(d!) sqnorms,"

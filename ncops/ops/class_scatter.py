@@ -74,14 +74,9 @@ def _fake(x, *_):
     return x.new_empty((x.shape[1], x.shape[1]), dtype=compute_dtype(x.dtype))
 
 
-def _backward_fake(g, x, labels, center, ignore_index, allow_tf32, need_x, need_center):
-    return x.new_empty(x.shape if need_x else 0), g.new_empty(center.shape if need_center else 0)
-
-
 _INPUTS = "Tensor x, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
 define(f"class_scatter({_INPUTS}) -> Tensor sum", _fake, check=_check)
 define(
-    f"class_scatter_backward(Tensor g_sum, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)",
-    _backward_fake,
+    f"class_scatter_backward(Tensor g_sum, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)"
 )
 differentiable("class_scatter")

@@ -55,14 +55,7 @@ def _check(logits, target, scale, ignore_index):
         check_label_values(target, logits.shape[1], ignore_index, "target")
 
 
-def _backward_fake(grad, floats, indices, logits, target, scale, ignore_index):
-    return logits.new_empty(logits.shape)
-
-
 _INPUTS = "Tensor logits, Tensor? target, float scale, int ignore_index"
 define(f"logit_stats({_INPUTS}) -> {PLANES}", fake_planes, check=_check)
-define(
-    f"logit_stats_backward(Tensor g_floats, Tensor floats, Tensor indices, {_INPUTS}) -> Tensor g_logits",
-    _backward_fake,
-)
+define(f"logit_stats_backward(Tensor g_floats, Tensor floats, Tensor indices, {_INPUTS}) -> Tensor g_logits")
 differentiable("logit_stats")

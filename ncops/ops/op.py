@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ DEFINED: list[str] = []  # names, in the order of their definition
 
 
 def define(
-    schema: str, fake: Callable, *, kernel_returns: str | None = None, check: Callable | None = None,
+    schema: str, fake: Callable | None = None, *, kernel_returns: str | None = None, check: Callable | None = None,
     after: Callable | None = None, setup: Callable | None = None, backward: Callable | None = None,
 ) -> None:  # fmt: skip
     """Defines ``ncops::<schema>``, whose kernel is that of the backend for its first argument, a tensor.
@@ -25,7 +26,8 @@ def define(
 
     Args:
         kernel_returns: what kernels return, where that is not what the op does.
-        fake: runs under tracing. It, ``check`` and ``setup`` take the arguments of the schema.
+        fake: runs under tracing. It, ``check`` and ``setup`` take the arguments of the schema. None in a
+            ``<name>_backward`` makes gradients like the arguments, of size 0 for those that are absent or not needed.
         check: what has to be looked at before the kernel runs, such as the values of labels.
         after: makes the results from the kernel's and the arguments; default: as they are.
         setup, backward: those of :func:`torch.library.register_autograd`, for an op whose gradient is not that of
@@ -51,11 +53,22 @@ def define(
     _NATIVE.define(kernel_schema.replace("SymInt", "int"))
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"ncops::{name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(f"ncops::{name}", fake or functools.partial(_fake_gradients, name), lib=_LIBRARY)
     if name.endswith("_backward"):
         setup, backward = (lambda ctx, inputs, output: None), refuse
     if backward is not None:
         torch.library.register_autograd(f"ncops::{name}", backward, setup_context=setup, lib=_LIBRARY)
+
+
+def _fake_gradients(name: str, like: torch.Tensor, *others) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    schema = getattr(torch.ops.ncops, name).default._schema
+    known = dict(zip((a.name for a in schema.arguments), (like, *others), strict=True))
+    gradients = []
+    for source in (result.name.removeprefix("g_") for result in schema.returns):
+        t = known[source]
+        size = t.shape if t is not None and known.get(f"need_{source}", True) else 0
+        gradients.append((like if t is None else t).new_empty(size))
+    return tuple(gradients) if len(gradients) > 1 else gradients[0]
 
 
 def differentiable(name: str) -> None:

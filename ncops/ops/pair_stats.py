@@ -108,10 +108,6 @@ def _fake(rows, *_):
     )
 
 
-def _backward_fake(g_mean, g_row_max, count, row_argmax, rows, kernel, variances, power, valid, allow_tf32):
-    return rows.new_empty(rows.shape), g_row_max.new_empty(0 if variances is None else variances.shape)
-
-
 _INPUTS = "Tensor rows, str kernel, Tensor? variances, float power, Tensor? valid, bool allow_tf32"
 define(
     f"pair_stats({_INPUTS}) -> (Tensor mean, Tensor var, Tensor min, Tensor max, Tensor row_max,"
@@ -120,7 +116,6 @@ define(
 )
 define(
     f"pair_stats_backward(Tensor g_mean, Tensor g_row_max, Tensor count, Tensor row_argmax, {_INPUTS})"
-    " -> (Tensor g_rows, Tensor g_variances)",
-    _backward_fake,
+    " -> (Tensor g_rows, Tensor g_variances)"
 )
 differentiable("pair_stats")

@@ -54,19 +54,10 @@ def _fake(x, *_):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
 
-def _backward_fake(g, x, basis, labels, center, ignore_index, allow_tf32, need_x, need_basis, need_center):
-    return (
-        x.new_empty(x.shape if need_x else 0),
-        basis.new_empty(basis.shape if need_basis else 0),
-        g.new_empty(center.shape if need_center else 0),
-    )
-
-
 _INPUTS = "Tensor x, Tensor basis, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
 define(f"projected_sqnorms({_INPUTS}) -> Tensor sqnorms", _fake, check=_check)
 define(
     f"projected_sqnorms_backward(Tensor g_sqnorms, {_INPUTS}, bool need_x, bool need_basis, bool need_center)"
-    " -> (Tensor g_x, Tensor g_basis, Tensor g_center)",
-    _backward_fake,
+    " -> (Tensor g_x, Tensor g_basis, Tensor g_center)"
 )
 differentiable("projected_sqnorms")
