@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from ncops.integrations._passes import Settings, measure_model, world
-from ncops.integrations.loaders import same_data
+from ncops.integrations._passes import TwoPasses, world
 
 C, D, TRAIN, HELD = 5, 8, 101, 37
 
@@ -27,15 +26,10 @@ def measured(rank: int) -> dict[str, float]:
     number, ranks = world()
     assert number == rank
     train, held = datasets()
-    report = measure_model(
-        DistributedDataParallel(model) if ranks > 1 else model,
-        Settings(),
-        lambda batch: (batch[0], batch[1]),
-        lambda: same_data(train, None, rank, ranks),
-        lambda: same_data(held, None, rank, ranks),
-    )
+    passes = TwoPasses(unpack=lambda batch: (batch[0], batch[1]))
+    report = passes.measure(DistributedDataParallel(model) if ranks > 1 else model, train, held)
     assert model.training
-    return Settings().flat(report)
+    return passes.flat(report)
 
 
 def test_two_ranks_equal_one_process(on_ranks):

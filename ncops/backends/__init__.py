@@ -67,18 +67,9 @@ def _interpreted() -> bool:
 
 
 @functools.cache
-def _too_old(index: int | None) -> str | None:
-    """Why the compiled kernels cannot run on this CUDA device; None also where no device is there to be asked."""
-    if not torch.cuda.is_available():
-        return None
-    capability = torch.cuda.get_device_capability(index)
-    return None if capability >= (8, 0) else f"needs compute capability 8.0 or later, this GPU has {capability}"
-
-
-@functools.cache
-def _hopper_or_later(index: int | None) -> bool:
-    """Whether the order of backends measured on an H200 holds; also where no device is there to be asked."""
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability(index) >= (9, 0)
+def _capability(index: int | None) -> tuple[int, int]:
+    """Of a CUDA device; where none is there to be asked, that of the H200 on which backends were compared."""
+    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else (9, 0)
 
 
 def why_not(backend: str, op: str, device: str | torch.device) -> str | None:
@@ -103,7 +94,10 @@ def why_not(backend: str, op: str, device: str | torch.device) -> str | None:
         return "the extension was built without nvcc"
     if not native.reaches_cuda():
         return "the extension does not find this torch's CUDA library"
-    return _too_old(device.index) if native.has(op, "CUDA") else "no CUDA kernel for this op"
+    if not native.has(op, "CUDA"):
+        return "no CUDA kernel for this op"
+    capability = _capability(device.index)
+    return None if capability >= (8, 0) else f"needs compute capability 8.0 or later, this GPU has {capability}"
 
 
 def _file(op: str) -> str:
@@ -128,7 +122,7 @@ def _order(op: str, device: torch.device, dtype: torch.dtype | None) -> tuple[st
     # an H200 it takes half the time for linear_stats, 0.4 to 1.04 of it for class_scatter (docs/gpu.md).
     if _file(op) in ("linear_stats", "class_scatter") and not op.endswith("_backward") and dtype != torch.float64:
         half = dtype in (torch.bfloat16, torch.float16) and op != "class_scatter"
-        if half or _hopper_or_later(device.index):
+        if half or _capability(device.index) >= (9, 0):
             return ("triton", "cuda")
     return ("cuda", "triton")
 

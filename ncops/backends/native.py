@@ -11,8 +11,6 @@ from collections.abc import Callable
 import torch
 
 NAMESPACE = "ncops_C"
-_tried = False
-_reason: str | None = None
 
 
 def find() -> str | None:
@@ -22,24 +20,20 @@ def find() -> str | None:
     return found[0] if found else None
 
 
+@functools.cache
 def load() -> str | None:
     """Loads ``ncops._C`` if that has not been tried yet; returns None on success, else the reason in one line."""
-    global _tried, _reason
-    if _tried:
-        return _reason
-    _tried = True
     # A second registration of a namespace aborts the process, so an extension that is already there is used as it is.
     if hasattr(getattr(torch.ops, NAMESPACE), "build_info"):
         return None
     path = find()
     if path is None:
-        _reason = "ncops was installed without its compiled extension (pip install --no-build-isolation builds it)"
-        return _reason
+        return "ncops was installed without its compiled extension (pip install --no-build-isolation builds it)"
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
-        _reason = f"{os.path.basename(path)} did not load: {str(error).splitlines()[0]}"
-    return _reason
+        return f"{os.path.basename(path)} did not load: {str(error).splitlines()[0]}"
+    return None
 
 
 def op(name: str) -> Callable | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
-from ..stats.collectives import Group
+from ..stats.collectives import Group, same_value
 
 T = TypeVar("T")
 
@@ -32,12 +32,13 @@ def together(call: str, prepare: Callable[[], Offer], group: Group) -> tuple[Any
         ValueError: on every rank, with the same words: ``prepare`` refused its arguments on some rank, ``alike``
             differs, or ranks have come to different calls. RuntimeError: likewise, for any other error of ``prepare``.
     """
-    offer, error = Offer(None, {}), None
+    offer, error, fault = Offer(None, {}), None, None
     try:
         offer = prepare()
+    except CALLERS_FAULT as caught:
+        error, fault = caught, (True, str(caught))
     except Exception as caught:  # whatever it is, the other ranks wait for word of it
-        error = caught
-    fault = None if error is None else (isinstance(error, CALLERS_FAULT), _words(error))
+        error, fault = caught, (False, f"{type(caught).__name__}: {caught}")
     every: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, (call, fault, dict(offer.alike), offer.shared), group=group)
 
@@ -45,18 +46,7 @@ def together(call: str, prepare: Callable[[], Offer], group: Group) -> tuple[Any
     if faults:
         kind = ValueError if all(callers for _, _, callers, _ in faults) else RuntimeError
         raise kind("; ".join(f"{theirs}: rank {rank}: {cause}" for rank, theirs, _, cause in faults)) from error
-    _check_same("call", [theirs for theirs, *_ in every], call)
+    same_value("call", {rank: theirs for rank, (theirs, *_) in enumerate(every)})
     for name in offer.alike:
-        _check_same(name, [alike[name] for _, _, alike, _ in every], call)
+        same_value(f"{call}: {name}", {rank: alike[name] for rank, (_, _, alike, _) in enumerate(every)})
     return offer.mine, [shared for *_, shared in every]
-
-
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, CALLERS_FAULT) else f"{type(error).__name__}: {error}"
-
-
-def _check_same(name: str, values: list[Any], call: str) -> None:
-    for rank, value in enumerate(values):
-        if value != values[0]:
-            where = "" if name == "call" else f"{call}: "
-            raise ValueError(f"{where}{name} differs between ranks: {values[0]} on rank 0, {value} on rank {rank}")

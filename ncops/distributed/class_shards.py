@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor
 from ..ops.checks import raise_bad_label
 from ..stats.batch import check_batch, leave_out
 from ..stats.classes import ClassStatistics
-from ..stats.collectives import Group
+from ..stats.collectives import Group, sum_over_ranks
 from ..stats.files import read_state, save_state
 from ..stats.geometry import ClassGeometry, class_geometry, describe_classes, kept_classes, pool_rows
 from ..stats.state import stateful
 from .agreement import Offer, together
-from .exchange import concatenate, rows_to_owners, sum_at
+from .exchange import concatenate, rows_to_owners
 from .shard_files import ShardFiles
 
 KIND = "ClassShard"
@@ -52,6 +53,9 @@ class ShardedClassStatistics:
     Traffic of an update per rank: its counted rows out, the rows of its classes in, and a few hundred bytes to all.
 
     Attributes:
+        num_classes, dim: C, over all ranks, and D.
+        rank, ranks: this rank of the group, and P.
+        classes: this rank's range of classes, ``(start, stop)``.
         local: the :class:`ncops.ClassStatistics` of this rank's classes, numbered from 0 (one class that never gets a
             row where the range is empty). Its skipped and ignored rows are those that this rank has brought.
         updates: how many updates there have been, the same on every rank.
@@ -82,33 +86,12 @@ class ShardedClassStatistics:
             raise ValueError("group: this process is not one of its ranks")
         # All the classes, without their memory.
         self._whole = ClassStatistics(num_classes, dim, scatter, "meta", nonfinite, ignore_index)
-        self.local = ClassStatistics(self._local_classes, dim, scatter, device, ignore_index=NO_LABEL)
+        self.num_classes, self.dim = self._whole.num_classes, self._whole.dim
+        self._width = -(-self.num_classes // self.ranks)  # classes of a full range
+        start, stop = (min(r * self._width, self.num_classes) for r in (self.rank, self.rank + 1))
+        self.classes = start, stop
+        self.local = ClassStatistics(max(1, stop - start), dim, scatter, device, ignore_index=NO_LABEL)
         self.updates, self._halfway = 0, False
-
-    @property
-    def _width(self) -> int:
-        """Classes of a full range."""
-        return -(-self._whole.num_classes // self.ranks)
-
-    @property
-    def classes(self) -> tuple[int, int]:
-        """This rank's range of classes, ``(start, stop)``."""
-        start, stop = (min(r * self._width, self._whole.num_classes) for r in (self.rank, self.rank + 1))
-        return start, stop
-
-    @property
-    def _local_classes(self) -> int:
-        start, stop = self.classes
-        return max(1, stop - start)
-
-    @property
-    def num_classes(self) -> int:
-        """C, over all ranks."""
-        return self._whole.num_classes
-
-    @property
-    def dim(self) -> int:
-        return self._whole.dim
 
     @property
     def device(self) -> torch.device:
@@ -221,7 +204,7 @@ class ShardedClassStatistics:
 
         (kept, pooled), every = self._together("compute", prepare)
         sums = [t for t in (pooled.trace, pooled.total, pooled.within) if t is not None]
-        sum_at(sums, group=self._group, dst=dst)
+        sum_over_ranks(sums, self._group, dst)
 
         def part(rows: slice) -> tuple[Tensor, ...]:
             classes = kept[rows]
@@ -273,7 +256,7 @@ class ShardedClassStatistics:
             group=self._group, dst=dst, device="cpu",
         )  # fmt: skip
         added = {name: t.clone() for name, t in local.tensors().items() if name not in names}
-        sum_at(list(added.values()), group=self._group, dst=dst)
+        sum_over_ranks(added.values(), self._group, dst)
         if columns is None:
             return None
         tensors = dict(zip(names, columns, strict=True)) | {name: t.cpu() for name, t in added.items()}
@@ -330,12 +313,12 @@ class ShardedClassStatistics:
                 classes; a file that is missing, damaged, or from another save than those of the other ranks.
             RuntimeError: torch.distributed is not initialised.
         """
-        self = cls(1, 1, group=group)
+        here = cls(1, 1, group=group)
 
         def find() -> Offer:
-            files = ShardFiles(folder, self.rank, self.ranks)
+            files = ShardFiles(folder, here.rank, here.ranks)
             if not files.saves:
-                raise ValueError(f"folder: {files.folder} holds no shard of rank {self.rank}")
+                raise ValueError(f"folder: {files.folder} holds no shard of rank {here.rank}")
             return Offer(files, {}, files.saves)
 
         files, saves = together("load", find, group)
@@ -344,28 +327,26 @@ class ShardedClassStatistics:
             common = set.intersection(*saves)
             if not common:
                 raise ValueError(f"folder: {files.folder}: the ranks' shards are of different saves")
-            kind, config, tensors = read_state(files.path(max(common)), device)
-            self._take_over(str(files.path(max(common))), kind, config, tensors)
-            return Offer(None, {**self._config(), "updates": self.updates})
+            loaded = cls._read(files.path(max(common)), group, device)
+            return Offer(loaded, {**loaded._config(), "updates": loaded.updates})
 
-        together("load", read, group)
-        return self
+        return together("load", read, group)[0]
 
-    def _take_over(self, path: str, kind: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    @classmethod
+    def _read(cls, path: Path, group: Group, device: torch.device | str) -> ShardedClassStatistics:
+        kind, config, tensors = read_state(path, device)
         if kind != KIND:
             raise ValueError(f"path: {path} holds {kind!r}, expected {KIND}")
-        config = dict(config)
         try:
-            updates, kept, ranks = (config.pop(name) for name in ("updates", "classes", "ranks"))
-            dtype = config.pop("input_dtype")
-            self._whole = ClassStatistics(**config, device="meta")
+            updates, kept, ranks, dtype = (config.pop(n) for n in ("updates", "classes", "ranks", "input_dtype"))
+            self = cls(**config, group=group, device="meta")
             if ranks != self.ranks or tuple(kept) != self.classes:
                 raise ValueError(
                     f"it holds the classes {kept} of {ranks} ranks, rank {self.rank} of {self.ranks} keeps "
                     f"{list(self.classes)}"
                 )
-            local = {**config, "num_classes": self._local_classes, "nonfinite": "propagate", "ignore_index": NO_LABEL}
-            self.local = ClassStatistics.from_state({**local, "input_dtype": dtype}, tensors)
+            self.local = ClassStatistics.from_state({**self.local.config(), "input_dtype": dtype}, tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path: {path} does not fit: {error}") from error
         self.updates = updates
+        return self

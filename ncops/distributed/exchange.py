@@ -107,12 +107,3 @@ def _transfer(tensor: Tensor, source: int, dst: int | None, group: Group) -> Non
         dist.send(tensor, group=group, group_dst=dst)
     elif source != dst:
         dist.recv(tensor, group=group, group_src=source)
-
-
-def sum_at(tensors: Sequence[Tensor], *, group: Group, dst: int | None) -> None:
-    """Replaces each tensor by its sum over the ranks, on rank ``dst`` or on every rank; elsewhere it is spoilt."""
-    for tensor in tensors:
-        if dst is None:
-            dist.all_reduce(tensor, group=group)
-        else:
-            dist.reduce(tensor, group=group, group_dst=dst)

@@ -16,17 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ..ops.checks import (
-    check_integer,
-    check_label_values,
-    check_number,
-    check_shape,
-    flatten_labels,
-    refuse_forward_mode,
-    shape,
-)
-from ..ops.columns import LinearStats, columns_of, save_planes
-from ..ops.linear_stats import INSTEAD_OF_SCALE, check_classifier
+from ..ops.checks import check_label_values, check_shape, shape
+from ..ops.columns import LinearStats, columns_of
+from ..ops.linear_stats import check_arguments
 from ..ops.precision import allow_tf32
 from ..stats.collectives import Group, gather
 from .shard_columns import local_share, merge_shares, shard_gradients, target_logits
@@ -74,17 +66,14 @@ def linear_stats(
     weight, bias, shard = _placed(weight, bias, group, vocab_start, num_classes)
     x = _replicated(x, "x")
     target = None if target is None else _replicated(target, "target")
-    x, weight, bias = check_classifier(x, weight, bias, "V_local", 0)
-    scale = check_number(scale, "scale", INSTEAD_OF_SCALE)
-    ignore_index = check_integer(ignore_index, "ignore_index")
-    y = None if target is None else flatten_labels(target, "target", x, "x")
+    flat, weight, bias, y, scale, ignore_index = check_arguments(
+        x, weight, bias, target, scale, ignore_index, "V_local", 0
+    )
     shard = shard.known(weight.shape[0], x.device)
     if y is not None:
         check_label_values(y, shard.num_classes, ignore_index, "target")
-    kept = shard.kept(weight.shape[0])
-    weight, bias = weight[:kept], None if bias is None else bias[:kept]
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
-    refuse_forward_mode("linear_stats", x, weight, bias)
+    classes = max(0, shard.num_classes - shard.start)  # rows beyond are padding
+    weight, bias = weight[:classes], None if bias is None else bias[:classes]
     planes = _Parallel.apply(flat, weight, bias, y, shard, scale, ignore_index, allow_tf32(x))
     return columns_of(planes, tuple(x.shape[:-1]), y, shard.num_classes, ignore_index)
 
@@ -114,10 +103,6 @@ class Shard:
         if not 1 <= classes <= total:
             raise ValueError(f"num_classes: expected 1 to {total}, the rows of all ranks, got {classes}")
         return Shard(self.group, sum(sizes[: dist.get_rank(self.group)]), classes)
-
-    def kept(self, rows: int) -> int:
-        """How many of the local rows are classes; the rest is padding."""
-        return min(rows, max(0, self.num_classes - self.start))
 
 
 def _is_dtensor(t: Any) -> bool:
@@ -182,7 +167,8 @@ class _Parallel(torch.autograd.Function):
         every = mine.new_empty((ranks * mine.shape[0], mine.shape[1]))
         gather(every, mine, shard.group)
         planes = merge_shares(every.view(ranks, *mine.shape), level, target, ignore_index, compute_dtype(x.dtype))
-        save_planes(ctx, planes, x, weight, bias, target)
+        ctx.save_for_backward(*planes, x, weight, bias, target)
+        ctx.mark_non_differentiable(planes[1])
         ctx.shard, ctx.options = shard, options
         return planes
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..model import Classifier
-from ..stats.collectives import dist
+from ..stats.collectives import sum_over_ranks
 from ._need import missing
 
 try:
@@ -98,5 +98,4 @@ class ExactMetric(Metric):
             self._reduce_states({name: states[rank] for name, states in gathered.items()})
 
     def _all_reduce(self, group: Any) -> None:
-        for state in self.metric_state.values():
-            dist.all_reduce(state, group=group)
+        sum_over_ranks(self.metric_state.values(), group)

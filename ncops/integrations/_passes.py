@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..model import evaluating, features_into, find_classifier, rows
 from ..report.collapse import CollapseReport, collapse
 from ..stats.collectives import dist
 from ..stats.passes import class_pass, decision_pass
-from .loaders import to_device, untouched_randomness
+from .loaders import same_data, to_device, untouched_randomness
 
 MEANS_FROM = ("train", "eval")
 
@@ -26,11 +26,12 @@ Align = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Features as they enter the classifier, and labels as the batch has them -> rows and labels that belong together."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What both callbacks take; they say what it means."""
+@dataclass(kw_only=True, eq=False, repr=False)
+class TwoPasses:
+    """What both callbacks take and do; they say what it means."""
 
-    classifier: str | None = None
+    classifier = None  # a field of theirs, where it has its place among the arguments without a name
+    train_loader: Iterable[Any] | None = None
     means_from: str = "train"
     max_batches: int | None = None
     min_count: int = 1
@@ -39,6 +40,9 @@ class Settings:
     prefix: str = "nc"
     convention: str | Convention = "ncops"
     ignore_index: int = -100
+    unpack: Unpack | None = None
+    align: Align | None = None
+    report: CollapseReport | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.means_from not in MEANS_FROM:
@@ -56,6 +60,49 @@ class Settings:
         values |= {n: float(report.coverage[n]) for n in ("classes_kept", "samples", "decision_samples")}
         place = f"{self.prefix}/{name}/" if name else f"{self.prefix}/"
         return {place + n: value for n, value in values.items()}
+
+    def measure(
+        self,
+        model: nn.Module,
+        train: Any,
+        evaluation: Any,
+        limit: int | None = None,
+        *,
+        align: Align | None = None,
+        scale: float = 1.0,
+        precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> CollapseReport:
+        """Both passes over this rank's batches, one batch at a time, summed over the ranks: the same report on each.
+
+        ``train`` and ``evaluation`` are loaders, of the latter the first ``limit`` batches count; ``align`` stands in
+        for one that the user has not given, ``precision`` makes the context that the model runs in. Random generators
+        and the mode of every submodule are put back.
+        """
+        rank, ranks = world()
+        model = unwrapped(model)
+        module = find_classifier(model, self.classifier)
+        weight, bias = rows(module)
+        shared = {"all_ranks": ranks > 1, "ignore_index": self.ignore_index}
+
+        with untouched_randomness(), evaluating(model), features_into(module) as trap:
+
+            def features(loader: Any, batches: int | None, drawn: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+                for batch in same_data(loader, batches, rank, ranks, drawn=drawn):
+                    inputs, labels = self.unpack(to_device(batch, weight.device))
+                    with precision():
+                        x = trap.run(lambda inputs=inputs: _call(model, inputs))
+                    yield _matched(x, labels.to(x.device), self.align or align)
+
+            first = (evaluation, limit) if self.means_from == "eval" else (train, self.max_batches)
+            geometry = class_pass(
+                features(*first, drawn=self.means_from == "train"), *weight.shape,
+                min_count=self.min_count, scatter=self.scatter, device=weight.device, **shared,
+            )  # fmt: skip
+            # Under autocast the features come in another dtype than the rows: the pass takes what autocast multiplies.
+            decisions = decision_pass(
+                features(evaluation, limit), geometry, weight, bias, convention=self.convention, scale=scale, **shared
+            )
+            return collapse(geometry, *decisions.classifier, decisions=decisions, convention=self.convention)
 
 
 def split_labels(batch: Any, names: Sequence[str]) -> tuple[dict[str, Any], Tensor] | None:
@@ -85,47 +132,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod
         else:
             return model
-
-
-def measure_model(
-    model: nn.Module,
-    settings: Settings,
-    unpack: Unpack,
-    train: Callable[[], Iterable[Any]],
-    evaluation: Callable[[], Iterable[Any]],
-    *,
-    align: Align | None = None,
-    scale: float = 1.0,
-    precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-) -> CollapseReport:
-    """Both passes over this rank's batches, one batch at a time, summed over the ranks: the same report on each.
-
-    ``train`` and ``evaluation`` make the batches, ``precision`` the context that the model runs in. Random generators
-    and the mode of every submodule are put back.
-    """
-    model = unwrapped(model)
-    module = find_classifier(model, settings.classifier)
-    weight, bias = rows(module)
-    shared = {"all_ranks": world()[1] > 1, "ignore_index": settings.ignore_index}
-
-    with untouched_randomness(), evaluating(model), features_into(module) as trap:
-
-        def features(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-            for batch in batches:
-                inputs, labels = unpack(to_device(batch, weight.device))
-                with precision():
-                    x = trap.run(lambda inputs=inputs: _call(model, inputs))
-                yield _matched(x, labels.to(x.device), align)
-
-        geometry = class_pass(
-            features(train() if settings.means_from == "train" else evaluation()), *weight.shape,
-            min_count=settings.min_count, scatter=settings.scatter, device=weight.device, **shared,
-        )  # fmt: skip
-        # Under autocast the features come in another dtype than the rows: the pass takes what autocast multiplies.
-        decisions = decision_pass(
-            features(evaluation()), geometry, weight, bias, convention=settings.convention, scale=scale, **shared
-        )
-        return collapse(geometry, *decisions.classifier, decisions=decisions, convention=settings.convention)
 
 
 def _call(model: nn.Module, inputs: Any) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..conventions import Convention
-from ..report.collapse import CollapseReport
 from ._need import missing
-from ._passes import Align, Settings, Unpack, kind, measure_model, split_labels, world
-from .loaders import same_data
+from ._passes import TwoPasses, Unpack, kind, split_labels
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -37,7 +35,8 @@ def unpack(batch: Any) -> tuple[Any, Tensor]:
     return found
 
 
-class NeuralCollapseCallback(Callback):
+@dataclass(eq=False, repr=False)
+class NeuralCollapseCallback(TwoPasses, Callback):
     """Measures NC1 to NC4 when an evaluation ends, and logs them as ``nc/nc1_pinv`` and so on.
 
     Class means come from the training data, decisions (NC4, accuracy, NLL, calibration) from the evaluation data, as in
@@ -67,40 +66,21 @@ class NeuralCollapseCallback(Callback):
         report: the last :class:`ncops.CollapseReport`, None before the first.
     """
 
-    def __init__(
-        self,
-        classifier: str | None = None,
-        *,
-        train_loader: Iterable[Any] | None = None,
-        means_from: str = "train",
-        max_batches: int | None = None,
-        min_count: int = 1,
-        scatter: bool = True,
-        metrics: Sequence[str] | None = None,
-        prefix: str = "nc",
-        convention: str | Convention = "ncops",
-        ignore_index: int = -100,
-        unpack: Unpack = unpack,
-        align: Align | None = None,
-    ):
-        self.settings = Settings(
-            classifier, means_from, max_batches, min_count, scatter, metrics, prefix, convention, ignore_index
-        )
-        self.train_loader, self.unpack, self.align = train_loader, unpack, align
-        self.report: CollapseReport | None = None
+    classifier: str | None = None
+    _: KW_ONLY
+    unpack: Unpack = unpack
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._measure(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.train_loader is not None or self.settings.means_from == "eval":
+        if self.train_loader is not None or self.means_from == "eval":
             self._measure(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, loaders: Any, limits: Any) -> None:
-        rank, ranks = world()
         train = trainer.train_dataloader if self.train_loader is None else self.train_loader
-        if train is None and self.settings.means_from == "train":
+        if train is None and self.means_from == "train":
             raise ValueError(
                 "train_loader: this evaluation is not part of a fit, so the trainer has no training data; "
                 "pass train_loader=, or means_from='eval'"
@@ -114,14 +94,8 @@ class NeuralCollapseCallback(Callback):
         for index, (loader, limit) in enumerate(zip(loaders, limits, strict=True)):
             limit = None if limit == float("inf") else int(limit)  # as the trainer has it: the first so many batches
             with torch.inference_mode(False):  # inference tensors could not be undone by the statistics
-                self.report = measure_model(
-                    pl_module,
-                    self.settings,
-                    self.unpack,
-                    lambda: same_data(train, self.settings.max_batches, rank, ranks),
-                    lambda loader=loader, limit=limit: same_data(loader, limit, rank, ranks, drawn=False),
-                    align=self.align,
-                    precision=trainer.precision_plugin.val_step_context,
+                self.report = self.measure(
+                    pl_module, train, loader, limit, precision=trainer.precision_plugin.val_step_context
                 )
             name = str(index) if len(loaders) > 1 else ""
-            pl_module.log_dict(self.settings.flat(self.report, name), add_dataloader_idx=False)
+            pl_module.log_dict(self.flat(self.report, name), add_dataloader_idx=False)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..conventions import Convention
 from ..model import stated_scales, stated_softcap, text_config
-from ..report.collapse import CollapseReport
 from ._need import missing
-from ._passes import Align, Settings, Unpack, kind, measure_model, split_labels, unwrapped, world
-from .loaders import same_data
+from ._passes import TwoPasses, Unpack, kind, split_labels, unwrapped
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -45,7 +43,8 @@ def is_causal(model: nn.Module) -> bool:
     return type(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
-class NeuralCollapseCallback(TrainerCallback):
+@dataclass(eq=False, repr=False)
+class NeuralCollapseCallback(TwoPasses, TrainerCallback):
     """Measures NC1 to NC4 when an evaluation ends, and logs them as ``nc/nc1_pinv`` and so on.
 
     ``trainer.add_callback(NeuralCollapseCallback(trainer))``. Class means come from the training data, decisions (NC4,
@@ -78,50 +77,26 @@ class NeuralCollapseCallback(TrainerCallback):
         report: the last :class:`ncops.CollapseReport`, None before the first.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        classifier: str | None = None,
-        *,
-        train_loader: Iterable[Any] | None = None,
-        means_from: str = "train",
-        max_batches: int | None = None,
-        min_count: int = 1,
-        scatter: bool = True,
-        metrics: Sequence[str] | None = None,
-        prefix: str = "nc",
-        convention: str | Convention = "ncops",
-        ignore_index: int = -100,
-        scale: float | None = None,
-        unpack: Unpack = unpack,
-        align: Align | None = None,
-    ):
-        if not isinstance(trainer, Trainer):
-            raise TypeError(f"trainer: expected a transformers Trainer, got {type(trainer).__name__}")
-        self.settings = Settings(
-            classifier, means_from, max_batches, min_count, scatter, metrics, prefix, convention, ignore_index
-        )
-        self.trainer, self.train_loader, self.scale = trainer, train_loader, scale
-        self.unpack, self.align = unpack, align
-        self.report: CollapseReport | None = None
+    trainer: Trainer
+    classifier: str | None = None
+    _: KW_ONLY
+    scale: float | None = None
+    unpack: Unpack = unpack
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.trainer, Trainer):
+            raise TypeError(f"trainer: expected a transformers Trainer, got {type(self.trainer).__name__}")
+        super().__post_init__()
 
     def on_evaluate(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
         train = self.train_loader if self.train_loader is not None else train_dataloader
-        if train is None and self.settings.means_from == "train":
+        if train is None and self.means_from == "train":
             train = self.train_loader = self.trainer.get_train_dataloader()  # an evaluation outside of training
-        rank, ranks = world()
         model = unwrapped(model)
-        self.report = measure_model(
-            model,
-            self.settings,
-            self.unpack,
-            lambda: same_data(train, self.settings.max_batches, rank, ranks),
-            lambda: same_data(eval_dataloader, None, rank, ranks),
-            align=self.align or (next_token if is_causal(model) else None),
-            scale=self._scale(model),
-        )
+        align = next_token if is_causal(model) else None
+        self.report = self.measure(model, train, eval_dataloader, align=align, scale=self._scale(model))
         metrics = kwargs.get("metrics") or {}
-        values = self.settings.flat(self.report, _set_name(metrics))
+        values = self.flat(self.report, _set_name(metrics))
         self.trainer.log(dict(values))
         metrics.update(values)
 

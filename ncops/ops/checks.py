@@ -89,6 +89,15 @@ def check_device(t: Tensor, name: str, like: Tensor, like_name: str) -> None:
         raise ValueError(f"{name}: expected the device of {like_name}, {like.device}, got {t.device}")
 
 
+def check_beside(
+    t: Tensor, name: str, expected: tuple[int | None, ...], meaning: str, like: Tensor, like_name: str
+) -> None:
+    """A floating tensor of the expected shape (None: of any size there) on the device of ``like``."""
+    check_floating(t, name, len(expected) if None in expected else None)
+    check_shape(t, name, tuple(t.shape[i] if n is None else n for i, n in enumerate(expected)), meaning)
+    check_device(t, name, like, like_name)
+
+
 def check_dtype(t: Tensor, name: str, dtype: torch.dtype, why: str) -> None:
     if t.dtype != dtype:
         raise ValueError(f"{name}: expected {dtype} ({why}), got {t.dtype}")

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
 from .checks import (
+    check_beside,
     check_device,
     check_dtype,
-    check_floating,
     check_integer,
     check_shape,
     flatten_labels,
@@ -59,18 +59,16 @@ def class_moments(
     num_classes = check_integer(num_classes, "num_classes", 0)
     ignore_index = check_integer(ignore_index, "ignore_index")
     if center is not None:
-        check_center(center, flat, num_classes)
+        check_center(center, flat, (num_classes, x.shape[-1]), "(num_classes, D)")
     refuse_forward_mode("class_moments", x, center)
     sums, sqnorms, counts, invalid = torch.ops.ncops.class_moments(flat, y, num_classes, center, ignore_index)
     return ClassMoments(counts, sums, sqnorms, invalid)
 
 
-def check_center(center: Tensor, x: Tensor, num_classes: int) -> None:
+def check_center(center: Tensor, x: Tensor, expected: tuple[int, ...], meaning: str) -> None:
     """Anchors are kept in the dtype that deviations are computed in."""
-    check_floating(center, "center")
-    check_shape(center, "center", (num_classes, x.shape[1]), "(num_classes, D)")
+    check_beside(center, "center", expected, meaning, x, "x")
     check_dtype(center, "center", compute_dtype(x.dtype), f"x is {x.dtype}")
-    check_device(center, "center", x, "x")
 
 
 def accumulate_class_moments_(
@@ -96,7 +94,7 @@ def accumulate_class_moments_(
     y = flatten_labels(labels, "labels", x, "x")
     ignore_index = check_integer(ignore_index, "ignore_index")
     check_shape(counts, "counts", (counts.shape[0],) if counts.ndim else (0,), "(C,)")
-    check_center(center, flat, counts.shape[0])
+    check_center(center, flat, (counts.shape[0], x.shape[-1]), "(num_classes, D)")
     check_shape(sums, "sums", tuple(center.shape), "(C, D)")
     check_shape(sqnorms, "sqnorms", tuple(counts.shape), "(C,)")
     check_shape(invalid, "invalid", (), "()")
@@ -155,10 +153,6 @@ def _backward(ctx, g_sums, g_sqnorms, g_counts, g_invalid):
     return g_x, None, None, g_center, None
 
 
-def _backward_fake(g_sums, g_sqnorms, x, labels, num_classes, center, ignore_index):
-    return x.new_empty(x.shape)
-
-
 define(
     "class_moments(Tensor x, Tensor labels, SymInt num_classes, Tensor? center, int ignore_index)"
     " -> (Tensor sums, Tensor sqnorms, Tensor counts, Tensor invalid)",
@@ -169,8 +163,7 @@ define(
 )
 define(
     "class_moments_backward(Tensor g_sums, Tensor g_sqnorms, Tensor x, Tensor labels, SymInt num_classes,"
-    " Tensor? center, int ignore_index) -> Tensor",
-    _backward_fake,
+    " Tensor? center, int ignore_index) -> Tensor g_x"
 )
 define(
     "accumulate_class_moments_(Tensor(a!) counts, Tensor(b!) center, Tensor(c!) sums, Tensor(d!) sqnorms,"

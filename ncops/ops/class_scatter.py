@@ -7,17 +7,15 @@ from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
 from .checks import (
-    check_device,
-    check_dtype,
     check_floating,
     check_integer,
     check_label_values,
-    check_shape,
     flatten_labels,
     flatten_rows,
     refuse_forward_mode,
 )
-from .op import define
+from .class_moments import check_center
+from .op import define, differentiable
 from .precision import allow_tf32
 
 
@@ -60,12 +58,10 @@ def check_labelled(x: Tensor, labels: Tensor | None, center: Tensor | None) -> t
     if center is not None:
         check_floating(center, "center")
         if labels is None:
-            check_shape(center, "center", (x.shape[-1],), "(D,) without labels")
+            check_center(center, flat, (x.shape[-1],), "(D,) without labels")
         else:
             rows = center.shape[0] if center.ndim else 0
-            check_shape(center, "center", (rows, x.shape[-1]), "(C, D) with labels")
-        check_dtype(center, "center", compute_dtype(x.dtype), f"x is {x.dtype}")
-        check_device(center, "center", x, "x")
+            check_center(center, flat, (rows, x.shape[-1]), "(C, D) with labels")
     return flat, y
 
 
@@ -78,24 +74,9 @@ def _fake(x, *_):
     return x.new_empty((x.shape[1], x.shape[1]), dtype=compute_dtype(x.dtype))
 
 
-def _setup(ctx, inputs, output):
-    x, labels, center, *ctx.options = inputs
-    ctx.save_for_backward(x, labels, center)
-
-
-def _backward(ctx, g):
-    need_x, need_center = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-    g_x, g_center = torch.ops.ncops.class_scatter_backward(g, *ctx.saved_tensors, *ctx.options, need_x, need_center)
-    return g_x if need_x else None, None, g_center if need_center else None, None, None
-
-
-def _backward_fake(g, x, labels, center, ignore_index, allow_tf32, need_x, need_center):
-    return x.new_empty(x.shape if need_x else 0), g.new_empty(center.shape if need_center else 0)
-
-
 _INPUTS = "Tensor x, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
-define(f"class_scatter({_INPUTS}) -> Tensor", _fake, check=_check, setup=_setup, backward=_backward)
+define(f"class_scatter({_INPUTS}) -> Tensor sum", _fake, check=_check)
 define(
-    f"class_scatter_backward(Tensor g, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)",
-    _backward_fake,
+    f"class_scatter_backward(Tensor g_sum, {_INPUTS}, bool need_x, bool need_center) -> (Tensor g_x, Tensor g_center)"
 )
+differentiable("class_scatter")

@@ -142,13 +142,8 @@ def columns_of(
     return LinearStats(**columns, valid=valid, target=target, num_classes=num_classes)
 
 
-def fake_planes(x: Tensor) -> tuple[Tensor, Tensor]:
+def fake_planes(x: Tensor, *_) -> tuple[Tensor, Tensor]:
+    """The fake kernel of an op whose first argument has a row for each number of a plane."""
     rows = x.shape[0]
     floats = x.new_empty((len(FLOATS), rows), dtype=compute_dtype(x.dtype))
     return floats, x.new_empty((len(INDICES), rows), dtype=torch.int64)
-
-
-def save_planes(ctx, planes: tuple[Tensor, Tensor], *inputs: Tensor | None) -> None:
-    """Saves what the backward takes before its options: the planes, then ``inputs``."""
-    ctx.save_for_backward(*planes, *inputs)
-    ctx.mark_non_differentiable(planes[1])

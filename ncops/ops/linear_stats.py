@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..backends.dtypes import autocast_dtype, compute_dtype
 from ..backends.planes import SHARE_FLOATS, SHARE_INDICES
 from .checks import (
-    check_device,
-    check_floating,
+    check_beside,
     check_integer,
     check_label_values,
     check_number,
-    check_shape,
     flatten_labels,
+    flatten_rows,
     refuse_forward_mode,
     shape,
 )
-from .columns import PLANES, LinearStats, columns_of, fake_planes, save_planes
-from .op import define
+from .columns import PLANES, LinearStats, columns_of, fake_planes
+from .op import define, differentiable
 from .precision import allow_tf32
-
-INSTEAD_OF_SCALE = "fold a learned temperature into x (linear_stats(x * scale, ...))"
 
 
 def linear_stats(
@@ -56,48 +55,41 @@ def linear_stats(
     """
     if hasattr(weight, "placements"):
         raise ValueError("weight: expected a plain tensor, got a DTensor: ncops.distributed.linear_stats takes it")
-    x, weight, bias = check_classifier(x, weight, bias, "V", 1)
-    ignore_index = check_integer(ignore_index, "ignore_index")
-    scale = check_number(scale, "scale", INSTEAD_OF_SCALE)
-    y = None if target is None else flatten_labels(target, "target", x, "x")
-    flat = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
-    refuse_forward_mode("linear_stats", x, weight, bias)
+    flat, weight, bias, y, scale, ignore_index = check_arguments(x, weight, bias, target, scale, ignore_index, "V", 1)
     planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
     return columns_of(planes, tuple(x.shape[:-1]), y, weight.shape[0], ignore_index)
 
 
-def check_classifier(
-    x: Tensor, weight: Tensor, bias: Tensor | None, classes: str, least: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The three in one dtype, as autocast asks, after checks; at least ``least`` rows, whose number is ``classes``."""
-    check_floating(x, "x")
-    if x.ndim < 1:
-        raise ValueError("x: expected shape (..., D), got a scalar")
-    check_floating(weight, "weight", 2)
-    check_shape(weight, "weight", (weight.shape[0], x.shape[-1]), f"({classes}, D)")
+def check_arguments(
+    features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: Any, ignore_index: Any,
+    classes: str, least: int,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, int]:  # fmt: skip
+    """The first six as the ops take them: rows and classifier in one dtype, as autocast asks, flat targets.
+
+    At least ``least`` classes, a number that errors call ``classes``.
+    """
+    x = flatten_rows(features)
+    check_beside(weight, "weight", (None, x.shape[1]), f"({classes}, D)", x, "x")
     if weight.shape[0] < least:
         raise ValueError(f"weight: expected at least one class, got shape {shape(weight)}")
-    check_device(weight, "weight", x, "x")
     if bias is not None:
-        check_floating(bias, "bias")
-        check_shape(bias, "bias", (weight.shape[0],), f"({classes},)")
-        check_device(bias, "bias", x, "x")
+        check_beside(bias, "bias", (weight.shape[0],), f"({classes},)", x, "x")
     dtype = autocast_dtype(x.device)
     if dtype is not None:  # which leaves float64 alone, in torch's own ops too
         x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
     for t, name in ((weight, "weight"), (bias, "bias")):
         if t is not None and t.dtype != x.dtype:
             raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
-    return x, weight, bias
+    ignore_index = check_integer(ignore_index, "ignore_index")
+    scale = check_number(scale, "scale", "fold a learned temperature into x (linear_stats(x * scale, ...))")
+    y = None if target is None else flatten_labels(target, "target", features, "x")
+    refuse_forward_mode("linear_stats", x, weight, bias)
+    return x, weight, bias, y, scale, ignore_index
 
 
 def _check(x, weight, bias, target, scale, ignore_index, allow_tf32):
     if target is not None:
         check_label_values(target, weight.shape[0], ignore_index, "target")
-
-
-def _fake(x, *_):
-    return fake_planes(x)
 
 
 def _share_fake(x, *_):
@@ -113,19 +105,6 @@ def _targets_fake(x, *_):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
 
-def _setup(ctx, inputs, output):
-    *tensors, ctx.scale, ctx.ignore_index, ctx.allow_tf32 = inputs
-    save_planes(ctx, output, *tensors)
-
-
-def _backward(ctx, grad, _):
-    needs = [bool(need) for need in ctx.needs_input_grad[:3]]
-    results = torch.ops.ncops.linear_stats_backward(
-        grad, *ctx.saved_tensors, ctx.scale, ctx.ignore_index, ctx.allow_tf32, *needs
-    )
-    return (*(g if need else None for g, need in zip(results, needs, strict=True)), None, None, None, None)
-
-
 def _backward_fake(
     grad, floats, indices, x, weight, bias, target, scale, ignore_index, allow_tf32, need_x, need_weight, need_bias
 ):
@@ -137,17 +116,9 @@ def _backward_fake(
 
 
 _HEAD, _OPTIONS = "Tensor x, Tensor weight, Tensor? bias", "float scale, int ignore_index, bool allow_tf32"
-define(
-    f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}",
-    _fake,
-    check=_check,
-    setup=_setup,
-    backward=_backward,
-)
+define(f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}", fake_planes, check=_check)
 # The share of these classes of a vocabulary that has others, in which targets may lie: their logits are given.
-define(
-    f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share_fake
-)
+define(f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share_fake)
 define(
     f"linear_stats_targets({_HEAD}, Tensor target, {_OPTIONS}) -> Tensor",
     _targets_fake,
@@ -155,7 +126,8 @@ define(
     after=_zero_elsewhere,
 )
 define(
-    f"linear_stats_backward(Tensor grad, Tensor floats, Tensor indices, {_HEAD}, Tensor? target, {_OPTIONS},"
+    f"linear_stats_backward(Tensor g_floats, Tensor floats, Tensor indices, {_HEAD}, Tensor? target, {_OPTIONS},"
     " bool need_x, bool need_weight, bool need_bias) -> (Tensor g_x, Tensor g_weight, Tensor g_bias)",
     _backward_fake,
 )
+differentiable("linear_stats")

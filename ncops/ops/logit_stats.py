@@ -14,8 +14,8 @@ from .checks import (
     refuse_forward_mode,
     shape,
 )
-from .columns import PLANES, LinearStats, columns_of, fake_planes, save_planes
-from .op import define
+from .columns import PLANES, LinearStats, columns_of, fake_planes
+from .op import define, differentiable
 
 
 def logit_stats(
@@ -55,24 +55,7 @@ def _check(logits, target, scale, ignore_index):
         check_label_values(target, logits.shape[1], ignore_index, "target")
 
 
-def _fake(logits, *_):
-    return fake_planes(logits)
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.scale, ctx.ignore_index = inputs
-    save_planes(ctx, output, *tensors)
-
-
-def _backward(ctx, grad, _):
-    g_logits = torch.ops.ncops.logit_stats_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.ignore_index)
-    return g_logits, None, None, None
-
-
-def _backward_fake(grad, floats, indices, logits, target, scale, ignore_index):
-    return logits.new_empty(logits.shape)
-
-
 _INPUTS = "Tensor logits, Tensor? target, float scale, int ignore_index"
-define(f"logit_stats({_INPUTS}) -> {PLANES}", _fake, check=_check, setup=_setup, backward=_backward)
-define(f"logit_stats_backward(Tensor grad, Tensor floats, Tensor indices, {_INPUTS}) -> Tensor", _backward_fake)
+define(f"logit_stats({_INPUTS}) -> {PLANES}", fake_planes, check=_check)
+define(f"logit_stats_backward(Tensor g_floats, Tensor floats, Tensor indices, {_INPUTS}) -> Tensor g_logits")
+differentiable("logit_stats")

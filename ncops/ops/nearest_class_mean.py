@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from .checks import check_device, check_floating, check_shape, flatten_rows
+from .checks import check_beside, flatten_rows
 from .op import define
 from .pair_stats import check_valid
 from .precision import allow_tf32
@@ -42,12 +42,10 @@ def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None)
     in the compute dtype; float64 ``x`` then has the digits.
     """
     flat = flatten_rows(x)
-    check_floating(means, "means", 2)
-    check_shape(means, "means", (means.shape[0], x.shape[-1]), "(C, D)")
+    check_beside(means, "means", (None, x.shape[-1]), "(C, D)", x, "x")
     dtype = compute_dtype(x.dtype)
     if means.dtype not in (torch.float64, dtype):
         raise ValueError(f"means: expected torch.float64 or {dtype} (x is {x.dtype}), got {means.dtype}")
-    check_device(means, "means", x, "x")
     check_valid(valid, means.shape[0], x, "x", "(C,)")
     sqdist, index = torch.ops.ncops.nearest_class_mean(flat, means, valid, allow_tf32(x))
     rows = x.shape[:-1]

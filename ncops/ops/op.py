@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -15,21 +16,8 @@ _NATIVE = torch.library.Library(native.NAMESPACE, "FRAGMENT")
 DEFINED: list[str] = []  # names, in the order of their definition
 
 
-def _outside_autocast(implementation: Callable) -> Callable:
-    """Autocast would turn the float32 products inside an implementation into bfloat16 ones."""
-
-    def run(*args):
-        device = next(a.device for a in args if isinstance(a, torch.Tensor))
-        if autocast_dtype(device) is None:
-            return implementation(*args)
-        with outside_autocast(device):
-            return implementation(*args)
-
-    return run
-
-
 def define(
-    schema: str, fake: Callable, *, kernel_returns: str | None = None, check: Callable | None = None,
+    schema: str, fake: Callable | None = None, *, kernel_returns: str | None = None, check: Callable | None = None,
     after: Callable | None = None, setup: Callable | None = None, backward: Callable | None = None,
 ) -> None:  # fmt: skip
     """Defines ``ncops::<schema>``, whose kernel is that of the backend for its first argument, a tensor.
@@ -38,16 +26,21 @@ def define(
 
     Args:
         kernel_returns: what kernels return, where that is not what the op does.
-        fake: runs under tracing. It, ``check`` and ``setup`` take the arguments of the schema.
+        fake: runs under tracing. It, ``check`` and ``setup`` take the arguments of the schema. None in a
+            ``<name>_backward`` makes gradients like the arguments, of size 0 for those that are absent or not needed.
         check: what has to be looked at before the kernel runs, such as the values of labels.
         after: makes the results from the kernel's and the arguments; default: as they are.
-        setup, backward: those of :func:`torch.library.register_autograd`. An op ``<name>_backward`` has neither: a
-            second derivative is a clear error instead of a silent zero.
+        setup, backward: those of :func:`torch.library.register_autograd`, for an op whose gradient is not that of
+            :func:`differentiable`. An op ``<name>_backward`` has none: a second derivative is a clear error instead of
+            a silent zero.
     """
     name = schema.split("(", 1)[0]
     DEFINED.append(name)
 
     def run(like, *others):
+        if autocast_dtype(like.device) is not None:  # which would make bfloat16 products of the float32 ones inside
+            with outside_autocast(like.device):
+                return run(like, *others)
         if check is not None:
             check(like, *others)
         results = backends.kernel(name, like)(like, *others)
@@ -59,9 +52,51 @@ def define(
     kernel_schema = schema if kernel_returns is None else f"{schema.split(' -> ')[0]} -> {kernel_returns}"
     _NATIVE.define(kernel_schema.replace("SymInt", "int"))
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _outside_autocast(run), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"ncops::{name}", fake, lib=_LIBRARY)
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ncops::{name}", fake or functools.partial(_fake_gradients, name), lib=_LIBRARY)
     if name.endswith("_backward"):
         setup, backward = (lambda ctx, inputs, output: None), refuse
     if backward is not None:
         torch.library.register_autograd(f"ncops::{name}", backward, setup_context=setup, lib=_LIBRARY)
+
+
+def _fake_gradients(name: str, like: torch.Tensor, *others) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    schema = getattr(torch.ops.ncops, name).default._schema
+    known = dict(zip((a.name for a in schema.arguments), (like, *others), strict=True))
+    gradients = []
+    for source in (result.name.removeprefix("g_") for result in schema.returns):
+        t = known[source]
+        size = t.shape if t is not None and known.get(f"need_{source}", True) else 0
+        gradients.append((like if t is None else t).new_empty(size))
+    return tuple(gradients) if len(gradients) > 1 else gradients[0]
+
+
+def differentiable(name: str) -> None:
+    """Makes ``<name>_backward`` the gradient of the op ``name``, as the names in the schemas of the two say.
+
+    The backward takes ``g_<result>`` for each result that has a gradient, then results and arguments of the op, and
+    ``need_<argument>`` where it can leave a gradient out. It returns ``g_<argument>``.
+    """
+    op, op_backward = (getattr(torch.ops.ncops, n).default for n in (name, f"{name}_backward"))
+    arguments, results = ([a.name for a in part] for part in (op._schema.arguments, op._schema.returns))
+    takes, gives = ([a.name for a in part] for part in (op_backward._schema.arguments, op_backward._schema.returns))
+
+    def setup(ctx, inputs, output):
+        output = output if isinstance(output, tuple) else (output,)
+        known = dict(zip((*arguments, *results), (*inputs, *output), strict=True))
+        kept = {n: known[n] for n in takes if n in known}
+        ctx.tensors = [n for n, value in kept.items() if isinstance(value, torch.Tensor)]
+        ctx.save_for_backward(*(kept.pop(n) for n in ctx.tensors))
+        ctx.others = kept
+        ctx.mark_non_differentiable(*(known[n] for n in results if f"g_{n}" not in takes))
+
+    def backward(ctx, *gradients):
+        known = ctx.others | dict(zip(ctx.tensors, ctx.saved_tensors, strict=True))
+        known |= {f"g_{n}": gradient for n, gradient in zip(results, gradients, strict=True)}
+        needs = {n: bool(need) for n, need in zip(arguments, ctx.needs_input_grad, strict=True)}
+        known |= {f"need_{n}": need for n, need in needs.items()}
+        found = op_backward(*(known[n] for n in takes))
+        found = dict(zip(gives, found if isinstance(found, tuple) else (found,), strict=True))
+        return tuple(found[f"g_{n}"] if need else None for n, need in needs.items())
+
+    torch.library.register_autograd(f"ncops::{name}", backward, setup_context=setup, lib=_LIBRARY)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from .checks import check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
-from .op import define
+from .checks import check_beside, check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
+from .op import define, differentiable
 from .precision import allow_tf32
 
 KERNELS = ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
@@ -73,9 +73,7 @@ def pair_stats(
     if variances is not None:
         if kernel != "cdnv":
             raise ValueError(f"variances: expected None for kernel {kernel!r}, got shape {shape(variances)}")
-        check_floating(variances, "variances")
-        check_shape(variances, "variances", (k,), "(K,)")
-        check_device(variances, "variances", rows, "rows")
+        check_beside(variances, "variances", (k,), "(K,)", rows, "rows")
         variances = variances.to(compute_dtype(rows.dtype))
     check_valid(valid, k, rows, "rows", "(K,)")
     power = check_number(power, "power", "there is no gradient of power")
@@ -110,35 +108,14 @@ def _fake(rows, *_):
     )
 
 
-def _setup(ctx, inputs, output):
-    rows, ctx.kernel, variances, ctx.power, valid, ctx.allow_tf32 = inputs
-    _, var, low, high, _, count, row_argmax = output
-    ctx.save_for_backward(count, row_argmax, rows, variances, valid)
-    ctx.mark_non_differentiable(var, low, high, count, row_argmax)
-
-
-def _backward(ctx, g_mean, g_var, g_min, g_max, g_row_max, g_count, g_row_argmax):
-    count, row_argmax, rows, variances, valid = ctx.saved_tensors
-    g_rows, g_variances = torch.ops.ncops.pair_stats_backward(
-        g_mean, g_row_max, count, row_argmax, rows, ctx.kernel, variances, ctx.power, valid, ctx.allow_tf32
-    )
-    return g_rows, None, None if variances is None else g_variances, None, None, None
-
-
-def _backward_fake(g_mean, g_row_max, count, row_argmax, rows, kernel, variances, power, valid, allow_tf32):
-    return rows.new_empty(rows.shape), g_row_max.new_empty(0 if variances is None else variances.shape)
-
-
 _INPUTS = "Tensor rows, str kernel, Tensor? variances, float power, Tensor? valid, bool allow_tf32"
 define(
     f"pair_stats({_INPUTS}) -> (Tensor mean, Tensor var, Tensor min, Tensor max, Tensor row_max,"
     " Tensor count, Tensor row_argmax)",
     _fake,
-    setup=_setup,
-    backward=_backward,
 )
 define(
     f"pair_stats_backward(Tensor g_mean, Tensor g_row_max, Tensor count, Tensor row_argmax, {_INPUTS})"
-    " -> (Tensor g_rows, Tensor g_variances)",
-    _backward_fake,
+    " -> (Tensor g_rows, Tensor g_variances)"
 )
+differentiable("pair_stats")

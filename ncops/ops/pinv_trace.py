@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_device, check_floating, check_shape, shape
+from .checks import check_beside, check_device, check_floating, check_shape
 
 NAN = float("nan")
 
@@ -42,8 +42,16 @@ def pinv_trace(
     Gradients flow to every tensor argument, with the rank held fixed; a second derivative is refused.
     """
     scaled, rank, eps = _scaled_means(means, global_mean, weights, (within,))
-    _check_square(within, "within", means)
-    trace = _PinvTrace.apply(within.double(), scaled, _floor(means, weights, rtol, eps), rtol, rank)
+    check_beside(within, "within", (means.shape[1],) * 2, "(D, D)", means, "means")
+    within = within.double()
+    with torch.no_grad():
+        finite = scaled.isfinite().all()
+        s, vt = _thin_svd(scaled.where(finite, 0.0))
+        keep = _keep(s, _floor(means, weights, rtol, eps), rtol, rank)
+        vt = vt * keep[:, None]
+        inverse = torch.where(keep, 1 / s.where(keep, 1.0).square(), 0.0)
+        trace = ((vt @ within * vt).sum(1) * inverse).sum().where(finite, NAN)
+    trace = _Trace.apply("pinv_trace", trace, within, scaled, vt, inverse)
     return trace / means.shape[0] if divide else trace
 
 
@@ -68,11 +76,20 @@ def solve_trace(
     Gradients flow to every tensor argument, with the rank held fixed; a second derivative is refused.
     """
     scaled, _, eps = _scaled_means(means, global_mean, weights, (total,))
-    _check_square(total, "total", means)
+    check_beside(total, "total", (means.shape[1],) * 2, "(D, D)", means, "means")
     total = total.double()
     with torch.no_grad():
-        floor = 8 * eps * total.norm() / max(1, total.shape[0]) ** 0.5 if rtol is None else None
-    return _SolveTrace.apply(total, scaled, floor, rtol)
+        finite = total.isfinite().all() & scaled.isfinite().all()
+        values, vectors = torch.linalg.eigh(_symmetric(total).where(finite, 0.0))
+        if rtol is None:
+            floor = 8 * eps * total.norm() / max(1, total.shape[0]) ** 0.5
+        else:
+            floor = rtol * values.abs().max() if values.numel() else 0.0
+        keep = values > floor
+        vt = vectors.t() * keep[:, None]
+        inverse = torch.where(keep, 1 / values.where(keep, 1.0), 0.0)
+        trace = ((scaled @ vt.t()).square().sum(0) * inverse).sum().where(finite, NAN)
+    return _Trace.apply("solve_trace", trace, total, scaled, vt, inverse)
 
 
 def between_svd(
@@ -92,12 +109,6 @@ def between_svd(
         return s[keep], basis[keep]
 
 
-def _check_square(t: Tensor, name: str, means: Tensor) -> None:
-    check_floating(t, name)
-    check_shape(t, name, (means.shape[1], means.shape[1]), "(D, D)")
-    check_device(t, name, means, "means")
-
-
 def _scaled_means(
     means: Tensor, global_mean: Tensor | None, weights: Tensor | None, others: tuple[Tensor, ...]
 ) -> tuple[Tensor, int, float]:
@@ -110,8 +121,7 @@ def _scaled_means(
     if weights is not None:
         if not isinstance(weights, Tensor):
             raise TypeError(f"weights: expected a tensor, got {type(weights).__name__}")
-        if weights.ndim != 1 or weights.shape[0] != k:
-            raise ValueError(f"weights: expected shape (K,) = ({k},), got {shape(weights)}")
+        check_shape(weights, "weights", (k,), "(K,)")
         check_device(weights, "weights", means, "means")
         weights = weights.double()
         weights = weights / weights.sum()
@@ -122,9 +132,7 @@ def _scaled_means(
         else:
             global_mean = weights @ centred
     else:
-        check_floating(global_mean, "global_mean")
-        check_shape(global_mean, "global_mean", (d,), "(D,)")
-        check_device(global_mean, "global_mean", means, "means")
+        check_beside(global_mean, "global_mean", (d,), "(D,)", means, "means")
         dtypes.add(global_mean.dtype)
     centred = centred - global_mean.double()
     eps = torch.finfo(torch.float64 if dtypes == {torch.float64} else torch.float32).eps
@@ -186,37 +194,33 @@ class _Once(torch.autograd.Function):
         raise NotImplementedError(f"{ctx.name}: second derivatives are not supported")
 
 
-def _refuse_again(name: str, gradients: tuple[Tensor | None, ...], sources: tuple[Tensor, ...]) -> list[Tensor | None]:
-    if not torch.is_grad_enabled():  # nobody asked for create_graph
-        return list(gradients)
-    return [g if g is None else _Once.apply(name, g, *sources) for g in gradients]
+class _Trace(torch.autograd.Function):
+    """``tr(M B^+)``, already computed, with its gradients by a matrix and by A, ``scaled``; ``B^+ = vt^T inverse vt``.
 
-
-class _PinvTrace(torch.autograd.Function):
-    """``tr(W (A^T A)^+)``."""
+    In ``pinv_trace`` M is the matrix and B is ``A^T A``, in ``solve_trace`` they change places.
+    """
 
     @staticmethod
-    def forward(ctx, within, scaled, floor, rtol, rank):
-        finite = scaled.isfinite().all()
-        s, vt = _thin_svd(scaled.where(finite, 0.0))
-        keep = _keep(s, floor, rtol, rank)
-        vt = vt * keep[:, None]
-        inverse = torch.where(keep, 1 / s.where(keep, 1.0).square(), 0.0)
-        trace = ((vt @ within * vt).sum(1) * inverse).sum()
-        ctx.save_for_backward(within, scaled, vt, inverse)
-        return trace.where(finite, NAN)
+    def forward(ctx, name, trace, matrix, scaled, vt, inverse):
+        ctx.name = name
+        ctx.save_for_backward(matrix, scaled, vt, inverse)
+        return trace.clone()
 
     @staticmethod
     def backward(ctx, g):
-        within, scaled, vt, inverse = ctx.saved_tensors
-        g_within = g_scaled = None
+        matrix, scaled, vt, inverse = ctx.saved_tensors
+        g_matrix = g_scaled = None
         with torch.no_grad():
             pinv = (vt.t() * inverse) @ vt
-            if ctx.needs_input_grad[0]:
-                g_within = g * pinv
-            if ctx.needs_input_grad[1]:
-                g_scaled = 2 * g * (scaled @ _pinv_slope(_symmetric(within), pinv, vt))
-        return *_refuse_again("pinv_trace", (g_within, g_scaled), (g, within, scaled)), None, None, None
+            if ctx.needs_input_grad[2]:
+                g_matrix = g * (pinv if ctx.name == "pinv_trace" else _pinv_slope(scaled.t() @ scaled, pinv, vt))
+            if ctx.needs_input_grad[3]:
+                slope = pinv if ctx.name == "solve_trace" else _pinv_slope(_symmetric(matrix), pinv, vt)
+                g_scaled = 2 * g * (scaled @ slope)
+        gradients = (None, None, g_matrix, g_scaled, None, None)
+        if not torch.is_grad_enabled():  # nobody asked for create_graph
+            return gradients
+        return tuple(t if t is None else _Once.apply(ctx.name, t, g, matrix, scaled) for t in gradients)
 
 
 def _pinv_slope(m: Tensor, pinv: Tensor, vt: Tensor) -> Tensor:
@@ -224,32 +228,3 @@ def _pinv_slope(m: Tensor, pinv: Tensor, vt: Tensor) -> Tensor:
     outside = m - vt.t() @ (vt @ m)  # N M
     cross = outside @ pinv @ pinv
     return cross + cross.t() - pinv @ m @ pinv
-
-
-class _SolveTrace(torch.autograd.Function):
-    """``tr(T^+ A^T A)``."""
-
-    @staticmethod
-    def forward(ctx, total, scaled, floor, rtol):
-        finite = total.isfinite().all() & scaled.isfinite().all()
-        values, vectors = torch.linalg.eigh(_symmetric(total).where(finite, 0.0))
-        if floor is None:
-            floor = rtol * values.abs().max() if values.numel() else 0.0
-        keep = values > floor
-        vt = vectors.t() * keep[:, None]
-        inverse = torch.where(keep, 1 / values.where(keep, 1.0), 0.0)
-        trace = ((scaled @ vt.t()).square().sum(0) * inverse).sum()
-        ctx.save_for_backward(total, scaled, vt, inverse)
-        return trace.where(finite, NAN)
-
-    @staticmethod
-    def backward(ctx, g):
-        total, scaled, vt, inverse = ctx.saved_tensors
-        g_total = g_scaled = None
-        with torch.no_grad():
-            pinv = (vt.t() * inverse) @ vt
-            if ctx.needs_input_grad[0]:
-                g_total = g * _pinv_slope(scaled.t() @ scaled, pinv, vt)
-            if ctx.needs_input_grad[1]:
-                g_scaled = 2 * g * (scaled @ pinv)
-        return *_refuse_again("solve_trace", (g_total, g_scaled), (g, total, scaled)), None, None

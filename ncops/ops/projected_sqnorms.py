@@ -6,16 +6,9 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from .checks import (
-    check_device,
-    check_floating,
-    check_integer,
-    check_label_values,
-    check_shape,
-    refuse_forward_mode,
-)
+from .checks import check_beside, check_integer, check_label_values, refuse_forward_mode
 from .class_scatter import check_labelled
-from .op import define
+from .op import define, differentiable
 from .precision import allow_tf32
 
 
@@ -43,9 +36,7 @@ def projected_sqnorms(
     """
     flat, y = check_labelled(x, labels, center)
     ignore_index = check_integer(ignore_index, "ignore_index")
-    check_floating(basis, "basis", 2)
-    check_shape(basis, "basis", (basis.shape[0], x.shape[-1]), "(r, D)")
-    check_device(basis, "basis", x, "x")
+    check_beside(basis, "basis", (None, x.shape[-1]), "(r, D)", x, "x")
     dtype = compute_dtype(x.dtype)
     if basis.dtype not in (dtype, x.dtype):
         raise ValueError(f"basis: expected {dtype} or the dtype of x, {x.dtype}, got {basis.dtype}")
@@ -63,30 +54,10 @@ def _fake(x, *_):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
 
-def _setup(ctx, inputs, output):
-    x, basis, labels, center, *ctx.options = inputs
-    ctx.save_for_backward(x, basis, labels, center)
-
-
-def _backward(ctx, g):
-    needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
-    results = torch.ops.ncops.projected_sqnorms_backward(g, *ctx.saved_tensors, *ctx.options, *needs)
-    g_x, g_basis, g_center = (grad if need else None for grad, need in zip(results, needs, strict=True))
-    return g_x, g_basis, None, g_center, None, None
-
-
-def _backward_fake(g, x, basis, labels, center, ignore_index, allow_tf32, need_x, need_basis, need_center):
-    return (
-        x.new_empty(x.shape if need_x else 0),
-        basis.new_empty(basis.shape if need_basis else 0),
-        g.new_empty(center.shape if need_center else 0),
-    )
-
-
 _INPUTS = "Tensor x, Tensor basis, Tensor? labels, Tensor? center, int ignore_index, bool allow_tf32"
-define(f"projected_sqnorms({_INPUTS}) -> Tensor", _fake, check=_check, setup=_setup, backward=_backward)
+define(f"projected_sqnorms({_INPUTS}) -> Tensor sqnorms", _fake, check=_check)
 define(
-    f"projected_sqnorms_backward(Tensor g, {_INPUTS}, bool need_x, bool need_basis, bool need_center)"
-    " -> (Tensor g_x, Tensor g_basis, Tensor g_center)",
-    _backward_fake,
+    f"projected_sqnorms_backward(Tensor g_sqnorms, {_INPUTS}, bool need_x, bool need_basis, bool need_center)"
+    " -> (Tensor g_x, Tensor g_basis, Tensor g_center)"
 )
+differentiable("projected_sqnorms")

@@ -1,4 +1,4 @@
-"""Rows minus their class centre, block by block: what class_scatter and projected_sqnorms are made of."""
+"""Rows minus their class centre, block by block: what the ops on classes are made of."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from ..backends.dtypes import compute_dtype
 from ._blocks import row_blocks
 
 
+def in_range(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Which labels are classes."""
+    return (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
+
+
 def deviations(
-    x: Tensor, labels: Tensor | None, center: Tensor | None, ignore_index: int, width: int
-) -> Iterator[tuple[slice | Tensor, Tensor | None, Tensor]]:
-    """Yields ``(row indices, labels of these rows, x - center[label])`` without ignored and out-of-range rows."""
+    x: Tensor, labels: Tensor | None, center: Tensor | None, ignore_index: int, width: int,
+    num_classes: int | None = None,
+) -> Iterator[tuple[slice | Tensor, Tensor | None, Tensor]]:  # fmt: skip
+    """Yields ``(row indices, labels of these rows, x - center[label])`` without ignored and out-of-range rows.
+
+    ``num_classes``: for labels without ``center``, which stands for the origin.
+    """
     dtype = compute_dtype(x.dtype)
     for rows in row_blocks(x.shape[0], width):
         if labels is None:
@@ -22,9 +31,9 @@ def deviations(
             yield rows, None, r if center is None else r - center
             continue
         y = labels[rows]
-        keep = ((y != ignore_index) & (y >= 0) & (y < center.shape[0])).nonzero().squeeze(1)
-        y = y[keep]
-        yield keep + rows.start, y, x[rows][keep].to(dtype) - center[y]
+        keep = in_range(y, num_classes if center is None else center.shape[0], ignore_index).nonzero().squeeze(1)
+        y, r = y[keep], x[rows][keep].to(dtype)
+        yield keep + rows.start, y, r if center is None else r - center[y]
 
 
 def add_center_gradient(g_center: Tensor, labels: Tensor | None, g_rows: Tensor) -> None:

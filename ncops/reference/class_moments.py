@@ -6,28 +6,22 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._blocks import row_blocks
+from ._deviations import deviations, in_range
 
 
 def class_moments(
     x: Tensor, labels: Tensor, num_classes: int, center: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``(sums (C, D), sqnorms (C) float64, counts (C) int64, invalid () int64)`` of ``x - center[label]``."""
-    dtype = compute_dtype(x.dtype)
-    inside = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
+    inside = in_range(labels, num_classes, ignore_index)
     invalid = (~inside & (labels != ignore_index)).sum()
     sums = x.new_zeros((num_classes, x.shape[1]), dtype=torch.float64)
     sqnorms = x.new_zeros(num_classes, dtype=torch.float64)
     counts = torch.bincount(labels[inside], minlength=num_classes)
-    for rows in row_blocks(x.shape[0], x.shape[1]):
-        keep = inside[rows]
-        y = labels[rows][keep]
-        deviation = x[rows][keep].to(dtype)
-        if center is not None:
-            deviation = deviation - center[y]
-        sums.index_add_(0, y, deviation.double())
-        sqnorms.index_add_(0, y, deviation.double().square().sum(1))
-    return sums.to(dtype), sqnorms, counts, invalid
+    for _, y, r in deviations(x, labels, center, ignore_index, x.shape[1], num_classes):
+        sums.index_add_(0, y, r.double())
+        sqnorms.index_add_(0, y, r.double().square().sum(1))
+    return sums.to(compute_dtype(x.dtype)), sqnorms, counts, invalid
 
 
 def accumulate_class_moments_(
@@ -39,11 +33,9 @@ def accumulate_class_moments_(
     Returns the number of invalid labels. On the CPU nothing has changed when that number is not zero.
     """
     num_classes = counts.shape[0]
-    inside = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
-    bad = (~inside & (labels != ignore_index)).sum()
+    batch_sums, _, batch_counts, bad = class_moments(x, labels, num_classes, None, ignore_index)
     if x.device.type == "cpu" and bad > 0:
         return bad
-    batch_sums, _, batch_counts, _ = class_moments(x, labels, num_classes, None, ignore_index)
     present = batch_counts.nonzero().squeeze(1)
     new = present[counts[present] == 0]
     center[new] = (batch_sums[new] / batch_counts[new, None]).to(center.dtype)
@@ -61,12 +53,6 @@ def class_moments_backward(
 ) -> Tensor:  # fmt: skip
     """Gradient of ``x``: ``g_sums[y] + 2 g_sqnorms[y] (x - center[y])``; ignored rows get zero."""
     grad = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    inside = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
-    for rows in row_blocks(x.shape[0], x.shape[1]):
-        keep = inside[rows]
-        y = labels[rows][keep]
-        deviation = x[rows][keep].to(g_sums.dtype)
-        if center is not None:
-            deviation = deviation - center[y]
-        grad[rows][keep] = (g_sums[y] + 2 * g_sqnorms[y, None].to(g_sums.dtype) * deviation).to(x.dtype)
+    for rows, y, r in deviations(x, labels, center, ignore_index, x.shape[1], num_classes):
+        grad[rows] = (g_sums[y] + 2 * g_sqnorms[y, None].to(g_sums.dtype) * r).to(x.dtype)
     return grad

@@ -12,10 +12,7 @@ from ._deviations import add_center_gradient, deviations, empty_or_zeros
 def class_scatter(
     x: Tensor, labels: Tensor | None, center: Tensor | None, ignore_index: int, allow_tf32: bool
 ) -> Tensor:
-    """``sum_i r_i r_i^T (D, D)`` of ``r = x - center[label]``, exactly symmetric.
-
-    ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
-    """
+    """``sum_i r_i r_i^T (D, D)`` of ``r = x - center[label]``, exactly symmetric."""
     total = x.new_zeros((x.shape[1], x.shape[1]), dtype=compute_dtype(x.dtype))
     for _, _, r in deviations(x, labels, center, ignore_index, x.shape[1]):
         total.addmm_(r.t(), r)

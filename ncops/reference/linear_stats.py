@@ -18,10 +18,7 @@ def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``(floats, indices)``, the planes of ``backends/planes.py``.
-
-    ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
-    """
+    """``(floats, indices)``, the planes of ``backends/planes.py``."""
     blocks = []
     for rows in row_blocks(x.shape[0], weight.shape[0]):
         z = _logits(x[rows], weight, bias, scale)
@@ -74,13 +71,13 @@ def linear_stats_backward(
     allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed."""
-    rows = rows_of(grad, floats, indices, target, weight.shape[0], ignore_index)
     dtype = floats.dtype
     g_x = x.new_empty(x.shape if need_x else 0)
     g_weight = x.new_zeros(weight.shape if need_weight else 0, dtype=dtype)
     g_bias = x.new_zeros(weight.shape[0] if need_bias else 0, dtype=torch.float64)
     for here in row_blocks(x.shape[0], weight.shape[0]):
-        g_z = logit_gradient(_logits(x[here], weight, bias, scale), rows.block(here))
+        rows = rows_of(here, grad, floats, indices, target, weight.shape[0], ignore_index)
+        g_z = logit_gradient(_logits(x[here], weight, bias, scale), rows)
         if need_bias:
             g_bias += g_z.sum(0, dtype=torch.float64)
         g_z *= scale
@@ -90,5 +87,5 @@ def linear_stats_backward(
                 block.addmm_(g_z[:, columns], w)
             g_x[here] = block
         if need_weight:  # a NaN in a row without gradient must not reach the weight: 0 * NaN is NaN
-            g_weight.addmm_(g_z.t(), x[here].to(dtype).where(rows.active[here, None], 0))
+            g_weight.addmm_(g_z.t(), x[here].to(dtype).where(rows.active[:, None], 0))
     return g_x, g_weight.to(weight.dtype), g_bias.to(x.dtype if bias is None else bias.dtype)

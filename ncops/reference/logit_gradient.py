@@ -23,27 +23,22 @@ class Rows(NamedTuple):
     target: Tensor
     active: Tensor
 
-    def block(self, rows: slice) -> Rows:
-        def some(planes: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: plane[rows] for name, plane in planes.items()}
-
-        return Rows(some(self.grad), some(self.floats), some(self.indices), self.target[rows], self.active[rows])
-
 
 def rows_of(
-    grad: Tensor, floats: Tensor, indices: Tensor, target: Tensor | None, num_classes: int, ignore_index: int
-) -> Rows:
-    """From the planes; gradients of the target columns of rows without a target are dropped."""
-    g = dict(zip(FLOATS, grad.unbind(), strict=True))
-    named = dict(zip(INDICES, indices.unbind(), strict=True))
-    if target is None:
-        target = torch.full_like(named["argmax"], -1)
+    here: slice, grad: Tensor, floats: Tensor, indices: Tensor, target: Tensor | None, num_classes: int,
+    ignore_index: int,
+) -> Rows:  # fmt: skip
+    """These rows of the planes; gradients of the target columns of rows without a target are dropped."""
+    g = dict(zip(FLOATS, grad[:, here].unbind(), strict=True))
+    f = dict(zip(FLOATS, floats[:, here].unbind(), strict=True))
+    named = dict(zip(INDICES, indices[:, here].unbind(), strict=True))
+    target = torch.full_like(named["argmax"], -1) if target is None else target[here]
     inside = (target != ignore_index) & (target >= 0) & (target < num_classes)
     target = target.where(inside, -1)
     for name in ("target_logit", "nll"):
         g[name] = g[name].where(inside, 0)
     active = torch.stack([plane != 0 for plane in g.values()]).any(0)
-    return Rows(g, dict(zip(FLOATS, floats.unbind(), strict=True)), named, target, active)
+    return Rows(g, f, named, target, active)
 
 
 def _times(gradient: Tensor, value: Tensor) -> Tensor:

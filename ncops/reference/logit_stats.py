@@ -36,8 +36,7 @@ def logit_stats_backward(
 ) -> Tensor:  # fmt: skip
     """Gradient of the stored logits, from that by the float planes."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    rows = rows_of(grad, floats, indices, target, logits.shape[1], ignore_index)
     for here in row_blocks(*logits.shape):
-        z = scale * logits[here].to(floats.dtype)
-        out[here] = scale * logit_gradient(z, rows.block(here))
+        rows = rows_of(here, grad, floats, indices, target, logits.shape[1], ignore_index)
+        out[here] = scale * logit_gradient(scale * logits[here].to(floats.dtype), rows)
     return out

@@ -14,10 +14,7 @@ NAN = float("nan")
 
 
 def nearest_class_mean(x: Tensor, means: Tensor, valid: Tensor | None, allow_tf32: bool) -> tuple[Tensor, Tensor]:
-    """``(sqdist (N,), index (N,) int64)``: ties to the lowest index; NaN and -1 for a NaN row or without valid class.
-
-    ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
-    """
+    """``(sqdist (N,), index (N,) int64)``: ties to the lowest; NaN and -1 for a NaN row or without valid class."""
     dtype = compute_dtype(x.dtype)
     sqdist = x.new_full((x.shape[0],), NAN, dtype=dtype)
     index = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)

@@ -14,6 +14,13 @@ INF = float("inf")
 NAN = float("nan")
 CLOSE = 0.01  # below this share of |u|^2 + |v|^2 a squared distance is recomputed from the difference
 PRODUCTS = ("dot", "cosine")
+DISTANCES = {
+    "distance": (lambda d2, power: d2.sqrt(), lambda d2, power: d2.rsqrt()),
+    "log_distance": (lambda d2, power: 0.5 * d2.log(), lambda d2, power: d2.reciprocal()),
+    "riesz": (lambda d2, power: d2.pow(-power / 2), lambda d2, power: -power * d2.pow(-power / 2 - 1)),
+    "gaussian": (lambda d2, power: (-power * d2).exp(), lambda d2, power: -2 * power * (-power * d2).exp()),
+}
+"""Of a squared distance and the power: the kernel, and twice its derivative by the squared distance."""
 
 
 class _Rows(NamedTuple):
@@ -63,24 +70,15 @@ def _tile(p: _Rows, kernel: str, block: slice, first: int) -> Tensor:
 def _value(p: _Rows, kernel: str, power: float, tile: Tensor, block: slice, first: int) -> Tensor:
     if kernel in PRODUCTS:
         return tile
-    if kernel == "distance":
-        return tile.sqrt()
-    if kernel == "log_distance":
-        return 0.5 * tile.log()
-    if kernel == "riesz":
-        return tile.pow(-power / 2)
-    if kernel == "gaussian":
-        return (-power * tile).exp()
+    if kernel in DISTANCES:
+        return DISTANCES[kernel][0](tile, power)
     return (p.variances[block, None] + p.variances[None, first:]) / (2 * tile.pow(power))
 
 
 def pair_stats(
     rows: Tensor, kernel: str, variances: Tensor | None, power: float, valid: Tensor | None, allow_tf32: bool
 ) -> tuple[Tensor, ...]:
-    """``(mean, var, min, max, row_max (K,), count, row_argmax (K,))`` of the kernel over valid pairs i < j.
-
-    ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
-    """
+    """``(mean, var, min, max, row_max (K,), count, row_argmax (K,))`` of the kernel over valid pairs i < j."""
     p = _prepare(rows, kernel, variances, valid)
     k, dtype = p.raw.shape[0], p.raw.dtype
     best, where = p.raw.new_full((k,), NAN), p.kept.new_full((k,), -1)
@@ -125,14 +123,8 @@ def pair_stats(
 
 def _slope(p: _Rows, kernel: str, power: float, d2: Tensor, block: slice) -> Tensor:
     """Twice the derivative of a distance kernel by the squared distance; 0 for coincident rows."""
-    if kernel == "distance":
-        slope = d2.rsqrt()
-    elif kernel == "log_distance":
-        slope = d2.reciprocal()
-    elif kernel == "riesz":
-        slope = -power * d2.pow(-power / 2 - 1)
-    elif kernel == "gaussian":
-        slope = -2 * power * (-power * d2).exp()
+    if kernel in DISTANCES:
+        slope = DISTANCES[kernel][1](d2, power)
     else:
         slope = -power * (p.variances[block, None] + p.variances) * d2.pow(-power - 1)
     return torch.where(d2 == 0, 0, slope)

@@ -11,10 +11,7 @@ from ._deviations import add_center_gradient, deviations, empty_or_zeros
 def projected_sqnorms(
     x: Tensor, basis: Tensor, labels: Tensor | None, center: Tensor | None, ignore_index: int, allow_tf32: bool
 ) -> Tensor:
-    """``|basis (x - center[label])|^2 (N,)``; 0 for ignored rows.
-
-    ``allow_tf32`` is torch's own setting here: its matrix product obeys it without being told.
-    """
+    """``|basis (x - center[label])|^2 (N,)``; 0 for ignored rows."""
     out = basis.new_zeros(x.shape[0])
     for rows, _, r in deviations(x, labels, center, ignore_index, max(basis.shape)):
         out[rows] = (r @ basis.t()).square().sum(1, dtype=torch.float64).to(out.dtype)

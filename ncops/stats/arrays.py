@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,25 +29,20 @@ class Arrays:
         self._read: dict[str, np.ndarray] = {}
         if not self.path.is_file():
             raise CommandError(f"no file {str(path)!r}")
+        if self.path.suffix not in (".safetensors", ".npz"):
+            raise CommandError(f"{self.path}: expected a .safetensors or .npz file")
         try:
             if self.path.suffix == ".safetensors":
                 from safetensors import safe_open
 
                 self._file: Any = safe_open(str(self.path), framework="pt")
                 self.names: list[str] = list(self._file.keys())
-            elif self.path.suffix == ".npz":
+            else:
                 self._file = np.load(self.path, allow_pickle=False)
                 self.names = list(self._file.files)
-            else:
-                raise CommandError(f"{self.path}: expected a .safetensors or .npz file")
-        except CommandError:
-            raise
-        except (OSError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
-            raise CommandError(
-                f"{self.path} is not a readable {self.path.suffix} file: {str(error).splitlines()[0]}"
-            ) from None
         except Exception as error:  # safetensors raises a class of its own, derived from Exception only
-            raise CommandError(f"{self.path} is not a readable {self.path.suffix} file: {error}") from None
+            why = str(error).partition("\n")[0]
+            raise CommandError(f"{self.path} is not a readable {self.path.suffix} file: {why}") from None
 
     def find(self, wanted: str | None, usual: Sequence[str], option: str) -> str | None:
         """The array that ``wanted`` names, else the first usual name that is there, else None.
@@ -114,10 +108,9 @@ def read_classifier(path: Path | None, features: Arrays, weight: str | None, bia
     """
     arrays = features if path is None else Arrays(path)
     name = arrays.find(weight, WEIGHT, "--weight-key")
-    if name is None:
-        if path is None:
-            return None
-        name = arrays.require(weight, WEIGHT, "classifier weight", "--weight-key")
+    if name is None and path is None:
+        return None
+    name = name or arrays.require(weight, WEIGHT, "classifier weight", "--weight-key")
     other = arrays.find(bias, BIAS, "--bias-key")
     tensor = arrays.tensor(name)
     if tensor.dim() != 2:

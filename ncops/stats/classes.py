@@ -130,11 +130,10 @@ class ClassStatistics(StreamingState):
 
     def reset(self) -> None:
         """Forgets everything seen, the dtype of the features included."""
-        for name in ("counts", "sums", "sqnorms", "invalid", "skipped", "ignored"):
-            getattr(self, name).zero_()
-        if self.scatter is not None:
-            self.scatter.zero_()
-        self.center, self.input_dtype, self._reduced = None, None, False
+        self.center = None
+        for tensor in self.tensors().values():
+            tensor.zero_()
+        self.input_dtype, self._reduced = None, False
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
@@ -149,11 +148,10 @@ class ClassStatistics(StreamingState):
         """
         if not isinstance(other, ClassStatistics):
             raise TypeError(f"other: expected ClassStatistics, got {type(other).__name__}")
-        mine = {**self._identity(), "input_dtype": self.input_dtype or other.input_dtype}
-        theirs = {**other._identity(), "input_dtype": other.input_dtype or self.input_dtype}
-        for name, value in mine.items():
-            if theirs[name] != value:
-                raise ValueError(f"other: {name}: expected {value}, got {theirs[name]}")
+        for name, theirs in other._alike().items():
+            mine = self._alike()[name]
+            if mine != theirs and None not in (mine, theirs):
+                raise ValueError(f"other: {name}: expected {mine}, got {theirs}")
         change = None if self.scatter is None else other.scatter.to(self.device, copy=True)
         if other.center is not None:
             if self.center is None:
@@ -162,7 +160,7 @@ class ClassStatistics(StreamingState):
                 self._merge_rows(other, rows, change)
         if change is not None:
             self.scatter += change
-        self.input_dtype = mine["input_dtype"]
+        self.input_dtype = self.input_dtype or other.input_dtype
         for name in ("invalid", "skipped", "ignored"):
             getattr(self, name).add_(getattr(other, name).to(self.device))
         return self

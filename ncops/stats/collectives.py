@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .anchored import drifted, move, shifted
+from .anchored import drifted, move
 from .blocks import blocks
 
 Group = dist.ProcessGroup | None if dist.is_available() else Any
@@ -19,17 +20,19 @@ def check_alike(what: dict[str, Any], group: Group) -> dict[str, Any]:
     """The values that all ranks have; None fits everything. Other values raise the same ValueError on every rank."""
     every: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size(group))]
     dist.all_gather_object(every, what, group=group)
-    agreed = dict.fromkeys(what)
-    for name in what:
-        known = [(rank, one[name]) for rank, one in enumerate(every) if one[name] is not None]
-        for rank, value in known[1:]:
-            if value != known[0][1]:
-                raise ValueError(
-                    f"all_reduce: {name} differs between ranks: {known[0][1]} on rank {known[0][0]}, "
-                    f"{value} on rank {rank}"
-                )
-        agreed[name] = known[0][1] if known else None
-    return agreed
+    return {
+        name: same_value(f"all_reduce: {name}", {r: one[name] for r, one in enumerate(every) if one[name] is not None})
+        for name in what
+    }
+
+
+def same_value(what: str, by_rank: dict[int, Any]) -> Any:
+    """The value that all these ranks have, None of no rank. ValueError where they differ."""
+    first, expected = next(iter(by_rank.items()), (0, None))
+    for rank, value in by_rank.items():
+        if value != expected:
+            raise ValueError(f"{what} differs between ranks: {expected} on rank {first}, {value} on rank {rank}")
+    return expected
 
 
 def fingerprint(tensor: Tensor) -> str:
@@ -43,10 +46,13 @@ def gather(every: Tensor, mine: Tensor, group: Group) -> None:
     (getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor)(every, mine, group=group)
 
 
-def sum_over_ranks(tensors: list[Tensor], group: Group) -> None:
-    """Replaces each tensor by its sum over the ranks, in place."""
+def sum_over_ranks(tensors: Iterable[Tensor], group: Group, dst: int | None = None) -> None:
+    """Replaces each tensor by its sum over the ranks, on every rank or on rank ``dst``; elsewhere it is then spoilt."""
     for tensor in tensors:
-        dist.all_reduce(tensor, group=group)
+        if dst is None:
+            dist.all_reduce(tensor, group=group)
+        else:
+            dist.reduce(tensor, group=group, group_dst=dst)
 
 
 def reduce_class_state(
@@ -66,11 +72,7 @@ def reduce_class_state(
         anchors = torch.where((owner[rows] == rank)[:, None], center[rows], 0)
         dist.all_reduce(anchors, group=group)  # all but one rank add zeros: exact
         foreign = ((counts[rows] > 0) & (owner[rows] != rank)).nonzero()[:, 0]
-        if foreign.numel():
-            classes = foreign + rows.start
-            delta = center[classes].double() - anchors[foreign].double()
-            n = counts[classes].double()
-            sums[classes], sqnorms[classes] = shifted(n, sums[classes], sqnorms[classes], delta, change)
+        move(foreign + rows.start, anchors[foreign], counts, center, sums, sqnorms, change)
         center[rows] = anchors
         part = sums[rows].contiguous()
         dist.all_reduce(part, group=group)

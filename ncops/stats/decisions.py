@@ -189,6 +189,8 @@ class DecisionStatistics(StreamingState):
         ones = torch.ones_like(y)
         confidence = stats.max_prob[counts].double()
         bins = torch.ceil(confidence * CONFIDENCE_BINS).long().sub_(1).clamp_(0, CONFIDENCE_BINS - 1)
+        entropy = stats.entropy[counts].double() * (ENTROPY_BINS / (math.log(self.num_classes) or 1.0))
+        margin = (stats.margin[counts].double() + MARGIN_LIMIT) / (2 * MARGIN_LIMIT / MARGIN_BINS)
         additions = (
             (self.count, y, ones),
             (self.agree, y, agree[counts].long()),
@@ -198,8 +200,8 @@ class DecisionStatistics(StreamingState):
             (self.confidence_count, bins, ones),
             (self.confidence_correct, bins, right.long()),
             (self.confidence_sum, bins, confidence),
-            (self.entropy_hist, *_in_bins(self._entropy_bins(stats.entropy[counts]))),
-            (self.margin_hist, *_in_bins(_margin_bins(stats.margin[counts]))),
+            (self.entropy_hist, *_in_bins(entropy.floor(), ENTROPY_BINS)),
+            (self.margin_hist, *_in_bins(margin.floor() + 1, MARGIN_BINS + 2)),
         )
         scalars = (
             (self.skipped, ((poisoned | ~inside) & ~ignored).sum()),
@@ -248,11 +250,6 @@ class DecisionStatistics(StreamingState):
         if bias is self._bias:
             return torch.where(chosen < 0, -2, chosen)  # a poisoned row agrees with nothing
         return self._logits(x, self._weight, None).argmax
-
-    def _entropy_bins(self, entropy: Tensor) -> Tensor:
-        span = math.log(self.num_classes) or 1.0
-        scaled = (entropy.double() * (ENTROPY_BINS / span)).floor().clamp_(0, ENTROPY_BINS - 1)
-        return scaled.nan_to_num_(-1)
 
     # -- merging and storing ------------------------------------------------------------------------------------------
 
@@ -352,13 +349,7 @@ class DecisionStatistics(StreamingState):
         }
 
 
-def _margin_bins(margin: Tensor) -> Tensor:
-    width = 2 * MARGIN_LIMIT / MARGIN_BINS
-    inner = ((margin.double() + MARGIN_LIMIT) / width).floor() + 1
-    return inner.clamp_(0, MARGIN_BINS + 1).nan_to_num_(-1)
-
-
-def _in_bins(bins: Tensor) -> tuple[Tensor, Tensor]:
-    """Index and ones of the values that fall in a bin; NaN was sent to -1."""
-    bins = bins[bins >= 0].long()
-    return bins, torch.ones_like(bins)
+def _in_bins(at: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Index, at most the last, and ones of the values that fall in a bin: all but NaN."""
+    index = at[~at.isnan()].clamp_(0, bins - 1).long()
+    return index, torch.ones_like(index)

@@ -34,19 +34,17 @@ class _Fixed:
     """A tensor that must be the same in every batch. Hashed only if someone asks for the hash, or assigns one."""
 
     def __init__(self, name: str, tensor: Tensor | None = None) -> None:
-        self.name, self.hash = name, None
-        self._tensor: Tensor | None = None
-        self._version = -1
+        self.name = name
+        self.assign(None)
         if tensor is not None:
             self.check(tensor)
 
     def check(self, tensor: Tensor) -> None:
         if tensor is self._tensor and tensor._version == self._version:
             return
-        if self._tensor is not None or self.hash is not None:
-            known = self.read()
-            if known != hashify(tensor):
-                raise ValueError(f"{self.name}: expected the same tensor in every batch, got one of other values")
+        known = self.read()
+        if known is not None and known != hashify(tensor):
+            raise ValueError(f"{self.name}: expected the same tensor in every batch, got one of other values")
         self._tensor, self._version = tensor, tensor._version
 
     def read(self) -> str | None:
@@ -56,6 +54,11 @@ class _Fixed:
 
     def assign(self, value: str | None) -> None:
         self.hash, self._tensor, self._version = value, None, -1
+
+
+def _hash_of(name: str) -> property:
+    """The hash of the fixed tensor in the attribute ``name``, to read and to assign."""
+    return property(lambda self: getattr(self, name).read(), lambda self, value: getattr(self, name).assign(value))
 
 
 class Accumulator:
@@ -142,12 +145,11 @@ class Accumulator:
         self.ns_samples = self.ns_samples.reshape(-1)
         self.ns_samples.index_add_(0, batch.classes, batch.counts.to(self.ns_samples.dtype))
 
-    def _rows(self, name: str, tensor: Tensor | None) -> Tensor:
-        """``(K, D)`` means or classifier rows, detached, on this device."""
-        if tensor is None or tuple(tensor.shape) != (self.n_classes, self.d_vectors):
-            got = None if tensor is None else tuple(tensor.shape)
-            raise ValueError(f"{name}: expected shape (K, D) = {(self.n_classes, self.d_vectors)}, got {got}")
-        return tensor.detach().to(self.device)
+    def _add(self, batch: _Batch, index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds to the totals at ``index``, counts the rows and returns what ``accumulate`` does."""
+        self.totals.index_add_(0, index, values.to(self.totals.dtype))
+        self._count(batch)
+        return self.ns_samples, self.totals
 
     def _about(self, batch: _Batch, center: Tensor) -> Tensor:
         """``(P, D)``: the rows of ``center (K, D)`` for the classes of the batch, as the ops take them."""
@@ -156,9 +158,7 @@ class Accumulator:
     def _moments(self, batch: _Batch, center: Tensor | None = None) -> ops.ClassMoments:
         """Moments of the P classes of the batch, about their rows of ``center (K, D)``."""
         about = None if center is None else self._about(batch, center)
-        return ops.class_moments(
-            batch.x, batch.local, batch.classes.numel(), center=about, ignore_index=IGNORED
-        )
+        return ops.class_moments(batch.x, batch.local, batch.classes.numel(), center=about, ignore_index=IGNORED)
 
 
 class MeanAccumulator(Accumulator):
@@ -171,10 +171,7 @@ class MeanAccumulator(Accumulator):
     def accumulate(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Adds a batch; returns ``(ns_samples, totals)``."""
         batch = self._batch(X, Y)
-        sums = self._moments(batch).sums
-        self.totals.index_add_(0, batch.classes, sums.to(self.totals.dtype))
-        self._count(batch)
-        return self.ns_samples, self.totals
+        return self._add(batch, batch.classes, self._moments(batch).sums)
 
 
 class _AboutMeans(Accumulator):
@@ -184,18 +181,15 @@ class _AboutMeans(Accumulator):
         super().__init__(*args, **kwargs)
         self._means = _Fixed("M", M)
 
-    @property
-    def hash_M(self) -> str | None:  # noqa: N802
-        return self._means.read()
+    hash_M = _hash_of("_means")  # noqa: N815
 
-    @hash_M.setter
-    def hash_M(self, value: str | None) -> None:  # noqa: N802
-        self._means.assign(value)
-
-    def _given_means(self, M: Tensor | None) -> Tensor:  # noqa: N803
-        means = self._rows("M", M)
-        self._means.check(M)
-        return means
+    def _given(self, fixed: _Fixed, tensor: Tensor | None) -> Tensor:
+        """``(K, D)`` means or classifier rows, checked, detached, on this device."""
+        if tensor is None or tuple(tensor.shape) != (self.n_classes, self.d_vectors):
+            got = None if tensor is None else tuple(tensor.shape)
+            raise ValueError(f"{fixed.name}: expected shape (K, D) = {(self.n_classes, self.d_vectors)}, got {got}")
+        fixed.check(tensor)
+        return tensor.detach().to(self.device)
 
 
 class CovarAccumulator(_AboutMeans):
@@ -208,11 +202,9 @@ class CovarAccumulator(_AboutMeans):
     def accumulate(self, X: Tensor, Y: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Adds the scatter of a batch about ``M (K, D)``; returns ``(ns_samples, totals)``."""
         batch = self._batch(X, Y)
-        means = self._given_means(M)
+        means = self._given(self._means, M)
         if batch.classes.numel():
-            self.totals += ops.class_scatter(
-                batch.x, batch.local, self._about(batch, means), ignore_index=IGNORED
-            )
+            self.totals += ops.class_scatter(batch.x, batch.local, self._about(batch, means), ignore_index=IGNORED)
         self._count(batch)
         return self.ns_samples, self.totals
 
@@ -233,10 +225,7 @@ class VarNormAccumulator(_AboutMeans):
     def accumulate(self, X: Tensor, Y: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Adds a batch about ``M (K, D)``; returns ``(ns_samples, totals)``."""
         batch = self._batch(X, Y)
-        squares = self._moments(batch, self._given_means(M)).sqnorms
-        self.totals.index_add_(0, batch.classes, squares.to(self.totals.dtype))
-        self._count(batch)
-        return self.ns_samples, self.totals
+        return self._add(batch, batch.classes, self._moments(batch, self._given(self._means, M)).sqnorms)
 
 
 class DecAccumulator(_AboutMeans):
@@ -248,27 +237,18 @@ class DecAccumulator(_AboutMeans):
         self.index: Tensor | None = None
         self.totals = torch.zeros(self.n_classes, dtype=self.ctype, device=self.device)
 
-    @property
-    def hash_W(self) -> str | None:  # noqa: N802
-        return self._weight.read()
-
-    @hash_W.setter
-    def hash_W(self, value: str | None) -> None:  # noqa: N802
-        self._weight.assign(value)
+    hash_W = _hash_of("_weight")  # noqa: N815
 
     def create_index(self, M: Tensor) -> None:  # noqa: N803
         """Keeps ``M (K, D)`` so that ``accumulate`` can do without it. The search is exact."""
-        self.index = self._given_means(M)
+        self.index = self._given(self._means, M)
 
     def accumulate(self, X: Tensor, Y: Tensor, W: Tensor, M: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Adds a batch decided by ``W (K, D)`` and by the means ``M (K, D)``; returns ``(ns_samples, totals)``."""
         batch = self._batch(X, Y)
-        weight = self._rows("W", W)
-        self._weight.check(W)
-        means = self.index if M is None and self.index is not None else self._given_means(M)
+        weight = self._given(self._weight, W)
+        means = self.index if M is None and self.index is not None else self._given(self._means, M)
         chosen = ops.linear_stats(batch.x, weight.to(batch.x.dtype)).argmax
         nearest = ops.nearest_class_mean(batch.x, means).index
         agree = (chosen == nearest) & (batch.y != IGNORED)
-        self.totals.index_add_(0, batch.y.clamp(min=0), agree.to(self.totals.dtype))
-        self._count(batch)
-        return self.ns_samples, self.totals
+        return self._add(batch, batch.y.clamp(min=0), agree)
