@@ -165,7 +165,7 @@ def test_statistics_of_another_model_are_refused(tiny, capsys, tmp_path):
 
     for given in (tmp_path / "a", merged):
         error = refused("lm", tmp_path / "other", *options, "--statistics", given)
-        assert re.search(r"--statistics: expected those of this model, other in float32 \(classifier \w{16}\)", error)
+        assert re.search(r"--statistics: expected those of this model, other in float32 \(parameters \w{16}\)", error)
         assert "got those of model in float32" in error and error.count("\n") == 1
     error = refused("lm", tmp_path / "wide", *options, "--statistics", merged)
     assert "--statistics: expected 150 classes in 48 dimensions, as this model has, got 150 in 24" in error

@@ -155,8 +155,8 @@ def measure(
     corpus = Corpus(loaded, head, windows, batch_size, ranks, progress)
     run = signature(
         {
-            "text": windows.fingerprint_bytes(), "model": identity(model), "batch size": batch_size, "layers": chosen,
-            "min count": min_count, "number of processes": ranks.size,
+            "text": windows.fingerprint_bytes(), "model": identity(model).encode(), "batch size": batch_size,
+            "layers": chosen, "min count": min_count, "number of processes": ranks.size,
             "statistics": None if given is None else given.sqnorms,
         }
     )  # fmt: skip

@@ -14,8 +14,8 @@ from ..stats.load import load
 
 def describe(origin: Mapping[str, str]) -> str:
     """The model that statistics were made with, in words."""
-    known = [f"{name} {origin[name]}" for name in ("classifier", "parameters") if name in origin]
-    return f"{origin['model']} in {origin['dtype']} ({', '.join(known)})"
+    known = "parameters" if "parameters" in origin else "classifier"  # files of before were told apart by that
+    return f"{origin['model']} in {origin['dtype']} ({known} {origin[known]})"
 
 
 def same_model(one: Mapping[str, str] | None, other: Mapping[str, str] | None) -> bool:
