@@ -3,7 +3,7 @@
 NCOPS_REQUIRE_EXT=1 turns a failed or skipped native build into an error; NCOPS_REQUIRE_EXT=0 asks for the pure wheel.
 NCOPS_CUDA=1 demands the CUDA kernels, NCOPS_CUDA=0 leaves them out; else they are built where nvcc is found. No GPU is
 needed or asked for. NCOPS_CUDA_ARCHS ("80;90;100") are the compute capabilities; later GPUs use the last one's PTX.
-NCOPS_SANITIZE ("address,undefined" or "thread") builds the native kernels for tests/sanitized.py.
+NCOPS_SANITIZE ("address,undefined" or "thread") builds the native kernels for tests/sanitizers.py.
 """
 
 import os

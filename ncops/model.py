@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,10 +134,12 @@ class FeatureTrap:
 
     def __init__(self) -> None:
         self._features: Tensor | None = None
+        self._open = True
 
     def stop(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._features = args[0] if args else next(iter(kwargs.values()))
-        raise _Reached
+        if self._open:
+            self._features = args[0] if args else next(iter(kwargs.values()))
+            raise _Reached
 
     def run(self, forward: Callable[[], Any]) -> Tensor:
         """The classifier's input in ``forward()``, detached.
@@ -151,6 +154,58 @@ class FeatureTrap:
             raise NeverReached("classifier: the forward pass never calls it, so there are no features to measure")
         features, self._features = self._features, None
         return features.detach()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Lets calls of the classifier through."""
+        self._open = False
+        try:
+            yield
+        finally:
+            self._open = True
+
+
+@torch.no_grad()
+def prove_product(classifier: nn.Module, x: Tensor) -> None:
+    """Raises ValueError where a classifier makes of rows of ``x`` anything else than x @ weight.T + bias."""
+    weight, bias = rows(classifier)
+    some = x.detach().reshape(-1, x.shape[-1])[:8].to(weight.dtype)  # autocast may have made them coarser
+    if not len(some):
+        return
+    made = classifier(some)
+    wanted = nn.functional.linear(some.double(), weight.double(), None if bias is None else bias.double())
+    same = isinstance(made, Tensor) and made.shape == wanted.shape
+    error, allowed = math.inf, 0.0
+    if same:
+        error = float((made - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        coarsest = max((t.dtype for t in (some, weight, made)), key=lambda dtype: torch.finfo(dtype).eps)
+        allowed = {torch.float64: 1e-9, torch.float32: 2e-3}.get(coarsest, 5e-2)  # 2e-3: tf32
+    if error > allowed:  # rows with a NaN tell nothing
+        raise ValueError(
+            f"classifier: {type(classifier).__name__} gives something else than x @ weight.T + bias"
+            + (f" (off by {error:.1e})" if same else "")
+            + ": an adapter on it, or another step inside it, would not be measured"
+        )
+
+
+@torch.no_grad()
+def moved_by_later_tokens(features: Callable[[Tensor], Tensor], ids: Tensor, vocabulary: int) -> float:
+    """How far features ``(1, T, D)`` of token ids ``(1, T)`` move, relatively, when the later half of them changes.
+
+    A causal model gives 0, except where its products change their order (experts): :func:`causal_tolerance`.
+    """
+    half = ids.shape[1] // 2
+    if half == 0:
+        return 0.0
+    exchanged = ids.clone()
+    exchanged[:, half:] = (ids[:, half:] + 1) % vocabulary
+    before, after = (features(tokens)[:, :half].double() for tokens in (ids, exchanged))
+    return float(((after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-30)).max())
+
+
+def causal_tolerance(dtype: torch.dtype) -> float:
+    """What roundings alone may move features by."""
+    return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 3e-2)
 
 
 @contextlib.contextmanager

@@ -341,3 +341,30 @@ def check_ranks(ranks: tuple[dict, dict], idle: bool) -> None:
     own = [int((part[1] >= 0).sum()) for part in (data(0, 90), data(1, 50))]
     assert [rank["own rows"] for rank in ranks] == [own[0], 0 if idle else own[1]]
     assert ranks[0]["all rows"] == ranks[0]["coverage"]["samples"] == int((y >= 0).sum())
+
+
+class Adapted(torch.nn.Linear):
+    """A linear layer with a low-rank adapter, as adapter libraries patch one in."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.a, self.b = torch.nn.Parameter(torch.randn(sizes[0], 2)), torch.nn.Parameter(torch.zeros(2, sizes[1]))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.a @ self.b
+
+
+def test_a_classifier_that_is_more_than_its_rows_is_refused():
+    head = Adapted(6, 5)
+    x, y = torch.randn(20, 6), torch.randint(0, 5, (20,))
+    metric = LogitStatistics(head)
+    metric.update(x, y)  # an adapter that is still zero changes nothing
+    with torch.no_grad():
+        head.b.normal_()
+    for metric in (LogitStatistics(head), NeuralCollapse(5, 6, head)):
+        before = {name: value.clone() for name, value in metric.metric_state.items()}
+        with pytest.raises(ValueError, match=r"classifier: Adapted gives something else than x @ weight.T \+ bias"):
+            metric.update(x, y)
+        assert all(torch.equal(value, before[name]) for name, value in metric.metric_state.items())
+    half = torch.nn.Linear(6, 5, dtype=torch.bfloat16)
+    LogitStatistics(half).update(x.bfloat16(), y)

@@ -182,3 +182,32 @@ def test_what_is_not_understood_is_said(tmp_path):
         run = trainer(tmp_path, model, sentences(8, 0), sentences(8, 1))
         run.add_callback(NeuralCollapseCallback(run, scale=1.0))
         run.evaluate()
+
+
+class Adapted(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 0.1 * x.flip(-1) @ self.weight.T
+
+
+def test_a_head_that_is_more_than_its_rows_is_refused(tmp_path):
+    model = language_model(tie_word_embeddings=False)
+    adapted = Adapted(WIDTH, VOCABULARY, bias=False)
+    adapted.weight = model.lm_head.weight
+    model.lm_head = adapted
+    run = trainer(tmp_path, model, sentences(32, 0), sentences(16, 1))
+    run.add_callback(NeuralCollapseCallback(run))
+    with pytest.raises(ValueError, match="classifier: Adapted gives something else"):
+        run.evaluate()
+
+
+def test_a_model_that_sees_later_tokens_is_refused(tmp_path):
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 1}
+    for decoder in (True, False):
+        config = transformers.BertConfig(**sizes, num_attention_heads=2, is_decoder=decoder)
+        run = trainer(tmp_path, transformers.BertLMHeadModel(config), sentences(32, 0), sentences(16, 1))
+        run.add_callback(NeuralCollapseCallback(run))
+        if decoder:
+            assert "nc/nc1_cdnv" in run.evaluate()
+        else:
+            with pytest.raises(ValueError, match="model: BertLMHeadModel is not causal"):
+                run.evaluate()

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -21,7 +22,7 @@ CUDA_OPS = ("class_moments", "accumulate_class_moments_", "class_scatter", "line
 FORMS = ("_backward", "_targets", "_share")
 """Endings of what belongs to an op without being one that people call."""
 
-_forced: list[str] = []
+_forced: ContextVar[str | None] = ContextVar("ncops_backend", default=None)
 _warned = False
 
 
@@ -33,7 +34,9 @@ def _check_name(name: str, where: str) -> str:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Forces one backend for every op inside the block, in all threads.
+    """Forces one backend for every op inside the block, and for the gradients of what is computed there.
+
+    The choice is that of the thread, or asyncio task, that enters the block; other threads choose for themselves.
 
     Args:
         name: ``"cpu"``, ``"cuda"``, ``"triton"`` or ``"reference"``.
@@ -41,17 +44,17 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: for another name. A call inside the block raises RuntimeError where the backend cannot run it.
     """
-    _forced.append(_check_name(name, "use_backend: name"))
+    before = _forced.set(_check_name(name, "use_backend: name"))
     try:
         yield
     finally:
-        _forced.pop()
+        _forced.reset(before)
 
 
 def forced() -> str | None:
     """The backend forced by :func:`use_backend` or ``NCOPS_BACKEND``, innermost first; None when free to choose."""
-    if _forced:
-        return _forced[-1]
+    if (name := _forced.get()) is not None:
+        return name
     name = os.environ.get(ENVIRONMENT)
     return _check_name(name, ENVIRONMENT) if name else None
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model import Classifier
+from ..model import Classifier, prove_product
 from ..stats.collectives import sum_over_ranks
 from ._need import missing
 
@@ -35,11 +35,19 @@ class ExactMetric(Metric):
     def __init__(self, classifier: Classifier = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.classifier = classifier
+        self._proved = False
+
+    def _prove_classifier(self, features: Tensor) -> None:
+        """Once for every classifier that is a module: raises ValueError where it is more than its rows."""
+        if not self._proved and isinstance(self.classifier, torch.nn.Module):
+            prove_product(self.classifier, features)
+        self._proved = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A classifier that is a module does not become a part of the metric, nor do its parameters."""
         if name == "classifier":
             object.__setattr__(self, name, value)
+            self._proved = False
         else:
             super().__setattr__(name, value)
 

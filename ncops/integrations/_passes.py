@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..conventions import Convention
 from ..metrics.table import NAMES, SCATTER, needing
-from ..model import evaluating, features_into, find_classifier, rows
+from ..model import evaluating, features_into, find_classifier, prove_product, rows
 from ..report.collapse import CollapseReport, collapse
 from ..stats.collectives import dist
 from ..stats.passes import class_pass, decision_pass
@@ -61,6 +61,9 @@ class TwoPasses:
         place = f"{self.prefix}/{name}/" if name else f"{self.prefix}/"
         return {place + n: value for n, value in values.items()}
 
+    def prove(self, model: nn.Module, inputs: Any, features: Callable[[Any], Tensor]) -> None:
+        """Raises ValueError for a model that must not be measured; called once, with the first inputs."""
+
     def measure(
         self,
         model: nn.Module,
@@ -85,12 +88,19 @@ class TwoPasses:
         shared = {"all_ranks": ranks > 1, "ignore_index": self.ignore_index}
 
         with untouched_randomness(), evaluating(model), features_into(module) as trap:
+            proved = False
 
             def features(loader: Any, batches: int | None, drawn: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+                nonlocal proved
                 for batch in same_data(loader, batches, rank, ranks, drawn=drawn):
                     inputs, labels = self.unpack(to_device(batch, weight.device))
                     with precision():
                         x = trap.run(lambda inputs=inputs: _call(model, inputs))
+                        if not proved:
+                            with trap.opened():
+                                prove_product(module, x)
+                            self.prove(model, inputs, lambda inputs: trap.run(lambda: _call(model, inputs)))
+                            proved = True
                     yield _matched(x, labels.to(x.device), self.align or align)
 
             first = (evaluation, limit) if self.means_from == "eval" else (train, self.max_batches)

@@ -117,6 +117,8 @@ class NeuralCollapse(ExactMetric):
         """Adds a batch: ``(..., D)`` features, ``(...)`` integer classes; raises as :class:`ncops.ClassStatistics`."""
         self._refuse_if_synced()
         statistics = self._statistics()
+        if isinstance(features, Tensor) and features.shape[-1:] == (self._config["dim"],):
+            self._prove_classifier(features)
         statistics.update(features, target)
         self._store(statistics)
 
@@ -198,6 +200,7 @@ class LogitStatistics(ExactMetric):
                 dim = head[0].shape[1]
                 if features.ndim < 1 or features.shape[-1] != dim:
                     raise ValueError(f"features: expected shape (..., D) with D = {dim}, got {shape(features)}")
+                self._prove_classifier(features)
                 stats = linear_stats(features, *head, target, **options)
         columns = [stats.entropy, stats.max_prob, stats.lse, stats.lse.double().square(), stats.mean, stats.var]
         valid = torch.ones_like(stats.lse, dtype=torch.bool) if target is None else stats.valid

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..model import stated_scales, stated_softcap, text_config
+from ..model import causal_tolerance, moved_by_later_tokens, stated_scales, stated_softcap, text_config
 from ._need import missing
 from ._passes import TwoPasses, Unpack, kind, split_labels, unwrapped
 
@@ -99,6 +99,19 @@ class NeuralCollapseCallback(TwoPasses, TrainerCallback):
         values = self.flat(self.report, _set_name(metrics))
         self.trainer.log(dict(values))
         metrics.update(values)
+
+    def prove(self, model: nn.Module, inputs: Any, features: Callable[[Any], Tensor]) -> None:
+        """A causal language model must not see the tokens that it is measured at predicting."""
+        ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+        if self.align is not None or ids is None or not is_causal(model):
+            return
+        ids = ids[:1, :32]
+        moved = moved_by_later_tokens(lambda tokens: features({"input_ids": tokens}), ids, int(ids.max()) + 1)
+        if not moved <= causal_tolerance(next(model.parameters()).dtype):
+            raise ValueError(
+                f"model: {type(model).__name__} is not causal: its features move by {moved:.1%} when later tokens "
+                "change (for a BERT-like model, is_decoder is false); align= says which rows and labels belong together"
+            )
 
     def _scale(self, model: nn.Module) -> float:
         if self.scale is None:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CommandError
-from ..model import NeverReached, features_into, stated_scales, stated_softcap, text_config
+from ..model import (
+    NeverReached,
+    causal_tolerance,
+    features_into,
+    moved_by_later_tokens,
+    stated_scales,
+    stated_softcap,
+    text_config,
+)
 
 
 class Head(NamedTuple):
@@ -103,19 +111,11 @@ def _proved_scale(model: nn.Module, products: Tensor, logits: Tensor, dtype: tor
     return scale
 
 
-@torch.no_grad()
 def _prove_causal(model: nn.Module, head: Head, ids: Tensor) -> None:
     """Raises CommandError where features move when tokens after them are exchanged."""
-    half = ids.shape[1] // 2
-    if half == 0:
-        return
-    exchanged = ids.clone()
-    exchanged[:, half:] = (ids[:, half:] + 1) % head.weight.shape[0]
     mask = torch.ones_like(ids)
-    before, after = (body(model, head, tokens, mask)[0][:, :half].double() for tokens in (ids, exchanged))
-    moved = float(((after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-30)).max())
-    # A causal model gives the same bits, except where its products change their order (experts).
-    if not moved <= {torch.float64: 1e-9, torch.float32: 1e-4}.get(head.weight.dtype, 3e-2):
+    moved = moved_by_later_tokens(lambda tokens: body(model, head, tokens, mask)[0], ids, head.weight.shape[0])
+    if not moved <= causal_tolerance(head.weight.dtype):
         raise CommandError(
             f"MODEL: {type(model).__name__} is not causal: its features move by {moved:.1%} when later tokens change, "
             "so it sees the token that it would be measured at predicting (for a BERT-like model, is_decoder is false)"

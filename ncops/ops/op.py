@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -57,7 +58,21 @@ def define(
     if name.endswith("_backward"):
         setup, backward = (lambda ctx, inputs, output: None), refuse
     if backward is not None:
-        torch.library.register_autograd(f"ncops::{name}", backward, setup_context=setup, lib=_LIBRARY)
+        _register_gradient(name, setup, backward)
+
+
+def _register_gradient(name: str, setup: Callable, backward: Callable) -> None:
+    """A gradient runs on the backend that was forced for its op, whatever thread autograd takes, and whenever."""
+
+    def remember(ctx, inputs, output):
+        ctx.forced = backends.forced()
+        setup(ctx, inputs, output)
+
+    def run(ctx, *gradients):
+        with contextlib.nullcontext() if ctx.forced is None else backends.use_backend(ctx.forced):
+            return backward(ctx, *gradients)
+
+    torch.library.register_autograd(f"ncops::{name}", run, setup_context=remember, lib=_LIBRARY)
 
 
 def _fake_gradients(name: str, like: torch.Tensor, *others) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -99,4 +114,4 @@ def differentiable(name: str) -> None:
         found = dict(zip(gives, found if isinstance(found, tuple) else (found,), strict=True))
         return tuple(found[f"g_{n}"] if need else None for n, need in needs.items())
 
-    torch.library.register_autograd(f"ncops::{name}", backward, setup_context=setup, lib=_LIBRARY)
+    _register_gradient(name, setup, backward)

@@ -8,12 +8,13 @@ import sys
 
 import pytest
 import sanitized
+import sanitizers
 import simt_modules
 
 
 def available(mode: str) -> bool:
     """Whether g++ has the libraries, and a Python with them preloaded starts."""
-    libraries = [sanitized.library(name) for name in sanitized.LIBRARIES[mode]]
+    libraries = [sanitizers.library(name) for name in sanitizers.LIBRARIES[mode]]
     if not all(map(os.path.isabs, libraries)):
         return False
     preload = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
@@ -28,7 +29,7 @@ def runs(simt_mode, tmp_path_factory):
     """Both children at once: each has one thread."""
     started = {}
     if simt_mode == "plain":
-        modes = [mode for mode in sanitized.OPTIONS if available(mode)]
+        modes = [mode for mode in sanitizers.OPTIONS if available(mode)]
         simt_modules.build_all(modes)
         for mode in modes:
             folder = tmp_path_factory.mktemp(mode)
@@ -43,7 +44,7 @@ def runs(simt_mode, tmp_path_factory):
         output.close()
 
 
-@pytest.mark.parametrize("mode", sanitized.OPTIONS)
+@pytest.mark.parametrize("mode", sanitizers.OPTIONS)
 def test_everything_under(mode, simt_mode, runs):
     if simt_mode != "plain":
         pytest.skip(f"this is the {simt_mode} run")

@@ -11,6 +11,16 @@
 #include <exception>
 #include <new>
 
+// torch's thread pool is not built for ThreadSanitizer, which so does not see that it starts and joins threads.
+#ifdef __SANITIZE_THREAD__
+extern "C" void __tsan_acquire(void* address);
+extern "C" void __tsan_release(void* address);
+static char started, ended;  // told apart, so that workers are not taken for ordered among themselves
+#define NCOPS_TSAN(call) call
+#else
+#define NCOPS_TSAN(call)
+#endif
+
 namespace ncops {
 
 void prefer_huge_pages(void* data, size_t bytes) {
@@ -39,19 +49,26 @@ void run_tasks(int64_t tasks, void* context, void (*body)(void*, int64_t, int)) 
   std::atomic<bool> failed{false};
   std::exception_ptr error;
   auto work = [&](int64_t begin, int64_t end) {
+    NCOPS_TSAN(__tsan_acquire(&started));
     for (int64_t worker = begin; worker < end; ++worker) {
       try {
-        for (int64_t task; !failed.load(std::memory_order_relaxed) && (task = next.fetch_add(1)) < tasks;)
+        while (!failed.load(std::memory_order_relaxed)) {
+          const int64_t task = next.fetch_add(1, std::memory_order_relaxed);  // tasks order nothing between workers
+          if (task >= tasks) break;
           body(context, task, static_cast<int>(worker));
+        }
       } catch (...) {
         if (!failed.exchange(true)) error = std::current_exception();
       }
     }
+    NCOPS_TSAN(__tsan_release(&ended));
   };
   if (team == 1) {
     work(0, 1);
   } else {
+    NCOPS_TSAN(__tsan_release(&started));
     torch::stable::parallel_for(0, team, 1, work);
+    NCOPS_TSAN(__tsan_acquire(&ended));
   }
   if (error) std::rethrow_exception(error);
 }
