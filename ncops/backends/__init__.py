@@ -60,8 +60,14 @@ def forced() -> str | None:
 
 
 @functools.cache
-def _no_triton() -> str | None:
-    return None if importlib.util.find_spec("triton") else "Triton is not installed (pip install triton)"
+def _no_triton(op: str) -> str | None:
+    if not importlib.util.find_spec("triton"):
+        return "Triton is not installed (pip install triton)"
+    try:
+        module = importlib.import_module(f"ncops.triton_kernels.{_file(op)}")
+    except ModuleNotFoundError:
+        module = None
+    return None if hasattr(module, op) else "no Triton kernel for this op"
 
 
 def _interpreted() -> bool:
@@ -83,7 +89,7 @@ def why_not(backend: str, op: str, device: str | torch.device) -> str | None:
     if backend == "triton":
         if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
             return f"tensors are on {device.type}"
-        return _no_triton()
+        return _no_triton(op)
     if device.type != backend:
         return f"tensors are on {device.type}"
     reason = native.load()

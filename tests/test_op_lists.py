@@ -1,0 +1,79 @@
+"""An op that is missing from a list is never run there, and nothing else says so: every list names every op."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import test_compile
+import test_forward_mode
+from op_cases import CASES
+
+from ncops import backends, bench
+from ncops.bench import gpu
+from ncops.cli.info import OPS
+from ncops.ops.op import DEFINED
+
+ROOT = Path(__file__).resolve().parent.parent
+DIFFERENTIABLE = {name.removesuffix("_backward") for name in DEFINED if name.endswith("_backward")}
+UPDATES = {"accumulate_class_moments_"}  # measured with class_moments, whose file it lies in
+
+
+def missing(expected, found) -> set[str]:
+    return set(expected) - set(found)
+
+
+def test_backends_of_the_compiled_kernels():
+    registered: dict[str, set[str]] = {"CPU": set(), "CUDA": set()}
+    for path in (ROOT / "csrc").glob("*.cpp"):
+        for key, body in re.findall(r"LIBRARY_IMPL\(ncops_C, (CPU|CUDA), m\) (\{.*?\n?\})", path.read_text(), re.S):
+            registered[key] |= set(re.findall(r'm\.impl\("(\w+)"', body))
+    assert set(OPS) <= registered["CPU"] and {f"{name}_backward" for name in DIFFERENTIABLE} <= registered["CPU"]
+    assert {name for name in registered["CUDA"] if name in OPS} == set(backends.CUDA_OPS)
+
+
+def test_triton_kernels():
+    pytest.importorskip("triton")
+    assert not [name for name in (*OPS, *(f"{n}_backward" for n in DIFFERENTIABLE)) if backends._no_triton(name)]
+
+
+def test_cases_of_tests():
+    assert not missing(OPS, (case.op for case in CASES))
+    assert not missing(DIFFERENTIABLE, (case.op for case in CASES if case.gradient))
+    assert not missing(OPS, (call.op for call in test_compile.CALLS))
+    assert not missing(DIFFERENTIABLE, test_forward_mode.CALLS)
+
+
+def test_benchmarks():
+    assert not missing(OPS, {*bench.OPS, *UPDATES})
+    assert not missing(OPS, {*(case.bench.op for case in gpu.CASES), *UPDATES})
+
+
+def test_production_shapes():
+    pytest.importorskip("triton")
+    from tools import launches
+    from tools.gpu_day import cases
+
+    assert not missing(OPS, {*cases.OPS, *UPDATES})
+    assert not missing(DIFFERENTIABLE, (name.removesuffix("_backward") for name in cases.OPS))
+    assert launched() and not missing(launched(), launches.NAMES)
+
+
+def launched() -> set[str]:
+    """The kernels that Triton launches, ``kernel[grid](...)``, by file."""
+    found = set()
+    for path in (ROOT / "triton_kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+                names = [n.id for n in ast.walk(node.func.value) if isinstance(n, ast.Name)]
+                found |= {name for name in names if name in JITTED}
+    return {JITTED[name] for name in found}
+
+
+JITTED = {
+    name: f"{path.stem}.{name}"
+    for path in (ROOT / "triton_kernels").glob("*.py")
+    for name in re.findall(r"^@triton\.jit\n(?:@.*\n)*def (\w+)\(", path.read_text(), re.M)
+}
