@@ -1,34 +1,54 @@
 #include "tensors.h"
 
 #ifdef NCOPS_WITH_CUDA
-#include "cuda/kernels.h"
 #include "cuda_stream.h"
 #endif
 
 namespace ncops {
+namespace {
 
-// Anchors (C, D) in the compute dtype of x.
-static OptionalTensor dense_anchors(const OptionalTensor& center, const Tensor& x, int64_t num_classes, int64_t dim) {
-  if (!center) return std::nullopt;
-  OptionalTensor anchors = dense(*center, "center", compute_type(x), &x);
-  check_size(*anchors, "center", 0, num_classes);
-  check_size(*anchors, "center", 1, dim);
-  return anchors;
-}
-
-using Moments = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-// On any device: run(args) starts the kernels.
-template <class Args, class Run>
-static Moments fresh_moments(const Tensor& x, const Tensor& labels, int64_t num_classes, const OptionalTensor& center,
-                             int64_t ignore_index, Run run) {
-  Args args{};
+// Rows and their labels, checked. Returns the labels that args points into.
+Tensor attach_labels(LabelledRows& args, const Tensor& x, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
   args.x = rows_of(x, "x", &x);
-  const Tensor y = dense_labels(labels, "labels", args.x.rows, &x);
+  Tensor y = dense_labels(labels, "labels", args.x.rows, &x);
   args.labels = static_cast<const int64_t*>(y.const_data_ptr());
   args.num_classes = num_classes;
   args.ignore_index = ignore_index;
-  const OptionalTensor anchors = dense_anchors(center, x, num_classes, args.x.dim);
+  return y;
+}
+
+// Anchors (C, D) in the compute dtype of x.
+OptionalTensor dense_anchors(const OptionalTensor& center, const Tensor& x, const LabelledRows& rows) {
+  if (!center) return std::nullopt;
+  OptionalTensor anchors = dense(*center, "center", compute_type(x), &x);
+  check_size(*anchors, "center", 0, rows.num_classes);
+  check_size(*anchors, "center", 1, rows.x.dim);
+  return anchors;
+}
+
+// How the kernels of a device start.
+void run(const ClassMomentsArgs& args, const Tensor&) { class_moments(args); }
+void run(const AccumulateClassMomentsArgs& args, const Tensor&) { accumulate_class_moments(args); }
+
+#ifdef NCOPS_WITH_CUDA
+template <class Args>
+void run_on_device(Args& args, const Tensor& x, void (*kernel)(const Args&)) {
+  STD_TORCH_CHECK(args.x.rows <= cuda::kMostRows, "x: expected at most ", cuda::kMostRows, " rows, got ", args.x.rows);
+  STD_TORCH_CHECK(args.num_classes <= cuda::kMostClasses, "num_classes: expected at most ", cuda::kMostClasses, ", got ",
+                  args.num_classes);
+  const CudaCall call(args, x, cuda::class_moments_workspace(args.x.dtype, args.x.rows, args.x.dim, args.num_classes));
+  kernel(args);
+}
+void run(cuda::ClassMomentsArgs& args, const Tensor& x) { run_on_device(args, x, cuda::class_moments); }
+void run(cuda::AccumulateClassMomentsArgs& args, const Tensor& x) { run_on_device(args, x, cuda::accumulate_class_moments); }
+#endif
+
+template <class Args>
+std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_on(const Tensor& x, const Tensor& labels, int64_t num_classes,
+                                                            const OptionalTensor& center, int64_t ignore_index) {
+  Args args{};
+  const Tensor y = attach_labels(args, x, labels, num_classes, ignore_index);
+  const OptionalTensor anchors = dense_anchors(center, x, args);
   args.center = anchors ? anchors->const_data_ptr() : nullptr;
   const Tensor sums = fresh(x, {num_classes, args.x.dim}, compute_type(x)), sqnorms = fresh(x, {num_classes}, ScalarType::Double);
   const Tensor counts = fresh(x, {num_classes}, ScalarType::Long), invalid = fresh(x, {}, ScalarType::Long);
@@ -36,23 +56,18 @@ static Moments fresh_moments(const Tensor& x, const Tensor& labels, int64_t num_
   args.sqnorms = static_cast<double*>(sqnorms.mutable_data_ptr());
   args.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
   args.invalid = static_cast<int64_t*>(invalid.mutable_data_ptr());
-  run(args);
+  run(args, x);
   return {sums, sqnorms, counts, invalid};
 }
 
-static Moments class_moments_cpu(const Tensor& x, const Tensor& labels, int64_t num_classes, const OptionalTensor& center,
-                                 int64_t ignore_index) {
-  return fresh_moments<ClassMomentsArgs>(x, labels, num_classes, center, ignore_index,
-                                         [](const ClassMomentsArgs& args) { class_moments(args); });
-}
-
-// Returns the number of invalid labels of this call. On the CPU the state is untouched when it is not zero.
-template <class Args, class Run>
-static Tensor add_moments(Tensor counts, Tensor center, Tensor sums, Tensor sqnorms, Tensor invalid, const Tensor& x,
-                          const Tensor& labels, int64_t ignore_index, Run run) {
+// Returns the number of invalid labels of this call. On the CPU the state is untouched when it is not zero; on CUDA they are
+// skipped and counted, and nothing is read back.
+template <class Args>
+Tensor accumulate_class_moments_on(Tensor counts, Tensor center, Tensor sums, Tensor sqnorms, Tensor invalid, const Tensor& x,
+                                   const Tensor& labels, int64_t ignore_index) {
   Args args{};
-  args.x = rows_of(x, "x", &x);
-  const Tensor y = dense_labels(labels, "labels", args.x.rows, &x);
+  const int64_t classes = counts.size(0);
+  const Tensor y = attach_labels(args, x, labels, classes, ignore_index);
   const auto check = [&](const Tensor& t, const char* name, ScalarType type) {
     check_device(t, name, &x);
     STD_TORCH_CHECK(t.scalar_type() == type && t.is_contiguous(), name, ": unexpected dtype or layout");
@@ -62,40 +77,26 @@ static Tensor add_moments(Tensor counts, Tensor center, Tensor sums, Tensor sqno
   check(sums, "sums", ScalarType::Double);
   check(sqnorms, "sqnorms", ScalarType::Double);
   check(invalid, "invalid", ScalarType::Long);
-  const int64_t classes = counts.size(0);
   for (const Tensor* t : {&center, &sums}) {
     check_size(*t, "center and sums", 0, classes);
     check_size(*t, "center and sums", 1, args.x.dim);
   }
   check_size(sqnorms, "sqnorms", 0, classes);
   const Tensor bad = fresh(x, {}, ScalarType::Long);
-  args.labels = static_cast<const int64_t*>(y.const_data_ptr());
-  args.num_classes = classes;
-  args.ignore_index = ignore_index;
   args.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
   args.center = center.mutable_data_ptr();
   args.sums = static_cast<double*>(sums.mutable_data_ptr());
   args.sqnorms = static_cast<double*>(sqnorms.mutable_data_ptr());
+  args.invalid_total = static_cast<int64_t*>(invalid.mutable_data_ptr());
   args.invalid = static_cast<int64_t*>(bad.mutable_data_ptr());
-  run(args);
+  run(args, x);
   return bad;
 }
 
-static Tensor accumulate_class_moments_cpu(Tensor counts, Tensor center, Tensor sums, Tensor sqnorms, Tensor invalid,
-                                           const Tensor& x, const Tensor& labels, int64_t ignore_index) {
-  return add_moments<AccumulateClassMomentsArgs>(
-      counts, center, sums, sqnorms, invalid, x, labels, ignore_index,
-      [](const AccumulateClassMomentsArgs& args) { accumulate_class_moments(args); });
-}
-
-static Tensor class_moments_backward_cpu(const Tensor& g_sums, const Tensor& g_sqnorms, const Tensor& x, const Tensor& labels,
-                                         int64_t num_classes, const OptionalTensor& center, int64_t ignore_index) {
+Tensor class_moments_backward_cpu(const Tensor& g_sums, const Tensor& g_sqnorms, const Tensor& x, const Tensor& labels,
+                                  int64_t num_classes, const OptionalTensor& center, int64_t ignore_index) {
   ClassMomentsBackwardArgs args;
-  args.x = rows_of(x, "x");
-  const Tensor y = dense_labels(labels, "labels", args.x.rows);
-  args.labels = static_cast<const int64_t*>(y.const_data_ptr());
-  args.num_classes = num_classes;
-  args.ignore_index = ignore_index;
+  const Tensor y = attach_labels(args, x, labels, num_classes, ignore_index);
   args.g_sums = rows_of(g_sums, "g_sums");
   STD_TORCH_CHECK(g_sums.scalar_type() == compute_type(x), "g_sums: unexpected dtype");
   check_size(g_sums, "g_sums", 0, num_classes);
@@ -103,7 +104,7 @@ static Tensor class_moments_backward_cpu(const Tensor& g_sums, const Tensor& g_s
   const Tensor squares = dense(g_sqnorms, "g_sqnorms", ScalarType::Double);
   check_size(squares, "g_sqnorms", 0, num_classes);
   args.g_sqnorms = static_cast<const double*>(squares.const_data_ptr());
-  const OptionalTensor anchors = dense_anchors(center, x, num_classes, args.x.dim);
+  const OptionalTensor anchors = dense_anchors(center, x, args);
   args.center = anchors ? anchors->const_data_ptr() : nullptr;
   const Tensor g_x = fresh(x, {args.x.rows, args.x.dim}, x.scalar_type());
   args.g_x = g_x.mutable_data_ptr();
@@ -111,50 +112,19 @@ static Tensor class_moments_backward_cpu(const Tensor& g_sums, const Tensor& g_s
   return g_x;
 }
 
+}  // namespace
+
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
-  m.impl("class_moments", TORCH_BOX(&class_moments_cpu));
+  m.impl("class_moments", TORCH_BOX(&class_moments_on<ClassMomentsArgs>));
   m.impl("class_moments_backward", TORCH_BOX(&class_moments_backward_cpu));
-  m.impl("accumulate_class_moments_", TORCH_BOX(&accumulate_class_moments_cpu));
+  m.impl("accumulate_class_moments_", TORCH_BOX(&accumulate_class_moments_on<AccumulateClassMomentsArgs>));
 }
 
 #ifdef NCOPS_WITH_CUDA
 
-template <class Args>
-static Tensor moments_workspace(const Tensor& x, Args& args, const CudaCall& call) {
-  STD_TORCH_CHECK(args.x.rows <= cuda::kMostRows, "x: expected at most ", cuda::kMostRows, " rows, got ", args.x.rows);
-  STD_TORCH_CHECK(args.num_classes <= cuda::kMostClasses, "num_classes: expected at most ", cuda::kMostClasses, ", got ",
-                  args.num_classes);
-  const Tensor memory = workspace(x, cuda::class_moments_workspace(args.x.dtype, args.x.rows, args.x.dim, args.num_classes));
-  args.workspace = memory.mutable_data_ptr();
-  args.stream = call.stream();
-  return memory;
-}
-
-static Moments class_moments_cuda(const Tensor& x, const Tensor& labels, int64_t num_classes, const OptionalTensor& center,
-                                  int64_t ignore_index) {
-  const CudaCall call(x);
-  return fresh_moments<cuda::ClassMomentsArgs>(x, labels, num_classes, center, ignore_index,
-                                               [&](cuda::ClassMomentsArgs& args) {
-                                                 const Tensor memory = moments_workspace(x, args, call);
-                                                 cuda::class_moments(args);
-                                               });
-}
-
-// Invalid labels are skipped and counted: nothing is read back.
-static Tensor accumulate_class_moments_cuda(Tensor counts, Tensor center, Tensor sums, Tensor sqnorms, Tensor invalid,
-                                            const Tensor& x, const Tensor& labels, int64_t ignore_index) {
-  const CudaCall call(x);
-  return add_moments<cuda::AccumulateClassMomentsArgs>(counts, center, sums, sqnorms, invalid, x, labels, ignore_index,
-                                                       [&](cuda::AccumulateClassMomentsArgs& args) {
-                                                         args.invalid_total = static_cast<int64_t*>(invalid.mutable_data_ptr());
-                                                         const Tensor memory = moments_workspace(x, args, call);
-                                                         cuda::accumulate_class_moments(args);
-                                                       });
-}
-
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CUDA, m) {
-  m.impl("class_moments", TORCH_BOX(&class_moments_cuda));
-  m.impl("accumulate_class_moments_", TORCH_BOX(&accumulate_class_moments_cuda));
+  m.impl("class_moments", TORCH_BOX(&class_moments_on<cuda::ClassMomentsArgs>));
+  m.impl("accumulate_class_moments_", TORCH_BOX(&accumulate_class_moments_on<cuda::AccumulateClassMomentsArgs>));
 }
 
 #endif

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "cuda/kernels.h"
 #include "tensors.h"
 
 namespace ncops {
@@ -21,14 +22,18 @@ inline CurrentStream current_stream() {
   return found;
 }
 
+// Gives args the stream of x, and device memory that lives as long as the call: from torch's caching allocator, so that a CUDA
+// graph may hold it.
 class CudaCall {
  public:
-  explicit CudaCall(const Tensor& x) : guard_(device_of(x)) {
+  CudaCall(cuda::OnDevice& args, const Tensor& x, size_t workspace = 0) : guard_(device_of(x)) {
     STD_TORCH_CHECK(current_stream() != nullptr,
                     "ncops: got a CUDA tensor, but this torch has no CUDA (libtorch_cuda is not loaded)");
-    STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(x.get_device_index(), &stream_));
+    STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(x.get_device_index(), &args.stream));
+    if (workspace == 0) return;
+    memory_ = fresh(x, {int64_t(workspace)}, ScalarType::Byte);
+    args.workspace = memory_->mutable_data_ptr();
   }
-  void* stream() const { return stream_; }
 
  private:
   static torch::stable::accelerator::DeviceIndex device_of(const Tensor& x) {
@@ -37,10 +42,7 @@ class CudaCall {
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
-  void* stream_ = nullptr;
+  OptionalTensor memory_;
 };
-
-// Device memory that lives as long as the tensor; from torch's caching allocator, so that a CUDA graph may hold it.
-inline Tensor workspace(const Tensor& like, size_t bytes) { return fresh(like, {int64_t(bytes)}, ScalarType::Byte); }
 
 }  // namespace ncops

@@ -10,13 +10,12 @@ static std::tuple<Tensor, Tensor> nearest_class_mean_cpu(const Tensor& x, const 
   check_size(means, "means", 1, args.x.dim);
   Rows kept_means = args.means;
   OptionalTensor mask;
-  std::optional<KeptRows> kept;
+  std::vector<int64_t> kept;
   if (valid) {
     mask = dense(*valid, "valid", ScalarType::Bool);
     check_size(*mask, "valid", 0, args.means.rows);
     args.valid = pointer<bool>(mask);
-    kept.emplace(args.valid, args.means.rows);
-    kept->select(kept_means);
+    kept = keep_rows(kept_means, [&](int64_t i) { return args.valid[i]; });
   }
   std::vector<double> origin(args.x.dim);
   row_center({kept_means, origin.data()});

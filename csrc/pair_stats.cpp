@@ -14,7 +14,7 @@ static PairKernel pair_kernel(const std::string& name) {
 // What forward and backward take alike: the valid rows, and what the arguments point into.
 struct PairInputs {
   OptionalTensor mask, spread;
-  std::optional<KeptRows> kept;
+  std::vector<int64_t> kept;
   std::vector<double> variances, origin;
   int64_t total;
 
@@ -28,8 +28,7 @@ struct PairInputs {
     if (valid) {
       mask = dense(*valid, "valid", ScalarType::Bool);
       check_size(*mask, "valid", 0, total);
-      kept.emplace(pointer<bool>(mask), total);
-      kept->select(args.rows);
+      kept = keep_rows(args.rows, [&](int64_t i) { return pointer<bool>(mask)[i]; });
     }
     variances.resize(args.rows.rows);
     origin.resize(args.rows.dim);
@@ -45,7 +44,7 @@ struct PairInputs {
     }
   }
 
-  int64_t original(int64_t gathered) const { return kept ? kept->index[gathered] : gathered; }
+  int64_t original(int64_t gathered) const { return kept.empty() ? gathered : kept[gathered]; }
 };
 
 static void put(const Tensor& t, int64_t i, double value) {

@@ -36,44 +36,32 @@ static Tensor projected_sqnorms_cpu(const Tensor& x, const Tensor& basis, const 
   return out;
 }
 
-// The rows with a gradient, and twice that gradient as the factor of each (0 for the others).
-template <class T>
-static std::vector<int64_t> rows_with_gradient(const T* g, const int64_t* labels, int64_t rows, int64_t classes,
-                                               int64_t ignore_index, T* factor) {
-  std::vector<int64_t> index;
-  for (int64_t i = 0; i < rows; ++i) {
-    factor[i] = labels && !is_class(labels[i], classes, ignore_index) ? T(0) : 2 * g[i];
-    if (factor[i] != 0) index.push_back(i);
-  }
-  return index;
-}
-
 static std::tuple<Tensor, Tensor, Tensor> projected_sqnorms_backward_cpu(
     const Tensor& g, const Tensor& x, const Tensor& basis, const OptionalTensor& labels, const OptionalTensor& center,
     int64_t ignore_index, bool /*allow_tf32: always exact*/, bool need_x, bool need_basis, bool need_center) {
   const ScalarType type = compute_type(x);
-  Rows rows = rows_of(x, "x");
-  const int64_t n = rows.rows, dim = rows.dim;
+  const Deviations deviations(x, labels, center);
+  const Rows& rows = deviations.rows;
+  const int64_t n = rows.rows, dim = rows.dim, classes = deviations.classes;
   ProjectedSqnormsBackwardArgs args;
   args.basis = rows_of(basis, "basis");
   STD_TORCH_CHECK(basis.scalar_type() == type, "basis: unexpected dtype");
   check_size(basis, "basis", 1, dim);
   const Tensor given = dense(g, "g", type);
   check_size(given, "g", 0, n);
-  OptionalTensor y, anchors;
-  if (labels) {
-    y = dense_labels(*labels, "labels", n);
-    STD_TORCH_CHECK(center.has_value(), "center: expected (C, D) with labels");
-  }
-  const int64_t classes = labels ? center->size(0) : 1;
-  if (center) anchors = attach_center(rows, x, *center, labels.has_value(), pointer<int64_t>(y));
   const Tensor factor = fresh(x, {n}, type);
+  std::vector<int64_t> index;  // of the rows with a gradient, whose factor is twice that; 0 is that of the others
   const auto select = [&](auto zero) {
     using T = decltype(zero);
-    return rows_with_gradient(static_cast<const T*>(given.const_data_ptr()), pointer<int64_t>(y), n, classes, ignore_index,
-                              static_cast<T*>(factor.mutable_data_ptr()));
+    const T* gradient = static_cast<const T*>(given.const_data_ptr());
+    T* twice = static_cast<T*>(factor.mutable_data_ptr());
+    for (int64_t i = 0; i < n; ++i) {
+      twice[i] = !rows.labels || is_class(rows.labels[i], classes, ignore_index) ? 2 * gradient[i] : zero;
+      if (twice[i] != 0) index.push_back(i);
+    }
   };
-  const std::vector<int64_t> index = type == ScalarType::Double ? select(0.0) : select(0.0f);
+  if (type == ScalarType::Double) select(0.0);
+  else select(0.0f);
   const auto empty = [&] { return fresh(x, {0}, type); };
   const Tensor g_x = need_x ? fresh(x, {n, dim}, x.scalar_type()) : fresh(x, {0}, x.scalar_type());
   const Tensor g_basis = need_basis ? fresh(x, {args.basis.rows, dim}, type) : empty();

@@ -8,6 +8,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -84,24 +85,17 @@ inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
   return out;
 }
 
-// The rows that count, as indices for Rows::index: those whose label is a class, or whose mask is true.
-struct KeptRows {
+// Leaves of `rows` those that count, keeps(row); returns the indices that they point into.
+template <class Keeps>
+inline std::vector<int64_t> keep_rows(Rows& rows, Keeps keeps) {
   std::vector<int64_t> index;
-
-  KeptRows(const int64_t* labels, int64_t rows, int64_t num_classes, int64_t ignore_index) {
-    index.reserve(rows);
-    for (int64_t i = 0; i < rows; ++i)
-      if (is_class(labels[i], num_classes, ignore_index)) index.push_back(i);
-  }
-  KeptRows(const bool* mask, int64_t rows) {
-    for (int64_t i = 0; i < rows; ++i)
-      if (mask[i]) index.push_back(i);
-  }
-  void select(Rows& rows) const {
-    rows.index = index.data();
-    rows.rows = int64_t(index.size());
-  }
-};
+  index.reserve(rows.rows);
+  for (int64_t i = 0; i < rows.rows; ++i)
+    if (keeps(i)) index.push_back(i);
+  rows.index = index.data();
+  rows.rows = int64_t(index.size());
+  return index;
+}
 
 // A centre per label (C, D), or one (D), in the compute dtype of x; the tensor must outlive the rows.
 inline Tensor attach_center(Rows& rows, const Tensor& x, const Tensor& center, bool per_class, const int64_t* labels) {
@@ -113,10 +107,26 @@ inline Tensor attach_center(Rows& rows, const Tensor& x, const Tensor& center, b
   return out;
 }
 
+// Rows less their centres, checked. Holds the dense copies that the rows point into.
+struct Deviations {
+  Rows rows;
+  OptionalTensor labels, center;
+  int64_t classes = 1;
+
+  Deviations(const Tensor& x, const OptionalTensor& given_labels, const OptionalTensor& given_center)
+      : rows(rows_of(x, "x", &x)) {
+    if (given_labels) {
+      STD_TORCH_CHECK(given_center.has_value(), "center: expected (C, D) with labels");
+      labels = dense_labels(*given_labels, "labels", rows.rows, &x);
+      classes = given_center->size(0);
+    }
+    if (given_center) center = attach_center(rows, x, *given_center, labels.has_value(), pointer<int64_t>(labels));
+  }
+};
+
 // The options that linear_stats and logit_stats share, and their targets (N) where there are any; the tensor must outlive args.
-template <class Args>
-inline OptionalTensor attach_target(Args& args, const OptionalTensor& target, int64_t rows, const Tensor& like, double scale,
-                                    int64_t ignore_index) {
+inline OptionalTensor attach_target(LogitOptions& args, const OptionalTensor& target, int64_t rows, const Tensor& like,
+                                    double scale, int64_t ignore_index) {
   args.scale = scale;
   args.ignore_index = ignore_index;
   if (!target) return std::nullopt;
@@ -148,27 +158,21 @@ struct Planes {
   int64_t* ints() const { return static_cast<int64_t*>(indices.mutable_data_ptr()); }
 };
 
-// The gradients by the float columns and the forward's own columns, checked and dense, as their kernels take them.
-struct GradientPlanes {
-  Tensor grad, floats, indices;  // dense copies of expanded gradients live until the kernel has run
-
-  GradientPlanes(LogitBackward& args, int64_t rows, ScalarType type, const Tensor& given_grad, const Tensor& given_floats,
-                 const Tensor& given_indices)
-      : grad(plane(given_grad, "grad", type, kFloatColumns, rows)),
-        floats(plane(given_floats, "floats", type, kFloatColumns, rows)),
-        indices(plane(given_indices, "indices", ScalarType::Long, kIndexColumns, rows)) {
-    args.grad = grad.const_data_ptr();
-    args.floats = floats.const_data_ptr();
-    args.indices = static_cast<const int64_t*>(indices.const_data_ptr());
-    args.rows = rows;
-  }
-
- private:
-  static Tensor plane(const Tensor& t, const char* name, ScalarType type, int64_t number, int64_t rows) {
+// The gradients by the float columns and the forward's own columns, checked; returns the dense planes that args points into.
+inline std::array<Tensor, 3> attach_planes(LogitBackward& args, int64_t rows, ScalarType type, const Tensor& grad,
+                                           const Tensor& floats, const Tensor& indices) {
+  const auto plane = [&](const Tensor& t, const char* name, ScalarType type, int64_t number) {
     check_size(t, name, 0, number);
     check_size(t, name, 1, rows);
     return dense(t, name, type);
-  }
-};
+  };
+  std::array<Tensor, 3> planes = {plane(grad, "grad", type, kFloatColumns), plane(floats, "floats", type, kFloatColumns),
+                                  plane(indices, "indices", ScalarType::Long, kIndexColumns)};
+  args.grad = planes[0].const_data_ptr();
+  args.floats = planes[1].const_data_ptr();
+  args.indices = static_cast<const int64_t*>(planes[2].const_data_ptr());
+  args.rows = rows;
+  return planes;
+}
 
 }  // namespace ncops

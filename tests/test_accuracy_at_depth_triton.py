@@ -88,7 +88,7 @@ def test_pair_gradients_of_many_rows():
     partial = torch.empty(block, dim)
     _apply[(1, 1, 1)](
         rows, *rows.stride(), None, origin, factors, close, partial,
-        0, block, count, dim, count // block, count // block, HAS_VALID=False, BLOCK=block, BLOCK_D=dim, FOLD=256,
+        0, block, count, dim, count // block, count // block, BLOCK=block, BLOCK_D=dim, FOLD=256,
     )  # fmt: skip
     truth = (factors.double()[:, :, None] * (rows.double()[:block, None] - rows.double())).sum(1)
     plain = (factors[:, :, None] * (rows[:block, None] - rows)).sum(1)

@@ -114,6 +114,12 @@ def test_nothing_counts(backend):
     assert ncops.class_scatter(randn(5, 0)).shape == (0, 0)
 
 
+def test_gradients_of_no_rows(backend):
+    center = randn(3, 4).requires_grad_()
+    out = ncops.class_scatter(randn(0, 4), torch.empty(0, dtype=torch.int64), center)
+    assert (torch.autograd.grad(out.sum(), center)[0] == 0).all()
+
+
 @pytest.mark.parametrize("mode", ["uncentred", "one_centre", "classes"])
 def test_gradients(backend, monkeypatch, mode):
     block_rows(monkeypatch, 8 * 3 * 4)

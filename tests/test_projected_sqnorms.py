@@ -136,6 +136,13 @@ def test_gradients(backend, monkeypatch, mode):
     torch.testing.assert_close(ours, torch.autograd.grad(run(naive)(*inputs), inputs))
 
 
+def test_gradients_of_no_rows(backend):
+    basis, center = randn(2, 4).requires_grad_(), randn(3, 4).requires_grad_()
+    out = ncops.projected_sqnorms(randn(0, 4), basis, torch.empty(0, dtype=torch.int64), center)
+    for gradient in torch.autograd.grad(out.sum(), (basis, center)):
+        assert (gradient == 0).all()
+
+
 @dtypes
 def test_gradient_accuracy(backend, dtype):
     x, basis, weight = randn(65, 33, dtype=dtype), randn(17, 33, dtype=compute_dtype(dtype)), randn(65)

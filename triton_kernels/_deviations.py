@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 
+class Deviations(NamedTuple):
+    """Where features and their centres lie, which may be None."""
+
+    x: tl.tensor
+    center: tl.tensor
+    stride_xn: tl.tensor
+    stride_xd: tl.tensor
+    stride_cc: tl.tensor
+    stride_cd: tl.tensor
+
+
 @triton.jit
-def row_classes(labels, rows, inside, num_classes, ignore_index, stride, HAS_LABELS: tl.constexpr):
+def row_classes(labels, rows, inside, num_classes, ignore_index, stride):
     """``(class of each row, whether the row counts)``; one class for all, 0, without labels."""
-    if HAS_LABELS:
+    if labels is not None:
         y = tl.load(labels + rows * stride, mask=inside, other=-1)
         keep = inside & (y >= 0) & (y < num_classes) & (y != ignore_index)
     else:
@@ -21,23 +34,21 @@ def row_classes(labels, rows, inside, num_classes, ignore_index, stride, HAS_LAB
 
 
 @triton.jit
-def load_deviations(
-    x, center, rows, classes, keep, columns, inside, stride_xn, stride_xd, stride_cc, stride_cd,
-    HAS_CENTER: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
+def load_deviations(of, rows, classes, keep, columns, inside, DTYPE: tl.constexpr):
     """``(rows, columns)`` tile of ``x - center[class]`` in ``DTYPE``; zero where a row or column does not count."""
     mask = keep[:, None] & inside[None, :]
     wide = columns.to(tl.int64)[None, :]
-    tile = tl.load(x + rows[:, None] * stride_xn + wide * stride_xd, mask=mask, other=0).to(DTYPE)
-    if HAS_CENTER:
-        tile -= tl.load(center + classes[:, None] * stride_cc + wide * stride_cd, mask=mask, other=0)
+    tile = tl.load(of.x + rows[:, None] * of.stride_xn + wide * of.stride_xd, mask=mask, other=0).to(DTYPE)
+    if of.center is not None:
+        tile -= tl.load(of.center + classes[:, None] * of.stride_cc + wide * of.stride_cd, mask=mask, other=0)
     return tile
 
 
 def row_arguments(x: Tensor, labels: Tensor | None, center: Tensor | None) -> dict:
-    """Strides and flags of features, labels and centres; a lone centre ``(D,)`` is class 0 of every row."""
+    """Features, labels and centres with their strides; a lone centre ``(D,)`` is class 0 of every row."""
     lone = center is not None and center.ndim == 1
     return {
+        "x": x,
         "labels": labels,
         "center": center,
         "num_classes": center.shape[0] if labels is not None and center is not None else 1,
@@ -46,8 +57,6 @@ def row_arguments(x: Tensor, labels: Tensor | None, center: Tensor | None) -> di
         "stride_xd": x.stride(1),
         "stride_cc": 0 if center is None or lone else center.stride(0),
         "stride_cd": 0 if center is None else center.stride(-1),
-        "HAS_LABELS": labels is not None,
-        "HAS_CENTER": center is not None,
     }
 
 

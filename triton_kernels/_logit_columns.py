@@ -46,5 +46,5 @@ def merge_splits(
     merge_kernel[(triton.cdiv(n, block_n),)](
         *parts, target, target_logit, 0 if target is None else target.stride(0), *out, out[0].stride(0),
         n, num_classes, per_split, splits, ignore_index,
-        FINISH=finish, HAS_TARGET=target is not None, BLOCK_N=block_n, BLOCK_S=block_s, num_warps=WARPS,
+        FINISH=finish, BLOCK_N=block_n, BLOCK_S=block_s, num_warps=WARPS,
     )  # fmt: skip

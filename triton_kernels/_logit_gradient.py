@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backends import planes
 from ._logit_columns import Planes
-from ._logit_state import UNDERFLOW, expm1
+from ._logit_state import UNDERFLOW, expm1, store_planes
 
 COEFFICIENTS, ROW_INDICES = 11, 4
 # The columns' planes, and those of their gradients.
@@ -45,7 +45,7 @@ def _wide(floats, PLANE: tl.constexpr, plane, at, here):
 def fold(
     grad, grad_plane, grad_row, floats, columns_indices, target, stride_target, coefficients, indices,
     num_rows, num_classes, ignore_index,
-    HAS_TARGET: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``grad (10, N)``, the columns' gradients -> ``coefficients (11, N)`` and ``indices (4, N)``, in float64.
 
@@ -65,7 +65,7 @@ def fold(
     argmax = tl.load(columns_indices + ARGMAX * plane + row, here, 0)
     second = tl.load(columns_indices + SECOND_INDEX * plane + row, here, -1)
     y = tl.full([BLOCK], -1, tl.int64)
-    if HAS_TARGET:
+    if target is not None:
         y = tl.load(target + row * stride_target, here, ignore_index).to(tl.int64)
         y = tl.where((y != ignore_index) & (y >= 0) & (y < num_classes), y, -1)
     g_target = tl.where(y >= 0, g_target, 0)
@@ -94,22 +94,15 @@ def fold(
     squared = tl.minimum(tl.maximum(squared, term * term), term * rest)
     at_argmax += _times(g_squared, share * share * share * (rest - squared))
 
-    tl.store(coefficients + SHIFT * plane + row, tl.where(max == float("-inf"), 0, max), here)
-    tl.store(coefficients + OFFSET * plane + row, tl.where(g_entropy == 0, 0, offset), here)
-    tl.store(coefficients + CENTRE * plane + row, tl.load(floats + MEAN * plane + row, here, 0), here)
+    centre = tl.load(floats + MEAN * plane + row, here, 0)
     flat = _times(total, share) - _times(g_squared, share * sum_squared)
-    tl.store(coefficients + FLAT * plane + row, flat, here)
-    tl.store(coefficients + BEND * plane + row, _times(g_squared, share * share), here)
-    tl.store(coefficients + TILT * plane + row, -_times(g_entropy, share), here)
-    tl.store(coefficients + CONSTANT * plane + row, g_mean / num_classes, here)
-    tl.store(coefficients + SLOPE * plane + row, g_var * 2 / num_classes, here)
-    tl.store(coefficients + AT_ARGMAX * plane + row, at_argmax, here)
-    tl.store(coefficients + AT_TARGET * plane + row, g_target - g_nll, here)
-    tl.store(coefficients + AT_SECOND * plane + row, g_second, here)
-    tl.store(indices + ARGMAX * plane + row, argmax, here)
-    tl.store(indices + SECOND_INDEX * plane + row, second, here)
-    tl.store(indices + TARGET * plane + row, tl.where(hit, -1, y), here)
-    tl.store(indices + KIND * plane + row, tl.where(active, tl.where(argmax < 0, 2, 1), 0), here)
+    tilt, bend = -_times(g_entropy, share), _times(g_squared, share * share)
+    constant, slope = g_mean / num_classes, g_var * 2 / num_classes
+    shift, offset = tl.where(max == float("-inf"), 0, max), tl.where(g_entropy == 0, 0, offset)
+    planes = (shift, offset, centre, flat, tilt, bend, constant, slope, at_argmax, g_target - g_nll, g_second)
+    store_planes(coefficients, row, plane, here, planes)
+    kind = tl.where(active, tl.where(argmax < 0, 2, 1), 0)
+    store_planes(indices, row, plane, here, (argmax, second, tl.where(hit, -1, y), kind))
 
 
 @triton.jit
@@ -152,6 +145,6 @@ def row_coefficients(
     indices = grad.new_empty((ROW_INDICES, n), dtype=torch.int32)
     fold[(triton.cdiv(n, BLOCK),)](
         grad, *grad.stride(), *columns, target, 0 if target is None else target.stride(0), coefficients, indices,
-        n, num_classes, ignore_index, HAS_TARGET=target is not None, BLOCK=BLOCK, num_warps=WARPS,
+        n, num_classes, ignore_index, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return coefficients, indices

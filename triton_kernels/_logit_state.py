@@ -157,7 +157,7 @@ def _search(share, z, peak, column):
 
 
 @triton.jit
-def _store_planes(out, at, plane, mask, values):
+def store_planes(out, at, plane, mask, values):
     for k in tl.static_range(len(values)):
         tl.store(out + k * plane + at, values[k], mask)
 
@@ -166,11 +166,11 @@ def _store_planes(out, at, plane, mask, values):
 def store_share(floats, indices, at, plane, mask, share, count):
     """Writes planes of ``plane`` numbers; ``indices`` has one for the number of classes where ``count`` is given."""
     floating = (share.max, share.second, share.rest, share.weighted, share.squared, share.mean, share.squares)
-    _store_planes(floats, at, plane, mask, floating)
+    store_planes(floats, at, plane, mask, floating)
     if count is None:
-        _store_planes(indices, at, plane, mask, (share.argmax, share.second_index, share.rank))
+        store_planes(indices, at, plane, mask, (share.argmax, share.second_index, share.rank))
     else:
-        _store_planes(indices, at, plane, mask, (share.argmax, share.second_index, count, share.rank))
+        store_planes(indices, at, plane, mask, (share.argmax, share.second_index, count, share.rank))
 
 
 @triton.jit
@@ -301,7 +301,7 @@ def _finish(share, target, target_logit, num_classes, ignore_index):
 def merge_kernel(
     floats, indices, target, target_logit, stride_target, out_floats, out_indices, out_plane,
     num_rows, num_classes, per_split, splits, ignore_index,
-    FINISH: tl.constexpr, HAS_TARGET: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    FINISH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Merges the splits of BLOCK_N rows, in float64, into planes of columns or, without ``FINISH``, of their share.
 
@@ -318,11 +318,11 @@ def merge_kernel(
     out_plane = tl.cast(out_plane, tl.int64)
     if FINISH:
         y, z = None, None
-        if HAS_TARGET:
+        if target is not None:
             y = tl.load(target + row * stride_target, here, ignore_index).to(tl.int64)
             z = tl.load(target_logit + row, here & (y >= 0) & (y < num_classes), 0)
         floating, integer = _finish(share, y, z, num_classes, ignore_index)
-        _store_planes(out_floats, row, out_plane, here, floating)
-        _store_planes(out_indices, row, out_plane, here, integer)
+        store_planes(out_floats, row, out_plane, here, floating)
+        store_planes(out_indices, row, out_plane, here, integer)
     else:
         store_share(out_floats, out_indices, row, out_plane, here, share, num_classes)

@@ -19,6 +19,7 @@ from ._pair_values import (
     CODES,
     close_pairs,
     exponent_class,
+    good_rows,
     inverse_power,
     launch_row,
     pair_slopes,
@@ -38,8 +39,7 @@ STRIP_BYTES = 64 << 20
 def _factors(
     rows, stride_row, stride_column, valid, origin, norms, variances, power, power_rest, share, g_row, partner,
     factors, close_bits, by_variance, first_row, count, dim, tiles,
-    KERNEL: tl.constexpr, TWICE: tl.constexpr, HAS_VALID: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    KERNEL: tl.constexpr, TWICE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One tile of a strip of rows: factors[i, j] multiply x_i - x_j; close_bits name columns with close pairs."""
     i, j = tl.program_id(0), tl.program_id(1)
@@ -48,10 +48,9 @@ def _factors(
     exponent = full_power if KERNEL == CDNV else full_power * 0.5
     first_a, first_b = first_row + i * BLOCK, j * BLOCK
     product = tile_products(
-        rows, stride_row, stride_column, origin, first_a, first_b, count, dim, True,
-        PRECISION, dtype, BLOCK, BLOCK_D,
-    )  # fmt: skip
-    wanted = wanted_pairs(first_a, first_b, valid, count, False, HAS_VALID, BLOCK)
+        rows, stride_row, stride_column, origin, first_a, first_b, count, dim, PRECISION, dtype, BLOCK, BLOCK_D
+    )
+    wanted = wanted_pairs(first_a, first_b, valid, count, False, BLOCK)
     d2, close = close_pairs(product, norms, wanted, first_a, first_b, count, BLOCK)
     d2 = refine(d2, close, rows, stride_row, stride_column, first_a, first_b, count, dim, dtype, BLOCK)
     columns_close = tl.max(close.to(tl.int32), 0)
@@ -81,7 +80,7 @@ def _factors(
 def _apply(
     rows, stride_row, stride_column, valid, origin, factors, close_bits, partial,
     first_row, strip_rows, count, dim, tiles, tiles_per_split,
-    HAS_VALID: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """partial[split, i, d] = sum over the split's j of factors[i, j] (x_i - x_j)[d]."""
     i, split = tl.program_id(0), tl.program_id(2)
@@ -94,10 +93,7 @@ def _apply(
     column = d.to(tl.int64) * stride_column
     centre = tl.load(origin + d, mask=deep, other=0)
     a = first_row + i * BLOCK + place
-    good = a < count
-    if HAS_VALID:
-        good = tl.load(valid + a, mask=good, other=0) != 0
-    mask = good[:, None] & deep[None, :]
+    mask = good_rows(first_row + i * BLOCK, valid, count, BLOCK)[:, None] & deep[None, :]
     mine = tl.load(rows + a.to(tl.int64)[:, None] * stride_row + column[None, :], mask=mask, other=0).to(dtype)
     strip = factors + (i.to(tl.int64) * BLOCK + place)[:, None] * (tiles * BLOCK)
     total, near = tl.zeros((BLOCK, BLOCK_D), dtype), tl.zeros((BLOCK, BLOCK_D), dtype)
@@ -108,10 +104,7 @@ def _apply(
         part = tl.zeros((BLOCK, BLOCK_D), dtype)
         for j in range(fold, tl.minimum(fold + TILES, last)):
             b = j * BLOCK + place
-            good = b < count
-            if HAS_VALID:
-                good = tl.load(valid + b, mask=good, other=0) != 0
-            mask = good[:, None] & deep[None, :]
+            mask = good_rows(j * BLOCK, valid, count, BLOCK)[:, None] & deep[None, :]
             there = rows + b.to(tl.int64)[:, None] * stride_row + column[None, :]
             theirs = tl.load(there, mask=mask, other=0).to(dtype)
             factor = tl.load(strip + b[None, :])
@@ -139,7 +132,7 @@ def _apply(
 @triton.jit
 def _partners(
     rows, stride_row, stride_column, scale, sums, share, g_row, partner, order, starts, partial, count, dim,
-    HAS_SCALE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """partial[i] = share (sum of rows - x_i) + g_i x_partner(i) + sum of g_k x_k over rows k whose partner is i."""
     i = tl.program_id(0).to(tl.int64)
@@ -153,7 +146,7 @@ def _partners(
         at = start + tl.arange(0, BLOCK_R)
         row = tl.load(order + at, mask=at < last, other=0)
         factor = tl.load(g_row + row, mask=at < last, other=0)
-        if HAS_SCALE:
+        if scale is not None:
             factor = factor * tl.load(scale + row, mask=at < last, other=0)
         mask = (at < last)[:, None] & deep[None, :]
         value = tl.load(rows + row[:, None] * stride_row + column[None, :], mask=mask, other=0)
@@ -165,7 +158,7 @@ def _partners(
     friend = tl.where(known, friend, 0)
     factor = tl.load(g_row + i)
     theirs = tl.load(rows + friend * stride_row + column, mask=d < tl.where(known, dim, 0), other=0).to(dtype)
-    if HAS_SCALE:
+    if scale is not None:
         mine = mine * tl.load(scale + i)
         theirs = theirs * tl.load(scale + friend)
     mean_part = (tl.load(sums + d, mask=deep, other=0) - mine.to(tl.float64)) * tl.load(share).to(tl.float64)
@@ -176,18 +169,18 @@ def _partners(
 @triton.jit
 def _finish(
     rows, stride_row, stride_column, valid, scale, partial, grad, first_row, strip_rows, dim, splits,
-    HAS_VALID: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """grad[row] = the splits' sum in order; with a scale (cosine) without its part along the row, times the scale."""
     row = tl.program_id(0).to(tl.int64)
     here = first_row + row
     dtype: tl.constexpr = partial.dtype.element_ty
     good = tl.full((), 1, tl.int1)
-    if HAS_VALID:
+    if valid is not None:
         good = tl.load(valid + here) != 0
     along = tl.zeros((BLOCK_D,), dtype)
     size = tl.full((), 1, dtype)
-    if HAS_SCALE:
+    if scale is not None:
         size = tl.load(scale + here)
         for start in range(0, dim, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
@@ -202,7 +195,7 @@ def _finish(
         for _ in range(0, splits):
             result += tl.load(place, mask=d < dim, other=0)
             place += step
-        if HAS_SCALE:
+        if scale is not None:
             value = tl.load(rows + here * stride_row + d.to(tl.int64) * stride_column, mask=d < dim, other=0).to(dtype)
             result = (result - projection * (value * size)) * size
         result = tl.where(good, result, 0)
@@ -243,12 +236,9 @@ def _products(
     config = launch("pair_partners", rows.dtype, capability(device))
     _partners[(count, triton.cdiv(dim, config["BLOCK_D"]))](
         rows, *rows.stride(), scale, mean * number, share, g_row, partner, order, starts, partial, count, dim,
-        HAS_SCALE=scale is not None, **config.options,
+        **config.options,
     )  # fmt: skip
-    _finish[(count,)](
-        rows, *rows.stride(), valid, scale, partial, grad, 0, count, dim, 1,
-        HAS_VALID=valid is not None, HAS_SCALE=scale is not None, BLOCK_D=256,
-    )  # fmt: skip
+    _finish[(count,)](rows, *rows.stride(), valid, scale, partial, grad, 0, count, dim, 1, BLOCK_D=256)
 
 
 def _tile_row(kernel: str, power: float) -> str:
@@ -277,7 +267,6 @@ def _distances(
     if variances is not None:
         by_variance = torch.empty((tiles, count), dtype=torch.float64, device=device)
     partial = torch.empty((splits, strip_rows, dim), dtype=dtype, device=device)
-    has_valid = valid is not None
     # Triton 3.7 lays the factors of a product out by the narrowest load that they depend on, and fails for float64.
     wide_valid = None if valid is None else valid.to(torch.int64)
     for first in range(0, count, strip_rows):
@@ -285,17 +274,14 @@ def _distances(
         _factors[(here, tiles)](
             rows, *rows.stride(), valid, origin, norms, variances, *split_power(power), share, g_row, partner,
             factors, close_bits, by_variance, first, count, dim, tiles,
-            KERNEL=CODES[kernel], TWICE=exponent_class(kernel, power), HAS_VALID=has_valid,
-            PRECISION=input_precision(tf32), **tile.options,
+            KERNEL=CODES[kernel], TWICE=exponent_class(kernel, power), PRECISION=input_precision(tf32), **tile.options,
         )  # fmt: skip
         _apply[(here, chunks, splits)](
             rows, *rows.stride(), wide_valid, origin, factors, close_bits, partial,
-            first, strip_rows, count, dim, tiles, triton.cdiv(tiles, splits), HAS_VALID=has_valid, BLOCK=block,
-            **chunk.options,
+            first, strip_rows, count, dim, tiles, triton.cdiv(tiles, splits), BLOCK=block, **chunk.options,
         )  # fmt: skip
         _finish[(min(strip_rows, count - first),)](
-            rows, *rows.stride(), valid, None, partial, grad, first, strip_rows, dim, splits,
-            HAS_VALID=has_valid, HAS_SCALE=False, BLOCK_D=256,
-        )  # fmt: skip
+            rows, *rows.stride(), valid, None, partial, grad, first, strip_rows, dim, splits, BLOCK_D=256
+        )
     if by_variance is not None:
         g_variances.copy_(by_variance.sum(0))

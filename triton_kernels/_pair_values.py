@@ -8,13 +8,7 @@ import triton.language as tl
 from ._products import add_products
 
 CODES = {"dot": 0, "cosine": 1, "distance": 2, "log_distance": 3, "riesz": 4, "gaussian": 5, "cdnv": 6}
-DOT = tl.constexpr(0)
-COSINE = tl.constexpr(1)
-DISTANCE = tl.constexpr(2)
-LOG_DISTANCE = tl.constexpr(3)
-RIESZ = tl.constexpr(4)
-GAUSSIAN = tl.constexpr(5)
-CDNV = tl.constexpr(6)
+DOT, COSINE, DISTANCE, LOG_DISTANCE, RIESZ, GAUSSIAN, CDNV = (tl.constexpr(code) for code in CODES.values())
 CLOSE = tl.constexpr(0.01)  # below this share of |u|^2 + |v|^2 a squared distance is formed from the difference
 ANY_POWER = tl.constexpr(-1)
 
@@ -65,8 +59,7 @@ def inverse_power(d2, exponent, TWICE: tl.constexpr):
 @triton.jit
 def tile_products(
     rows, stride_row, stride_column, origin, first_a, first_b, count, dim,
-    HAS_ORIGIN: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Products of BLOCK rows from ``first_a`` with BLOCK rows from ``first_b``, about ``origin`` if there is one.
 
@@ -82,7 +75,7 @@ def tile_products(
         column = d.to(tl.int64) * stride_column
         left = tl.load(from_a + column[None, :], mask=(a < count)[:, None] & deep[None, :], other=0)
         right = tl.load(from_b + column[:, None], mask=(b < count)[None, :] & deep[:, None], other=0)
-        if HAS_ORIGIN:
+        if origin is not None:
             centre = tl.load(origin + d, mask=deep, other=0)
             left = left.to(DTYPE) - centre[None, :]
             right = right.to(DTYPE) - centre[:, None]
@@ -91,29 +84,30 @@ def tile_products(
 
 
 @triton.jit
-def _good_rows(first, valid, count, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr):
+def good_rows(first, valid, count, BLOCK: tl.constexpr):
+    """Which of BLOCK rows from ``first`` are there and valid."""
     row = first + tl.arange(0, BLOCK)
     good = row < count
-    if HAS_VALID:
+    if valid is not None:
         good = tl.load(valid + row, mask=good, other=0) != 0
     return good
 
 
 @triton.jit
-def wanted_pairs(first_a, first_b, valid, count, UPPER: tl.constexpr, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr):
+def wanted_pairs(first_a, first_b, valid, count, UPPER: tl.constexpr, BLOCK: tl.constexpr):
     """Which pairs of a tile count: valid rows a < b (UPPER), or a != b."""
-    good_a = _good_rows(first_a, valid, count, HAS_VALID, BLOCK)
-    good_b = _good_rows(first_b, valid, count, HAS_VALID, BLOCK)
+    good_a = good_rows(first_a, valid, count, BLOCK)
+    good_b = good_rows(first_b, valid, count, BLOCK)
     a, b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, BLOCK)
     apart = (a[:, None] < b[None, :]) if UPPER else (a[:, None] != b[None, :])
     return apart & good_a[:, None] & good_b[None, :]
 
 
 @triton.jit
-def pair_number(first_a, first_b, valid, count, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr):
+def pair_number(first_a, first_b, valid, count, BLOCK: tl.constexpr):
     """How many pairs of a tile of the upper triangle count."""
-    some_a = tl.sum(_good_rows(first_a, valid, count, HAS_VALID, BLOCK).to(tl.int32))
-    some_b = tl.sum(_good_rows(first_b, valid, count, HAS_VALID, BLOCK).to(tl.int32))
+    some_a = tl.sum(good_rows(first_a, valid, count, BLOCK).to(tl.int32))
+    some_b = tl.sum(good_rows(first_b, valid, count, BLOCK).to(tl.int32))
     return tl.where(first_a == first_b, some_a * (some_a - 1) // 2, some_a * some_b)
 
 

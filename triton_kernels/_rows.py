@@ -13,7 +13,7 @@ from ._launch import capability, launch, split_count
 @triton.jit
 def _column_sums(
     rows, stride_row, stride_column, valid, stride_valid, scale, partial, stride_split, count, dim, tiles_per_split,
-    HAS_VALID: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """partial[split, d] = float64 sum of the split's valid rows (times ``scale``); partial[split, dim] counts them."""
     columns = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -26,11 +26,11 @@ def _column_sums(
     for start in range(first, last, BLOCK_R):
         row = start + tl.arange(0, BLOCK_R).to(tl.int64)
         wanted = row < count
-        if HAS_VALID:
+        if valid is not None:
             wanted = wanted & (tl.load(valid + row * stride_valid, mask=wanted, other=0) != 0)
         place = rows + row[:, None] * stride_row + columns[None, :].to(tl.int64) * stride_column
         value = tl.load(place, mask=wanted[:, None] & inside[None, :], other=0).to(tl.float64)
-        if HAS_SCALE:
+        if scale is not None:
             value = value * tl.load(scale + row, mask=wanted, other=0).to(tl.float64)[:, None]
         total += value
         found += wanted.to(tl.float64)
@@ -42,7 +42,7 @@ def _column_sums(
 @triton.jit
 def _centred_rows(
     rows, stride_row, stride_column, valid, stride_valid, origin, centred, half, count, dim,
-    HAS_VALID: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """centred = rows - origin, formed in float64; half[r] = -|centred[r]|^2 / 2, -inf where not valid."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -58,7 +58,7 @@ def _centred_rows(
         wide = tl.where(mask, value.to(tl.float64), 0.0)
         total += tl.sum(wide * wide, 1)
     total = -0.5 * total
-    if HAS_VALID:
+    if valid is not None:
         good = tl.load(valid + row * stride_valid, mask=inside, other=0) != 0
         total = tl.where(good, total, float("-inf"))
     tl.store(half + row, total.to(half.dtype.element_ty), mask=inside)
@@ -67,7 +67,7 @@ def _centred_rows(
 @triton.jit
 def _row_norms(
     rows, stride_row, stride_column, origin, norms, count, dim,
-    HAS_ORIGIN: tl.constexpr, RECIPROCAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    RECIPROCAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """norms[r] = |rows[r] - origin|^2, or 1 / |rows[r]| with RECIPROCAL (NaN for a zero row), summed in float64."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -79,7 +79,7 @@ def _row_norms(
         mask = inside[:, None] & (columns < dim)[None, :]
         value = tl.load(rows + row[:, None] * stride_row + columns[None, :] * stride_column, mask=mask, other=0)
         value = value.to(dtype)
-        if HAS_ORIGIN:
+        if origin is not None:
             value = tl.where(mask, value - tl.load(origin + columns, mask=columns < dim, other=0)[None, :], 0.0)
         wide = value.to(tl.float64)
         total += tl.sum(wide * wide, 1)
@@ -99,8 +99,7 @@ def column_mean(rows: Tensor, valid: Tensor | None, scale: Tensor | None = None)
     partial = torch.empty((splits, dim + 1), dtype=torch.float64, device=rows.device)
     _column_sums[(max(1, columns), splits)](
         rows, *rows.stride(), valid, 0 if valid is None else valid.stride(0), scale, partial, partial.stride(0),
-        count, dim, triton.cdiv(tiles, splits), HAS_VALID=valid is not None, HAS_SCALE=scale is not None,
-        **config.options,
+        count, dim, triton.cdiv(tiles, splits), **config.options,
     )  # fmt: skip
     total = partial.sum(0)
     return total[:dim] / total[dim], total[dim]
@@ -114,7 +113,7 @@ def centred_rows(rows: Tensor, valid: Tensor | None, origin: Tensor, dtype: torc
     config = launch("row_norms", rows.dtype, capability(rows.device))
     _centred_rows[(triton.cdiv(count, config["BLOCK_R"]),)](
         rows, *rows.stride(), valid, 0 if valid is None else valid.stride(0), origin, centred, half, count, dim,
-        HAS_VALID=valid is not None, **config.options,
+        **config.options,
     )  # fmt: skip
     return centred, half
 
@@ -125,7 +124,6 @@ def row_norms(rows: Tensor, origin: Tensor | None, dtype: torch.dtype, *, recipr
     norms = torch.empty(count, dtype=dtype, device=rows.device)
     config = launch("row_norms", rows.dtype, capability(rows.device))
     _row_norms[(triton.cdiv(count, config["BLOCK_R"]),)](
-        rows, *rows.stride(), origin, norms, count, dim,
-        HAS_ORIGIN=origin is not None, RECIPROCAL=reciprocal, **config.options,
-    )  # fmt: skip
+        rows, *rows.stride(), origin, norms, count, dim, RECIPROCAL=reciprocal, **config.options
+    )
     return norms

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._deviations import compute_type, load_deviations, row_arguments, row_classes
+from ._deviations import Deviations, compute_type, load_deviations, row_arguments, row_classes
 from ._launch import capability, device_of, launch
 from ._sorted_rows import SortedRows, sort_rows
 
@@ -53,8 +53,7 @@ def _flush(
 def _segments(
     x, center, weight, order, keys, starts, sums, counts, class_squares, partial, partial_squares,
     n, dim, num_classes, chunks, stride_xn, stride_xd, stride_cc, stride_cd, stride_w,
-    HAS_CENTER: tl.constexpr, HAS_WEIGHT: tl.constexpr, MODE: tl.constexpr, DTYPE: tl.constexpr,
-    CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    MODE: tl.constexpr, DTYPE: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums the segments of one chunk of sorted rows over one block of columns; ``counts`` is the state's."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -68,6 +67,7 @@ def _segments(
         known = tl.load(keys + all_rows, mask=all_rows < end, other=0).to(tl.int64)
         if tl.min(tl.load(counts + known, mask=all_rows < end, other=1), 0) > 0:
             return
+    of = Deviations(x, center, stride_xn, stride_xd, stride_cc, stride_cd)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < dim
     left = tl.load(keys + begin - 1, mask=begin > 0, other=-1).to(tl.int64)
@@ -89,14 +89,11 @@ def _segments(
         next_classes = tl.load(keys + ahead, mask=ahead < end, other=0).to(tl.int64)
         if MODE == ANCHOR:
             present &= tl.load(counts + classes, mask=present, other=1) == 0
-        if HAS_WEIGHT:
+        if weight is not None:
             factor = tl.load(weight + rows * stride_w, mask=present, other=0)
             present &= factor != 0
-        tile = load_deviations(
-            x, center, rows, classes, present, columns, inside,
-            stride_xn, stride_xd, stride_cc, stride_cd, HAS_CENTER, DTYPE,
-        )  # fmt: skip
-        if HAS_WEIGHT:
+        tile = load_deviations(of, rows, classes, present, columns, inside, DTYPE)
+        if weight is not None:
             tile = tl.where(present[:, None], tile * factor[:, None], 0)
         if tl.load(keys + tl.minimum(base + ROWS, end) - 1).to(tl.int64) == key:
             total += tl.sum(tile, 0)
@@ -213,15 +210,14 @@ def _finish(
 def _gradient(
     g_sums, g_sqnorms, x, labels, center, out, n, dim, num_classes, ignore_index,
     stride_gc, stride_gd, stride_q, stride_y, stride_xn, stride_xd, stride_cc, stride_cd,
-    HAS_CENTER: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    y, keep = row_classes(labels, rows, rows < n, num_classes, ignore_index, stride_y, True)
+    y, keep = row_classes(labels, rows, rows < n, num_classes, ignore_index, stride_y)
     inside = columns < dim
-    tile = load_deviations(
-        x, center, rows, y, keep, columns, inside, stride_xn, stride_xd, stride_cc, stride_cd, HAS_CENTER, DTYPE
-    )
+    of = Deviations(x, center, stride_xn, stride_xd, stride_cc, stride_cd)
+    tile = load_deviations(of, rows, y, keep, columns, inside, DTYPE)
     mask = keep[:, None] & inside[None, :]
     g = tl.load(g_sums + y[:, None] * stride_gc + columns.to(tl.int64)[None, :] * stride_gd, mask=mask, other=0)
     q = tl.load(g_sqnorms + y * stride_q, mask=keep, other=0).to(DTYPE)
@@ -260,8 +256,7 @@ def _sum_segments(
     _segments[(chunks, blocks)](
         x, center, weight, *rows, sums, counts, class_squares, partial, partial_squares,
         n, dim, num_classes, chunks, a["stride_xn"], a["stride_xd"], a["stride_cc"], a["stride_cd"],
-        0 if weight is None else weight.stride(0),
-        HAS_CENTER=center is not None, HAS_WEIGHT=weight is not None, MODE=mode, DTYPE=compute_type(x.dtype),
+        0 if weight is None else weight.stride(0), MODE=mode, DTYPE=compute_type(x.dtype),
         **config.options | {"CHUNK": chunk, "BLOCK_D": block, "num_warps": warps},
     )  # fmt: skip
     merge = launch("class_moments.merge", x.dtype, capability(x.device))
@@ -338,13 +333,11 @@ def class_moments_backward(
         return out
     config = launch("class_moments_backward", x.dtype, capability(x.device))
     block, warps = column_block(dim, config["BLOCK_D"], config.num_warps)
-    a = row_arguments(x, labels, center)
     with device_of(x):
         _gradient[(triton.cdiv(n, config["BLOCK_N"]), triton.cdiv(dim, block))](
-            g_sums, g_sqnorms, x, labels, center, out, n, dim, num_classes, ignore_index,
-            g_sums.stride(0), g_sums.stride(1), g_sqnorms.stride(0), labels.stride(0),
-            a["stride_xn"], a["stride_xd"], a["stride_cc"], a["stride_cd"],
-            HAS_CENTER=center is not None, DTYPE=compute_type(x.dtype),
+            g_sums=g_sums, g_sqnorms=g_sqnorms, out=out, n=n, dim=dim, ignore_index=ignore_index,
+            stride_gc=g_sums.stride(0), stride_gd=g_sums.stride(1), stride_q=g_sqnorms.stride(0),
+            DTYPE=compute_type(x.dtype), **row_arguments(x, labels, center) | {"num_classes": num_classes},
             **config.options | {"BLOCK_D": block, "num_warps": warps},
         )  # fmt: skip
     return out

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._deviations import compute_type, load_deviations, row_arguments, row_classes
+from ._deviations import Deviations, compute_type, load_deviations, row_arguments, row_classes
 from ._launch import Launch, input_precision, interpreted, tuned
 from ._row_products import row_products
 from ._sorted_rows import sort_rows
@@ -49,8 +49,7 @@ def _store_mirrored(out, tile, i, j, dim, BLOCK_D: tl.constexpr):
 def _scatter(
     x, labels, center, out, n, dim, num_classes, ignore_index, rows_per_split,
     stride_y, stride_xn, stride_xd, stride_cc, stride_cd,
-    HAS_LABELS: tl.constexpr, HAS_CENTER: tl.constexpr, DIRECT: tl.constexpr,
-    DTYPE: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    DIRECT: tl.constexpr, DTYPE: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """One tile over one split; PRODUCT is the dtype of the factors, DTYPE that of the sums."""
@@ -62,20 +61,15 @@ def _scatter(
     columns = j * BLOCK_D + index
     begin = split * rows_per_split
     end = tl.minimum(begin + rows_per_split, n)
+    of = Deviations(x, center, stride_xn, stride_xd, stride_cc, stride_cd)
     total = tl.zeros((BLOCK_D, BLOCK_D), DTYPE)
     for fold in range(begin, end, FOLD):  # in one float32 chain over many rows the late ones lose their digits
         part = tl.zeros((BLOCK_D, BLOCK_D), DTYPE)
         for start in range(fold, tl.minimum(fold + FOLD, end), BLOCK_N):
             rows = start + tl.arange(0, BLOCK_N)
-            y, keep = row_classes(labels, rows, rows < end, num_classes, ignore_index, stride_y, HAS_LABELS)
-            a = load_deviations(
-                x, center, rows, y, keep, row_columns, row_columns < dim,
-                stride_xn, stride_xd, stride_cc, stride_cd, HAS_CENTER, PRODUCT,
-            )  # fmt: skip
-            b = load_deviations(
-                x, center, rows, y, keep, columns, columns < dim,
-                stride_xn, stride_xd, stride_cc, stride_cd, HAS_CENTER, PRODUCT,
-            )  # fmt: skip
+            y, keep = row_classes(labels, rows, rows < end, num_classes, ignore_index, stride_y)
+            a = load_deviations(of, rows, y, keep, row_columns, row_columns < dim, PRODUCT)
+            b = load_deviations(of, rows, y, keep, columns, columns < dim, PRODUCT)
             part = tl.dot(tl.trans(a), b, part, input_precision=PRECISION, out_dtype=DTYPE)
         total += part
     if DIRECT:
@@ -143,7 +137,7 @@ def class_scatter(
         pairs = blocks * (blocks + 1) // 2
         tiles = out if splits == 1 else torch.empty((splits, pairs, block, block), dtype=dtype, device=x.device)
         _scatter[(pairs, splits)](
-            x=x, out=tiles, n=n, dim=dim, ignore_index=ignore_index, rows_per_split=rows, DIRECT=splits == 1,
+            out=tiles, n=n, dim=dim, ignore_index=ignore_index, rows_per_split=rows, DIRECT=splits == 1,
             DTYPE=compute_type(x.dtype), PRODUCT=product, PRECISION=input_precision(allow_tf32, across=True),
             **arguments, **config.options | {"BLOCK_D": block, "num_warps": warps_of(block, config)},
         )  # fmt: skip

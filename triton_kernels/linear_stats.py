@@ -31,7 +31,7 @@ from ._launch import (
 )
 from ._logit_columns import TRITON, Planes, empty_columns, empty_splits, merge_splits, rows_of
 from ._logit_state import add_tile, empty_share, halves, store_split
-from ._logits_tile import logits_tile
+from ._logits_tile import Classifier, logits_tile
 from .linear_stats_backward import linear_stats_backward
 
 __all__ = ["linear_stats", "linear_stats_backward", "linear_stats_share", "linear_stats_targets"]
@@ -46,10 +46,11 @@ ROW_BLOCKS_SIDE_BY_SIDE = 16
 def _target_logits(
     x, weight, bias, target, target_logit, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_target,
-    HAS_BIAS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The logit of each row's target: the diagonal of the tiles of BLOCK_N rows and the classes of BLOCK_V of them."""
+    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N
     in_block = tl.arange(0, BLOCK_N)
     row = tl.minimum(first + in_block, num_rows - 1)
@@ -58,29 +59,22 @@ def _target_logits(
         other = start + tl.arange(0, BLOCK_V)
         y = tl.load(target + tl.minimum(first + other, num_rows - 1) * stride_target).to(tl.int64)
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
-        tile = logits_tile(
-            x, weight, bias, row, y, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-            HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
-        )  # fmt: skip
+        tile = logits_tile(of, row, y, EVEN_D, PRECISION, DTYPE, BLOCK_D)
         z += tl.sum(tl.where(in_block[:, None] == other[None, :], tile, 0), 1)
     tl.store(target_logit + first + in_block, z, first + in_block < num_rows)
 
 
 @triton.jit
 def _next_tile(
-    share, x, weight, bias, row, start, first, num_classes, num_features, scale, target_logit,
-    stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-    HAS_BIAS: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr, PADDED: tl.constexpr,
+    share, of, row, start, first, num_classes, target_logit,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """The rows' share after the tile of classes from ``start`` on."""
     column = start + tl.arange(0, BLOCK_V)
     if PADDED:
         column = tl.minimum(column, num_classes - 1)
-    z = logits_tile(
-        x, weight, bias, row, column, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-        HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
-    )  # fmt: skip
+    z = logits_tile(of, row, column, EVEN_D, PRECISION, DTYPE, BLOCK_D)
     return _add_tile(share, z, start, first, num_classes, target_logit, BLOCK_V, HALVES, PADDED)
 
 
@@ -106,20 +100,17 @@ def _one_tile(
     x, weight, bias, target, target_logit, floats, indices,
     num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_target,
-    HAS_BIAS: tl.constexpr, HAS_TARGET: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The share of BLOCK_N rows of one tile that holds all classes, and the logits of the rows' targets."""
     rows = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(rows, num_rows - 1)
     column = tl.arange(0, BLOCK_V)
-    tile = logits_tile(
-        x, weight, bias, row, tl.minimum(column, num_classes - 1), num_features, scale,
-        stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-        HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
-    )  # fmt: skip
+    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
+    tile = logits_tile(of, row, tl.minimum(column, num_classes - 1), EVEN_D, PRECISION, DTYPE, BLOCK_D)
     z = tl.full([BLOCK_N], float("inf"), DTYPE)
-    if HAS_TARGET:
+    if target is not None:
         y = tl.load(target + row * stride_target).to(tl.int64)
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
         z = tl.sum(tl.where(column[None, :] == y[:, None], tile, 0), 1)
@@ -132,8 +123,8 @@ def _one_tile(
 def _splits(
     x, weight, bias, target_logit, floats, indices, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     tiles_per_split, splits, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-    HAS_BIAS: tl.constexpr, HAS_TARGET: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The share of BLOCK_N rows of the vocabulary tiles of one split."""
     program = tl.cast(tl.program_id(0), tl.int64)
@@ -141,25 +132,22 @@ def _splits(
     rows = block * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(rows, num_rows - 1)
     z = tl.full([BLOCK_N], float("inf"), DTYPE)
-    if HAS_TARGET:
+    if target_logit is not None:
         z = tl.load(target_logit + row)
     first = (split * tiles_per_split * BLOCK_V).to(tl.int32)
     end = tl.minimum(first + tiles_per_split * BLOCK_V, num_classes)
+    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     share = empty_share(BLOCK_N, DTYPE)
     whole = tl.minimum(end, num_classes // BLOCK_V * BLOCK_V)
     for start in range(first, whole, BLOCK_V):
         share = _next_tile(
-            share, x, weight, bias, row, start, first, num_classes, num_features, scale, z,
-            stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-            HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D, HALVES, False,
-        )  # fmt: skip
+            share, of, row, start, first, num_classes, z, EVEN_D, PRECISION, DTYPE, BLOCK_V, BLOCK_D, HALVES, False
+        )
     if whole < end:  # the vocabulary's last tile alone pays for masks
         start = tl.maximum(first, whole)
         share = _next_tile(
-            share, x, weight, bias, row, start, first, num_classes, num_features, scale, z,
-            stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-            HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D, HALVES, True,
-        )  # fmt: skip
+            share, of, row, start, first, num_classes, z, EVEN_D, PRECISION, DTYPE, BLOCK_V, BLOCK_D, HALVES, True
+        )
     store_split(floats, indices, split, splits, rows, num_rows, share)
 
 
@@ -203,7 +191,7 @@ def _run(
         z = None if target is None else torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
         _one_tile[(triton.cdiv(n, config["BLOCK_N"]),)](
             x, weight, bias, target, z, *parts, n, v, x.shape[1], scale, *strides,
-            0 if target is None else target.stride(0), HAS_TARGET=target is not None, **flags, **config.options,
+            0 if target is None else target.stride(0), **flags, **config.options,
         )  # fmt: skip
     else:
         if target is not None:
@@ -225,7 +213,7 @@ def _run_splits(
     parts = empty_splits(x, splits)
     _splits[(row_blocks * splits,)](
         x, weight, bias, target_logit, *parts, n, v, x.shape[1], scale, per_split, splits, *strides,
-        HAS_TARGET=target_logit is not None, **flags, **config.options,
+        **flags, **config.options,
     )  # fmt: skip
     return parts, per_split * config["BLOCK_V"]
 
@@ -235,7 +223,6 @@ def _problem(
 ) -> tuple[dict[str, object], tuple[int, ...]]:
     """The flags and the strides that both kernels take."""
     flags = {
-        "HAS_BIAS": bias is not None,
         "EVEN_D": x.shape[1] % config["BLOCK_D"] == 0,
         "PRECISION": input_precision(allow_tf32),
         "DTYPE": TRITON[compute_dtype(x.dtype)],

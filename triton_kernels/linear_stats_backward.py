@@ -22,7 +22,7 @@ from ..backends.dtypes import compute_dtype
 from ._launch import capability, device_of, input_precision, launch, row_for_classes
 from ._logit_columns import TRITON
 from ._logit_gradient import KIND, logit_gradient, row_coefficients
-from ._logits_tile import logits_tile, scaled
+from ._logits_tile import Classifier, logits_tile, scaled
 
 WORKSPACE_BYTES = 64 << 20
 LEAST_CLASSES = 4096  # of a chunk, where there are so many
@@ -34,7 +34,7 @@ def _chunk_gradient(
     x, weight, bias, coefficients, indices, chunk, bias_sums,
     num_rows, num_classes, num_features, all_rows, first_row, row_blocks, class_blocks, scale: "fp64",  # noqa: F821
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_part, stride_chunk, first_class,
-    HAS_BIAS: tl.constexpr, NEED_CHUNK: tl.constexpr, NEED_BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    NEED_CHUNK: tl.constexpr, NEED_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, TOGETHER: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -52,11 +52,8 @@ def _chunk_gradient(
     column = block_v * BLOCK_V + tl.arange(0, BLOCK_V)
     here = (row < num_rows)[:, None] & (column < num_classes)[None, :]
     read = tl.minimum(row, num_rows - 1)
-    z = logits_tile(
-        x, weight, bias, read, tl.minimum(column, num_classes - 1), num_features, scale,
-        stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-        HAS_BIAS, EVEN_D, PRECISION, DTYPE, BLOCK_N, BLOCK_V, BLOCK_D,
-    )  # fmt: skip
+    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
+    z = logits_tile(of, read, tl.minimum(column, num_classes - 1), EVEN_D, PRECISION, DTYPE, BLOCK_D)
     gradient = logit_gradient(z, first_class + column, first_row + read, coefficients, indices, all_rows)
     gradient = tl.where(here, gradient, 0)
     if NEED_BIAS:
@@ -211,8 +208,8 @@ class _Chunks:
             x, weight, bias, self.coefficients, self.indices, chunk, bias_sums,
             n, v, d, self.x.shape[0], here.start, row_blocks, class_blocks, self.scale,
             *x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0), *chunk.stride()[:2], these.start,
-            HAS_BIAS=bias is not None, NEED_CHUNK=chunk.numel() > 0, NEED_BIAS=bias_sums.numel() > 0,
-            SPLIT=self.parts == 2, EVEN_D=d % self.config["BLOCK_D"] == 0,
-            PRECISION=input_precision(self.allow_tf32), DTYPE=TRITON[self.dtype], TOGETHER=ROW_BLOCKS_TOGETHER,
+            NEED_CHUNK=chunk.numel() > 0, NEED_BIAS=bias_sums.numel() > 0, SPLIT=self.parts == 2,
+            EVEN_D=d % self.config["BLOCK_D"] == 0, PRECISION=input_precision(self.allow_tf32),
+            DTYPE=TRITON[self.dtype], TOGETHER=ROW_BLOCKS_TOGETHER,
             **self.config.options,
         )  # fmt: skip

@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 1 << 20  # bounds the shares at 40 MB where rows are not split
 def _splits(
     logits, target, target_logit, floats, indices, num_rows, num_classes, scale: "fp64",  # noqa: F821
     tiles_per_split, splits, stride_n, stride_v, stride_target,
-    HAS_TARGET: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The share of BLOCK_N rows of the blocks of BLOCK_V logits of one split; also the logits of their targets."""
     program = tl.cast(tl.program_id(0), tl.int64)
@@ -34,7 +34,7 @@ def _splits(
     row = tl.minimum(rows, num_rows - 1)
     line = logits + row * stride_n
     z = tl.full([BLOCK_N], float("inf"), DTYPE)
-    if HAS_TARGET:
+    if target is not None:
         y = tl.load(target + row * stride_target).to(tl.int64)
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
         z = scaled(tl.load(line + y * stride_v).to(DTYPE), scale)
@@ -117,7 +117,7 @@ def _run(
     _splits[(row_blocks * splits,)](
         logits, target, target_logit, *parts, n, v, scale, per_split, splits, *logits.stride(),
         0 if target is None else target.stride(0),
-        HAS_TARGET=target is not None, DTYPE=TRITON[dtype], STAGES=config.num_stages,
+        DTYPE=TRITON[dtype], STAGES=config.num_stages,
         **(config.options | {"BLOCK_N": block_n, "BLOCK_V": block_v}),
     )  # fmt: skip
     merge_splits(columns, parts, v, per_split * block_v, target, target_logit, ignore_index)

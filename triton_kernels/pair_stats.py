@@ -62,8 +62,7 @@ def _best_along(value, wanted, partner, AXIS: tl.constexpr):
 def _pairs(
     rows, stride_row, stride_column, valid, origin, norms, variances, power, power_rest,
     moments, best_value, best_index, count, dim, tiles, group, groups,
-    KERNEL: tl.constexpr, TWICE: tl.constexpr, HAS_VALID: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    KERNEL: tl.constexpr, TWICE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One group of tiles: moments[:, group], and per row and column its best partner among the group's pairs."""
     row_group, column_group = tl.program_id(0), tl.program_id(1)
@@ -87,11 +86,10 @@ def _pairs(
         for j in range(tl.maximum(i, column_group * group), tl.minimum(column_group * group + group, tiles)):
             first_b = tl.full((), BLOCK, tl.int32) * j
             value = tile_products(
-                rows, stride_row, stride_column, origin, first_a, first_b, count, dim, KERNEL >= DISTANCE,
-                PRECISION, dtype, BLOCK, BLOCK_D,
-            )  # fmt: skip
+                rows, stride_row, stride_column, origin, first_a, first_b, count, dim, PRECISION, dtype, BLOCK, BLOCK_D
+            )
             a, b = first_a + tl.arange(0, BLOCK), first_b + tl.arange(0, BLOCK)
-            wanted = wanted_pairs(first_a, first_b, valid, count, True, HAS_VALID, BLOCK)
+            wanted = wanted_pairs(first_a, first_b, valid, count, True, BLOCK)
             if KERNEL == COSINE:
                 value = value * tl.load(norms + a, mask=a < count, other=0)[:, None]
                 value = value * tl.load(norms + b, mask=b < count, other=0)[None, :]
@@ -101,7 +99,7 @@ def _pairs(
                 sums = pair_sums(variances, first_a, first_b, count, BLOCK) if KERNEL == CDNV else d2
                 value = pair_values(d2, sums, power, exponent, KERNEL, TWICE)
             # Chan's rule for the moments of a union.
-            number = pair_number(first_a, first_b, valid, count, HAS_VALID, BLOCK).to(tl.float64)
+            number = pair_number(first_a, first_b, valid, count, BLOCK).to(tl.float64)
             tile_mean = tl.sum(tl.sum(tl.where(wanted, value, 0), 1).to(tl.float64)) / tl.maximum(number, 1.0)
             apart = tl.where(wanted, value - tile_mean.to(dtype), 0)
             tile_squares = tl.sum(tl.sum(apart * apart, 1).to(tl.float64))
@@ -238,8 +236,7 @@ def _run(
         rows, *rows.stride(), None if valid is None else valid.contiguous(), origin, norms,
         None if variances is None else variances.contiguous(), *split_power(power),
         moments, best_value, best_index, count, dim, tiles, group, groups,
-        KERNEL=CODES[kernel], TWICE=exponent_class(kernel, power), HAS_VALID=valid is not None,
-        PRECISION=input_precision(tf32), **config.options,
+        KERNEL=CODES[kernel], TWICE=exponent_class(kernel, power), PRECISION=input_precision(tf32), **config.options,
     )  # fmt: skip
     scalars = torch.empty(4, dtype=dtype, device=device)
     pairs = torch.empty((), dtype=torch.int64, device=device)

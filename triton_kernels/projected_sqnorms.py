@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ._deviations import compute_type, load_deviations, row_arguments, row_classes
+from ._deviations import Deviations, compute_type, load_deviations, row_arguments, row_classes
 from ._launch import Launch, capability, input_precision, split_count, tuned
 from ._row_products import product_tile, row_products
 from ._sorted_rows import sort_rows
@@ -25,20 +25,20 @@ BLOCK_BYTES = 64 << 20  # of projections that exist at a time in the backward
 def _sqnorms(
     x, labels, center, basis, out, n, dim, rank, num_classes, ignore_index, rank_per_split,
     stride_y, stride_xn, stride_xd, stride_cc, stride_cd, stride_br, stride_bd,
-    HAS_LABELS: tl.constexpr, HAS_CENTER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
-    y, keep = row_classes(labels, rows, rows < n, num_classes, ignore_index, stride_y, HAS_LABELS)
+    of = Deviations(x, center, stride_xn, stride_xd, stride_cc, stride_cd)
+    y, keep = row_classes(labels, rows, rows < n, num_classes, ignore_index, stride_y)
     norm = tl.zeros((BLOCK_N,), tl.float64)  # one addition per block of the basis and row: float64 costs nothing
     begin = split * rank_per_split
     for start in range(begin, tl.minimum(begin + rank_per_split, rank), BLOCK_J):
+        columns = start + tl.arange(0, BLOCK_J)
         product = product_tile(
-            x, center, basis, rows, y, keep, start + tl.arange(0, BLOCK_J), dim, rank,
-            stride_xn, stride_xd, stride_cc, stride_cd, stride_bd, stride_br,
-            HAS_CENTER, DTYPE, PRECISION, BLOCK_N, BLOCK_J, BLOCK_D,
-        )  # fmt: skip
+            of, rows, y, keep, basis, columns, dim, rank, stride_bd, stride_br, DTYPE, PRECISION, BLOCK_D
+        )
         norm += tl.sum(product * product, 1).to(tl.float64)
     norm = tl.where(keep, norm, 0)  # an ignored row is 0 whatever the basis holds
     tl.store(out + split.to(tl.int64) * n + rows, norm.to(out.dtype.element_ty), mask=rows < n)
@@ -48,7 +48,7 @@ def _sqnorms(
 def _basis_gradient(
     projections, x, labels, center, factor, out, n, dim, rank, num_classes, ignore_index, rows_per_split,
     stride_y, stride_xn, stride_xd, stride_cc, stride_cd, stride_f,
-    HAS_LABELS: tl.constexpr, HAS_CENTER: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """One ``(rank, columns)`` tile of ``projections^T (x - center)`` over one split of the rows."""
@@ -57,19 +57,17 @@ def _basis_gradient(
     split = tl.program_id(2).to(tl.int64)
     begin = split * rows_per_split
     end = tl.minimum(begin + rows_per_split, n)
+    of = Deviations(x, center, stride_xn, stride_xd, stride_cc, stride_cd)
     total = tl.zeros((BLOCK_R, BLOCK_D), DTYPE)
     for fold in range(begin, end, FOLD):
         part = tl.zeros((BLOCK_R, BLOCK_D), DTYPE)
         for start in range(fold, tl.minimum(fold + FOLD, end), BLOCK_N):
             rows = start + tl.arange(0, BLOCK_N)
-            y, keep = row_classes(labels, rows, rows < end, num_classes, ignore_index, stride_y, HAS_LABELS)
+            y, keep = row_classes(labels, rows, rows < end, num_classes, ignore_index, stride_y)
             keep &= tl.load(factor + rows * stride_f, mask=keep, other=0) != 0
             mask = keep[:, None] & (ranks < rank)[None, :]
             a = tl.load(projections + rows[:, None] * rank + ranks[None, :], mask=mask, other=0)
-            b = load_deviations(
-                x, center, rows, y, keep, columns, columns < dim,
-                stride_xn, stride_xd, stride_cc, stride_cd, HAS_CENTER, DTYPE,
-            )  # fmt: skip
+            b = load_deviations(of, rows, y, keep, columns, columns < dim, DTYPE)
             part = tl.dot(tl.trans(a), b, part, input_precision=PRECISION, out_dtype=DTYPE)
         total += part
     mask = (ranks < rank)[:, None] & (columns < dim)[None, :]
@@ -94,7 +92,7 @@ def projected_sqnorms(
         splits = split_count(capability(x.device), programs=blocks, tiles=tiles)
         out = torch.empty((splits, n), dtype=dtype if splits == 1 else torch.float64, device=x.device)
         _sqnorms[(blocks, splits)](
-            x=x, basis=basis, out=out, n=n, dim=dim, rank=rank, ignore_index=ignore_index,
+            basis=basis, out=out, n=n, dim=dim, rank=rank, ignore_index=ignore_index,
             rank_per_split=triton.cdiv(tiles, splits) * config["BLOCK_J"], stride_br=basis.stride(0),
             stride_bd=basis.stride(1), DTYPE=compute_type(x.dtype), PRECISION=input_precision(allow_tf32),
             **arguments, **config.options,
@@ -121,7 +119,7 @@ def _add_basis_gradient(
         splits = triton.cdiv(n, rows)
         parts = torch.empty((splits, rank, dim), dtype=out.dtype, device=x.device)
         _basis_gradient[(*grid, splits)](
-            projections=projections, x=x, factor=factor, out=parts, n=n, dim=dim, rank=rank,
+            projections=projections, factor=factor, out=parts, n=n, dim=dim, rank=rank,
             ignore_index=ignore_index, rows_per_split=rows, stride_f=factor.stride(0), DTYPE=compute_type(x.dtype),
             PRECISION=input_precision(tf32, across=True), **arguments, **config.options,
         )  # fmt: skip

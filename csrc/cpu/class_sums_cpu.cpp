@@ -12,8 +12,7 @@ namespace {
 template <class T>
 void run(const ClassSumsArgs& args) {
   const Rows& x = args.x;
-  const int64_t dim = x.dim, columns = pieces(dim, kLoadBlock);
-  const int64_t classes = x.labels ? args.num_classes : 1;
+  const int64_t dim = x.dim, columns = pieces(dim, kLoadBlock), classes = args.num_classes;
   const SortedRows sorted(x.labels, x.labels ? x.rows : 0, x.labels ? classes : 0, args.ignore_index);
   const T* weights = static_cast<const T*>(args.weights);
   T* out = static_cast<T*>(args.out);

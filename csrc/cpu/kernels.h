@@ -9,12 +9,16 @@
 
 namespace ncops {
 
-struct LinearStatsArgs {
-  Rows x, w;
-  Rows bias;                        // one row of V, or data == nullptr
+// What the kernels of logits take alike.
+struct LogitOptions {
   const int64_t* target = nullptr;  // (N), or null
   double scale = 1;
   int64_t ignore_index = -100;
+};
+
+struct LinearStatsArgs : LogitOptions {
+  Rows x, w;
+  Rows bias;                        // one row of V, or data == nullptr
   void* target_logit = nullptr;     // (N) in the compute dtype; result of linear_stats_targets: +inf where there is no class
   LogitColumns out;                 // either the columns, ...
   LogitShares shares;               // ... or shares, whose ranks are counted against target_logit, where that is not null
@@ -23,10 +27,7 @@ NCOPS_KERNEL(linear_stats, LinearStatsArgs)
 NCOPS_KERNEL(linear_stats_targets, LinearStatsArgs)
 
 // What the gradient by a row's logits needs besides the logits; see logit_gradient.h.
-struct LogitBackward {
-  const int64_t* target = nullptr;
-  double scale = 1;
-  int64_t ignore_index = -100;
+struct LogitBackward : LogitOptions {
   const void* grad = nullptr;        // (kFloatColumns, N) by the float columns, in the compute dtype, as are ...
   const void* floats = nullptr;      // ... (kFloatColumns, N) those columns
   const int64_t* indices = nullptr;  // (kIndexColumns, N)
@@ -38,11 +39,8 @@ struct LinearStatsBackwardArgs : LogitBackward {
 };
 NCOPS_KERNEL(linear_stats_backward, LinearStatsBackwardArgs)
 
-struct LogitStatsArgs {
+struct LogitStatsArgs : LogitOptions {
   Rows logits;
-  const int64_t* target = nullptr;
-  double scale = 1;
-  int64_t ignore_index = -100;
   LogitColumns out;
 };
 NCOPS_KERNEL(logit_stats, LogitStatsArgs)
@@ -106,7 +104,7 @@ NCOPS_KERNEL(class_scatter, ClassScatterArgs)
 // Sums of factor * weight * (x - center) per class, or over all rows where x has no labels. Rows of weight 0 are not looked at.
 struct ClassSumsArgs {
   Rows x;
-  int64_t num_classes, ignore_index;
+  int64_t num_classes, ignore_index;  // one class without labels
   const void* weights = nullptr;  // (N) in the compute dtype; null: ones
   double factor = 1;
   void* out;                      // (C, D), or (D) without labels, in the compute dtype
@@ -123,23 +121,22 @@ struct ClassScatterBackwardArgs {
 };
 NCOPS_KERNEL(class_scatter_backward, ClassScatterBackwardArgs)
 
-struct ClassMomentsArgs {
+struct LabelledRows {
   Rows x;
-  const int64_t* labels;
-  int64_t num_classes;
+  const int64_t* labels;  // (N)
+  int64_t num_classes, ignore_index;
+};
+
+struct ClassMomentsArgs : LabelledRows {
   const void* center;  // (C, D) in the compute dtype, or null
-  int64_t ignore_index;
-  int64_t* counts;     // fresh results
+  int64_t* counts;     // fresh results, all overwritten
   void* sums;
   double* sqnorms;
   int64_t* invalid;
 };
 NCOPS_KERNEL(class_moments, ClassMomentsArgs)
 
-struct ClassMomentsBackwardArgs {
-  Rows x;
-  const int64_t* labels;
-  int64_t num_classes, ignore_index;
+struct ClassMomentsBackwardArgs : LabelledRows {
   const void* center;       // (C, D) in the compute dtype, or null
   Rows g_sums;              // (C, D) in the compute dtype
   const double* g_sqnorms;  // (C)
@@ -147,14 +144,12 @@ struct ClassMomentsBackwardArgs {
 };
 NCOPS_KERNEL(class_moments_backward, ClassMomentsBackwardArgs)
 
-struct AccumulateClassMomentsArgs {
-  Rows x;
-  const int64_t* labels;
-  int64_t num_classes, ignore_index;
-  int64_t* counts;  // the running state
+struct AccumulateClassMomentsArgs : LabelledRows {
+  int64_t* counts;  // the running state; rows of classes that do not occur are not touched
   void* center;
   double *sums, *sqnorms;
-  int64_t* invalid;  // out: invalid labels of this call; nothing has changed when it is not zero
+  int64_t* invalid_total;  // of the state: grows by *invalid on CUDA, ...
+  int64_t* invalid;        // ... labels of this call, which are skipped there; here nothing has changed when it is not zero
 };
 NCOPS_KERNEL(accumulate_class_moments, AccumulateClassMomentsArgs)
 

@@ -196,8 +196,7 @@ template <class Run>
 void by_shape(const LinearStatsArgs& args, Run run) {
   if (args.x.rows == 0) return;
   const auto by_rows = [&](auto mode) {
-    if (args.x.rows <= kWidth<typename decltype(mode)::T>) run(mode, std::integral_constant<int, 1>());
-    else run(mode, std::integral_constant<int, 2>());
+    with_vectors<typename decltype(mode)::T>(args.x.rows, [&](auto vectors) { run(mode, vectors); });
   };
   // Few rows are bound by reading w, which the plain mode does in place.
   if constexpr (kBf16Pairs)

@@ -75,21 +75,17 @@ class LogitRow {
 #pragma GCC unroll 4
       for (int u = 0; u < kAtOnce; ++u) tops[u] = splat<T>(-inf), sums[u] = squares[u] = Vec<T>{}, above[u] = IntVec<T>{};
     }
-    NCOPS_INLINE void add(int u, Vec<T> z, Vec<T> target) {
-      const Vec<T> d = z - shift;
-      tops[u] = max_of(z, tops[u]);
-      above[u] = count_above(above[u], z, target);
-      sums[u] += d;
-      squares[u] = fma(d, d, squares[u]);
-    }
+    NCOPS_INLINE void add(int u, Vec<T> z, Vec<T> target) { add(u, z, z - shift, target); }
     NCOPS_INLINE void add_some(Vec<T> z, int64_t count, Vec<T> target) {
       IntVec<T> lane;
       for (int i = 0; i < W; ++i) lane[i] = i;
-      const Vec<T> d = lane < IntVec<T>{} + LaneInt<T>(count) ? z - shift : Vec<T>{};
-      tops[0] = max_of(z, tops[0]);
-      above[0] = count_above(above[0], z, target);
-      sums[0] += d;
-      squares[0] = fma(d, d, squares[0]);
+      add(0, z, lane < IntVec<T>{} + LaneInt<T>(count) ? z - shift : Vec<T>{}, target);
+    }
+    NCOPS_INLINE void add(int u, Vec<T> z, Vec<T> deviation, Vec<T> target) {
+      tops[u] = max_of(z, tops[u]);
+      above[u] = count_above(above[u], z, target);
+      sums[u] += deviation;
+      squares[u] = fma(deviation, deviation, squares[u]);
     }
     static Vec<T> larger(Vec<T> a, Vec<T> b) { return a > b ? a : b; }
     NCOPS_INLINE void collect() {

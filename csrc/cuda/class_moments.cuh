@@ -278,18 +278,16 @@ void launch_reduction(const Rows& rows, const SortedLabels& sorted, int64_t num_
     constexpr int V = decltype(width)::value;
     const int64_t slabs = (x.dim + 32 * V - 1) / (32 * V);
     const unsigned threads = 32 * unsigned(std::min<int64_t>(kMomentWarps, slabs));
-    throw_on_error(NCOPS_LAUNCH((reduce_sorted_rows_kernel<In, V, kind>), dim3(unsigned(splits)), dim3(threads), 0,
-                                stream, x, sorted, num_classes, size, seen, anchors, target, partials),
-                   "class_moments");
+    NCOPS_START("class_moments", (reduce_sorted_rows_kernel<In, V, kind>), dim3(unsigned(splits)), dim3(threads), 0,
+                stream, x, sorted, num_classes, size, seen, anchors, target, partials);
   };
   const bool vectors = vectors_fit<In>(rows) && aligned16(center) && aligned16(target.matrix) && aligned16(target.sums);
   if (vectors) run(std::integral_constant<int, kVector<In>>());
   else run(std::integral_constant<int, 1>());
   if (splits > 1)
-    throw_on_error(NCOPS_LAUNCH((merge_splits_kernel<T, kind>),
-                                dim3(unsigned(splits - 1), unsigned((x.dim + 127) / 128)), dim3(32 * kMomentWarps), 0,
-                                stream, sorted, x.dim, num_classes, size, seen, target, partials),
-                   "class_moments");
+    NCOPS_START("class_moments", (merge_splits_kernel<T, kind>),
+                dim3(unsigned(splits - 1), unsigned((x.dim + 127) / 128)), dim3(32 * kMomentWarps), 0, stream, sorted,
+                x.dim, num_classes, size, seen, target, partials);
 }
 
 // Everything after the sort; keys and order are sorted.
@@ -302,10 +300,9 @@ void launch_class_moments(const ClassMomentsArgs& args, const MomentWorkspace& w
   launch_class_starts(keys, args.x.rows, classes, work.starts, work.invalid_parts, args.invalid, nullptr, stream);
   if (classes == 0) return;
   T* sums = static_cast<T*>(args.sums);
-  throw_on_error(NCOPS_LAUNCH(clear_absent_classes_kernel<T>,
-                              dim3(unsigned((classes + kMomentWarps - 1) / kMomentWarps)), dim3(32 * kMomentWarps), 0,
-                              stream, work.starts, classes, dim, args.counts, sums, args.sqnorms),
-                 "class_moments");
+  NCOPS_START("class_moments", clear_absent_classes_kernel<T>,
+              dim3(unsigned((classes + kMomentWarps - 1) / kMomentWarps)), dim3(32 * kMomentWarps), 0, stream,
+              work.starts, classes, dim, args.counts, sums, args.sqnorms);
   launch_reduction<In, Moments::fresh>(args.x, {keys, order, work.starts}, classes, nullptr, args.center,
                                        {sums, nullptr, args.sqnorms}, work, stream);
 }
@@ -324,9 +321,8 @@ void launch_accumulate(const AccumulateClassMomentsArgs& args, const MomentWorks
                                         {static_cast<T*>(args.center), nullptr, nullptr}, work, stream);
   launch_reduction<In, Moments::add>(args.x, sorted, classes, nullptr, args.center,
                                      {nullptr, args.sums, args.sqnorms}, work, stream);
-  throw_on_error(NCOPS_LAUNCH(add_counts_kernel, dim3(unsigned(classes / kLabelThreads + 1)), dim3(kLabelThreads), 0,
-                              stream, work.starts, classes, args.counts),
-                 "class_moments");
+  NCOPS_START("class_moments", add_counts_kernel, dim3(unsigned(classes / kLabelThreads + 1)), dim3(kLabelThreads), 0,
+              stream, work.starts, classes, args.counts);
 }
 
 }  // namespace ncops::cuda

@@ -162,9 +162,8 @@ void launch_class_scatter(const ClassScatterArgs& args) {
   else if (plan.tile == 64) launch_fma<64>(x, centers, plan, vectors, partial, stream);
   else if constexpr (sizeof(In) == 4) launch_fma<128>(x, centers, plan, vectors, partial, stream);
   const unsigned blocks = unsigned((x.dim + 31) / 32);
-  throw_on_error(NCOPS_LAUNCH(merge_tiles_kernel<T>, dim3(blocks, blocks), dim3(256), 0, stream, partial, x.dim,
-                              plan.tile, plan.side, plan.tiles, plan.chunks, static_cast<T*>(args.out)),
-                 "class_scatter");
+  NCOPS_START("class_scatter", merge_tiles_kernel<T>, dim3(blocks, blocks), dim3(256), 0, stream, partial, x.dim,
+              plan.tile, plan.side, plan.tiles, plan.chunks, static_cast<T*>(args.out));
 }
 
 }  // namespace ncops::cuda

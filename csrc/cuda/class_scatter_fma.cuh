@@ -102,9 +102,8 @@ void launch_fma(const RowsView<T>& x, const Centers<T>& centers, const ScatterPl
                 cudaStream_t stream) {
   const dim3 grid{unsigned(plan.tiles), unsigned(plan.chunks)};
   const auto run = [&](auto fits) {
-    throw_on_error(NCOPS_LAUNCH((scatter_fma_kernel<T, kTile, decltype(fits)::value>), grid, dim3(kScatterThreads), 0,
-                                stream, x, centers, int(plan.side), plan.chunk_rows, partial),
-                   "class_scatter");
+    NCOPS_START("class_scatter", (scatter_fma_kernel<T, kTile, decltype(fits)::value>), grid, dim3(kScatterThreads), 0,
+                stream, x, centers, int(plan.side), plan.chunk_rows, partial);
   };
   if (vectors) run(std::true_type());
   else run(std::false_type());

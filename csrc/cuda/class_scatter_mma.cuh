@@ -207,13 +207,11 @@ void launch_mma(const RowsView<In>& x, const Centers<float>& centers, const Scat
   const auto run = [&](auto fits) {
     constexpr bool v = decltype(fits)::value;
     if (centers.data == nullptr && centers.labels == nullptr)  // no classes at all: null too, and no row counts
-      throw_on_error(NCOPS_LAUNCH((scatter_mma_kernel<In, v>), grid, block, kAsyncBytes<In>, stream, x, int(plan.side),
-                                  plan.chunk_rows, partial),
-                     "class_scatter");
+      NCOPS_START("class_scatter", (scatter_mma_kernel<In, v>), grid, block, kAsyncBytes<In>, stream, x, int(plan.side),
+                  plan.chunk_rows, partial);
     else
-      throw_on_error(NCOPS_LAUNCH((scatter_split_mma_kernel<In, v>), grid, block, kSplitBytes, stream, x, centers,
-                                  int(plan.side), plan.chunk_rows, partial),
-                     "class_scatter");
+      NCOPS_START("class_scatter", (scatter_split_mma_kernel<In, v>), grid, block, kSplitBytes, stream, x, centers,
+                  int(plan.side), plan.chunk_rows, partial);
   };
   if (vectors) run(std::true_type());
   else run(std::false_type());

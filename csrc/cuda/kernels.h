@@ -11,35 +11,20 @@
 
 namespace ncops::cuda {
 
+// What every kernel takes besides.
+struct OnDevice {
+  void *workspace, *stream;
+};
+
 // ---- class_moments.cuh
 
 // Rows and classes are sorted as 32-bit numbers.
 constexpr int64_t kMostRows = (int64_t(1) << 32) - 1, kMostClasses = (int64_t(1) << 32) - 2;
 
-struct ClassMomentsArgs {
-  Rows x;
-  const int64_t* labels;
-  int64_t num_classes, ignore_index;
-  const void* center;  // (C, D) in the compute dtype, or null
-  int64_t* counts;     // fresh results, all overwritten
-  void* sums;
-  double* sqnorms;
-  int64_t* invalid;
-  void *workspace, *stream;
-};
+struct ClassMomentsArgs : ncops::ClassMomentsArgs, OnDevice {};
 void class_moments(const ClassMomentsArgs& args);
 
-struct AccumulateClassMomentsArgs {
-  Rows x;
-  const int64_t* labels;
-  int64_t num_classes, ignore_index;
-  int64_t* counts;  // the running state; rows of classes that do not occur are not touched
-  void* center;
-  double *sums, *sqnorms;
-  int64_t* invalid_total;  // of the state: grows by *invalid
-  int64_t* invalid;        // of this call; such rows are skipped
-  void *workspace, *stream;
-};
+struct AccumulateClassMomentsArgs : ncops::AccumulateClassMomentsArgs, OnDevice {};
 void accumulate_class_moments(const AccumulateClassMomentsArgs& args);
 
 // 16 bytes a row for the sort, 4 a class, and 2 rows of D in the compute dtype per 8 to 256 sorted rows.
@@ -47,13 +32,12 @@ size_t class_moments_workspace(DType dtype, int64_t rows, int64_t dim, int64_t n
 
 // ---- class_scatter.cuh
 
-struct ClassScatterArgs {
+struct ClassScatterArgs : OnDevice {
   Rows x;
   const int64_t* labels;  // (N) with centre (C, D); null: every row counts
   int64_t num_classes, ignore_index;
   const void* center;     // (C, D) with labels, else (D) or null; in the compute dtype
   void* out;              // (D, D) in the compute dtype
-  void *workspace, *stream;
 };
 void class_scatter(const ClassScatterArgs& args);
 
@@ -62,9 +46,7 @@ size_t class_scatter_workspace(DType dtype, int64_t rows, int64_t dim);
 
 // ---- logit_stats.cuh
 
-struct LogitStatsArgs : ncops::LogitStatsArgs {
-  void *workspace, *stream;
-};
+struct LogitStatsArgs : ncops::LogitStatsArgs, OnDevice {};
 void logit_stats(const LogitStatsArgs& args);
 
 // 104 bytes per row and split, where rows are split at all: fewer than 512 rows, or more than 2^20 classes.
@@ -72,9 +54,7 @@ size_t logit_stats_workspace(int64_t rows, int64_t classes);
 
 // ---- linear_stats.cuh
 
-struct LinearStatsArgs : ncops::LinearStatsArgs {
-  void *workspace, *stream;
-};
+struct LinearStatsArgs : ncops::LinearStatsArgs, OnDevice {};
 void linear_stats(const LinearStatsArgs& args);
 void linear_stats_targets(const LinearStatsArgs& args);  // without workspace
 

@@ -14,3 +14,6 @@ inline void throw_on_error(cudaError_t error, const char* what) {
 }
 
 }  // namespace ncops::cuda
+
+// NCOPS_LAUNCH that throws; `op` is what its error names.
+#define NCOPS_START(op, ...) ::ncops::cuda::throw_on_error(NCOPS_LAUNCH(__VA_ARGS__), op)

@@ -315,8 +315,7 @@ struct LinearLaunch {
   void start(Kernel kernel, int64_t splits, Arguments... arguments) const {
     const dim3 grid{unsigned(row_blocks), unsigned(splits)};
     const auto stream = static_cast<cudaStream_t>(args.stream);
-    throw_on_error(NCOPS_LAUNCH(kernel, grid, dim3(kTileThreads), kTileBytes<Tile>, stream, problem, arguments...),
-                   "linear_stats");
+    NCOPS_START("linear_stats", kernel, grid, dim3(kTileThreads), kTileBytes<Tile>, stream, problem, arguments...);
   }
 
   void targets(T* logits) const { start(target_logits_kernel<E, Async>, 1, logits); }

@@ -73,6 +73,14 @@ struct RowsView {
   }
 };
 
+// The sum over a warp, in every lane.
+template <class N>
+__device__ __forceinline__ N warp_sum(N v) {
+#pragma unroll
+  for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
+  return v;
+}
+
 inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // Whether every row can be read 16 bytes at a time, and a dense matrix of compute dtype with rows of dim likewise.

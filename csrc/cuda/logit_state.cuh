@@ -121,11 +121,9 @@ __global__ void __launch_bounds__(32 * kMergeRows)
 template <class T, class Args, class TargetLogit>
 void launch_merge(const char* op, const LogitShare* shares, int64_t rows, int splits, const Args& args,
                   const LogitShares& out_shares, TargetLogit target_logit) {
-  const cudaError_t error =
-      NCOPS_LAUNCH((merge_shares_kernel<T, TargetLogit>), dim3(unsigned((rows + kMergeRows - 1) / kMergeRows)),
-                   dim3(32 * kMergeRows), 0, static_cast<cudaStream_t>(args.stream), shares, rows, splits, args.out, out_shares,
-                   args.target, args.ignore_index, target_logit);
-  throw_on_error(error, op);
+  NCOPS_START(op, (merge_shares_kernel<T, TargetLogit>), dim3(unsigned((rows + kMergeRows - 1) / kMergeRows)),
+              dim3(32 * kMergeRows), 0, static_cast<cudaStream_t>(args.stream), shares, rows, splits, args.out, out_shares,
+              args.target, args.ignore_index, target_logit);
 }
 
 }  // namespace ncops::cuda

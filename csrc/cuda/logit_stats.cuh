@@ -95,23 +95,17 @@ struct WarpScan {
     s.max = double(top.max), s.second = double(top.second);
     s.argmax = top.argmax == kNoIndex ? kNoClass : first + top.argmax;
     s.second_index = top.second_index == kNoIndex ? kNoClass : first + top.second_index;
-    s.sums.below = total(double(below));
-    s.sums.weighted = total(double(weighted));
-    s.sums.squared = total(double(squared));
-    s.sums.equal = double(total(equal));
-    set_moments(s, total(count), double(shift), total(double(sum)), total(double(squares)));
-    s.rank = total(rank);
+    s.sums.below = warp_sum(double(below));
+    s.sums.weighted = warp_sum(double(weighted));
+    s.sums.squared = warp_sum(double(squared));
+    s.sums.equal = double(warp_sum(equal));
+    set_moments(s, warp_sum(count), double(shift), warp_sum(double(sum)), warp_sum(double(squares)));
+    s.rank = warp_sum(rank);
     s.flags = (__any_sync(kWarpMask, flags & kPoisoned) ? kPoisoned : 0) | (__any_sync(kWarpMask, flags & kMasked) ? kMasked : 0);
     return s;
   }
 
  private:
-  template <class N>
-  static __device__ __forceinline__ N total(N v) {
-    for (int bit = 16; bit > 0; bit /= 2) v += __shfl_xor_sync(kWarpMask, v, bit);
-    return v;
-  }
-
   static __device__ __forceinline__ T most(T v) {
     for (int bit = 16; bit > 0; bit /= 2) v = larger(v, __shfl_xor_sync(kWarpMask, v, bit));
     return v;
@@ -124,7 +118,7 @@ struct WarpScan {
     int first_count = 0;
 #pragma unroll
     for (int j = 0; j < N; ++j) first_sum += valid(j) ? z[j] : T(0), first_count += valid(j);
-    const T mean = total(first_sum) / T(max(1, total(first_count)));
+    const T mean = warp_sum(first_sum) / T(max(1, warp_sum(first_count)));
     shift = mean - mean == 0 ? mean : T(0);
     started = true;
   }
@@ -286,10 +280,9 @@ void launch_logit_stats(const LogitStatsArgs& args) {
   const int64_t splits = (rows.dim + length - 1) / length;
   const auto launch = [&](auto warps, auto side_by_side) {
     constexpr int kWarps = decltype(warps)::value, kRows = kScanWarps / kWarps;
-    const cudaError_t error = NCOPS_LAUNCH((logit_stats_kernel<E, kWarps, decltype(side_by_side)::value>),
-                                           dim3(unsigned((rows.rows + kRows - 1) / kRows), unsigned(splits)),
-                                           dim3(32 * kScanWarps), 0, stream, logits, int(length), shares, args.out);
-    throw_on_error(error, "logit_stats");
+    NCOPS_START("logit_stats", (logit_stats_kernel<E, kWarps, decltype(side_by_side)::value>),
+                dim3(unsigned((rows.rows + kRows - 1) / kRows), unsigned(splits)), dim3(32 * kScanWarps), 0, stream, logits,
+                int(length), shares, args.out);
   };
   const auto launch_for = [&](auto side_by_side) {
     if (rows.dim <= kOneWarp) launch(std::integral_constant<int, 1>(), side_by_side);

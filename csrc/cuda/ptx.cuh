@@ -45,71 +45,36 @@ __device__ __forceinline__ void cp_async_wait() {
 // Reads one, two or four 8x8 matrices of 16-bit elements. Lane 8*i + r names row r of matrix i (16 bytes, aligned);
 // afterwards lane l holds elements 2*(l%4), 2*(l%4) + 1 of row l/4 of matrix i in r[i].
 // _trans: the same of the transposed matrices.
+#if defined(__CUDA_ARCH__)
+#define NCOPS_LDMATRIX(shape, transposed, registers, address, ...)                                                  \
+  asm volatile("ldmatrix.sync.aligned.m8n8." shape transposed ".shared.b16 {" registers "}, [" address "];"         \
+               : __VA_ARGS__                                                                                        \
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared_row)))                                   \
+               : "memory")
+#elif defined(__CUDACC__)
+#define NCOPS_LDMATRIX(...) (void)r, (void)shared_row
+#else
+#define NCOPS_LDMATRIX(shape, transposed, ...) simt::ldmatrix(r, shared_row, sizeof(transposed) > 1, site)
+#endif
+#define NCOPS_LDMATRIX_X1(transposed) NCOPS_LDMATRIX("x1", transposed, "%0", "%1", "=r"(r[0]))
+#define NCOPS_LDMATRIX_X2(transposed) NCOPS_LDMATRIX("x2", transposed, "%0, %1", "%2", "=r"(r[0]), "=r"(r[1]))
+#define NCOPS_LDMATRIX_X4(transposed) \
+  NCOPS_LDMATRIX("x4", transposed, "%0, %1, %2, %3", "%4", "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]))
+
 __device__ __forceinline__ void ldmatrix_x1(uint32_t (&r)[1], const void* shared_row NCOPS_CALL_SITE) {
-#if defined(__CUDA_ARCH__)
-  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(from) : "memory");
-#elif defined(__CUDACC__)
-  (void)r, (void)shared_row;
-#else
-  simt::ldmatrix(r, shared_row, false, site);
-#endif
+  NCOPS_LDMATRIX_X1("");
 }
-
 __device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* shared_row NCOPS_CALL_SITE) {
-#if defined(__CUDA_ARCH__)
-  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(from)
-               : "memory");
-#elif defined(__CUDACC__)
-  (void)r, (void)shared_row;
-#else
-  simt::ldmatrix(r, shared_row, false, site);
-#endif
+  NCOPS_LDMATRIX_X2("");
 }
-
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row NCOPS_CALL_SITE) {
-#if defined(__CUDA_ARCH__)
-  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(from)
-               : "memory");
-#elif defined(__CUDACC__)
-  (void)r, (void)shared_row;
-#else
-  simt::ldmatrix(r, shared_row, false, site);
-#endif
+  NCOPS_LDMATRIX_X4("");
 }
-
 __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* shared_row NCOPS_CALL_SITE) {
-#if defined(__CUDA_ARCH__)
-  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(from)
-               : "memory");
-#elif defined(__CUDACC__)
-  (void)r, (void)shared_row;
-#else
-  simt::ldmatrix(r, shared_row, true, site);
-#endif
+  NCOPS_LDMATRIX_X2(".trans");
 }
-
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row NCOPS_CALL_SITE) {
-#if defined(__CUDA_ARCH__)
-  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(from)
-               : "memory");
-#elif defined(__CUDACC__)
-  (void)r, (void)shared_row;
-#else
-  simt::ldmatrix(r, shared_row, true, site);
-#endif
+  NCOPS_LDMATRIX_X4(".trans");
 }
 
 // d += A B for A (16x16, rows), B (16x8, columns) of T = __nv_bfloat16 or __half, d float32. With g = lane/4 and
@@ -122,19 +87,13 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
                                              const uint32_t (&b)[2] NCOPS_CALL_SITE) {
   static_assert(sizeof(T) == 2, "T is __nv_bfloat16 or __half");
 #if defined(__CUDA_ARCH__)
-  if constexpr (std::is_same_v<T, __half>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
+#define NCOPS_MMA(type)                                                                                                \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                                          \
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                       \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (std::is_same_v<T, __half>) NCOPS_MMA("f16");
+  else NCOPS_MMA("bf16");
 #elif defined(__CUDACC__)
   (void)d, (void)a, (void)b;
 #else

@@ -26,17 +26,6 @@ inline int key_bits(int64_t num_classes) {
   return bits;
 }
 
-__device__ __forceinline__ uint32_t warp_sum(uint32_t v) {
-#pragma unroll
-  for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
-  return v;
-}
-__device__ __forceinline__ double warp_sum(double v) {
-#pragma unroll
-  for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
-  return v;
-}
-
 static __global__ void __launch_bounds__(kLabelThreads)
     class_keys_kernel(const int64_t* labels, int64_t rows, int64_t num_classes, int64_t ignore_index, uint32_t* keys,
                       uint32_t* order, uint32_t* invalid_parts) {
@@ -78,8 +67,7 @@ static __global__ void __launch_bounds__(kLabelThreads)
   if (blockIdx.x == 0 && threadIdx.x < 32) {
     int64_t total = 0;  // lanes hold at most 2^32 labels together, but not in 32 bits
     for (int b = int(threadIdx.x); b < invalid_count; b += 32) total += invalid_parts[b];
-#pragma unroll
-    for (int o = 16; o; o >>= 1) total += __shfl_xor_sync(0xffffffffu, total, o);
+    total = warp_sum(total);
     if (threadIdx.x == 0) {
       *invalid = total;
       if (invalid_total != nullptr) *invalid_total += total;
@@ -89,19 +77,16 @@ static __global__ void __launch_bounds__(kLabelThreads)
 
 inline void launch_class_keys(const int64_t* labels, int64_t rows, int64_t num_classes, int64_t ignore_index,
                               uint32_t* keys, uint32_t* order, uint32_t* invalid_parts, cudaStream_t stream) {
-  throw_on_error(NCOPS_LAUNCH(class_keys_kernel, dim3(unsigned(label_blocks(rows))), dim3(kLabelThreads), 0, stream,
-                              labels, rows, num_classes, ignore_index, keys, order, invalid_parts),
-                 "class_moments");
+  NCOPS_START("class_moments", class_keys_kernel, dim3(unsigned(label_blocks(rows))), dim3(kLabelThreads), 0, stream,
+              labels, rows, num_classes, ignore_index, keys, order, invalid_parts);
 }
 
 // invalid: invalid labels of this call; invalid_total (or null) grows by them.
 inline void launch_class_starts(const uint32_t* keys, int64_t rows, int64_t num_classes, uint32_t* starts,
                                 const uint32_t* invalid_parts, int64_t* invalid, int64_t* invalid_total,
                                 cudaStream_t stream) {
-  throw_on_error(NCOPS_LAUNCH(class_starts_kernel, dim3(unsigned(num_classes / kLabelThreads + 1)), dim3(kLabelThreads),
-                              0, stream, keys, rows, num_classes, starts, invalid_parts, int(label_blocks(rows)),
-                              invalid, invalid_total),
-                 "class_moments");
+  NCOPS_START("class_moments", class_starts_kernel, dim3(unsigned(num_classes / kLabelThreads + 1)), dim3(kLabelThreads),
+              0, stream, keys, rows, num_classes, starts, invalid_parts, int(label_blocks(rows)), invalid, invalid_total);
 }
 
 }  // namespace ncops::cuda

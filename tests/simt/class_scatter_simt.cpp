@@ -6,14 +6,13 @@ SIMT_MODULE(class_scatter, m) {
   using namespace ncops::cuda;
   m.def("class_scatter", [](const simt::In& x, const std::optional<simt::In>& labels,
                             const std::optional<simt::In>& center, int64_t ignore_index, const simt::Out& out) {
-    ClassScatterArgs args{rows_of(x),
+    ClassScatterArgs args{{},
+                          rows_of(x),
                           labels ? labels->data<int64_t>() : nullptr,
                           labels ? center->size(0) : 0,
                           ignore_index,
                           center ? center->raw() : nullptr,
-                          out.raw(),
-                          nullptr,
-                          nullptr};
+                          out.raw()};
     const simt::Workspace workspace(ScatterPlan(args.x.dtype, args.x.rows, args.x.dim).bytes);
     args.workspace = workspace.data();
     dispatch_dtype(args.x.dtype, [&](auto in) { launch_class_scatter<decltype(in)>(args); });
