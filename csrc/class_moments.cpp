@@ -11,7 +11,7 @@ namespace {
 Tensor attach_labels(LabelledRows& args, const Tensor& x, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
   args.x = rows_of(x, "x", &x);
   Tensor y = dense_labels(labels, "labels", args.x.rows, &x);
-  args.labels = static_cast<const int64_t*>(y.const_data_ptr());
+  args.labels = data_of<int64_t>(y);
   args.num_classes = num_classes;
   args.ignore_index = ignore_index;
   return y;
@@ -49,13 +49,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments_on(const Tensor& x, con
   Args args{};
   const Tensor y = attach_labels(args, x, labels, num_classes, ignore_index);
   const OptionalTensor anchors = dense_anchors(center, x, args);
-  args.center = anchors ? anchors->const_data_ptr() : nullptr;
-  const Tensor sums = fresh(x, {num_classes, args.x.dim}, compute_type(x)), sqnorms = fresh(x, {num_classes}, ScalarType::Double);
+  args.center = anchors ? data_of(*anchors) : nullptr;
+  const Tensor sums = fresh(x, {num_classes, args.x.dim}, compute_type(x));
+  const Tensor sqnorms = fresh(x, {num_classes}, ScalarType::Double);
   const Tensor counts = fresh(x, {num_classes}, ScalarType::Long), invalid = fresh(x, {}, ScalarType::Long);
-  args.sums = sums.mutable_data_ptr();
-  args.sqnorms = static_cast<double*>(sqnorms.mutable_data_ptr());
-  args.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
-  args.invalid = static_cast<int64_t*>(invalid.mutable_data_ptr());
+  args.sums = writable(sums);
+  args.sqnorms = writable<double>(sqnorms);
+  args.counts = writable<int64_t>(counts);
+  args.invalid = writable<int64_t>(invalid);
   run(args, x);
   return {sums, sqnorms, counts, invalid};
 }
@@ -83,12 +84,12 @@ Tensor accumulate_class_moments_on(Tensor counts, Tensor center, Tensor sums, Te
   }
   check_size(sqnorms, "sqnorms", 0, classes);
   const Tensor bad = fresh(x, {}, ScalarType::Long);
-  args.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
-  args.center = center.mutable_data_ptr();
-  args.sums = static_cast<double*>(sums.mutable_data_ptr());
-  args.sqnorms = static_cast<double*>(sqnorms.mutable_data_ptr());
-  args.invalid_total = static_cast<int64_t*>(invalid.mutable_data_ptr());
-  args.invalid = static_cast<int64_t*>(bad.mutable_data_ptr());
+  args.counts = writable<int64_t>(counts);
+  args.center = writable(center);
+  args.sums = writable<double>(sums);
+  args.sqnorms = writable<double>(sqnorms);
+  args.invalid_total = writable<int64_t>(invalid);
+  args.invalid = writable<int64_t>(bad);
   run(args, x);
   return bad;
 }
@@ -103,11 +104,11 @@ Tensor class_moments_backward_cpu(const Tensor& g_sums, const Tensor& g_sqnorms,
   check_size(g_sums, "g_sums", 1, args.x.dim);
   const Tensor squares = dense(g_sqnorms, "g_sqnorms", ScalarType::Double);
   check_size(squares, "g_sqnorms", 0, num_classes);
-  args.g_sqnorms = static_cast<const double*>(squares.const_data_ptr());
+  args.g_sqnorms = data_of<double>(squares);
   const OptionalTensor anchors = dense_anchors(center, x, args);
-  args.center = anchors ? anchors->const_data_ptr() : nullptr;
+  args.center = anchors ? data_of(*anchors) : nullptr;
   const Tensor g_x = fresh(x, {args.x.rows, args.x.dim}, x.scalar_type());
-  args.g_x = g_x.mutable_data_ptr();
+  args.g_x = writable(g_x);
   class_moments_backward(args);
   return g_x;
 }

@@ -20,7 +20,7 @@ static Tensor class_scatter_cpu(const Tensor& x, const OptionalTensor& labels, c
   args.x = deviations.rows;
   const auto kept = keep_classes(args.x, deviations.classes, ignore_index);
   const Tensor out = fresh(x, {args.x.dim, args.x.dim}, compute_type(x));
-  args.out = out.mutable_data_ptr();
+  args.out = writable(out);
   class_scatter(args);
   return out;
 }
@@ -40,13 +40,13 @@ static std::tuple<Tensor, Tensor> class_scatter_backward_cpu(const Tensor& g, co
   check_size(g, "g", 1, args.x.dim);
   args.total = deviations.rows.rows;
   const Tensor g_x = need_x ? fresh(x, {args.total, args.x.dim}, x.scalar_type()) : fresh(x, {0}, x.scalar_type());
-  if (need_x) args.g_x = g_x.mutable_data_ptr();
+  if (need_x) args.g_x = writable(g_x);
   Tensor g_center = fresh(x, {0}, type);
   if (need_center) {
     STD_TORCH_CHECK(center.has_value(), "center: its gradient is asked for, got None");
     args.centers = deviations.classes;
     g_center = labels ? fresh(x, {args.centers, args.x.dim}, type) : fresh(x, {args.x.dim}, type);
-    args.g_center = g_center.mutable_data_ptr();
+    args.g_center = writable(g_center);
     class_sums({deviations.rows, args.centers, ignore_index, nullptr, -1, args.g_center});
   }
   class_scatter_backward(args);
@@ -72,7 +72,7 @@ static Tensor class_scatter_cuda(const Tensor& x, const OptionalTensor& labels, 
   args.num_classes = deviations.classes;
   args.ignore_index = ignore_index;
   const Tensor out = fresh(x, {args.x.dim, args.x.dim}, compute_type(x));
-  args.out = out.mutable_data_ptr();
+  args.out = writable(out);
   const CudaCall call(args, x, cuda::class_scatter_workspace(args.x.dtype, args.x.rows, args.x.dim));
   cuda::class_scatter(args);
   return out;

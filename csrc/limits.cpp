@@ -5,7 +5,7 @@ namespace ncops {
 // Multiply-adds in registers on every thread, `steps` rounds; returns how many floating-point operations that was.
 static Tensor register_products_cpu(const Tensor& like, int64_t steps) {
   const Tensor flops = fresh(like, {}, ScalarType::Double);
-  register_products({dtype_of(like, "like"), steps, static_cast<double*>(flops.mutable_data_ptr())});
+  register_products({dtype_of(like, "like"), steps, writable<double>(flops)});
   return flops;
 }
 

@@ -19,7 +19,7 @@ static std::array<OptionalTensor, 2> attach(Args& args, const Tensor& x, const T
   if (given_bias) {
     bias = dense(*given_bias, "bias", x.scalar_type(), &x);
     check_size(*bias, "bias", 0, args.w.rows);
-    args.bias.data = bias->const_data_ptr();
+    args.bias.data = data_of(*bias);
     args.bias.dtype = args.x.dtype;
   }
   return {bias, attach_target(args, target, args.x.rows, x, scale, ignore_index)};
@@ -61,7 +61,7 @@ static Planes::Tuple linear_stats_share_on(const Tensor& x, const Tensor& weight
   if (target_logit) {
     level = dense(*target_logit, "target_logit", compute_type(x), &x);
     check_size(*level, "target_logit", 0, args.x.rows);
-    args.target_logit = const_cast<void*>(level->const_data_ptr());  // only read where there are shares
+    args.target_logit = const_cast<void*>(data_of(*level));  // only read where there are shares
   }
   const Planes out = Planes::of_shares(x, args.x.rows);
   args.shares = out.shares();
@@ -76,7 +76,7 @@ static Tensor linear_stats_targets_on(const Tensor& x, const Tensor& weight, con
   Args args{};
   const auto inputs = attach(args, x, weight, bias, target, scale, ignore_index);
   Tensor out = fresh(x, {args.x.rows}, compute_type(x));
-  args.target_logit = out.mutable_data_ptr();
+  args.target_logit = writable(out);
   targets(args, x);
   return out;
 }
@@ -88,14 +88,14 @@ static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
   LinearStatsBackwardArgs args;
   const auto inputs = attach(args, x, weight, bias, target, scale, ignore_index);
   const ScalarType type = compute_type(x);
-  const auto planes = attach_planes(args, args.x.rows, type, grad, floats, indices);
+  const auto planes = attach_planes(args, args.x.rows, args.w.rows, type, grad, floats, indices);
   const auto empty = [&] { return fresh(x, {0}, type); };
   Tensor g_x = need_x ? fresh(x, {args.x.rows, args.x.dim}, type) : empty();
   Tensor g_weight = need_weight ? fresh(x, {args.w.rows, args.x.dim}, type) : empty();
   Tensor g_bias = need_bias ? fresh(x, {args.w.rows}, type) : empty();
-  if (need_x) args.g_x = g_x.mutable_data_ptr();
-  if (need_weight) args.g_weight = g_weight.mutable_data_ptr();
-  if (need_bias) args.g_bias = g_bias.mutable_data_ptr();
+  if (need_x) args.g_x = writable(g_x);
+  if (need_weight) args.g_weight = writable(g_weight);
+  if (need_bias) args.g_bias = writable(g_bias);
   linear_stats_backward(args);
   const auto stored = [&](const Tensor& t) { return x.scalar_type() == type ? t : torch::stable::to(t, x.scalar_type()); };
   return {stored(g_x), stored(g_weight), stored(g_bias)};

@@ -39,9 +39,9 @@ static Tensor logit_stats_backward_cpu(const Tensor& grad, const Tensor& floats,
                                        const OptionalTensor& target, double scale, int64_t ignore_index) {
   LogitStatsBackwardArgs args;
   const OptionalTensor dense_target = attach(args, logits, target, scale, ignore_index);
-  const auto planes = attach_planes(args, args.logits.rows, compute_type(logits), grad, floats, indices);
+  const auto planes = attach_planes(args, args.logits.rows, args.logits.dim, compute_type(logits), grad, floats, indices);
   Tensor out = fresh(logits, {args.logits.rows, args.logits.dim}, logits.scalar_type());
-  args.g_logits = out.mutable_data_ptr();
+  args.g_logits = writable(out);
   logit_stats_backward(args);
   return out;
 }

@@ -21,8 +21,8 @@ static std::tuple<Tensor, Tensor> nearest_class_mean_cpu(const Tensor& x, const 
   row_center({kept_means, origin.data()});
   args.x.offset = args.means.offset = origin.data();
   const Tensor sqdist = fresh(x, {args.x.rows}, compute_type(x)), index = fresh(x, {args.x.rows}, ScalarType::Long);
-  args.sqdist = sqdist.mutable_data_ptr();
-  args.index = static_cast<int64_t*>(index.mutable_data_ptr());
+  args.sqdist = writable(sqdist);
+  args.index = writable<int64_t>(index);
   nearest_class_mean(args);
   return {sqdist, index};
 }

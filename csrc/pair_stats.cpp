@@ -48,8 +48,8 @@ struct PairInputs {
 };
 
 static void put(const Tensor& t, int64_t i, double value) {
-  if (t.scalar_type() == ScalarType::Double) static_cast<double*>(t.mutable_data_ptr())[i] = value;
-  else static_cast<float*>(t.mutable_data_ptr())[i] = static_cast<float>(value);
+  if (t.scalar_type() == ScalarType::Double) writable<double>(t)[i] = value;
+  else writable<float>(t)[i] = static_cast<float>(value);
 }
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_stats_cpu(
@@ -69,13 +69,14 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_s
   pair_stats(args);
 
   const ScalarType type = compute_type(rows);
-  const Tensor mean = fresh(rows, {}, type), var = fresh(rows, {}, type), min = fresh(rows, {}, type), max = fresh(rows, {}, type);
+  const Tensor mean = fresh(rows, {}, type), var = fresh(rows, {}, type);
+  const Tensor min = fresh(rows, {}, type), max = fresh(rows, {}, type);
   const Tensor row_max = fresh(rows, {total}, type), number = fresh(rows, {}, ScalarType::Long);
   const Tensor row_argmax = fresh(rows, {total}, ScalarType::Long);
   const Tensor* scalars[] = {&mean, &var, &min, &max};
   for (int i = 0; i < 4; ++i) put(*scalars[i], 0, stats[i]);
-  *static_cast<int64_t*>(number.mutable_data_ptr()) = pairs;
-  int64_t* argmax = static_cast<int64_t*>(row_argmax.mutable_data_ptr());
+  *writable<int64_t>(number) = pairs;
+  int64_t* argmax = writable<int64_t>(row_argmax);
   for (int64_t i = 0; i < total; ++i) put(row_max, i, std::numeric_limits<double>::quiet_NaN()), argmax[i] = -1;
   for (int64_t i = 0; i < count; ++i) {
     put(row_max, inputs.original(i), best[i]);
@@ -97,22 +98,22 @@ static std::tuple<Tensor, Tensor> pair_stats_backward_cpu(const Tensor& g_mean, 
   const Tensor pairs = dense(count, "count", ScalarType::Long), index = dense(row_argmax, "row_argmax", ScalarType::Long);
   check_size(best, "g_row_max", 0, inputs.total);
   check_size(index, "row_argmax", 0, inputs.total);
-  const int64_t number = *static_cast<const int64_t*>(pairs.const_data_ptr());
-  args.share = number > 0 ? *static_cast<const double*>(mean.const_data_ptr()) / double(number) : 0;
+  const int64_t number = *data_of<int64_t>(pairs);
+  args.share = number > 0 ? *data_of<double>(mean) / double(number) : 0;
   const int64_t k = args.rows.rows;
   std::vector<int64_t> place(inputs.total, -1), partner(k, -1);
   std::vector<double> g_best(k), g_spread(k);
   for (int64_t i = 0; i < k; ++i) place[inputs.original(i)] = i;
   for (int64_t i = 0; i < k; ++i) {
-    const int64_t row = inputs.original(i), other = static_cast<const int64_t*>(index.const_data_ptr())[row];
+    const int64_t row = inputs.original(i), other = data_of<int64_t>(index)[row];
     if (other >= 0 && other < inputs.total) partner[i] = place[other];
-    if (partner[i] >= 0) g_best[i] = static_cast<const double*>(best.const_data_ptr())[row];
+    if (partner[i] >= 0) g_best[i] = data_of<double>(best)[row];
   }
   args.partner = partner.data();
   args.g_row_max = g_best.data();
   args.total = inputs.total;
   const Tensor g_rows = fresh(rows, {inputs.total, args.rows.dim}, rows.scalar_type());
-  args.g_rows = g_rows.mutable_data_ptr();
+  args.g_rows = writable(g_rows);
   if (variances) args.g_variances = g_spread.data();
   pair_stats_backward(args);
   const Tensor g_variances = fresh(rows, {variances ? inputs.total : 0}, compute_type(rows));

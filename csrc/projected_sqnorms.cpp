@@ -17,8 +17,8 @@ static Tensor projected_sqnorms_cpu(const Tensor& x, const Tensor& basis, const 
     safe = fresh(*y, {args.x.rows}, ScalarType::Long);
     keep = fresh(*y, {args.x.rows}, ScalarType::Bool);
     const int64_t* label = pointer<int64_t>(y);
-    int64_t* out = static_cast<int64_t*>(safe->mutable_data_ptr());
-    bool* inside = static_cast<bool*>(keep->mutable_data_ptr());
+    int64_t* out = writable<int64_t>(*safe);
+    bool* inside = writable<bool>(*keep);
     bool any = false;
     for (int64_t i = 0; i < args.x.rows; ++i) {
       inside[i] = is_class(label[i], classes, ignore_index);
@@ -31,7 +31,7 @@ static Tensor projected_sqnorms_cpu(const Tensor& x, const Tensor& basis, const 
     anchors = attach_center(args.x, x, *center, false, nullptr);
   }
   const Tensor out = fresh(x, {args.x.rows}, compute_type(x));
-  args.out = out.mutable_data_ptr();
+  args.out = writable(out);
   projected_sqnorms(args);
   return out;
 }
@@ -53,8 +53,8 @@ static std::tuple<Tensor, Tensor, Tensor> projected_sqnorms_backward_cpu(
   std::vector<int64_t> index;  // of the rows with a gradient, whose factor is twice that; 0 is that of the others
   const auto select = [&](auto zero) {
     using T = decltype(zero);
-    const T* gradient = static_cast<const T*>(given.const_data_ptr());
-    T* twice = static_cast<T*>(factor.mutable_data_ptr());
+    const T* gradient = data_of<T>(given);
+    T* twice = writable<T>(factor);
     for (int64_t i = 0; i < n; ++i) {
       twice[i] = !rows.labels || is_class(rows.labels[i], classes, ignore_index) ? 2 * gradient[i] : zero;
       if (twice[i] != 0) index.push_back(i);
@@ -70,18 +70,18 @@ static std::tuple<Tensor, Tensor, Tensor> projected_sqnorms_backward_cpu(
     args.x = rows;
     args.x.index = index.data();
     args.x.rows = int64_t(index.size());
-    args.factor = factor.const_data_ptr();
+    args.factor = data_of(factor);
     args.total = n;
-    if (need_x) args.g_x = g_x.mutable_data_ptr();
-    if (need_basis) args.g_basis = g_basis.mutable_data_ptr();
+    if (need_x) args.g_x = writable(g_x);
+    if (need_basis) args.g_basis = writable(g_basis);
     projected_sqnorms_backward(args);
   }
   if (need_center) {
     // The gradient is linear in the rows: a centre's is minus that of the weighted sum of its rows.
     STD_TORCH_CHECK(center.has_value(), "center: its gradient is asked for, got None");
     g_center = labels ? fresh(x, {classes, dim}, type) : fresh(x, {dim}, type);
-    void* const sums = g_center.mutable_data_ptr();
-    class_sums({rows, classes, ignore_index, factor.const_data_ptr(), -1, sums});
+    void* const sums = writable(g_center);
+    class_sums({rows, classes, ignore_index, data_of(factor), -1, sums});
     ProjectedSqnormsBackwardArgs centers;
     centers.x.data = sums;
     centers.x.dtype = args.basis.dtype;

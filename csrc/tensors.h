@@ -35,10 +35,33 @@ inline ScalarType compute_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Where a tensor's numbers lie. Never null, by which kernels know that there is no such tensor: empty ones have no address.
+template <class T = void>
+inline T* writable(const Tensor& t) {
+  alignas(64) static char nothing[64];
+  return static_cast<T*>(t.numel() == 0 ? nothing : t.mutable_data_ptr());
+}
+template <class T = void>
+inline const T* data_of(const Tensor& t) {
+  return t.numel() == 0 ? writable<T>(t) : static_cast<const T*>(t.const_data_ptr());
+}
+
+// Sharding frameworks free a tensor's memory and leave its shape.
+inline void check_storage(const Tensor& t, const char* name) {
+  if (t.numel() == 0) return;
+  int64_t bytes = 0, offset = 0, last = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
+  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  STD_TORCH_CHECK((offset + last + 1) * int64_t(t.element_size()) <= bytes, name, ": its storage has ", bytes,
+                  " bytes, fewer than its shape needs: it was freed or resized");
+}
+
 inline void check_cpu(const Tensor& t, const char* name) { STD_TORCH_CHECK(t.is_cpu(), name, ": expected a CPU tensor"); }
 
 // like: a tensor on the device of this call; null on the CPU.
 inline void check_device(const Tensor& t, const char* name, const Tensor* like) {
+  check_storage(t, name);
   if (like == nullptr || like->is_cpu()) return check_cpu(t, name);
   STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like->get_device_index(), name, ": expected a tensor on CUDA device ",
                   like->get_device_index());
@@ -52,7 +75,7 @@ inline Rows rows_of(const Tensor& t, const char* name, const Tensor* like = null
   check_device(t, name, like);
   STD_TORCH_CHECK(t.dim() == 2, name, ": expected 2 dimensions, got ", t.dim());
   Rows r;
-  r.data = t.const_data_ptr();
+  r.data = data_of(t);
   r.dtype = dtype_of(t, name);
   r.rows = t.size(0);
   r.dim = t.size(1);
@@ -76,12 +99,12 @@ inline Tensor dense_labels(const Tensor& labels, const char* name, int64_t rows,
 
 template <class T>
 inline const T* pointer(const std::optional<Tensor>& t) {
-  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+  return t ? data_of<T>(*t) : nullptr;
 }
 
 inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
   Tensor out = torch::stable::new_empty(like, sizes, type);
-  if (out.is_cpu()) prefer_huge_pages(out.mutable_data_ptr(), size_t(out.numel()) * size_t(out.element_size()));
+  if (out.is_cpu()) prefer_huge_pages(writable(out), size_t(out.numel()) * size_t(out.element_size()));
   return out;
 }
 
@@ -102,7 +125,7 @@ inline Tensor attach_center(Rows& rows, const Tensor& x, const Tensor& center, b
   Tensor out = dense(center, "center", compute_type(x), &x);
   STD_TORCH_CHECK(out.dim() == (per_class ? 2 : 1), "center: expected (C, D) with labels, (D,) without");
   check_size(out, "center", per_class ? 1 : 0, rows.dim);
-  rows.center = out.const_data_ptr();
+  rows.center = data_of(out);
   rows.labels = labels;
   return out;
 }
@@ -147,20 +170,20 @@ struct Planes {
   static Planes of_shares(const Tensor& like, int64_t rows) {
     return {fresh(like, {kShareFloats, rows}, ScalarType::Double), fresh(like, {kShareIndices, rows}, ScalarType::Long)};
   }
-  LogitColumns columns() const { return {floats.mutable_data_ptr(), ints(), floats.size(1)}; }
-  LogitShares shares() const { return {static_cast<double*>(floats.mutable_data_ptr()), ints(), floats.size(1)}; }
+  LogitColumns columns() const { return {writable(floats), ints(), floats.size(1)}; }
+  LogitShares shares() const { return {writable<double>(floats), ints(), floats.size(1)}; }
 
   using Tuple = std::tuple<Tensor, Tensor>;
   Tuple tuple() const { return {floats, indices}; }
 
  private:
   Planes(Tensor f, Tensor i) : floats(f), indices(i) {}
-  int64_t* ints() const { return static_cast<int64_t*>(indices.mutable_data_ptr()); }
+  int64_t* ints() const { return writable<int64_t>(indices); }
 };
 
 // The gradients by the float columns and the forward's own columns, checked; returns the dense planes that args points into.
-inline std::array<Tensor, 3> attach_planes(LogitBackward& args, int64_t rows, ScalarType type, const Tensor& grad,
-                                           const Tensor& floats, const Tensor& indices) {
+inline std::array<Tensor, 3> attach_planes(LogitBackward& args, int64_t rows, int64_t classes, ScalarType type,
+                                           const Tensor& grad, const Tensor& floats, const Tensor& indices) {
   const auto plane = [&](const Tensor& t, const char* name, ScalarType type, int64_t number) {
     check_size(t, name, 0, number);
     check_size(t, name, 1, rows);
@@ -168,10 +191,14 @@ inline std::array<Tensor, 3> attach_planes(LogitBackward& args, int64_t rows, Sc
   };
   std::array<Tensor, 3> planes = {plane(grad, "grad", type, kFloatColumns), plane(floats, "floats", type, kFloatColumns),
                                   plane(indices, "indices", ScalarType::Long, kIndexColumns)};
-  args.grad = planes[0].const_data_ptr();
-  args.floats = planes[1].const_data_ptr();
-  args.indices = static_cast<const int64_t*>(planes[2].const_data_ptr());
+  args.grad = data_of(planes[0]);
+  args.floats = data_of(planes[1]);
+  args.indices = data_of<int64_t>(planes[2]);
   args.rows = rows;
+  for (int64_t i = 0; i < kIndexColumns * rows; ++i) {  // a caller may have written into them since the forward
+    STD_TORCH_CHECK(args.indices[i] >= -1 && args.indices[i] < classes, "indices: expected -1 or classes below ", classes,
+                    ", got ", args.indices[i], " at row ", i % rows);
+  }
   return planes;
 }
 

@@ -30,7 +30,7 @@ OPTIONS = {
 }
 LIBRARIES = {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}
 SANITIZE = {"asan": "address,undefined", "tsan": "thread"}
-# Every op, forward and backward, where its work is cut, and sizes of nothing. ThreadSanitizer is slow: what has threads.
+# Every op, forward and backward, where its work is cut, and sizes of nothing.
 REDUCED = {
     "asan": ["tests/test_parity.py", "tests/test_across_parts.py", "-k", "cpu- or -cpu or cpu]"],
     "tsan": ["tests/test_parity.py", "tests/test_across_parts.py", "-k", "cpu- and float32 or cpu] and not poison"],

@@ -73,7 +73,7 @@ template <class T>
 class Backward {
  public:
   explicit Backward(const LinearStatsBackwardArgs& args)
-      : args_(args), dim_(args.x.dim), padded_(round_up(args.x.dim, std::max<int>(kLine<T>, L))),
+      : args_(args), dim_(args.x.dim), padded_(round_up(std::max<int64_t>(1, args.x.dim), std::max<int>(kLine<T>, L))),
         group_(group_size<Plain<T>>(args.x.dim)), bias_(args.bias.data ? args.w.rows * sizeof(T) : 0) {
     if (args.bias.data) load_raw<T>(args.bias, 0, 0, args.w.rows, bias_.template at<T>());
     const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(kTasks, args.w.rows / 256));

@@ -128,7 +128,10 @@ def _fake(x, labels, num_classes, *_):
     )
 
 
-def _raise_bad(bad, counts, center, sums, sqnorms, invalid, x, labels, ignore_index):
+def _changed(bad, *arguments):
+    """Autograd refuses a gradient that would need the state as it was before; a bad label raises, nothing changed."""
+    counts, *_, x, labels, ignore_index = arguments
+    torch.autograd.graph.increment_version([t for t in arguments[:5] if not t.is_inference()])
     if x.device.type == "cpu" and int(bad):
         raise_bad_label(labels, counts.shape[0], ignore_index, "labels")
 
@@ -170,5 +173,5 @@ define(
     " Tensor(e!) invalid, Tensor x, Tensor labels, int ignore_index) -> ()",
     lambda *_: None,
     kernel_returns="Tensor",
-    after=_raise_bad,
+    after=_changed,
 )
