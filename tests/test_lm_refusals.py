@@ -213,3 +213,47 @@ def test_the_text_is_looked_at_before_the_weights(tmp_path, capsys):
     (tmp_path / "short.txt").write_text("w1 w2 w3")
     assert cli.main(["lm", str(folder), "--text", str(tmp_path / "short.txt")]) == 2
     assert "two are needed" in capsys.readouterr().err
+
+
+# ---- models that do not run
+def test_a_tokenizer_that_is_larger_than_the_embedding(tmp_path, capsys):
+    save(tmp_path / "model", llama(vocab_size=60))
+    line = refused(tmp_path / "model", capsys, tmp_path)
+    assert "its tokenizer gives the id" in line and "its embedding has 60 rows" in line
+
+
+def test_a_model_that_fails_inside_is_one_line(tmp_path, capsys, monkeypatch):
+    save(tmp_path / "model", llama())
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("expected m1 and m2 to have the same dtype\n" + "a long story\n" * 300)
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", fails)
+    line = refused(tmp_path / "model", capsys, tmp_path)
+    assert "LlamaForCausalLM does not run on 16 tokens in float32: expected m1 and m2" in line
+
+
+def test_no_bound_on_positions(tmp_path, capsys):
+    save(tmp_path / "model", llama())
+    rewrite(tmp_path / "model", max_position_embeddings=-1)
+    (tmp_path / "a.txt").write_text(sentence(1, 400))
+    line = ["lm", str(tmp_path / "model"), "--text", str(tmp_path / "a.txt"), "--window", "48", "--json"]
+    assert cli.main(line) in (0, 2)
+    assert "takes -1 tokens" not in capsys.readouterr().err
+
+
+def test_layers_of_another_shape_are_refused(tmp_path, capsys, monkeypatch):
+    save(tmp_path / "model", llama())
+    (tmp_path / "a.txt").write_text(sentence(1, 400))
+    forward = transformers.LlamaModel.forward
+
+    def streams(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        if out.hidden_states is not None:
+            out.hidden_states = tuple(h[:, :, None].expand(-1, -1, 4, -1) for h in out.hidden_states)
+        return out
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", streams)
+    line = ["lm", str(tmp_path / "model"), "--text", str(tmp_path / "a.txt"), "--window", "32", "--layers", "all"]
+    assert cli.main(line) == 2
+    assert "--layers: expected hidden states of shape (batch, tokens, dim)" in capsys.readouterr().err

@@ -60,7 +60,7 @@ CAUSAL = ("ForCausalLM", "LMHeadModel")
 TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.*", "*.tiktoken")
 
 
-def _words(error: BaseException, most: int = 300) -> str:
+def words(error: BaseException, most: int = 300) -> str:
     """The message in one short line: the loader's first line may be no more than a colon, its list of models 3 kB."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.partition(" Model type should be one of")[0]
@@ -70,7 +70,7 @@ def _words(error: BaseException, most: int = 300) -> str:
 def _why_no_tokenizer(source: Source, error: BaseException) -> str:
     if source.gguf is None and not any(any(source.folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         return f"no tokenizer.json or tokenizer.model in {source.folder}"
-    return f"its tokenizer: {_words(error)}"
+    return f"its tokenizer: {words(error)}"
 
 
 def _quiet_pipe() -> contextlib.AbstractContextManager:
@@ -95,7 +95,7 @@ class LoadedModel:
         folder = str(source.folder)
         with self._explained(lambda error: _why_no_tokenizer(source, error)):
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **self._options)
-        with self._explained(_words):
+        with self._explained(words):
             self.config = transformers.AutoConfig.from_pretrained(folder, **self._options)
         if getattr(self.config, "is_encoder_decoder", False):
             raise CommandError(
@@ -112,7 +112,7 @@ class LoadedModel:
         """
         import transformers
 
-        with self._explained(_words):
+        with self._explained(words):
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                 str(self.source.folder), dtype=self.dtype, output_loading_info=True, **self._options
             )

@@ -23,7 +23,7 @@ from ..stats.files import save_statistics
 from ..stats.state import StreamingState
 from .collect import Corpus, LayerStatistics, Pass
 from .head import Head, find_head
-from .load import LoadedModel
+from .load import LoadedModel, words
 from .progress import Progress, signature
 from .ranks import Ranks
 from .windows import Windows, leading_bos, tokenize
@@ -63,7 +63,7 @@ def read_windows(
     config = text_config(loaded)
     bos = leading_bos(loaded.tokenizer)
     longest = getattr(config, "max_position_embeddings", None) or 2**31
-    longest -= bos is not None
+    longest = 2**31 if longest < 0 else longest - (bos is not None)  # -1: no bound
     if window is not None and window > longest:
         raise CommandError(f"--window: this model takes {longest} tokens at most, got {window}")
     window = min(WINDOW, longest) if window is None else window
@@ -216,10 +216,29 @@ def measure(
 
 
 def probe_head(loaded: LoadedModel, windows: Windows, ignore_softcap: bool) -> Head:
-    """The classifier of the model, proved on the first tokens of the text."""
+    """The classifier of the model, proved on the first tokens of the text.
+
+    Raises:
+        CommandError: as :func:`find_head`; also where the model has no row for a token, or does not run.
+    """
+    model = loaded.model
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if rows is not None and windows.largest >= rows:
+        raise CommandError(
+            f"MODEL: its tokenizer gives the id {windows.largest}, and its embedding has {rows} rows: tokenizer and "
+            "model do not belong together"
+        )
     tokens = ([windows.bos] if windows.bos is not None else []) + windows[0][:PROBE_TOKENS]
-    device = next(loaded.model.parameters()).device
-    return find_head(loaded.model, torch.tensor([tokens], device=device), ignore_softcap=ignore_softcap)
+    parameter = next(model.parameters())
+    try:
+        return find_head(model, torch.tensor([tokens], device=parameter.device), ignore_softcap=ignore_softcap)
+    except CommandError:
+        raise
+    except Exception as error:  # of any kind: what runs is not ours
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        raise CommandError(
+            f"MODEL: {type(model).__name__} does not run on {len(tokens)} tokens in {dtype}: {words(error)}"
+        ) from error
 
 
 def _train_part(
@@ -230,6 +249,10 @@ def _train_part(
     layers = None
     if chosen:
         _, hidden = corpus.features(next(corpus.windows.batches(range(1), 1, corpus.device)), True)
+        other = next((state for state in hidden or () if state.dim() != 3), None)
+        if not hidden or other is not None:
+            got = "none" if not hidden else f"shape {tuple(other.shape)}"
+            raise CommandError(f"--layers: expected hidden states of shape (batch, tokens, dim), got {got}")
         layers = LayerStatistics(chosen, corpus.windows.labels_seen(train), vocabulary, hidden)
     corpus.run(train, Pass("train", "classes", statistics, layers), place)
     return statistics, layers

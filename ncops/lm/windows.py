@@ -57,6 +57,11 @@ class Windows:
         return self._ids.tobytes() + repr((self._spans, self.bos)).encode()
 
     @property
+    def largest(self) -> int:
+        """The largest token id."""
+        return max(max(self._ids, default=0), self.bos or 0)
+
+    @property
     def tokens(self) -> int:
         """Tokens in all windows, an added BOS not counted."""
         return sum(end - start for start, end in self._spans)
