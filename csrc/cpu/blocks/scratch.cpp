@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 #ifdef __linux__
+#include <pthread.h>
 #include <sys/mman.h>
 #endif
 
@@ -40,7 +41,13 @@ Scratch::Scratch(size_t bytes) : data_(std::aligned_alloc(64, round_up(bytes ? b
 
 Scratch::~Scratch() { std::free(data_); }
 
-int workers() { return static_cast<int>(torch::stable::get_num_threads()); }
+// A forked process inherits the thread pool without its threads, and would wait for them for ever.
+static bool forked = false;
+#ifdef __linux__
+static const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+
+int workers() { return forked ? 1 : static_cast<int>(torch::stable::get_num_threads()); }
 
 void run_tasks(int64_t tasks, void* context, void (*body)(void*, int64_t, int)) {
   if (tasks <= 0) return;
