@@ -86,8 +86,17 @@ def compile_cuda(compiler: str, archs: list[str]) -> list[str]:
     return objects
 
 
+def state_cuda(*defines: str) -> None:
+    """Writes what the host code sees of CUDA; a header, so that the CPU kernels are not compiled again for it."""
+    header, text = ROOT / "build" / "cuda" / "cuda_build.h", "".join(f"#define {line}\n" for line in defines)
+    if not header.exists() or header.read_text() != text:
+        header.parent.mkdir(parents=True, exist_ok=True)
+        header.write_text(text)
+
+
 def add_cuda(extension) -> None:
     """Gives the extension its CUDA kernels where nvcc is there and NCOPS_CUDA does not forbid it."""
+    state_cuda()
     compiler = nvcc()
     wanted = os.environ.get("NCOPS_CUDA", "")
     if wanted == "0" or (compiler is None and wanted != "1"):
@@ -112,7 +121,7 @@ def add_cuda(extension) -> None:
     extension.libraries += ["cudart_static", "rt", "dl", "pthread"]
     release = re.search(r"release ([\d.]+)", output(compiler, "--version"))
     built = f"{release[1] if release else 0}:" + "+".join(f"sm_{a}" for a in archs)
-    extension.define_macros += [("NCOPS_WITH_CUDA", None), ("NCOPS_CUDA_BUILT", built)]
+    state_cuda("NCOPS_WITH_CUDA", f"NCOPS_CUDA_BUILT {built}")
     print(f"ncops: with CUDA kernels, {built}", file=sys.stderr)
 
 
@@ -129,7 +138,7 @@ def native() -> dict:
     extension = CppExtension(
         "ncops._C",
         sorted(str(p.relative_to(ROOT)) for p in plain) + isa_sources(),
-        include_dirs=[str(ROOT / "csrc")],
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "build" / "cuda")],
         py_limited_api=True,
         extra_compile_args=[
             "-O3",

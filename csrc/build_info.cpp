@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "cuda_build.h"  // of setup.py: NCOPS_WITH_CUDA where it has CUDA kernels
 
 #ifdef NCOPS_WITH_CUDA
 #include "cuda_stream.h"

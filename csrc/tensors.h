@@ -14,6 +14,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/blocks/scratch.h"
+#include "cuda_build.h"  // of setup.py: NCOPS_WITH_CUDA where it has CUDA kernels
 
 namespace ncops {
 
