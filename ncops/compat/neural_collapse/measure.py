@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import metrics
 from ...metrics.configuration import simplex_error
 from ...ops import pinv_trace
-from .accumulate import DecAccumulator
+from .accumulate import DecAccumulator, Indices
 from .util import normalize
 
 Center = Tensor | float
@@ -95,7 +95,7 @@ def self_duality_error(W: Tensor, M: Tensor, m_G: Center = 0) -> float:  # noqa:
 
 
 def clf_ncc_agreement(
-    accum: DecAccumulator, indices: Sequence[int] | Tensor | None = None, weighted: bool = True
+    accum: DecAccumulator, indices: Indices = None, weighted: bool = True
 ) -> float:
     """Share of rows in which both classifiers agree: over all rows, or the mean of the classes' shares."""
     return accum.compute(indices, weighted)[1].item()
