@@ -53,8 +53,8 @@ def pinv_trace(
     Gradients flow to every tensor argument, with the rank held fixed; a second derivative is refused.
     """
     rtol = _check_rtol(rtol)
+    _check_square(within, "within", means)
     a = _scaled_means(means, global_mean, weights, (within,), input_dtype)
-    check_beside(within, "within", (means.shape[1],) * 2, "(D, D)", means, "means")
     within, scaled = within.double(), a.scaled
     with torch.no_grad():
         finite = scaled.isfinite().all()
@@ -89,8 +89,8 @@ def solve_trace(
     Gradients flow to every tensor argument, with the rank held fixed; a second derivative is refused.
     """
     rtol = _check_rtol(rtol)
+    _check_square(total, "total", means)
     a = _scaled_means(means, global_mean, weights, (total,), None)
-    check_beside(total, "total", (means.shape[1],) * 2, "(D, D)", means, "means")
     total, scaled = total.double(), a.scaled
     with torch.no_grad():
         finite = total.isfinite().all() & scaled.isfinite().all()
@@ -191,6 +191,11 @@ def _scaled_means(
     # The root of a zero weight has an infinite slope; such a class has no say in Sigma_B and gets no gradient.
     root = torch.where(weights > 0, weights, 1.0).sqrt()
     return _Scaled(centred * torch.where(weights > 0, root, 0.0)[:, None], rank, magnitude, eps, rounding)
+
+
+def _check_square(matrix: Tensor, name: str, means: Tensor) -> None:
+    check_floating(means, "means", 2)
+    check_beside(matrix, name, (means.shape[1],) * 2, "(D, D)", means, "means")
 
 
 def _check_weights(weights: Any, means: Tensor) -> Tensor:

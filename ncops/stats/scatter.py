@@ -40,10 +40,10 @@ def batch_scatter(x: Tensor, y: Tensor, center: Tensor, before: Tensor, *, ignor
 def _loses_digits(batch: Tensor, before: Tensor) -> bool:
     """Whether the rounding of a float32 ``batch`` reaches the small directions of what it is added to."""
     step = -(-batch.shape[0] // SEEN)
-    seen = batch[::step, ::step].double()
-    total = seen + before[::step, ::step]
+    seen, before = batch[::step, ::step].double(), before[::step, ::step]
     if not before.isfinite().all():
         return False  # lost already
+    total = seen + before
     scale = seen.diagonal().rsqrt()  # rounding of the batch is alike in every direction once its variances are 1
     told = scale.isfinite()  # a coordinate that never varies in this batch adds no rounding
     scale = scale.where(told, 0.0)
