@@ -329,6 +329,16 @@ def test_means_with_an_offset_of_mixed_precision():
     assert measure.covariance_ratio(sigma, means, means.mean(0), "svd") == pytest.approx(exact)
 
 
+def test_one_coordinate_far_away_does_not_make_two_centres_one():
+    means = 1e-3 * torch.randn(40, 9, dtype=torch.float64)
+    means[:, 4] += 1e5
+    center = means.mean(0) + 1e-3 * (torch.arange(9) != 4)
+    centred = means - center
+    between = centred.T @ centred / 40
+    exact = torch.linalg.inv(between).trace() / 40
+    assert measure.covariance_ratio(torch.eye(9).double(), means, center) == pytest.approx(float(exact), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", [lambda y: y.numpy(), lambda y: y.tolist(), lambda y: y.numpy().astype("int32")])
 def test_labels_that_are_no_tensor(data, kind):
     x, y, _ = data

@@ -37,7 +37,7 @@ class ClassStatistics(StreamingState):
 
     Memory: ``C * D`` float64 sums and, from the first update on, ``C * D`` anchors in float32 (float64 for float64
     features), ``D * D`` float64 with scatter. An update needs, for the P classes in it, the state of these P classes
-    once more (to undo a failure) and blocks of 8 MB.
+    once more (to undo a failure) and blocks of 8 MB. A batch whose scatter float32 would spoil is added up in float64.
 
     Attributes:
         counts: ``(C,) int64``. center: ``(C, D)`` anchors, None before the first update. sums: ``(C, D) float64``, sum
