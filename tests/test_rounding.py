@@ -174,6 +174,11 @@ def test_dropped_directions_are_counted_and_said():
     _, report = measured(plane @ torch.randn(2, 20) + 100, y)
     assert report.coverage["dropped_directions"] == 18
     assert "18 of 20 directions of the class means are no more than rounding, and left out" in report.notes["nc1_pinv"]
+    few = torch.arange(3000) % 5
+    few = torch.randn(5, 2)[few] @ torch.randn(2, 20) + 100, few
+    for convention, directions in (("ncops", 4), ("zhu", 5)):
+        notes = ncops.collapse(measured(*few)[0], convention=convention).notes
+        assert f"2 of {directions} directions of the class means" in notes["vci"]
     without = ncops.collapse(ncops.ClassStatistics(3, 4).compute())
     assert "dropped_directions" not in without.coverage
     assert metrics.dropped_directions(torch.ones(4, 3)) == 0 and metrics.dropped_directions(torch.ones(1, 3)) == 0

@@ -161,7 +161,7 @@ def collapse(
     values.update(_duality(geometry, rows, settings))
     values.update(_decisions(decisions))
     taken = _taken_by_rounding(geometry, settings)
-    notes = _rounding_notes(geometry, taken) | _notes(geometry, rows, decisions, settings)
+    notes = _rounding_notes(geometry, taken, settings) | _notes(geometry, rows, decisions, settings)
     if not bool(torch.isfinite(geometry.means).all() & torch.isfinite(geometry.within_trace)):
         reason = "NaN: some features are NaN or infinite; with nonfinite set to skip such rows are left out"
         notes.update({name: reason for name in NAMES if math.isnan(values[name]) and name not in notes})
@@ -239,9 +239,9 @@ def _taken_by_rounding(geometry: ClassGeometry, settings: Convention) -> dict[st
     }
 
 
-def _rounding_notes(geometry: ClassGeometry, taken: dict[str, int]) -> dict[str, str]:
+def _rounding_notes(geometry: ClassGeometry, taken: dict[str, int], settings: Convention) -> dict[str, str]:
     dim, dtype = geometry.dim, str(geometry.input_dtype).removeprefix("torch.")
-    between = min(dim, geometry.num_kept)
+    between = min(dim, geometry.num_kept - (_origin(geometry, settings) is None))
     told = [
         ("dropped_directions", f"of {between} directions of the class means are no more than rounding, and left out"),
         ("lost_directions", f"of {dim} directions of the within-class covariance are no more than rounding"),
