@@ -228,6 +228,84 @@ def test_weighted_means_and_empty_classes(data):
     assert mean.compute(mean.filter_indices_by_n_samples(0, 1))[0].shape == (1, D)
 
 
+@pytest.mark.parametrize("of", (lambda m: m, lambda m: m[:, None], lambda m: m.numpy(), lambda m: m.tolist()))
+def test_masks_select_classes(data, of):
+    x, y, _ = data
+    mean = accumulate.MeanAccumulator(K, D)
+    mean.accumulate(x, y.where(y != 2, 1))
+    mask = mean.ns_samples > mean.ns_samples.float().mean()
+    assert mask[1] and not mask[2]
+    means, counts = mean.totals[mask] / mean.ns_samples[mask, None], mean.ns_samples[mask].float()
+    chosen, center = mean.compute(of(mask))
+    torch.testing.assert_close(chosen, means)
+    torch.testing.assert_close(center, means.mean(0))
+    torch.testing.assert_close(mean.compute(of(mask), weighted=True)[1], counts @ means / counts.sum())
+
+
+@pytest.mark.parametrize(
+    "idxs, classes",
+    (
+        (slice(0, 3), [0, 1, 2]),
+        (slice(None, None, 3), [0, 3, 6]),
+        ((1, 3), [1, 3]),
+        (range(2), [0, 1]),
+        ([-1], [6]),
+        ([], []),
+    ),
+)
+def test_what_else_selects_classes(data, idxs, classes):
+    mean = accumulate.MeanAccumulator(K, D)
+    every = mean.accumulate(*data[:2]) and mean.compute()[0]
+    assert torch.equal(mean.compute(idxs)[0], every[classes])
+
+
+@pytest.mark.parametrize("idxs", ([K], [True] * (K - 1), [0.5], torch.ones(2 * K, dtype=torch.bool)))
+def test_selections_that_are_none(idxs):
+    with pytest.raises(IndexError, match=f"idxs: expected classes below {K}, a mask of them or a slice"):
+        accumulate.MeanAccumulator(K, D).compute(idxs)
+
+
+@pytest.mark.parametrize("made", (False, True))
+@pytest.mark.parametrize("used", (False, True))
+def test_inference_mode(data, made, used):
+    x, y, weight = data
+    expected = three_passes(ours, x, y, weight)
+    with torch.inference_mode(made):
+        accumulators = [getattr(accumulate, f"{name}Accumulator")(K, D) for name in ("Mean", "VarNorm", "Covar", "Dec")]
+        mean, var, cov, dec = accumulators
+        mean.accumulate(x, y)
+        means = mean.compute()[0]
+    with torch.inference_mode(used):
+        head = weight.clone()
+        for batch in split(x, y):
+            var.accumulate(*batch, means)
+            cov.accumulate(*batch, means)
+            dec.accumulate(*batch, head, means)
+    for mine, theirs in zip(accumulators, expected, strict=False):
+        torch.testing.assert_close(mine.totals, theirs.totals)
+    assert cov.hash_M == util.hashify(means) and dec.hash_W == util.hashify(weight)
+    with torch.inference_mode(made):
+        means += 1  # also where nothing counts versions
+    with pytest.raises(ValueError, match="M: expected the same tensor in every batch"):
+        cov.accumulate(x, y, means)
+
+
+def test_a_float32_head_decides_half_precision_features_unrounded():
+    weight = torch.randn(1000, 64)
+    labels = torch.arange(4000) % 1000
+    x = (0.3 * weight[labels] + torch.randn(4000, 64)).bfloat16()
+    dec = accumulate.DecAccumulator(1000, 64)
+    for batch in split(x, labels, 1000):
+        dec.accumulate(*batch, weight, weight)
+    nearest = torch.cdist(x.double(), weight.double()).argmin(1)
+
+    def agreeing(head):
+        return torch.bincount(labels[(x.double() @ head.double().T).argmax(1) == nearest], minlength=1000)
+
+    assert torch.equal(dec.totals.long(), agreeing(weight))
+    assert not torch.equal(dec.totals.long(), agreeing(weight.bfloat16()))
+
+
 def test_one_row_tiles(data):
     x = data[0][:7]
     for tile in (1, 2, 3, 6, 7, 50, None):  # 7 mod 2, 3 and 6 leave one row
@@ -249,6 +327,16 @@ def test_means_with_an_offset_of_mixed_precision():
     exact = measure.covariance_ratio(sigma, means, means.mean(0))
     assert measure.covariance_ratio(sigma, means, means.float().mean(0)) == pytest.approx(exact, rel=1e-5)
     assert measure.covariance_ratio(sigma, means, means.mean(0), "svd") == pytest.approx(exact)
+
+
+def test_one_coordinate_far_away_does_not_make_two_centres_one():
+    means = 1e-3 * torch.randn(40, 9, dtype=torch.float64)
+    means[:, 4] += 1e5
+    center = means.mean(0) + 1e-3 * (torch.arange(9) != 4)
+    centred = means - center
+    between = centred.T @ centred / 40
+    exact = torch.linalg.inv(between).trace() / 40
+    assert measure.covariance_ratio(torch.eye(9).double(), means, center) == pytest.approx(float(exact), rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", [lambda y: y.numpy(), lambda y: y.tolist(), lambda y: y.numpy().astype("int32")])

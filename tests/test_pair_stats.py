@@ -211,6 +211,18 @@ def test_a_zero_or_nan_row(backend):
             assert ours.row_max[valid].isfinite().all() and ours.row_max[2].isnan()
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_rows_without_a_dimension_are_zero_rows(backend, dtype):
+    rows = torch.zeros(4, 0, dtype=dtype, requires_grad=True)
+    stats = ncops.pair_stats(rows, "cosine")
+    assert torch.stack(stats[:4]).isnan().all() and stats.row_max.isnan().all() and (stats.row_argmax == -1).all()
+    assert stats.count == 6
+    (stats.mean + stats.row_max.sum()).backward()
+    assert rows.grad.shape == (4, 0)
+    flat = ncops.pair_stats(rows, "dot")
+    assert torch.stack(flat[:4]).tolist() == [0] * 4 and flat.row_argmax.tolist() == [1, 0, 0, 0]
+
+
 @kernels
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradients(backend, monkeypatch, kernel, masked):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from testing import assert_compiles, randn, random_labels
@@ -196,6 +197,50 @@ def test_errors(change, message):
         with pytest.raises(ValueError, match=message):
             arguments = {"means": torch.randn(5, 3)} | change
             ncops.solve_trace(torch.eye(3), arguments.pop("means"), **arguments)
+
+
+@pytest.mark.parametrize("function", [ncops.pinv_trace, ncops.solve_trace])
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.tensor([1, 2, 3j]), "weights: expected real numbers, got torch.complex64"),
+        (torch.tensor([1, math.nan, 2]), "weights: expected finite numbers of 0 or more, got nan at class 1"),
+        (torch.tensor([1, 2, math.inf]), "weights: expected finite numbers of 0 or more, got inf at class 2"),
+        (torch.tensor([-1, 3, 4]), "weights: expected finite numbers of 0 or more, got -1.0 at class 0"),
+    ],
+)
+def test_weights_are_numbers_of_0_or_more(function, weights, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        function(torch.eye(4), torch.randn(3, 4), weights=weights)
+
+
+@pytest.mark.parametrize("rtol", (1j, math.nan, math.inf, -1e-9, "0.1", torch.ones(2), np.array([0.1, 0.2])), ids=repr)
+def test_rtol_is_a_number_of_0_or_more(rtol):
+    square, means = torch.eye(4), torch.randn(3, 4)
+    for function in (ncops.pinv_trace, ncops.solve_trace):
+        with pytest.raises(ValueError, match="^rtol: expected a finite number of 0 or more, or None, got "):
+            function(square, means, rtol=rtol)
+    with pytest.raises(ValueError, match="^rtol: "):
+        between_svd(means, rtol=rtol)
+    for good in (0, np.float32(0.25), torch.tensor(0.25)):
+        assert ncops.pinv_trace(square, means, rtol=good).isfinite()
+
+
+def test_none_is_named():
+    for function, square in ((ncops.pinv_trace, "within"), (ncops.solve_trace, "total")):
+        for name, arguments in (("means", (torch.eye(3), None)), (square, (None, torch.eye(3)))):
+            with pytest.raises(TypeError, match=f"^{name}: expected a tensor, got NoneType"):
+                function(*arguments)
+
+
+@pytest.mark.parametrize("size", (2e19, 1e30))
+def test_rows_whose_squares_are_no_float32(size):
+    means, within = size * torch.randn(6, 4), size * torch.eye(4)
+    trace = ncops.pinv_trace(within, means)
+    torch.testing.assert_close(trace, ncops.pinv_trace(within.double(), means.double()), rtol=1e-12, atol=0)
+    unit = ncops.pinv_trace(within.double() / size, means.double() / size)
+    torch.testing.assert_close(trace * size, unit, rtol=1e-6, atol=0)
+    assert between_svd(means)[0].shape == (4,)
 
 
 def test_autocast_stays_in_float64():

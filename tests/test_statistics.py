@@ -151,7 +151,7 @@ def test_a_failure_after_anchors_have_moved_changes_nothing(monkeypatch):
     stats.update(x[:2], y[:2])
     before = snapshot(stats)
     y[-1] = 2
-    monkeypatch.setattr(statistics, "class_scatter", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(statistics, "batch_scatter", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         stats.update(x[2:], y[2:])
     same(before, snapshot(stats))
@@ -277,7 +277,7 @@ def test_a_failed_update_changes_nothing(scatter, empty, monkeypatch):
     def explode(*_, **__):
         raise MemoryError("planted")
 
-    monkeypatch.setattr(statistics, "class_scatter" if scatter else "drifted", explode)
+    monkeypatch.setattr(statistics, "batch_scatter" if scatter else "drifted", explode)
     with pytest.raises(MemoryError):
         stats.update(x[50:200], y[50:200])
     same(before, snapshot(stats))

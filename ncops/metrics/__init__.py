@@ -16,17 +16,28 @@ from .configuration import (
 )
 from .decisions import expected_calibration_error, mean_nll, per_class_share, share
 from .duality import Alignment, alignment, duality_distance, duality_error, row_similarity
-from .variability import nc1_basis, nc1_cdnv, nc1_pinv, nc1_quotient, rounding_rtol, vci
+from .variability import (
+    dropped_directions,
+    lost_directions,
+    nc1_basis,
+    nc1_cdnv,
+    nc1_pinv,
+    nc1_quotient,
+    rounding_rtol,
+    vci,
+)
 
 __all__ = [
     "Alignment",
     "PairMoments",
     "alignment",
+    "dropped_directions",
     "duality_distance",
     "duality_error",
     "etf_error",
     "expected_calibration_error",
     "log_uniformity",
+    "lost_directions",
     "mean_nll",
     "mean_norms",
     "nc1_basis",

@@ -7,6 +7,7 @@ from .linear_stats import linear_stats
 from .logit_stats import logit_stats
 from .nearest_class_mean import NearestClassMean, nearest_class_mean
 from .pair_stats import PairStats, pair_stats
+from .pinv_trace import between_spectrum as between_spectrum
 from .pinv_trace import between_svd as between_svd
 from .pinv_trace import pinv_trace, solve_trace
 from .projected_sqnorms import projected_sqnorms

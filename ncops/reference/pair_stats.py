@@ -57,7 +57,8 @@ def _tile(p: _Rows, kernel: str, block: slice, first: int) -> Tensor:
     """Products, or squared distances, of the rows in ``block`` with the rows from ``first`` on."""
     product = p.points[block] @ p.points[first:].t()
     if kernel in PRODUCTS:
-        return product
+        # Without a dimension every row is zero, and no NaN among the points says so.
+        return product.fill_(NAN) if kernel == "cosine" and p.points.shape[1] == 0 else product
     d2 = p.norms[block, None] + p.norms[None, first:] - 2 * product
     d2 = d2.clamp_(min=0)
     i, j = _close(p, d2, block, first)

@@ -25,7 +25,9 @@ class CollapseReport(Mapping[str, float]):
 
     Attributes:
         coverage: what the numbers rest on: ``classes`` (C), ``classes_seen``, ``classes_kept``, ``min_count``,
-            ``classes_with_10_samples``, ``samples``, ``samples_in_kept``, ``skipped_rows``, ``ignored_rows``, and with
+            ``classes_with_10_samples``, ``samples``, ``samples_in_kept``, ``skipped_rows``, ``ignored_rows``; with
+            scatter ``dropped_directions`` and ``lost_directions``, which rounding has taken from the class means and
+            from the within-class covariance (:func:`ncops.metrics.dropped_directions`, ``lost_directions``); and with
             a decision pass ``decision_samples``, ``decision_samples_kept``, ``decision_unkept_share``,
             ``decision_skipped_rows``, ``decision_ignored_rows``, ``decision_excluded_rows``.
         convention: name of the convention. settings: the :class:`ncops.conventions.Convention` itself.
@@ -158,11 +160,12 @@ def collapse(
     values.update(_configuration(geometry, rows, settings))
     values.update(_duality(geometry, rows, settings))
     values.update(_decisions(decisions))
-    notes = _notes(geometry, rows, decisions, settings)
+    taken = _taken_by_rounding(geometry, settings)
+    notes = _rounding_notes(geometry, taken, settings) | _notes(geometry, rows, decisions, settings)
     if not bool(torch.isfinite(geometry.means).all() & torch.isfinite(geometry.within_trace)):
         reason = "NaN: some features are NaN or infinite; with nonfinite set to skip such rows are left out"
         notes.update({name: reason for name in NAMES if math.isnan(values[name]) and name not in notes})
-    coverage = {**geometry.coverage, **({} if decisions is None else decisions.coverage)}
+    coverage = {**geometry.coverage, **taken, **({} if decisions is None else decisions.coverage)}
     return CollapseReport({name: float(values[name]) for name in NAMES}, coverage, settings, notes)
 
 
@@ -225,6 +228,31 @@ def _notes(
     return {name: note for names, holds, note in told if holds for name in names}
 
 
+def _taken_by_rounding(geometry: ClassGeometry, settings: Convention) -> dict[str, int]:
+    """What the traces with pseudo-inverses go without, as part of the coverage; nothing without scatter."""
+    if geometry.within_cov is None:
+        return {}
+    origin, dtype = _origin(geometry, settings), geometry.input_dtype
+    return {
+        "dropped_directions": metrics.dropped_directions(geometry.means, global_mean=origin, input_dtype=dtype),
+        "lost_directions": metrics.lost_directions(geometry.within_cov),
+    }
+
+
+def _rounding_notes(geometry: ClassGeometry, taken: dict[str, int], settings: Convention) -> dict[str, str]:
+    dim, dtype = geometry.dim, str(geometry.input_dtype).removeprefix("torch.")
+    between = min(dim, geometry.num_kept - (_origin(geometry, settings) is None))
+    told = [
+        ("dropped_directions", f"of {between} directions of the class means are no more than rounding, and left out"),
+        ("lost_directions", f"of {dim} directions of the within-class covariance are no more than rounding"),
+    ]
+    parts = [f"{taken[name]} {what}" for name, what in told if taken.get(name)]
+    if not parts:
+        return {}
+    remedy = "" if dtype == "float64" else f" ({dtype} features; float64 ones keep more)"
+    return dict.fromkeys(needing(SCATTER), "; ".join(parts) + remedy)
+
+
 def _origin(geometry: ClassGeometry, settings: Convention) -> Tensor | None:
     """The point that means are centred on; None is the unweighted mean of the kept means."""
     return geometry.sample_mean if settings.global_mean == "sample" else None
@@ -239,11 +267,9 @@ def _variability(geometry: ClassGeometry, settings: Convention) -> dict[str, Ten
         ),
     }
     if geometry.within_cov is not None:
-        rtol = metrics.rounding_rtol(means, geometry.input_dtype, global_mean=origin)
-        values["nc1_pinv"] = metrics.nc1_pinv(
-            geometry.within_cov, means, global_mean=origin, rtol=rtol, divide=settings.nc1_divide
-        )
-        values["vci"] = metrics.vci(geometry.within_cov, means, global_mean=origin, rtol=rtol)
+        rounded = {"global_mean": origin, "input_dtype": geometry.input_dtype}
+        values["nc1_pinv"] = metrics.nc1_pinv(geometry.within_cov, means, divide=settings.nc1_divide, **rounded)
+        values["vci"] = metrics.vci(geometry.within_cov, means, **rounded)
     return values
 
 

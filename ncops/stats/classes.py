@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ..ops import accumulate_class_moments_, class_scatter
+from ..ops import accumulate_class_moments_
 from ..ops.checks import check_integer
 from .anchored import Undo, drifted, move, shifted
 from .batch import NONFINITE, check_batch, leave_out
 from .blocks import blocks
 from .collectives import reduce_class_state, sum_over_ranks
 from .geometry import ClassGeometry, class_geometry, describe_classes, kept_classes, pool_rows
+from .scatter import batch_scatter
 from .state import StreamingState, stateful
 
 
@@ -36,7 +37,7 @@ class ClassStatistics(StreamingState):
 
     Memory: ``C * D`` float64 sums and, from the first update on, ``C * D`` anchors in float32 (float64 for float64
     features), ``D * D`` float64 with scatter. An update needs, for the P classes in it, the state of these P classes
-    once more (to undo a failure) and blocks of 8 MB.
+    once more (to undo a failure) and blocks of 8 MB. A batch whose scatter float32 would spoil is added up in float64.
 
     Attributes:
         counts: ``(C,) int64``. center: ``(C, D)`` anchors, None before the first update. sums: ``(C, D) float64``, sum
@@ -120,7 +121,8 @@ class ClassStatistics(StreamingState):
                 accumulate_class_moments_(*state, self.invalid, flat, y, ignore_index=self.ignore_index)
             if self.scatter is not None and present.numel():
                 # With the anchors that the moments have used, those of new classes included.
-                batch = class_scatter(flat, y, center, ignore_index=self.ignore_index)
+                before = self.scatter if moved is None else self.scatter + moved
+                batch = batch_scatter(flat, y, center, before, ignore_index=self.ignore_index)
         for growth in (batch, moved):
             if growth is not None:
                 self.scatter += growth

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ...backends.dtypes import compute_dtype
 from .util import hashify
 
 IGNORED = -1
-Indices = Sequence[int] | Tensor | None
+Indices = Sequence[int] | Sequence[bool] | slice | np.ndarray | Tensor | None
 
 
 class _Batch(NamedTuple):
@@ -40,20 +41,26 @@ class _Fixed:
             self.check(tensor)
 
     def check(self, tensor: Tensor) -> None:
-        if tensor is self._tensor and tensor._version == self._version:
+        if tensor is self._tensor and self._unchanged():
             return
         known = self.read()
         if known is not None and known != hashify(tensor):
             raise ValueError(f"{self.name}: expected the same tensor in every batch, got one of other values")
-        self._tensor, self._version = tensor, tensor._version
+        # Tensors of torch.inference_mode count no versions: a copy tells whether one has changed.
+        self._tensor, self._seen = tensor, tensor.clone() if tensor.is_inference() else tensor._version
+
+    def _unchanged(self) -> bool:
+        if isinstance(self._seen, Tensor):
+            return torch.equal(self._tensor, self._seen)
+        return self._tensor._version == self._seen
 
     def read(self) -> str | None:
         if self.hash is None and self._tensor is not None:
-            self.hash = hashify(self._tensor)
+            self.hash = hashify(self._seen if isinstance(self._seen, Tensor) else self._tensor)
         return self.hash
 
     def assign(self, value: str | None) -> None:
-        self.hash, self._tensor, self._version = value, None, -1
+        self.hash, self._tensor, self._seen = value, None, None
 
 
 def _hash_of(name: str) -> property:
@@ -83,7 +90,12 @@ class Accumulator:
         self.n_classes, self.d_vectors = n_classes, d_vectors
         self.device, self.ctype = device, ctype
         self.dtype = torch.float64 if dtype is float else dtype
-        self.ns_samples = torch.zeros(n_classes, dtype=ctype, device=device)
+        self.ns_samples = self._zeros(n_classes, dtype=ctype)
+
+    def _zeros(self, *size: int, dtype: torch.dtype) -> Tensor:
+        """Counts or totals that can be added to inside and outside of ``torch.inference_mode``."""
+        with torch.inference_mode(False):
+            return torch.zeros(size, dtype=dtype, device=self.device)
 
     def filter_indices_by_n_samples(self, minimum: int = 0, maximum: int | None = None) -> Tensor:
         """``(K',) int64``: classes with at least ``minimum`` rows, and fewer than ``maximum`` where that is given."""
@@ -103,17 +115,33 @@ class Accumulator:
         """Totals over counts per class (0 for a class without rows), and their mean over the chosen classes.
 
         Args:
-            idxs: the classes to take; None takes all. weighted: weigh the mean by the counts.
+            idxs: the classes to take, by anything that indexes a tensor: numbers, a mask, a slice; None takes all.
+            weighted: weigh the mean by the counts.
+
+        Raises:
+            IndexError: a class that is not there, or a mask of another length.
         """
         counts, totals = self.ns_samples.reshape(-1), self.totals
         if idxs is not None:
-            idxs = torch.as_tensor(idxs, dtype=torch.int64, device=totals.device).reshape(-1)
-            counts, totals = counts[idxs], totals[idxs]
+            chosen = self._chosen(idxs)
+            counts, totals = counts[chosen], totals[chosen]
         n = counts.to(self.dtype)
         average = totals / n.clamp(min=1).view(-1, *[1] * (totals.ndim - 1))
         if weighted:
             return average, (n / n.sum()) @ average.to(self.dtype)
         return average, average.mean(0)
+
+    def _chosen(self, idxs: Indices) -> Tensor:
+        """The numbers of the classes that ``idxs`` selects."""
+        every = torch.arange(self.n_classes, device=self.totals.device)
+        if not isinstance(idxs, slice):
+            idxs = torch.as_tensor(idxs, device=every.device)
+            idxs = (idxs if idxs.numel() else idxs.long()).reshape(-1)  # an empty list has no dtype of its own
+        try:
+            return every[idxs]
+        except IndexError as error:
+            expected = f"classes below {self.n_classes}, a mask of them or a slice"
+            raise IndexError(f"idxs: expected {expected}: {error}") from None
 
     def accumulate(self, *args):
         raise NotImplementedError("accumulate: use one of the subclasses")
@@ -166,7 +194,7 @@ class MeanAccumulator(Accumulator):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.totals = torch.zeros(self.n_classes, self.d_vectors, dtype=self.dtype, device=self.device)
+        self.totals = self._zeros(self.n_classes, self.d_vectors, dtype=self.dtype)
 
     def accumulate(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Adds a batch; returns ``(ns_samples, totals)``."""
@@ -197,7 +225,7 @@ class CovarAccumulator(_AboutMeans):
 
     def __init__(self, *args, M: Tensor | None = None, **kwargs) -> None:  # noqa: N803
         super().__init__(*args, M=M, **kwargs)
-        self.totals = torch.zeros(self.d_vectors, self.d_vectors, dtype=self.dtype, device=self.device)
+        self.totals = self._zeros(self.d_vectors, self.d_vectors, dtype=self.dtype)
 
     def accumulate(self, X: Tensor, Y: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Adds the scatter of a batch about ``M (K, D)``; returns ``(ns_samples, totals)``."""
@@ -220,7 +248,7 @@ class VarNormAccumulator(_AboutMeans):
 
     def __init__(self, *args, M: Tensor | None = None, **kwargs) -> None:  # noqa: N803
         super().__init__(*args, M=M, **kwargs)
-        self.totals = torch.zeros(self.n_classes, dtype=self.dtype, device=self.device)
+        self.totals = self._zeros(self.n_classes, dtype=self.dtype)
 
     def accumulate(self, X: Tensor, Y: Tensor, M: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
         """Adds a batch about ``M (K, D)``; returns ``(ns_samples, totals)``."""
@@ -235,7 +263,7 @@ class DecAccumulator(_AboutMeans):
         super().__init__(*args, M=M, **kwargs)
         self._weight = _Fixed("W", W)
         self.index: Tensor | None = None
-        self.totals = torch.zeros(self.n_classes, dtype=self.ctype, device=self.device)
+        self.totals = self._zeros(self.n_classes, dtype=self.ctype)
 
     hash_W = _hash_of("_weight")  # noqa: N815
 
@@ -248,7 +276,8 @@ class DecAccumulator(_AboutMeans):
         batch = self._batch(X, Y)
         weight = self._given(self._weight, W)
         means = self.index if M is None and self.index is not None else self._given(self._means, M)
-        chosen = ops.linear_stats(batch.x, weight.to(batch.x.dtype)).argmax
+        wide = torch.promote_types(batch.x.dtype, weight.dtype)  # a wider head is not rounded to the features
+        chosen = ops.linear_stats(batch.x.to(wide), weight.to(wide)).argmax
         nearest = ops.nearest_class_mean(batch.x, means).index
         agree = (chosen == nearest) & (batch.y != IGNORED)
         return self._add(batch, batch.y.clamp(min=0), agree)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import metrics
 from ...metrics.configuration import simplex_error
 from ...ops import pinv_trace
-from .accumulate import DecAccumulator
+from .accumulate import DecAccumulator, Indices
 from .util import normalize
 
 Center = Tensor | float
@@ -20,9 +20,9 @@ def _global_mean(M: Tensor, m_G: Center) -> Tensor | None:  # noqa: N803
     """``m_G`` as ``(D,)``; None where it is the mean of M up to rounding, which then must not count as a direction."""
     given = torch.as_tensor(m_G, device=M.device)
     given = (given if given.is_floating_point() else given.to(M.dtype)).reshape(-1).expand(M.shape[1])
-    own = M.double().mean(0)
-    rounding = 8 * torch.finfo(torch.float32).eps * M.double().square().mean().sqrt() * M.shape[1] ** 0.5
-    return None if (given.double() - own).norm() <= rounding else given
+    own, magnitude = M.double().mean(0), M.double().square().mean(0).sqrt()
+    apart = (given.double() - own) / magnitude.where(magnitude > 0, 1.0)  # every coordinate in units of its own
+    return None if apart.square().mean().sqrt() <= 8 * torch.finfo(torch.float32).eps else given
 
 
 def covariance_ratio(V_intra: Tensor, M: Tensor, m_G: Center = 0, metric: str = "pinv") -> float:  # noqa: N803
@@ -95,7 +95,7 @@ def self_duality_error(W: Tensor, M: Tensor, m_G: Center = 0) -> float:  # noqa:
 
 
 def clf_ncc_agreement(
-    accum: DecAccumulator, indices: Sequence[int] | Tensor | None = None, weighted: bool = True
+    accum: DecAccumulator, indices: Indices = None, weighted: bool = True
 ) -> float:
     """Share of rows in which both classifiers agree: over all rows, or the mean of the classes' shares."""
     return accum.compute(indices, weighted)[1].item()
