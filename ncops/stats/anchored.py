@@ -8,10 +8,13 @@ S' = S + sum_c (s delta^T + delta s^T + n delta delta^T).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .blocks import blocks
+from .signals import uninterrupted
 
 DRIFT = 16.0
 """A class is re-anchored to its mean when |s / n|^2 exceeds this many times its variance."""
@@ -77,17 +80,22 @@ def move(
 
 
 class Undo:
-    """Context manager that puts the rows of the classes ``present`` back, bit for bit, if its body raises.
+    """Context manager that makes ``statistics`` what they were, bit for bit, if its body raises; only S is not its own.
 
-    Anchors of classes seen before are not copied: whoever moves one says so by :meth:`remember` first.
+    Of the classes, the rows of those ``present`` are kept. Anchors of classes seen before are not copied: whoever moves
+    one says so by :meth:`remember` first.
     """
 
-    def __init__(self, present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor, invalid: Tensor):
+    def __init__(
+        self, statistics: Any, present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor
+    ):  # fmt: skip
         seen = counts[present] > 0
         self.old, self.new = present[seen], present[~seen]  # rows of a class not seen before are all zero
-        self.center, self.invalid, self.per_class = center, invalid, (counts, sums, sqnorms)
+        self.center, self.per_class = center, (counts, sums, sqnorms)
         self.saved = [tensor.index_select(0, self.old) for tensor in self.per_class]
-        self.saved_invalid = invalid.clone()
+        self.statistics, self.attributes = statistics, (statistics.center, statistics.input_dtype)
+        numbers = (statistics.invalid, statistics.skipped, statistics.ignored)
+        self.numbers = [(number, number.clone()) for number in numbers]
         self.anchors: tuple[Tensor, Tensor] | None = None
 
     def remember(self, classes: Tensor) -> None:
@@ -98,13 +106,16 @@ class Undo:
             tensor[self.new] = 0
             tensor[self.old] = rows
         self.center[self.new] = 0
-        self.invalid.copy_(self.saved_invalid)
         if self.anchors is not None:
             self.center[self.anchors[0]] = self.anchors[1]
+        for number, saved in self.numbers:
+            number.copy_(saved)
+        self.statistics.center, self.statistics.input_dtype = self.attributes
 
     def __enter__(self) -> Undo:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if kind is not None:
-            self.restore()
+            with uninterrupted():
+                self.restore()

@@ -16,6 +16,7 @@ from .blocks import blocks
 from .collectives import reduce_class_state, sum_over_ranks
 from .geometry import ClassGeometry, class_geometry, describe_classes, kept_classes, pool_rows
 from .scatter import batch_scatter
+from .signals import uninterrupted
 from .state import StreamingState, stateful
 
 
@@ -107,8 +108,8 @@ class ClassStatistics(StreamingState):
         counted = y[(y >= 0) & (y < self.num_classes) & (y != self.ignore_index)]
         present = torch.unique(counted)
         state = (self.counts, center, self.sums, self.sqnorms)
-        batch, moved = None, None
-        with Undo(present, *state, self.invalid) as undo:
+        growth = moved = None
+        with Undo(self, present, *state) as undo:
             accumulate_class_moments_(*state, self.invalid, flat, y, ignore_index=self.ignore_index)
             far = drifted(undo.old, *state)
             if far is not None:
@@ -122,20 +123,21 @@ class ClassStatistics(StreamingState):
             if self.scatter is not None and present.numel():
                 # With the anchors that the moments have used, those of new classes included.
                 before = self.scatter if moved is None else self.scatter + moved
-                batch = batch_scatter(flat, y, center, before, ignore_index=self.ignore_index)
-        for growth in (batch, moved):
+                growth = batch_scatter(flat, y, center, before, ignore_index=self.ignore_index)
+                growth = growth if moved is None else growth + moved
+            self.center, self.input_dtype = center, flat.dtype
+            self.skipped += skipped
+            self.ignored += ignored
             if growth is not None:
-                self.scatter += growth
-        self.center, self.input_dtype = center, flat.dtype
-        self.skipped += skipped
-        self.ignored += ignored
+                self.scatter += growth  # the last step, which nothing has to undo
 
     def reset(self) -> None:
         """Forgets everything seen, the dtype of the features included."""
-        self.center = None
-        for tensor in self.tensors().values():
-            tensor.zero_()
-        self.input_dtype, self._reduced = None, False
+        with uninterrupted():
+            self.center = None
+            for tensor in self.tensors().values():
+                tensor.zero_()
+            self.input_dtype, self._reduced = None, False
 
     # -- merging ------------------------------------------------------------------------------------------------------
 
@@ -155,16 +157,17 @@ class ClassStatistics(StreamingState):
             if mine != theirs and None not in (mine, theirs):
                 raise ValueError(f"other: {name}: expected {mine}, got {theirs}")
         change = None if self.scatter is None else other.scatter.to(self.device, copy=True)
-        if other.center is not None:
-            if self.center is None:
-                self.center = torch.zeros_like(other.center, device=self.device)
-            for rows in blocks(self.num_classes, self.dim):
-                self._merge_rows(other, rows, change)
-        if change is not None:
-            self.scatter += change
-        self.input_dtype = self.input_dtype or other.input_dtype
-        for name in ("invalid", "skipped", "ignored"):
-            getattr(self, name).add_(getattr(other, name).to(self.device))
+        with uninterrupted():
+            if other.center is not None:
+                if self.center is None:
+                    self.center = torch.zeros_like(other.center, device=self.device)
+                for rows in blocks(self.num_classes, self.dim):
+                    self._merge_rows(other, rows, change)
+            if change is not None:
+                self.scatter += change
+            self.input_dtype = self.input_dtype or other.input_dtype
+            for name in ("invalid", "skipped", "ignored"):
+                getattr(self, name).add_(getattr(other, name).to(self.device))
         return self
 
     def _merge_rows(self, other: ClassStatistics, rows: slice, change: Tensor | None) -> None:

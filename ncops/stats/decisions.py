@@ -24,6 +24,7 @@ from ..ops.checks import (
 )
 from .collectives import fingerprint, sum_over_ranks
 from .geometry import ClassGeometry
+from .signals import uninterrupted
 from .state import StreamingState, stateful
 
 ENTROPY_BINS = 64
@@ -208,10 +209,11 @@ class DecisionStatistics(StreamingState):
             (self.ignored, ignored.sum()),
             (self.excluded, excluded.sum()),
         )
-        for total, index, values in additions:
-            total.index_add_(0, index, values)
-        for total, value in scalars:
-            total += value
+        with uninterrupted():
+            for total, index, values in additions:
+                total.index_add_(0, index, values)
+            for total, value in scalars:
+                total += value
 
     def _check(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """``(x (N, D), labels (N,) int64)`` of a batch that fits the classifier."""
@@ -284,9 +286,10 @@ class DecisionStatistics(StreamingState):
                 raise ValueError(f"other: {name}: expected {getattr(self, name)}, got {getattr(other, name)}")
         if not torch.equal(self.kept, other.kept.to(self.device)):
             raise ValueError("other: kept: it was made with other kept classes")
-        for name, tensor in self.tensors().items():
-            if name != "kept":
-                tensor += getattr(other, name).to(self.device)
+        with uninterrupted():
+            for name, tensor in self.tensors().items():
+                if name != "kept":
+                    tensor += getattr(other, name).to(self.device)
         return self
 
     def to(self, device: torch.device | str) -> DecisionStatistics:
