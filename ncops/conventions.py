@@ -77,8 +77,9 @@ PRESETS: dict[str, Convention] = {
             duality_ddof=1,
             decision_bias=False,
         ),
-        # The paper's tables (statistics of May 2024): squared distance squared again, squared norms, log kernel on
-        # means that are not centred, both classifiers restricted to the tokens seen in training.
+        # The paper's tables (statistics of May 2024), not what its repository's script computes today: squared distance
+        # squared again, squared norms, log kernel on means that are not centred, both classifiers restricted to the
+        # tokens seen in training.
         Convention(
             "linguistic-collapse",
             cdnv_power=2.0,
@@ -89,6 +90,18 @@ PRESETS: dict[str, Convention] = {
             duality_ddof=1,
             decision_bias=False,
             decision_classes="kept",
+            decision_rows="kept",
+        ),
+        # What that script, analyze.py, computes (November 2024): norms as they are, raw Gram matrices, log kernel on
+        # centred means, all tokens as candidates of the classifier. Its nearest mean may be that of a token never seen,
+        # which is 0 there; here such a token has none.
+        Convention(
+            "linguistic-collapse-script",
+            cdnv_power=2.0,
+            norm_ddof=1,
+            similarity="dot",
+            duality_ddof=1,
+            decision_bias=False,
             decision_rows="kept",
         ),
         # Papyan, Han and Donoho's notebook: NC1 is not divided by K; self-duality is a distance of normalised matrices.

@@ -99,6 +99,44 @@ def test_loads_and_shows(browser, pages, keep, name, width, dark):
     assert page.requests == [pages[name].as_uri()]
 
 
+STRICT = "default-src 'none'; script-src 'none'; style-src 'none'"
+BLACK = """[...document.querySelectorAll("figure svg path, figure svg use, figure svg text")].filter(e =>
+  !e.closest("defs") && [getComputedStyle(e).stroke, getComputedStyle(e).fill].every(c => c === "none" ||
+  c === "rgb(0, 0, 0)") && getComputedStyle(e).opacity > 0 &&
+  [getComputedStyle(e).stroke, getComputedStyle(e).fill].some(c => c !== "none")).length"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("name", ["comparison", "report"])
+def test_figures_under_a_policy_that_lets_no_style_in(browser, pages, keep, tmp_path, name, dark):
+    text = pages[name].read_text(encoding="utf-8")
+    strict = tmp_path / f"{name}.html"
+    strict.write_text(re.sub(r'(Policy" content=")[^"]*', rf"\g<1>{STRICT}", text), encoding="utf-8")
+    page = chromium.Page(browser, strict, width=DESK, dark=dark)
+    assert page.run('getComputedStyle(document.querySelector(".card")).borderRadius') == "0px"  # no sheet
+    boxes = page.run(BOXES)
+    assert len(boxes) >= 12 and all(box["width"] > 200 and box["height"] > 120 for box in boxes)
+    assert page.run(BLACK) == 0
+    colours = page.run('[...document.querySelectorAll("figure svg path")].map(e => getComputedStyle(e).stroke)')
+    assert len(set(colours)) > 4, set(colours)
+    fills = page.run('[...document.querySelectorAll("figure svg text")].map(e => getComputedStyle(e).fill)')
+    assert "rgb(31, 36, 48)" in fills  # the ink of a light page, on which it then is
+    assert page.run('getComputedStyle(document.documentElement).colorScheme') == "normal"
+    page.screenshot(keep(f"{name}-strict-{'dark' if dark else 'light'}.png"))
+
+
+def test_the_pages_own_policy_lets_in_its_sheet_and_its_script_only(browser, pages, tmp_path):
+    text = pages["report"].read_text(encoding="utf-8")
+    assert "unsafe" not in text and not re.search(r"<[^>]*\sstyle=", text)
+    other = tmp_path / "other.html"
+    planted = "<style>h1{color:rgb(1,2,3)}</style><script>document.title = 'planted'</script>"
+    other.write_text(text.replace("<main>", f"{planted}<main>"), encoding="utf-8")
+    page = chromium.Page(browser, other)
+    assert page.run("document.title") == "One run"
+    assert page.run('getComputedStyle(document.querySelector("h1")).color') != "rgb(1, 2, 3)"
+    assert page.run('getComputedStyle(document.querySelector(".card")).borderRadius') == "12px"
+
+
 def column(page, table: str, index: int) -> list[str]:
     return page.run(f'[...document.querySelectorAll("#{table} tbody tr")].map(r => r.cells[{index}].textContent)')
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,11 +77,37 @@ def test_json_is_all_that_stdout_gets(tmp_path, capsys):
 
 def test_digits_collapse():
     pytest.importorskip("sklearn")
-    measured, title = digits.run(epochs=20, quiet=True)
+    measured, title = digits.run(epochs=60, quiet=True)
     path = measured.details["checkpoints"]["metrics"]
-    assert measured.report["accuracy"] > 0.98 and measured.report.coverage["classes_kept"] == 10
-    assert path["nc1_quotient"][-1] < path["nc1_quotient"][0] / 3 and path["nc3_cos_mean"][-1] > 0.8
+    assert title == "Neural collapse of ten digits, epoch by epoch"
+    assert measured.report["accuracy"] > 0.99 and measured.report.coverage["classes_kept"] == 10
+    first, last = ({name: values[i] for name, values in path.items()} for i in (0, -1))
+    for name in ("nc1_quotient", "nc1_cdnv", "nc2_norm_cv", "nc2_cos_std", "nc2_etf_error"):
+        assert last[name] < first[name] / 5, name
+    assert last["nc3_cos_mean"] > 0.98 and last["nc4_agreement"] > 0.99 and last["held_out_accuracy"] > 0.95
     assert [row["text"] for row in measured.details["classes"]["rows"]][0].startswith("digit ")
+    assert measured.details["run"]["decisions_on"] == "training data"
+    _, story, baseline = measured.details["notes"]
+    assert story.startswith("Beside the untrained network (epoch 0), at epoch 60. Towards collapse: NC1, trace ratio ")
+    assert "Away from it" not in story
+    # The baseline once more: within-class over between-class trace of the training pixels, in NumPy.
+    found = re.match(r"Baseline, the pixels as features: NC1, trace ratio ([\d.]+), ", baseline)
+    images, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        train = torch.randperm(len(images))[: digits.TRAIN].numpy()
+    x, y = images[train] / 16, labels[train]
+    means = np.stack([x[y == c].mean(0) for c in range(10)])
+    within, between = ((x - means[y]) ** 2).sum(1).mean(), ((means - means.mean(0)) ** 2).sum(1).mean()
+    assert float(found[1]) == pytest.approx(within / between, rel=1e-3)
+
+
+def test_what_moved_away_from_collapse_is_said(monkeypatch):
+    measured, _ = tiny.run(tokens=1024, steps=30, quiet=True)
+    path, (_, story) = measured.details["checkpoints"]["metrics"], measured.details["notes"]
+    towards, away = story.split("Away from it: ")
+    assert path["nc2_cos_std"][-1] > path["nc2_cos_std"][0] and "NC2, cosine spread" in away
+    assert path["accuracy"][-1] > path["accuracy"][0] and "NC3, alignment" in towards
 
 
 def test_digits_without_scikit_learn(tmp_path, capsys, monkeypatch):
@@ -121,6 +149,7 @@ def test_smollm2_numbers(tmp_path, capsys):
             pytest.skip(f"{name} is not installed")
     page, _ = run(capsys, tmp_path, "--tokens", 4096)
     metrics, facts = page["metrics"], page["run"]
+    assert facts["decisions_on"] == "held-out windows"
     assert (facts["vocabulary"], facts["dim"], facts["layers"], facts["features"]) == (49152, 576, 30, "base")
     assert page["coverage"]["samples"] == 13 * 255 and page["coverage"]["decision_samples"] == 3 * 255
     assert 2.4 < metrics["nll"] < 3.2 and 0.36 < metrics["accuracy"] < 0.5
@@ -135,4 +164,5 @@ def test_demo_refuses_an_unknown_model(capsys):
 
 
 def test_run_names_the_report():
-    assert demo.run("tiny", tokens=1024, steps=1, quiet=True)[1] == "A tiny language model collapses"
+    title = demo.run("tiny", tokens=1024, steps=1, quiet=True)[1]
+    assert title == "Token collapse of a tiny language model, step by step"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
 import pytest
+import report_runs
 import torch
 
 import ncops
 from ncops.metrics import table
+from ncops.report import compare, numbers
 from ncops.report import details as parts
-from ncops.report import numbers
 from ncops.report import page as html
 from ncops.report.plots.report import OVERVIEW
-from ncops.report.plots.style import LIGHT
+from ncops.report.plots.style import DARK, LIGHT
+from ncops.report.plots.svg import presented
 
 NASTY = "</code><script>alert(1)</script>\"'&\n\t\x00\u202e"
 VOID = {"meta", "input", "br", "path", "use", "rect"}
@@ -124,9 +128,57 @@ def test_colours_follow_the_page(page):
     report, details = page
     text = html.render(report, details=details)
     svg = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.S))
-    assert "var(--accent)" in svg
-    assert set(re.findall(r"(?:fill|stroke): (#\w+)", svg)) == set()
+    assert f'fill="var(--accent,{LIGHT.accent})"' in svg
+    colours = set(re.findall(r'(?:fill|stroke)="([^"]*)"', svg)) - {"none"}
+    assert colours and all(re.fullmatch(r"var\(--\w+,#\w{6}\)", colour) for colour in colours), colours
     assert "prefers-color-scheme:dark" in text
+
+
+def test_no_element_has_a_style_of_its_own(page):
+    report, details = page
+    for text in (html.render(report, details=details), compare([report, report], labels=["a", "b"]).html()):
+        reader = read(text)
+        assert "style" not in {name for name, _ in reader.attributes} and reader.tags.count("style") == 1
+        (policy,) = (value for name, value in reader.attributes if name == "content" and "default-src" in value)
+        for kind in ("style", "script"):
+            (content,) = re.findall(f"<{kind}>(.*)</{kind}>", text, re.S)
+            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            assert f"{kind}-src 'sha256-{digest}'" in policy
+        assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy
+
+
+def test_styles_become_presentation_attributes():
+    given = (
+        '<svg a="b"><style>*{x}</style><path style="fill: none; clip-path: url(#p)"/>'
+        "<text style=\"font: italic 700 9px 'DejaVu Sans', serif; text-anchor: middle\">x</text></svg>"
+    )
+    assert presented(given) == (
+        '<svg stroke-linejoin="round" a="b"><path fill="none" clip-path="url(#p)"/>'
+        '<text text-anchor="middle" font-style="italic" font-weight="700" font-size="9px">x</text></svg>'
+    )
+
+
+def test_a_sampled_mean_is_told_from_the_exact_one(monkeypatch):
+    monkeypatch.setattr(parts, "PAIR_SAMPLE", 8)
+    geometry, weight = report_runs.statistics(1.0)[3], report_runs.statistics(1.0)[2]
+    report, details = ncops.collapse(geometry, weight), parts.geometry_details(geometry, weight)
+    entry = details["histograms"]["pair_cosine"]
+    assert entry["classes"] == 8 and entry["mean"] != pytest.approx(report["nc2_cos_mean"], abs=1e-3)
+    text = html.render(report, details=details)
+    assert f"mean of the sample {numbers.format_value(entry['mean'])}" in text
+    assert (
+        "Pairs of a random sample of 8 of 30 kept classes: its mean is that of the sample, over all pairs it is "
+        f"{numbers.format_value(report['nc2_cos_mean'])} (NC2, mean cosine)." in text
+    )
+    assert "which needs K ≤ D + 1" in text
+    whole = html.render(report, details={"histograms": {"pair_cosine": {**entry, "of": 8}}})
+    assert "All pairs of kept classes." in whole and "of the sample" not in whole
+
+
+def test_the_class_table_says_what_the_decisions_were_on(page):
+    report, details = page
+    text = html.render(report, details={**details, "run": {"decisions_on": "training data"}})
+    assert "rows of the decisions (training data)" in text and "decision samples" in text and "held-out" not in text
 
 
 def test_deterministic(page):
@@ -242,8 +294,9 @@ def css(scheme: int) -> dict[str, str]:
 def test_lines_can_be_told_apart(scheme):
     colours = css(scheme)
     series = [colours[f"s{i}"] for i in range(1, 7)]
-    if scheme != 1:
-        assert tuple(series) == LIGHT.series
+    palette = DARK if scheme == 1 else LIGHT
+    assert tuple(series) == palette.series and {n: colours[n] for n in ("muted", "line", "accent")} == {
+        n: getattr(palette, n) for n in ("muted", "line", "accent")} or scheme != 1  # fmt: skip
     for sight in DEFICIENT:
         for i, one in enumerate(series):
             for other in series[:i]:

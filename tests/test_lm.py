@@ -130,7 +130,7 @@ def test_agrees_with_numpy_on_the_full_logits(tiny, capsys):
     assert {row["id"]: row["count"] for row in page["classes"]["rows"]} == counts
     for row in page["classes"]["rows"]:
         assert row["text"] == WORDS[row["id"] - 3]
-        assert row["held_out"] == (parts[1][1] == row["id"]).sum()
+        assert row["decided"] == (parts[1][1] == row["id"]).sum()
 
 
 def test_float32_is_close_to_float64(tiny, capsys):

@@ -48,7 +48,7 @@ def run(capsys, *arguments) -> dict:
 
 
 def without_times(document: dict) -> dict:
-    text = {k: v for k, v in document.items() if k != "run"}
+    text = {k: v for k, v in document.items() if k not in ("run", "provenance")}
     return json.loads(json.dumps(text))
 
 

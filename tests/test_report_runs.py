@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import ncops
 from ncops.cli import main
-from ncops.metrics import table
+from ncops.metrics.goals import Goals
 from ncops.report import Comparison, compare
 from ncops.report import details as parts
 from ncops.report.places import places, short_names
@@ -286,7 +286,8 @@ def test_figure_of_names_and_of_one_run(runs, saved, pyplot):
     assert len(axes) == 5  # no classifier, no NC3
     own = pyplot.figure().add_subplot()
     assert compare(runs).plot(own) == (own.figure, own)
-    assert own.get_yscale() == "log" and "1 − NC3 alignment" in [text.get_text() for text in own.texts]
+    assert own.get_yscale() == "log"
+    assert "1 − NC3 alignment" in [text.get_text() for text in own.get_legend().get_texts()]
     one = compare(runs[:1])
     figure, axes = one.plot()
     assert one.trajectory[0] == curves.Axis("step", [0, 50, 800]) and len(axes) == 2
@@ -335,7 +336,7 @@ def test_spread():
      ("nll", "↓ lower is better"), ("nc2_cos_mean", "-1/(K-1) = simplex"), ("unheard_of", "")],
 )  # fmt: skip
 def test_direction(name, text):
-    assert table.direction(name) == text
+    assert Goals().direction(name) == text
 
 
 # -- the page and the command -----------------------------------------------------------------------------------------

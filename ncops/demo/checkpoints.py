@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..metrics.table import CHECKPOINTS, shown_in
+from ..metrics.table import CHECKPOINTS, meaning, shown_in
 from ..report.collapse import collapse
 from ..report.console import LiveTable
 from ..report.details import trajectory
@@ -115,5 +115,19 @@ class Watch:
             f"accuracy {format_value(held['accuracy'])}, NLL {format_value(held['nll'])}, "
             f"NC4 agreement {format_value(held['nc4_agreement'])}."
         )
+        notes = [note, *self.story()]
         facts = {**run, "min_count": self.min_count, "decisions_on": "training data"}
-        return assemble(*self.last, text=text, noun=noun, facts=facts, notes=[note], checkpoints=path)
+        return assemble(*self.last, text=text, noun=noun, facts=facts, notes=notes, checkpoints=path)
+
+    def story(self) -> list[str]:
+        """What training has moved towards collapse and what away from it, since the network was untrained."""
+        first, last = self.reports[0], self.reports[-1]
+        moved: dict[bool, list[str]] = {True: [], False: []}
+        for name in shown_in(CHECKPOINTS):
+            far = [report.goals.distance(name, report[name]) for report in (first, last)]
+            if None not in far and far[0] != far[1]:
+                change = f"{meaning(name).label} {format_value(first[name])} to {format_value(last[name])}"
+                moved[far[1] < far[0]].append(change)
+        told = (("Towards collapse", moved[True]), ("Away from it", moved[False]))
+        start = f"Beside the untrained network ({self.axis} 0), at {self.axis} {self.points[-1]:,}."
+        return [f"{start} " + " ".join(f"{way}: {'; '.join(found)}." for way, found in told if found)]

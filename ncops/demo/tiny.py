@@ -104,7 +104,7 @@ def run(*, tokens: int = 16384, steps: int = 800, seed: int = 0, quiet: bool = F
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 1),
     }
-    return watch.measured(vocabulary.name, "token", facts), "A tiny language model collapses"
+    return watch.measured(vocabulary.name, "token", facts), "Token collapse of a tiny language model, step by step"
 
 
 @torch.no_grad()

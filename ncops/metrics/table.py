@@ -5,7 +5,6 @@ A new metric is a function of this package, a row below and, in :func:`ncops.col
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 PAIRS, SCATTER, WEIGHT, DECISIONS, NEAREST = "pairs", "scatter", "weight", "decisions", "nearest"
@@ -14,6 +13,9 @@ PAIRS, SCATTER, WEIGHT, DECISIONS, NEAREST = "pairs", "scatter", "weight", "deci
 OVERVIEW, SUMMARY, LAYERS, CHECKPOINTS = "overview", "summary", "layers", "checkpoints"
 """Where metrics are shown: among the distances from collapse of one report, in the table of runs in a terminal, for
 hidden layers, for checkpoints of a training."""
+
+SIMPLEX = "0 = collapsed, where K <= D + 1"
+"""The goal of what compares with a simplex, which needs K - 1 dimensions."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Metric:
         group: its heading; groups stand together. needs: what has to be there, else it is NaN.
         label, sentence: what it is called, and what it says.
         goal: where it goes when a network collapses, in words. target: its value at full collapse; None where it has
-            none (it is then read on its own). better: ``"lower"``, ``"higher"``, or nothing.
+            none (it is then read on its own). better: ``"lower"``, ``"higher"``, or nothing. All three for any number
+            of classes and dimensions; :mod:`.goals` has those of a report.
         shown: where it is shown. panel, short: the plot of runs that has its line, and the line's name there.
         card, far: of the one metric per property at the top of a report: its heading there, and the name of its
             distance from full collapse.
@@ -47,8 +50,10 @@ class Metric:
     reported: bool = True
 
 
-def _to_zero(name: str, group: str, needs: tuple[str, ...], label: str, sentence: str, **more) -> Metric:
-    return Metric(name, group, label, sentence, "0 = collapsed", "lower", 0.0, needs, **more)
+def _to_zero(
+    name: str, group: str, needs: tuple[str, ...], label: str, sentence: str, goal: str = "0 = collapsed", **more
+) -> Metric:
+    return Metric(name, group, label, sentence, goal, "lower", 0.0, needs, **more)
 
 
 def _to_one(name: str, group: str, needs: tuple[str, ...], label: str, sentence: str, **more) -> Metric:
@@ -87,7 +92,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
         "How unequal those lengths are on a logarithmic scale.",
     ),
     Metric(
-        "nc2_cos_mean", "NC2", "NC2, mean cosine", "Average cosine between two class means; a simplex has -1/(K-1).",
+        "nc2_cos_mean", "NC2", "NC2, mean cosine", "Average cosine between two class means.",
         "-1/(K-1) = simplex", "", needs=(PAIRS,), shown=(LAYERS,),
     ),
     _to_zero(
@@ -96,11 +101,12 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     ),
     _to_zero(
         "nc2_etf_error", "NC2", (PAIRS,), "NC2, simplex error", "Distance of the class means from a perfect simplex.",
+        SIMPLEX,
         shown=(OVERVIEW, SUMMARY, LAYERS, CHECKPOINTS), panel="nc2", short="simplex error",
     ),
     Metric(
         "gnc2_log_mean", "NC2", "GNC2, uniformity", "How unevenly mean directions fill the sphere; lower is more even.",
-        "about -0.35 = simplex", "", needs=(PAIRS,),
+        "-ln(2K/(K-1))/2 = simplex", "", needs=(PAIRS,),
     ),
     _to_zero(
         "gnc2_log_var", "NC2", (PAIRS,), "GNC2, uniformity spread",
@@ -118,7 +124,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     ),
     _to_zero(
         "nc3_duality_error", "NC3", (PAIRS, WEIGHT), "NC3, duality error",
-        "Distance of classifier rows times class means from a perfect simplex.", shown=(OVERVIEW,),
+        "Distance of classifier rows times class means from a perfect simplex.", SIMPLEX, shown=(OVERVIEW,),
     ),
     _to_one(
         "nc4_agreement", "NC4", (DECISIONS, NEAREST), "NC4, agreement",
@@ -173,18 +179,6 @@ def needing(need: str) -> tuple[str, ...]:
 def shown_in(place: str) -> tuple[str, ...]:
     """The metrics shown there, in the order of the table."""
     return tuple(metric.name for metric in METRICS.values() if place in metric.shown)
-
-
-def distance(name: str, value: float) -> float | None:
-    """|value - value at full collapse|, or None where the metric has no such value or is NaN."""
-    target = meaning(name).target
-    return None if target is None or not math.isfinite(value) else abs(value - target)
-
-
-def direction(name: str) -> str:
-    """The goal of a metric behind an arrow that shows which way it lies; empty where it has none."""
-    entry = meaning(name)
-    return {"higher": "↑ ", "lower": "↓ "}.get(entry.better, "") + entry.goal
 
 
 def takes_log(name: str) -> bool:

@@ -7,11 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import tables
 from ..backends.dtypes import compute_dtype
 from ..backends.planes import FLOATS, INDICES
 
 LOSSES = ("nll", "cross_entropy", "z_loss", "entropy", "margin")
 REDUCTIONS = ("mean", "sum", "none")
+SHOWN = 10
+"""Rows that a notebook shows."""
 PLANES = "(Tensor floats, Tensor indices)"
 
 
@@ -56,6 +59,33 @@ class LinearStats(NamedTuple):
     target: Tensor | None
     num_classes: int
     sum_squared_prob: Tensor
+
+    def __repr__(self) -> str:
+        columns = ", ".join(self.to_dict())
+        dtype = str(self.lse.dtype).removeprefix("torch.")
+        return (
+            f"LinearStats(rows={tuple(self.lse.shape)}, num_classes={self.num_classes}, {dtype} on {self.lse.device}: "
+            f"{columns})"
+        )
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """The columns that there are: name -> tensor with a number per row."""
+        return {name: column for name, column in zip(self._fields, self, strict=True) if isinstance(column, Tensor)}
+
+    def to_frame(self):
+        """A ``pandas.DataFrame`` with a row per row and a column per column, detached and on the CPU.
+
+        Raises:
+            ModuleNotFoundError: without pandas.
+        """
+        return tables.frame({name: c.detach().cpu().flatten().tolist() for name, c in self.to_dict().items()})
+
+    def _repr_html_(self) -> str:
+        """The first rows, for a notebook."""
+        columns = {name: c.detach().flatten()[:SHOWN].tolist() for name, c in self.to_dict().items()}
+        rows = [[f"{v:.4g}" if isinstance(v, float) else v for v in row] for row in zip(*columns.values(), strict=True)]
+        more = self.lse.numel() - SHOWN
+        return tables.html_table(list(columns), rows, notes=[f"and {more:,} more rows"] if more > 0 else [])
 
     def _need_target(self, name: str) -> None:
         if self.target is None:

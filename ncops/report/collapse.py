@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import difflib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import metrics
+from .. import metrics, tables
 from ..conventions import Convention, resolve
+from ..metrics.goals import Goals
 from ..metrics.table import DECISIONS, NAMES, NEAREST, PAIRS, SCATTER, WEIGHT, meaning, needing
 from ..stats.decisions import DecisionStatistics, check_geometry, check_head
 from ..stats.files import write_file
 from ..stats.geometry import ClassGeometry
-from .numbers import format_value, strict
+from .caveats import caveats
+from .numbers import format_value, strict_json
+from .provenance import SCHEMA, provenance
 
 
 class CollapseReport(Mapping[str, float]):
     """The numbers of one measurement: a mapping from metric name to float, in the order of ``NAMES``.
 
     Attributes:
-        coverage: what the numbers rest on: ``classes`` (C), ``classes_seen``, ``classes_kept``, ``min_count``,
+        coverage: what the numbers rest on: ``classes`` (C), ``classes_seen``, ``classes_kept`` (K), ``dim`` (D), ``min_count``,
             ``classes_with_10_samples``, ``samples``, ``samples_in_kept``, ``skipped_rows``, ``ignored_rows``; with
             scatter ``dropped_directions`` and ``lost_directions``, which rounding has taken from the class means and
             from the within-class covariance (:func:`ncops.metrics.dropped_directions`, ``lost_directions``); and with
@@ -32,6 +35,7 @@ class CollapseReport(Mapping[str, float]):
             ``decision_skipped_rows``, ``decision_ignored_rows``, ``decision_excluded_rows``.
         convention: name of the convention. settings: the :class:`ncops.conventions.Convention` itself.
         notes: metric name -> why it is NaN, or what it means under a convention that changes its meaning.
+        provenance: versions, date, command line, backend, instruction set and threads of the measurement.
     """
 
     def __init__(
@@ -40,18 +44,40 @@ class CollapseReport(Mapping[str, float]):
         coverage: Mapping[str, Any] | None = None,
         convention: str | Convention = "ncops",
         notes: Mapping[str, str] | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ):
         self._values = {name: float(value) for name, value in values.items()}
         self.coverage: dict[str, Any] = dict(coverage or {})
         self.settings = resolve(convention)
         self.notes: dict[str, str] = dict(notes or {})
+        self.provenance: dict[str, Any] = dict(provenance or {})
 
     @property
     def convention(self) -> str:
         return self.settings.name
 
+    @property
+    def goals(self) -> Goals:
+        """Where each metric goes at collapse, for the K and D of this report."""
+        c, unkept = self.coverage, self.coverage.get("decision_unkept_share")
+        known = unkept is not None and 0 <= unkept <= 1
+        return Goals(_count(c.get("classes_kept")), _count(c.get("dim")), self.settings, unkept if known else 0.0)
+
+    def caveats(self) -> list[str]:
+        """Sentences that keep a reader from taking a number for more than it is."""
+        return caveats(self.coverage, self.goals)
+
     def __getitem__(self, name: str) -> float:
-        return self._values[name]
+        try:
+            return self._values[name]
+        except KeyError:
+            raise KeyError(f"report: no metric {name!r}; {self._nearest(str(name))}") from None
+
+    def _nearest(self, name: str) -> str:
+        """The metrics whose names are near to that one, in words; all of them where none is."""
+        close = difflib.get_close_matches(name, self._values, n=4)
+        near = dict.fromkeys([*(known for known in self._values if name and name.lower() in known), *close])
+        return f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(self._values) or 'none'}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -62,31 +88,65 @@ class CollapseReport(Mapping[str, float]):
     def __repr__(self) -> str:
         return self.table()
 
-    def to_json(self, indent: int | None = 2) -> str:
-        """A JSON object with ``metrics``, ``coverage``, ``convention``, ``settings``, ``notes``; NaN becomes null."""
-        document = {
+    def to_dict(self) -> dict[str, float]:
+        """The metrics as a plain dictionary."""
+        return dict(self._values)
+
+    def to_frame(self):
+        """A ``pandas.DataFrame``: a row per metric with ``value``, ``target`` (NaN: none), ``goal`` and ``meaning``.
+
+        Raises:
+            ModuleNotFoundError: without pandas.
+        """
+        goals = [self.goals[name] for name in self]
+        columns = {
+            "value": list(self.values()),
+            "target": [math.nan if goal.target is None else goal.target for goal in goals],
+            "goal": [goal.text for goal in goals],
+            "meaning": [meaning(name).sentence for name in self],
+        }
+        return tables.frame(columns, list(self))
+
+    def _repr_html_(self) -> str:
+        rows = [(n, format_value(v), self.goals[n].text, meaning(n).sentence) for n, v in self.items()]
+        told = [*self._coverage_lines(), *self.grouped_notes(), *self.caveats()]
+        return tables.html_table(("metric", "value", "goal", "meaning"), rows, self._heading(), told)
+
+    def _heading(self) -> str:
+        return f"Neural collapse (convention: {self.convention})"
+
+    def document(self) -> dict[str, Any]:
+        """What :meth:`to_json` writes, as a dictionary."""
+        return {
+            "schema": SCHEMA,
             "metrics": self._values,
             "coverage": self.coverage,
             "convention": self.convention,
             "settings": self.settings.as_dict(),
             "notes": self.notes,
+            "caveats": self.caveats(),
+            "provenance": self.provenance,
         }
-        return json.dumps(strict(document), indent=indent, allow_nan=False)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """A JSON object with ``schema``, ``metrics``, ``coverage``, ``convention``, ``settings``, ``notes``,
+        ``caveats`` and ``provenance``, in ASCII; NaN becomes null."""
+        return strict_json(self.document(), indent)
 
     def table(self) -> str:
         """Plain text: one line per metric with its meaning, then the coverage and the notes."""
         rows = [(name, format_value(value), meaning(name)) for name, value in self._values.items()]
         width = max((len(name) for name, _, _ in rows), default=0)
         digits = max((len(value) for _, value, _ in rows), default=0)
-        lines = [f"Neural collapse (convention: {self.convention})", ""]
+        goals, lines = self.goals, [self._heading(), ""]
         group = None
         for name, value, means in rows:
             if group not in (None, means.group):
                 lines.append("")
             group = means.group
-            goal = f" [{means.goal}]" if means.goal else ""
+            goal = f" [{goals[name].text}]" if goals[name].text else ""
             lines.append(f"  {name:<{width}}  {value:>{digits}}  {means.sentence}{goal}".rstrip())
-        lines += ["", *self._coverage_lines(), *(f"Note: {note}" for note in self.grouped_notes())]
+        lines += ["", *self._coverage_lines(), *(f"Note: {note}" for note in [*self.grouped_notes(), *self.caveats()])]
         return "\n".join(lines)
 
     def grouped_notes(self) -> list[str]:
@@ -98,7 +158,7 @@ class CollapseReport(Mapping[str, float]):
 
     def _coverage_lines(self) -> list[str]:
         c = self.coverage
-        if not c:
+        if "classes_kept" not in c:
             return []
         lines = [
             f"Coverage: {c['classes_kept']:,} of {c['classes']:,} classes kept ({c['classes_seen']:,} seen, "
@@ -140,8 +200,9 @@ def collapse(
         weight: ``(C, D)`` classifier rows for the ``nc3_*``; only those of kept classes are read. bias: ``(C,)`` or
             None; it takes part in the decisions only, and is checked here.
         decisions: the decision pass, for ``nc4_agreement``, ``ncc_accuracy``, ``accuracy``, ``nll`` and ``ece``.
-        convention: ``"ncops"``, ``"neural-collapse"``, ``"linguistic-collapse"``, ``"papyan"``, ``"zhu"``, or a
-            :class:`ncops.conventions.Convention` of your own.
+        convention: ``"ncops"``, ``"neural-collapse"``, ``"linguistic-collapse"``,
+            ``"linguistic-collapse-script"``, ``"papyan"``, ``"zhu"``, or a :class:`ncops.conventions.Convention` of
+            your own.
 
     Returns:
         :class:`CollapseReport`. What an absent argument would be needed for is NaN, with the reason in ``notes``; so is
@@ -164,9 +225,19 @@ def collapse(
     notes = _rounding_notes(geometry, taken, settings) | _notes(geometry, rows, decisions, settings)
     if not bool(torch.isfinite(geometry.means).all() & torch.isfinite(geometry.within_trace)):
         reason = "NaN: some features are NaN or infinite; with nonfinite set to skip such rows are left out"
-        notes.update({name: reason for name in NAMES if math.isnan(values[name]) and name not in notes})
-    coverage = {**geometry.coverage, **taken, **({} if decisions is None else decisions.coverage)}
-    return CollapseReport({name: float(values[name]) for name in NAMES}, coverage, settings, notes)
+    else:
+        reason = "NaN: undefined for these classes: means coincide, or one lies where all are centred"
+    notes.update({name: reason for name in NAMES if math.isnan(values[name]) and name not in notes})
+    infinite = [name for name in NAMES if math.isinf(values[name]) and name not in notes]
+    notes.update(dict.fromkeys(infinite, "infinite: class means coincide"))
+    coverage = {**geometry.coverage, "dim": geometry.dim, **taken, **({} if decisions is None else decisions.coverage)}
+    made = provenance(geometry.device, geometry.input_dtype)
+    return CollapseReport({name: float(values[name]) for name in NAMES}, coverage, settings, notes, made)
+
+
+def _count(value: Any) -> int | None:
+    """A count that may have come from a file of others."""
+    return value if isinstance(value, int) and 0 < value < 2**63 else None
 
 
 def _check(geometry, weight, bias, decisions, settings: Convention) -> None:
@@ -205,7 +276,20 @@ def _notes(
     under = f"under convention {settings.name!r}"
     scatter, weight, of_rows = geometry.within_cov is not None, rows is not None, settings.etf_of == "weight"
     decided = decisions is not None and decisions.num_samples > 0
+    lone = int((geometry.counts <= settings.variance_ddof).sum())
+    pairs = geometry.num_kept * (geometry.num_kept - 1) // 2
+    goals = Goals(geometry.num_kept, geometry.dim, settings)
     told = [
+        (goals.forced, True, "two centred means are always opposite: its collapsed value whatever the features"),
+        (
+            ["nc1_cdnv"], settings.variance_ddof > 0 and lone > 0,
+            f"NaN: {lone} kept {'class has' if lone == 1 else 'classes have'} too few samples for a variance over "
+            f"n - {settings.variance_ddof} {under}; keep classes with more",
+        ),
+        (
+            ["nc2_cos_std"], pairs <= settings.pair_ddof,
+            f"NaN: too few pairs of classes ({pairs}) for a spread over n - {settings.pair_ddof} {under}",
+        ),
         (needing(SCATTER), not scatter, "NaN: needs the D x D scatter, which was not kept"),
         (["nc1_pinv"], scatter and not settings.nc1_divide, f"not divided by the number of classes {under}"),
         (["nc2_cos_mean", "nc2_cos_std"], settings.similarity == "dot", f"raw inner products, not cosines, {under}"),
@@ -220,7 +304,7 @@ def _notes(
             ["nc3_duality_error"], weight and settings.duality_error == "distance",
             f"squared distance of normalised matrices {under}",
         ),
-        (needing(DECISIONS), decisions is None, "NaN: needs a decision pass over held-out rows"),
+        (needing(DECISIONS), decisions is None, "NaN: needs a decision pass"),
         (needing(DECISIONS), decisions is not None and not decided, "NaN: the decision pass counted no row"),
         (needing(NEAREST), decided and not decisions.kept.any(), "NaN: no class is kept, so there is no nearest mean"),
         (needing(PAIRS), geometry.num_kept < 2, f"NaN: needs two kept classes, there are {geometry.num_kept}"),

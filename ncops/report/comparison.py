@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .. import tables
+from ..metrics.goals import Goals
 from ..metrics.table import NAMES, SUMMARY, meaning, shown_in
 from ..stats.files import write_file
 from .collapse import CollapseReport
 from .console import plain_table
 from .measured import Measured
-from .numbers import format_value, strict
+from .numbers import format_value, strict, strict_json
 from .places import places, short_names
 from .plots.curves import Axis
+from .provenance import SCHEMA, provenance
 from .stored import Run, find, read_run
 
 MAIN = sorted(shown_in(SUMMARY), key=lambda name: meaning(name).group != "Decisions")
@@ -30,10 +32,12 @@ class Comparison:
         axis: :class:`ncops.report.plots.curves.Axis`: its name, one point per run, and their names where the order of
             the runs is all that is known.
         metrics: name -> one value per run, None where it is undefined or was not measured.
+        provenance: of this comparison; that of each run is its report's.
     """
 
     def __init__(self, runs: Sequence[Run], axis: Axis):
         self.runs, self.axis = list(runs), axis
+        self.provenance = provenance()
         known = dict.fromkeys([*NAMES, *(name for run in runs for name in run.report)])
         self.metrics = {
             name: [strict(run.report.get(name)) for run in runs]
@@ -52,6 +56,22 @@ class Comparison:
             return Axis(stored["axis"], stored["points"]), stored["metrics"]
         return self.axis, self.metrics
 
+    @property
+    def goals(self) -> Goals:
+        """Where metrics go at collapse: those of the runs where they agree, else what holds for any run."""
+        return Goals.shared(run.report.goals for run in self.runs)
+
+    def to_frame(self):
+        """A ``pandas.DataFrame``: a row per run, a column per metric, and the axis in the first column.
+
+        Raises:
+            ModuleNotFoundError: without pandas.
+        """
+        return tables.frame({self.axis.name: list(self.axis.points), **self.metrics}, [run.name for run in self.runs])
+
+    def _repr_html_(self) -> str:
+        return tables.html_table(*self.rows(), notes=self.caveats())
+
     def caveats(self) -> list[str]:
         """Differences between the runs that a reader must know before comparing their numbers."""
         found = []
@@ -68,6 +88,9 @@ class Comparison:
                 each = [f"{run.name}: {value}" for run, value in zip(self.runs, told, strict=True)]
                 listed = "; ".join(each if len(each) <= 8 else [*each[:4], "…", *each[-3:]])
                 found.append(f"The runs differ in their {what}, so compare with care ({listed}).")
+        made = {run.report.provenance["ncops"]: None for run in self.runs if "ncops" in run.report.provenance}
+        if len(made) > 1:
+            found.append(f"The runs were measured by different versions of ncops ({', '.join(map(str, made))}).")
         return found
 
     def table(self) -> str:
@@ -91,18 +114,20 @@ class Comparison:
             {
                 "name": run.name, "point": point, "source": run.source, "convention": run.report.convention,
                 "coverage": run.report.coverage, "run": run.details.get("run", {}),
+                "provenance": run.report.provenance,
             }
             for run, point in zip(self.runs, self.axis.points, strict=True)
         ]  # fmt: skip
         return strict(
-            {"axis": self.axis.name, "points": list(self.axis.points), "numeric": self.axis.labels is None,
-             "metrics": self.metrics, "runs": runs, "notes": self.caveats()}
+            {"schema": SCHEMA, "provenance": self.provenance, "axis": self.axis.name,
+             "points": list(self.axis.points), "numeric": self.axis.labels is None, "metrics": self.metrics,
+             "runs": runs, "notes": self.caveats()}
         )  # fmt: skip
 
     def to_json(self, indent: int | None = 2) -> str:
-        """A JSON object: ``axis``, ``points``, ``metrics`` (name -> one value per run, null where there is none),
-        ``runs`` with what each rests on, and ``notes``."""
-        return json.dumps(self.document(), indent=indent, allow_nan=False, ensure_ascii=False)
+        """A JSON object in ASCII: ``schema``, ``provenance``, ``axis``, ``points``, ``metrics`` (name ->
+        one value per run, null where there is none), ``runs`` with what each rests on, and ``notes``."""
+        return strict_json(self.document(), indent)
 
     def plot(self, ax=None):
         """NC1 to NC4, accuracy and NLL over the runs, or over the checkpoints that a single run holds.
@@ -120,8 +145,8 @@ class Comparison:
         from .plots.panels import plot_distances, plot_panels
 
         if ax is None:
-            return plot_panels(*self.trajectory)
-        plot_distances(ax, *self.trajectory)
+            return plot_panels(*self.trajectory, self.goals)
+        plot_distances(ax, *self.trajectory, self.goals)
         return ax.figure, ax
 
     def to_html(self, path: str | os.PathLike, *, title: str | None = None) -> None:

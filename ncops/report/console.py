@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any, TextIO
 
 from ..metrics.table import meaning
 from .collapse import CollapseReport
@@ -11,9 +12,34 @@ from .details import coverage_items
 from .numbers import format_value
 
 
+def encodable(text: str, stream: TextIO) -> str:
+    """The text, with a question mark for each character that the stream's encoding lacks."""
+    encoding = getattr(stream, "encoding", None)
+    return text if encoding is None else text.encode(encoding, "replace").decode(encoding)
+
+
+def emit(text: str = "", stream: TextIO | None = None) -> None:
+    """Prints a line, on standard output by default; never fails for what it is about."""
+    stream = sys.stdout if stream is None else stream
+    print(encodable(text, stream), file=stream, flush=True)
+
+
 def say(text: str) -> None:
     """One line of progress on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    emit(text, sys.stderr)
+
+
+class _Encodable:
+    """A stream whose ``write`` replaces what its encoding lacks, for rich."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(encodable(text, self._stream))
 
 
 def _rich_console():
@@ -23,7 +49,7 @@ def _rich_console():
         from rich.console import Console
     except ModuleNotFoundError:
         return None
-    return Console()
+    return Console(file=_Encodable(sys.stdout))
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
@@ -56,20 +82,20 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     """Prints a table on standard output; ``left`` names the columns that are aligned to the left."""
     console = _rich_console()
     if console is None:
-        print(f"{title}\n{plain_table(columns, rows, left)}" if title else plain_table(columns, rows, left))
+        emit(f"{title}\n{plain_table(columns, rows, left)}" if title else plain_table(columns, rows, left))
         return
     console.print(_rich_table(title, columns, rows, left))
 
 
 def show_report(report: CollapseReport, title: str) -> None:
     """The metrics with their direction, and under them the coverage."""
-    rows = [(meaning(n).label, format_value(float(v)), meaning(n).goal, n) for n, v in report.items()]
+    rows = [(meaning(n).label, format_value(float(v)), report.goals[n].text, n) for n, v in report.items()]
     show_table(title, ("metric", "value", "direction", "name"), rows, left=(0, 2, 3))
     if coverage := coverage_items(report):
-        print()
+        emit()
         show_table("Coverage", ("what", "number"), coverage)
     for note in report.grouped_notes():
-        print(f"\n{note}")
+        emit(f"\n{note}")
 
 
 class LiveTable:
@@ -97,7 +123,7 @@ class LiveTable:
         return self
 
     def _print(self, line: str) -> None:
-        print(line, file=sys.stderr if self.quiet else sys.stdout, flush=True)
+        emit(line, sys.stderr if self.quiet else sys.stdout)
 
     def _print_row(self, row: Sequence[str]) -> None:
         self._print("  ".join(cell.rjust(max(9, len(c))) for cell, c in zip(row, self.columns, strict=True)))

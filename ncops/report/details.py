@@ -24,7 +24,7 @@ PAIR_SAMPLE = 512
 
 CLASS_COLUMNS = {
     "count": "samples", "class_var": "variance", "mean_norm": "mean norm", "row_cosine": "cos with its row",
-    "held_out": "held-out samples", "hit": "hit rate", "agree": "agreement",
+    "decided": "decision samples", "hit": "hit rate", "agree": "agreement",
 }  # fmt: skip
 """The columns that a table of classes may have, by the name of their values in ``details["classes"]["rows"]``."""
 
@@ -137,7 +137,7 @@ def class_rows(
     if cosines is not None:
         columns["row_cosine"] = cosines.cpu()[order]
     if decisions is not None:
-        columns["held_out"] = decisions.count.cpu()[ids]
+        columns["decided"] = decisions.count.cpu()[ids]
         columns["hit"] = metrics.per_class_share(decisions.hit, decisions.count).cpu()[ids]
         columns["agree"] = metrics.per_class_share(decisions.agree, decisions.count).cpu()[ids]
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
@@ -161,18 +161,14 @@ def trajectory(
 
 def document(report: CollapseReport, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What ``report.json`` and ``--json`` hold: metrics, coverage, convention and every detail."""
-    head = {
-        "metrics": dict(report),
-        "coverage": report.coverage,
-        "convention": report.convention,
-        "settings": report.settings.as_dict(),
-        "metric_notes": report.notes,
-    }
+    head = report.document()
+    head["metric_notes"] = head.pop("notes")
     return strict({**head, **(details or {})})
 
 
 COVERAGE = {
     "classes": ("classes", ""),
+    "dim": ("dimensions", ""),
     "classes_seen": ("classes seen", "classes"),
     "classes_kept": ("classes kept", "classes"),
     "min_count": ("samples a class needs", ""),
@@ -201,22 +197,3 @@ def coverage_items(report: CollapseReport) -> list[tuple[str, str]]:
             shown += f" ({100 * value / coverage[whole]:.3g} %)"
         items.append((label, shown))
     return items
-
-
-def caveats(report: CollapseReport) -> list[str]:
-    """Sentences that keep a reader from taking a number for more than it is."""
-    coverage, found = report.coverage, []
-    share = coverage.get("decision_unkept_share")
-    if share is not None and share > 0.02:
-        found.append(
-            f"{100 * share:.3g} % of the decision samples have a label without a kept class mean: there the "
-            f"nearest mean is wrong by necessity, which caps the nearest-mean accuracy at {1 - share:.3f} and lowers "
-            "the NC4 agreement."
-        )
-    kept = coverage.get("classes_kept")
-    if kept is not None and kept < 2:
-        found.append(
-            f"Only {kept} class has enough samples: every number between classes is undefined. "
-            "Give more data, or ask for fewer samples per class."
-        )
-    return found

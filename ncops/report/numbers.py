@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -28,3 +29,8 @@ def strict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def strict_json(document: Any, indent: int | None) -> str:
+    """JSON in ASCII, which any output takes and any reader gives back; NaN and infinities are null."""
+    return json.dumps(strict(document), indent=indent, allow_nan=False)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from pathlib import Path
 
 from ..errors import CommandError
 from ..stats.files import write_file
 from .comparison import Comparison
-from .console import say, show_report, show_table
-from .details import caveats, document
+from .console import emit, say, show_report, show_table
+from .details import document
 from .measured import Measured
+from .numbers import strict_json
 
 
 def check_folder(folder: Path | None, option: str = "--output") -> None:
@@ -37,7 +37,7 @@ def deliver(
     """Prints the report (or its JSON) and writes the files that were asked for."""
     from .page import render
 
-    text = json.dumps(document(measured.report, measured.details), indent=1, ensure_ascii=False)
+    text = strict_json(document(measured.report, measured.details), 1)
     written = []
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,11 +48,11 @@ def deliver(
         write_file(html, render(measured.report, title=title, details=measured.details))
         written.append(html)
     if as_json:
-        print(text)
+        emit(text)
     else:
         show_report(measured.report, title)
-        for note in [*measured.details.get("notes", []), *caveats(measured.report)]:
-            print(f"\n{note}")
+        for note in [*measured.details.get("notes", []), *measured.report.caveats()]:
+            emit(f"\n{note}")
     if written:
         say("wrote " + ", ".join(str(path) for path in written))
 
@@ -66,6 +66,7 @@ def figure_files(comparison: Comparison) -> dict[str, bytes]:
     from matplotlib import pyplot
 
     from .plots.style import PAPER
+    from .plots.svg import presented
 
     # Type 42 fonts are what publishers ask for in a PDF.
     with matplotlib.rc_context({**PAPER, "pdf.fonttype": 42, "svg.hashsalt": "ncops", "backend": "agg"}):
@@ -75,6 +76,7 @@ def figure_files(comparison: Comparison) -> dict[str, bytes]:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata={date: None})
             files[f"trajectories.{suffix}"] = buffer.getvalue()
+        files["trajectories.svg"] = presented(files["trajectories.svg"].decode()).encode()
         pyplot.close(figure)
     return files
 
@@ -91,12 +93,13 @@ def deliver_comparison(
         raise CommandError(f"--output: {folder} is one of the runs; give another folder")
     text = comparison.to_json(indent=1)
     files = {"report.html": comparison.html(title=title), "comparison.json": text + "\n", **figure_files(comparison)}
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_file(folder / name, content)
     if as_json:
-        print(text)
+        emit(text)
     else:
         show_table(title or "Neural collapse, run by run", *comparison.rows())
         for note in comparison.caveats():
-            print(f"\n{note}")
+            emit(f"\n{note}")
     say("wrote " + ", ".join(str(folder / name) for name in files))

@@ -21,6 +21,7 @@ from ..stats.passes import in_dtype_of
 from .collapse import CollapseReport
 from .details import CLASS_COLUMNS
 from .measured import Measured, assemble, geometry_facts
+from .provenance import SCHEMA
 
 REPORT, CLASSES, DECISIONS = "report.json", "class_statistics.safetensors", "decision_statistics.safetensors"
 _NAME = re.compile(r"[A-Za-z0-9_]{1,60}")
@@ -73,10 +74,18 @@ def read_report(path: Path) -> Measured:
     coverage = {k: v for k, v in _mapping(document.get("coverage")).items() if _NAME.fullmatch(k) and _maybe(v)}
     if coverage.get("decision_unkept_share", 0.0) is None:
         coverage["decision_unkept_share"] = math.nan
+    coverage.setdefault("dim", _mapping(document.get("run")).get("dim"))  # where reports had it at first
+    if not _count(coverage["dim"]):
+        del coverage["dim"]
     reasons = document.get("metric_notes", document.get("notes"))  # as ncops writes it, and as CollapseReport.to_json
     reasons = {k: str(v) for k, v in _mapping(reasons).items() if k in metrics}
-    report = CollapseReport(metrics, coverage, _convention(document), reasons)
-    return Measured(report, read_details(document))
+    made = {key: value for key, value in _facts(_mapping(document.get("provenance"))).items() if _NAME.fullmatch(key)}
+    report = CollapseReport(metrics, coverage, _convention(document), reasons, made)
+    details = read_details(document)
+    schema = document.get("schema")
+    if schema is not None and not (_count(schema) and schema <= SCHEMA):
+        details["notes"].append(f"{path.name} has schema {schema!s:.20}, this version of ncops reads up to {SCHEMA}.")
+    return Measured(report, details)
 
 
 def _convention(document: Mapping[str, Any]) -> Convention:
@@ -147,6 +156,8 @@ def _scatter(data: Any) -> dict[str, Any]:
 def _classes(data: Any) -> dict[str, Any]:
     rows = []
     for row in data["rows"]:
+        if "held_out" in row:  # its name before, whatever part the decisions were on
+            row = {**row, "decided": row["held_out"]}
         columns = [name for name in CLASS_COLUMNS if name in row]
         rows.append({**_entries(row, {"id": _count, **dict.fromkeys(columns, _maybe)}), "text": str(row["text"])})
     noun = str(data.get("noun", "class"))[:40]

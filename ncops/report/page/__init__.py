@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from ...metrics.table import HEADLINES, direction, distance, meaning
-from ..details import CLASS_COLUMNS, caveats, coverage_items
+from ...metrics.goals import Goals
+from ...metrics.table import HEADLINES, meaning
+from ..details import CLASS_COLUMNS, coverage_items
 from ..numbers import format_value
 from ..plots.curves import CONTROL, Axis, has_values, short
 from . import figures
@@ -31,29 +35,48 @@ def token_html(text: str) -> Markup:
     return Markup(f"<code>{shown or ' '}</code>")
 
 
-def _collapsed(name: str, value: float) -> float:
-    """From 0, not collapsed, to 1."""
-    if not math.isfinite(value):
+def _collapsed(goals: Goals, name: str, value: float) -> float:
+    """From 0, not collapsed, to 1; of a metric that has a best value."""
+    far = goals.distance(name, value)
+    if far is None:
         return 0.0
-    return 1 / (1 + value) if meaning(name).target == 0 else min(max(value, 0.0), 1.0)
+    return min(max(value / goals[name].target, 0.0), 1.0) if goals[name].better == "higher" else 1 / (1 + far)
 
 
-def _nearest(name: str, values: Sequence[float | None]) -> list[tuple[float | None, str]]:
+def _nearest(
+    name: str, values: Sequence[float | None], goals: Sequence[Goals]
+) -> list[tuple[float | None, str]]:
     """Each value with the class of its cell: the nearest to full collapse are the best, unless all are."""
-    far = [distance(name, math.nan if value is None else value) for value in values]
+    far = [of.distance(name, value) for of, value in zip(goals, values, strict=True)]
     known = {d for d in far if d is not None}
     return [(v, "best" if len(known) > 1 and d == min(known) else "") for v, d in zip(values, far, strict=True)]
+
+
+def _hash(text: str) -> str:
+    """What a content policy calls a sheet or a script of this text, so that no other is let in."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+MOST_COLUMNS = 64
+"""Tables of more columns are printed as if they had as many."""
+
+
+@functools.cache
+def _sheet() -> str:
+    """The page's one style sheet; no element has a style of its own."""
+    text = _TEMPLATES.get_template("page.css").render()
+    return text + "".join(f".n{n}{{--n:{n}}}" for n in range(11, MOST_COLUMNS + 1))
 
 
 _TEMPLATES = Environment(
     loader=PackageLoader(__name__, ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 _TEMPLATES.filters.update(
-    direction=direction, label=lambda name: meaning(name).label, number=format_value, token=token_html,
+    hash=_hash, label=lambda name: meaning(name).label, number=format_value, token=token_html,
     numbers=lambda headings: [(heading, "number") for heading in headings],
     sort_key=lambda value: "" if value is None or not math.isfinite(value) else repr(value),
 )  # fmt: skip
-_TEMPLATES.globals.update(collapsed=_collapsed, headlines=HEADLINES, meaning=meaning)
+_TEMPLATES.globals.update(collapsed=_collapsed, headlines=HEADLINES, meaning=meaning, most_columns=MOST_COLUMNS)
 
 
 def _page(template: str, report: CollapseReport, details: Mapping[str, Any], **values: Any) -> str:
@@ -61,15 +84,19 @@ def _page(template: str, report: CollapseReport, details: Mapping[str, Any], **v
     classes = details.get("classes", {"rows": []})
     text = _TEMPLATES.get_template(template).render(
         values,
+        sheet=_sheet(),
+        script=_TEMPLATES.get_template("page.js").render(),
         plots=figures.can_draw(),
         figures=figures.drawn(figures.distributions(report, details)),
         report={name: float(value) for name, value in report.items()},
+        goals=report.goals,
         metric_notes=report.notes,
         coverage=coverage_items(report),
-        notes=[*details.get("notes", []), *caveats(report)],
+        notes=[*details.get("notes", []), *report.caveats()],
         classes=classes,
+        decisions_on=details.get("run", {}).get("decisions_on"),
         class_columns={n: text for n, text in CLASS_COLUMNS.items() if classes["rows"] and n in classes["rows"][0]},
-        facts={"convention": report.convention, **details.get("run", {})},
+        facts={"convention": report.convention, **details.get("run", {}), **report.provenance},
     )
     return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else "·", text)
 
@@ -82,7 +109,7 @@ def render(report: CollapseReport, *, title: str | None = None, details: Mapping
         "report.html", report, details,
         title=title or "Neural collapse report",
         subtitle=" · ".join(str(run[k]) for k in ("model_name", "data") if run.get(k)) or "measured with ncops",
-        trajectories=figures.trajectories([("", details)]),
+        trajectories=figures.trajectories([("", details)], report.goals),
     )  # fmt: skip
 
 
@@ -102,6 +129,8 @@ def render_runs(
     """
     numbered, names = axis.labels is None, [short(run.name, 60) for run in runs]
     shown = axis if numbered else axis._replace(labels=[short(label, 60) for label in axis.labels])
+    goals = [run.report.goals for run in runs]
+    shared = Goals.shared(goals)
     labels, many = (names, f"{len(runs)} runs") if len(runs) > 1 else ([""], "1 run")
     span = f" · {axis.name} {axis.points[0]:,.10g} to {axis.points[-1]:,.10g}" if numbered else ""
     return _page(
@@ -111,7 +140,9 @@ def render_runs(
         differences=differences,
         runs=names,
         axis=shown,
-        panels=figures.drawn(figures.panels(shown, metrics)) if len(runs) > 1 else [],
-        metrics={name: _nearest(name, values) for name, values in metrics.items() if has_values(values)},
-        trajectories=figures.trajectories(list(zip(labels, (run.details for run in runs), strict=True)), numbered),
+        panels=figures.drawn(figures.panels(shown, metrics, shared)) if len(runs) > 1 else [],
+        metrics={name: _nearest(name, values, goals) for name, values in metrics.items() if has_values(values)},
+        trajectories=figures.trajectories(
+            list(zip(labels, (run.details for run in runs), strict=True)), shared, numbered
+        ),
     )  # fmt: skip

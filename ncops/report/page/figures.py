@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...metrics.table import direction, meaning, takes_log
+from ...metrics.goals import Goals
+from ...metrics.table import meaning, takes_log
 from ..numbers import format_value
 from ..plots.curves import Axis, Line, draw, has_values
 from ..plots.panels import draw_panel, shown_panels
 from ..plots.report import count_variance, distribution, overview, reliability
 from ..plots.style import SENTINEL
 from ..plots.svg import inline_svg
+
+if TYPE_CHECKING:
+    from ..collapse import CollapseReport
 
 SIZE, WIDE = (4.4, 2.9), (4.4, 3.6)
 """Inches of a figure: drawn as wide as a phone shows it, so that its text is never scaled down."""
@@ -44,14 +48,16 @@ def figure(
 def _histogram(data: Mapping[str, Any], key: str, title: str, xlabel: str, caption: str) -> Iterator[Figure]:
     entry = data.get(key)
     if entry and sum(entry["counts"]):
-        marks = {f"mean {format_value(entry['mean'])}": entry["mean"]} if entry.get("mean") is not None else {}
+        sampled = key == "pair_cosine" and entry["classes"] < entry["of"]
+        name = "mean of the sample" if sampled else "mean"
+        marks = {f"{name} {format_value(entry['mean'])}": entry["mean"]} if entry.get("mean") is not None else {}
         if key == "pair_cosine" and entry["classes"] > 1:
             corner = -1 / (entry["of"] - 1)
             marks[f"simplex {corner:.3g}"] = corner
         yield figure(key, title, distribution, entry, xlabel, marks=marks, caption=caption)
 
 
-def distributions(report: Mapping[str, float], details: Mapping[str, Any]) -> Iterator[Figure]:
+def distributions(report: CollapseReport, details: Mapping[str, Any]) -> Iterator[Figure]:
     """How far one report is from collapse, and what its details hold about its classes and its decisions."""
     data, scatter = details.get("histograms", {}), details.get("scatter")
     told = "Values at the right. Distances under 10⁻⁴ are drawn at the left edge."
@@ -61,8 +67,9 @@ def distributions(report: Mapping[str, float], details: Mapping[str, Any]) -> It
     told = "Self-duality (NC3) puts every class at 1."
     yield from _histogram(data, "row_cosine", "Class mean against its classifier row", "cosine", told)
     if pairs := data.get("pair_cosine"):
-        which = f"A random sample of {pairs['classes']} of {pairs['of']:,}" if pairs["classes"] < pairs["of"] else "All"
-        told = f"{which} kept classes; a simplex (NC2) is one bar at −1/(K−1)."
+        told = f"{_pairs(pairs, report)} A simplex (NC2) is one bar at −1/(K−1)" + (
+            ", which needs K ≤ D + 1." if report.goals.crowded else "."
+        )
         yield from _histogram(data, "pair_cosine", "Angles between class means", "cosine of a pair", told)
     if scatter and scatter["shown"]:
         told = f"{scatter['shown']:,} of {scatter['of']:,} kept classes with a variance above 0."
@@ -81,17 +88,33 @@ def distributions(report: Mapping[str, float], details: Mapping[str, Any]) -> It
         yield figure("reliability", "Reliability", reliability, data["reliability"], caption=told)
 
 
-def trajectories(runs: Sequence[tuple[str, Mapping[str, Any]]], numbered: bool = False) -> list[tuple]:
+def _pairs(entry: Mapping[str, Any], report: CollapseReport) -> str:
+    """Which pairs of classes a histogram shows, and how its mean stands to the report's."""
+    if entry["classes"] >= entry["of"]:
+        return "All pairs of kept classes."
+    told = f"Pairs of a random sample of {entry['classes']} of {entry['of']:,} kept classes"
+    exact = report.get("nc2_cos_mean", math.nan)
+    if not math.isfinite(exact) or report.settings.similarity != "cosine" or report.settings.global_mean != "class":
+        return f"{told}."
+    return f"{told}: its mean is that of the sample, over all pairs it is {format_value(exact)} (NC2, mean cosine)."
+
+
+def trajectories(
+    runs: Sequence[tuple[str, Mapping[str, Any]]], goals: Goals, numbered: bool = False
+) -> list[tuple]:
     """(``"checkpoints"`` or ``"layers"``, figures, what a lone run holds of these) for what some run holds.
 
     Args:
-        runs: the label of each in the figures, and its details. numbered: they are stages of one development.
+        runs: the label of each in the figures, and its details. goals: what all of them have in common.
+        numbered: they are stages of one development.
     """
     held = {key: [(label, d[key]) for label, d in runs if key in d] for key in ("checkpoints", "layers")}
-    return [(key, drawn(_along(key, parts, numbered)), parts[0][1]) for key, parts in held.items() if parts]
+    return [(key, drawn(_along(key, parts, goals, numbered)), parts[0][1]) for key, parts in held.items() if parts]
 
 
-def _along(key: str, parts: Sequence[tuple[str, Mapping[str, Any]]], numbered: bool) -> Iterator[Figure]:
+def _along(
+    key: str, parts: Sequence[tuple[str, Mapping[str, Any]]], goals: Goals, numbered: bool
+) -> Iterator[Figure]:
     """One figure per metric, one line per run that has it. Steps and epochs share no axis."""
     for number, kind in enumerate(dict.fromkeys(part["axis"] for _, part in parts)):
         same = [(label, part) for label, part in parts if part["axis"] == kind]
@@ -103,13 +126,13 @@ def _along(key: str, parts: Sequence[tuple[str, Mapping[str, Any]]], numbered: b
                 if has_values(part["metrics"].get(name))
             ]
             if lines:
-                look = {"target": meaning(name).target, "ordered": numbered and len(same) > 2, "log": takes_log(name)}
+                look = {"target": goals[name].target, "ordered": numbered and len(same) > 2, "log": takes_log(name)}
                 place = f"{key}-{name}" + (f"-{number}" if number else "")
-                yield figure(place, meaning(name).label, draw, axis, lines, way=direction(name), **look)
+                yield figure(place, meaning(name).label, draw, axis, lines, way=goals.direction(name), **look)
 
 
-def panels(axis: Axis, metrics: Mapping[str, Sequence[float | None]]) -> Iterator[Figure]:
+def panels(axis: Axis, metrics: Mapping[str, Sequence[float | None]], goals: Goals) -> Iterator[Figure]:
     """The main metrics over runs."""
     size = SIZE if axis.labels is None else WIDE
-    for key, title, way in shown_panels(metrics):
-        yield figure(f"runs-{key}", title, draw_panel, key, axis, metrics, way=way, size=size)
+    for key, title, way in shown_panels(metrics, goals):
+        yield figure(f"runs-{key}", title, draw_panel, key, axis, metrics, goals, way=way, size=size)

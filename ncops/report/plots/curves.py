@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .style import DASHES, LIGHT, MARKERS, Palette, compact, log_axis, power, style
+from .style import DASHES, MARKERS, Palette, compact, log_axis, power, style
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
-"""Characters that show nothing, or change how others are shown."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+"""Characters that show nothing, or change how others are shown, and halves of characters, which no encoding has."""
 
 MANY_DECADES = 30.0
 """Largest over smallest value from which an axis is logarithmic."""
@@ -60,29 +60,30 @@ def draw(
     ax,
     axis: Axis,
     lines: Sequence[Line],
-    palette: Palette = LIGHT,
+    palette: Palette | None = None,
     *,
     target: float | None = None,
     ordered: bool = False,
     log: bool = True,
-) -> None:
-    """Draws lines with their names at the right end, on scales that fit them.
+) -> list:
+    """Draws lines with their names at the right end, on scales that fit them; returns matplotlib's lines.
 
     Args:
         target: the value at full collapse, a dashed line where the axis can show it.
         ordered: the lines are stages of one development, from pale to strong, instead of things to tell apart.
         log: a logarithmic axis is allowed, which takes values over many decades.
     """
-    style(ax, palette)
+    palette = style(ax, palette)
     drawn = []
     for number, line in enumerate(lines):
         points = axis.points if line.points is None else line.points
         values = [math.nan if v is None else drawable(v) for v in line.values]
-        kind = 0 if ordered else number % len(palette.series)
-        look = {"color": palette.series[kind], "marker": MARKERS[kind], "linestyle": DASHES[kind], "linewidth": 1.7}
+        kind = 0 if ordered else number
+        look = {"color": palette.series[kind % len(palette.series)], "marker": MARKERS[kind % len(MARKERS)],
+                "linestyle": DASHES[kind % len(DASHES)], "linewidth": 1.7}  # fmt: skip
         if ordered and len(lines) > 1:
             look["alpha"] = 0.28 + 0.72 * number / (len(lines) - 1)
-        elif number >= len(palette.series):  # past six lines the colours come again, hollow
+        elif number >= len(MARKERS):  # past six lines the markers come again, hollow
             look["markerfacecolor"] = "none"
         if axis.labels is not None:
             look.update(linestyle=(0, (1, 2)), linewidth=1.0)
@@ -93,6 +94,7 @@ def draw(
     ax.grid(axis="y", color=palette.line, lw=0.5, alpha=0.7)
     ax.set_axisbelow(True)
     _label_ends(ax, lines, drawn, ordered)
+    return drawn
 
 
 def _horizontal(ax, axis: Axis) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ...metrics.table import HEADLINES, METRICS, direction, distance, meaning, takes_log
+from ...metrics.goals import Goals
+from ...metrics.table import HEADLINES, METRICS, meaning, takes_log
 from .curves import Axis, Line, draw, has_values
-from .style import LIGHT, PAPER, Palette
+from .style import PAPER, Palette, make_room, palette_of
 
 Metrics = Mapping[str, Sequence[float | None]]
 """Name -> values along an axis."""
@@ -23,28 +24,39 @@ def _names(key: str) -> list[str]:
     return [name for name, metric in METRICS.items() if metric.panel == key]
 
 
-def shown_panels(metrics: Metrics) -> list[tuple[str, str, str]]:
+def _target(names: Sequence[str], goals: Goals) -> float | None:
+    """The value at full collapse, where the lines of a panel share one."""
+    targets = {goals[name].target for name in names}
+    return targets.pop() if len(targets) == 1 else None
+
+
+def _way(names: Sequence[str], goals: Goals) -> str:
+    """Where the lines of a panel go; their bounds in the order of the lines, where these differ."""
+    if len({goals[name].target for name in names}) == 1:
+        return goals.direction(names[0])
+    bounds = ", ".join("?" if (to := goals[name].target) is None else f"{to:.3g}" for name in names)
+    return f"↑ most {bounds}" if goals[names[0]].better == "higher" else f"↓ least {bounds}"
+
+
+def shown_panels(metrics: Metrics, goals: Goals) -> list[tuple[str, str, str]]:
     """The panels that ``metrics`` has values for: key, title and where the lines go, ``"↓ 0 = collapsed"``."""
-    return [
-        (key, title, direction(_names(key)[0]))
-        for key, title in PANELS.items()
-        if any(has_values(metrics.get(name)) for name in _names(key))
-    ]
+    shown = {key: [name for name in _names(key) if has_values(metrics.get(name))] for key in PANELS}
+    return [(key, PANELS[key], _way(names, goals)) for key, names in shown.items() if names]
 
 
-def draw_panel(ax, key: str, axis: Axis, metrics: Metrics, palette: Palette = LIGHT) -> None:
+def draw_panel(ax, key: str, axis: Axis, metrics: Metrics, goals: Goals, palette: Palette | None = None) -> None:
     """The lines of a panel that ``metrics`` holds."""
     first, shown = _names(key)[0], [name for name in _names(key) if has_values(metrics.get(name))]
     # A panel's title says already what its first metric is.
     lines = [Line("" if shown == [first] else meaning(name).short, metrics[name]) for name in shown]
-    draw(ax, axis, lines, palette, target=meaning(first).target, log=takes_log(first))
+    draw(ax, axis, lines, palette, target=_target(shown, goals), log=takes_log(first))
 
 
-def plot_panels(axis: Axis, metrics: Metrics, palette: Palette = LIGHT):
+def plot_panels(axis: Axis, metrics: Metrics, goals: Goals):
     """A figure with one panel per property that was measured, 7 inches wide; returns it and its axes."""
     from matplotlib import pyplot
 
-    shown = shown_panels(metrics)
+    shown = shown_panels(metrics, goals)
     columns = min(len(shown), 2 if len(shown) in (2, 4) else 3) or 1
     rows = max(1, math.ceil(len(shown) / columns))
     height = 2.2 if axis.labels is None else 2.2 + 0.06 * min(18, max(map(len, axis.labels)))
@@ -54,7 +66,8 @@ def plot_panels(axis: Axis, metrics: Metrics, palette: Palette = LIGHT):
         for ax in grid.flat[len(shown) :]:
             ax.set_axis_off()
         for ax, (key, title, way) in zip(grid.flat, shown, strict=False):
-            draw_panel(ax, key, axis, metrics, palette)
+            draw_panel(ax, key, axis, metrics, goals)
+            palette = palette_of(ax)
             for text, up, look in (
                 (title, 17, {"color": palette.ink, "fontweight": "bold"}),
                 (way, 5, {"color": palette.muted, "fontsize": 8.5}),
@@ -64,12 +77,16 @@ def plot_panels(axis: Axis, metrics: Metrics, palette: Palette = LIGHT):
     return figure, list(grid.flat[: len(shown)])
 
 
-def plot_distances(ax, axis: Axis, metrics: Metrics, palette: Palette = LIGHT) -> None:
-    """NC1 to NC4 on one plot, each as its distance from full collapse: all of them fall."""
-    lines = [
-        Line(meaning(name).far, [None if v is None else distance(name, v) for v in metrics[name]])
-        for name in HEADLINES
-        if has_values(metrics.get(name))
-    ]
-    draw(ax, axis, lines, palette, target=0.0)
+def plot_distances(ax, axis: Axis, metrics: Metrics, goals: Goals) -> None:
+    """NC1 to NC4 on one plot, each as its distance from full collapse: all of them fall.
+
+    Their names are in a legend: beside the lines they would stick out of axes that are not ours to lay out.
+    """
+    far = {name: [goals.distance(name, value) for value in metrics.get(name, ())] for name in HEADLINES}
+    found = {name: values for name, values in far.items() if has_values(values)}
+    drawn = draw(ax, axis, [Line("", values) for values in found.values()], target=0.0)
     ax.set_ylabel("distance from full collapse")
+    if found:
+        ink = palette_of(ax).ink
+        ax.legend(drawn, [meaning(name).far for name in found], fontsize="small", frameon=False, labelcolor=ink)
+    make_room(ax)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...metrics import table
-from ...metrics.table import distance, meaning, shown_in
+from ...metrics.table import meaning, shown_in
 from ..numbers import format_value
-from .style import LIGHT, MARKERS, PAPER, Palette, log_axis, power, style
+from .style import MARKERS, PAPER, Palette, log_axis, make_room, power, style
+
+if TYPE_CHECKING:
+    from ..collapse import CollapseReport
 
 OVERVIEW = shown_in(table.OVERVIEW)
 _FLOOR = 1e-4
 
 
-def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
-    """How far each metric is from its value at full collapse, on one logarithmic axis; left is collapsed."""
-    values = {name: float(report[name]) for name in OVERVIEW if name in report}
-    found = [(name, far, value) for name, value in values.items() if (far := distance(name, value)) is not None]
-    style(ax, palette)
+def overview(ax, report: CollapseReport, palette: Palette | None = None) -> None:
+    """How far each metric is from its value at full collapse, on one logarithmic axis; left is collapsed.
+
+    Where K classes in D dimensions cannot have that value, it is the best that they can have.
+    """
+    values, goals = {name: float(report[name]) for name in OVERVIEW if name in report}, report.goals
+    found = [(name, far, value) for name, value in values.items() if (far := goals.distance(name, value)) is not None]
+    palette = style(ax, palette)
     if not found:
         text = "fewer than two classes kept: nothing to compare"
         ax.text(0.5, 0.5, text, ha="center", color=palette.muted, transform=ax.transAxes)
@@ -28,14 +34,16 @@ def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
     top = 1.4 * max(1.0, max(min(d, 1e6) for _, d, _ in found))
     for row, (name, far, value) in enumerate(reversed(found)):
         shown, kind = min(max(far, _FLOOR), top), groups.index(meaning(name).group)
-        ax.plot([_FLOOR, shown], [row, row], color=palette.series[kind], lw=2, alpha=0.35, zorder=1)
-        ax.plot([shown], [row], MARKERS[kind], ms=7, color=palette.series[kind], zorder=2)
+        colour = palette.series[kind % len(palette.series)]
+        ax.plot([_FLOOR, shown], [row, row], color=colour, lw=2, alpha=0.35, zorder=1)
+        ax.plot([shown], [row], MARKERS[kind], ms=7, color=colour, zorder=2)
         ax.annotate(
             format_value(value), (1.0, row), xycoords=("axes fraction", "data"), xytext=(6, 0),
             textcoords="offset points", va="center", fontsize="medium", color=palette.ink,
         )  # fmt: skip
     ax.set(xscale="log", xlim=(_FLOOR * 0.8, top), ylim=(-0.7, len(found) - 0.3))
-    ax.set_xlabel("← collapsed · distance from full collapse")
+    best = "the best for K > D + 1" if goals.crowded else "full collapse"
+    ax.set_xlabel(f"← distance from {best}", loc="right")  # the names of the metrics leave it room at the left
     log_axis(ax.xaxis)
     ax.set_yticks(range(len(found)), [meaning(n).label for n, _, _ in reversed(found)])
     ax.grid(axis="x", color=palette.line, lw=0.6, alpha=0.7)
@@ -43,13 +51,13 @@ def overview(ax, report: Mapping[str, float], palette: Palette = LIGHT) -> None:
 
 
 def distribution(
-    ax, data: Mapping[str, Any], xlabel: str, palette: Palette = LIGHT, marks: Mapping[str, float] | None = None
+    ax, data: Mapping[str, Any], xlabel: str, palette: Palette | None = None, marks: Mapping[str, float] | None = None
 ) -> None:
     """A histogram from edges and counts; ``marks`` are labelled vertical lines. What lies outside is told."""
+    palette = style(ax, palette)
     edges, counts = data["edges"], data["counts"]
     widths = [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)]
     ax.bar(edges[:-1], counts, width=widths, align="edge", color=palette.accent, alpha=0.85, lw=0)
-    style(ax, palette)
     used = [i for i, c in enumerate(counts) if c]
     if used:  # the fixed edges of a stream are wide: show the part where the data are
         room = 0.04 * (edges[used[-1] + 1] - edges[used[0]])
@@ -72,13 +80,13 @@ def distribution(
     ax.yaxis.get_major_locator().set_params(integer=True)
 
 
-def count_variance(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> None:
+def count_variance(ax, data: Mapping[str, Any], palette: Palette | None = None) -> None:
     """Samples of a class against its variance, both logarithmic."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
+    palette = style(ax, palette)
     ax.scatter(data["count"], data["variance"], s=14, color=palette.accent, alpha=0.55, lw=0)
     ax.set(xscale="log", yscale="log", xlabel="samples of the class", ylabel="variance in the class")
-    style(ax, palette)
     for axis, values in ((ax.xaxis, data["count"]), (ax.yaxis, data["variance"])):
         ratio = max(values) / min(values)
         steps = (1.0, 2.0, 5.0) if ratio < 100 else (1.0,)
@@ -89,8 +97,9 @@ def count_variance(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> Non
     ax.set_axisbelow(True)
 
 
-def reliability(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> None:
+def reliability(ax, data: Mapping[str, Any], palette: Palette | None = None) -> None:
     """Accuracy per confidence bin beside the diagonal of perfect calibration; empty bins stay empty."""
+    palette = style(ax, palette)
     edges, accuracy, confidence = data["edges"], data["accuracy"], data["confidence"]
     ax.plot([0, 1], [0, 1], color=palette.muted, lw=1, ls=(0, (3, 2)))
     for low, high, right, sure in zip(edges[:-1], edges[1:], accuracy, confidence, strict=True):
@@ -98,11 +107,10 @@ def reliability(ax, data: Mapping[str, Any], palette: Palette = LIGHT) -> None:
             continue
         ax.bar(low, right, width=(high - low) * 0.92, align="edge", color=palette.accent, alpha=0.85, lw=0)
         ax.plot([sure], [right], "o", ms=3.5, color=palette.second)
-    style(ax, palette)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the classifier", ylabel="accuracy in the bin")
 
 
-def plot_report(report: Mapping[str, float], ax=None):
+def plot_report(report: CollapseReport, ax=None):
     """The overview of a report.
 
     Returns:
@@ -113,6 +121,7 @@ def plot_report(report: Mapping[str, float], ax=None):
     """
     if ax is not None:
         overview(ax, report)
+        make_room(ax)
         return ax.figure, ax
     from matplotlib import pyplot
 

@@ -28,6 +28,11 @@ LIGHT = Palette(
     ink="#1f2430", muted="#667085", line="#d5d9e0", accent="#3a5bd9", second="#c2611a",
     series=("#0072b2", "#d55e00", "#0d9b5e", "#8d3e66", "#473704", "#15171c"),
 )  # fmt: skip
+# The colours of the page in the dark (page/page.css).
+DARK = Palette(
+    ink="#e7e9ee", muted="#99a1b0", line="#333946", accent="#8ea6ff", second="#f0a267",
+    series=("#5cb3ec", "#ff9354", "#5c8d73", "#91518d", "#f9f1b5", "#dce8ec"),
+)  # fmt: skip
 # Colours that stand for CSS variables: the HTML writer replaces them, and the plots follow a light or dark page.
 SENTINEL = Palette(
     ink="#0a0b01", muted="#0a0b02", line="#0a0b03", accent="#0a0b04", second="#0a0b05",
@@ -43,9 +48,32 @@ PAPER = {
 """Sizes in points for a figure as wide as a page of two columns."""
 
 
-def style(ax, palette: Palette = LIGHT) -> None:
-    """Quiet axes: no box, thin lines, one ink."""
-    ax.set_facecolor("none")
+def palette_of(ax) -> Palette:
+    """Colours that can be seen on these axes; what the user has set in matplotlib's ``rcParams`` comes first."""
+    from matplotlib import colors, rcParams, rcParamsDefault
+
+    ground = [1.0, 1.0, 1.0]
+    for patch in (ax.figure.get_facecolor(), ax.get_facecolor()):
+        *colour, alpha = colors.to_rgba(patch)
+        ground = [alpha * c + (1 - alpha) * g for c, g in zip(colour, ground, strict=True)]
+    dark = 0.2126 * ground[0] + 0.7152 * ground[1] + 0.0722 * ground[2] < 0.4
+    own = {
+        field: colors.to_hex(rcParams[name])
+        for field, name in (("ink", "text.color"), ("muted", "axes.labelcolor"), ("line", "grid.color"))
+        if rcParams[name] != rcParamsDefault[name]
+    }
+    if rcParams["axes.prop_cycle"] != rcParamsDefault["axes.prop_cycle"]:
+        cycle = [colors.to_hex(c) for c in rcParams["axes.prop_cycle"].by_key().get("color", ())]
+        own |= {"series": tuple(cycle), "accent": cycle[0], "second": cycle[1 % len(cycle)]} if cycle else {}
+    return (DARK if dark else LIGHT)._replace(**own)
+
+
+def style(ax, palette: Palette | None = None) -> Palette:
+    """Quiet axes: no box, thin lines, one ink. Returns the palette: by default the one that suits the axes."""
+    if palette is None:
+        palette = palette_of(ax)
+    else:
+        ax.set_facecolor("none")
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -54,6 +82,30 @@ def style(ax, palette: Palette = LIGHT) -> None:
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_color(palette.muted)
     ax.title.set_color(palette.ink)
+    return palette
+
+
+def make_room(ax) -> None:
+    """Shrinks axes of a figure that no layout engine lays out until their labels are inside its edges, or inside what
+    the grid they stand in leaves to each of its axes."""
+    figure, spec = ax.figure, ax.get_subplotspec()
+    if figure.get_layout_engine() is not None or not hasattr(figure, "draw_without_rendering"):  # a figure in a figure
+        return
+    left, bottom, right, top = 0.0, 0.0, 1.0, 1.0
+    if spec is not None:
+        bottoms, tops, lefts, rights = spec.get_gridspec().get_grid_positions(figure)
+        rows, columns = spec.rowspan, spec.colspan
+        left = (rights[columns.start - 1] + lefts[columns.start]) / 2 if columns.start else left
+        right = (rights[columns.stop - 1] + lefts[columns.stop]) / 2 if columns.stop < len(lefts) else right
+        top = (bottoms[rows.start - 1] + tops[rows.start]) / 2 if rows.start else top
+        bottom = (bottoms[rows.stop - 1] + tops[rows.stop]) / 2 if rows.stop < len(tops) else bottom
+    figure.draw_without_rendering()
+    needs = ax.get_tightbbox().transformed(figure.transFigure.inverted())
+    box, room = ax.get_position(), 0.01
+    x0, y0 = box.x0 + max(0.0, left + room - needs.x0), box.y0 + max(0.0, bottom + room - needs.y0)
+    x1, y1 = box.x1 - max(0.0, needs.x1 - right + room), box.y1 - max(0.0, needs.y1 - top + room)
+    if x1 > x0 and y1 > y0:
+        ax.set_position([x0, y0, x1 - x0, y1 - y0])
 
 
 def power(value: float, _position: int = 0) -> str:

@@ -1,0 +1,32 @@
+"""Results as tables of others: a pandas data frame, which is asked for, and the HTML that a notebook shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+
+def frame(columns: Mapping[str, Sequence[Any]], index: Sequence[Any] | None = None) -> Any:
+    """A ``pandas.DataFrame``.
+
+    Raises:
+        ModuleNotFoundError: without pandas, which nothing else here needs.
+    """
+    try:
+        from pandas import DataFrame
+    except ModuleNotFoundError as error:
+        if error.name != "pandas":
+            raise
+        raise ModuleNotFoundError("to_frame: needs the package pandas: pip install pandas", name="pandas") from None
+    return DataFrame(dict(columns), index=index)
+
+
+def html_table(
+    heads: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", notes: Sequence[str] = ()
+) -> str:
+    """A plain HTML table, everything escaped; the notebook's own sheet styles it."""
+    lines = ["<table>", *([f"<caption>{escape(caption)}</caption>"] if caption else []), "<thead>"]
+    lines.append("<tr>" + "".join(f"<th>{escape(str(head))}</th>" for head in heads) + "</tr></thead><tbody>")
+    lines += ["<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]
+    return "\n".join([*lines, "</tbody></table>", *(f"<p>{escape(note)}</p>" for note in notes)])
