@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ class StreamingState:
     """Subclasses name their tensors in ``_TENSORS`` (one may be None).
 
     A state is its :meth:`config` and its :meth:`tensors`: what stores one writes both, and ``from_state(config,
-    tensors)`` of its class makes it again. To sum over ranks, a subclass says in :meth:`_alike` what must agree, and
+    tensors)`` of its class makes it again, or raises ValueError; whoever has them from outside this process then calls
+    :meth:`check_values`. To sum over ranks, a subclass says in :meth:`_alike` what must agree, and
     adds up in :meth:`_reduce`.
     """
 
@@ -60,12 +61,21 @@ class StreamingState:
         Means and classifier of :class:`ncops.DecisionStatistics` stay.
 
         Raises:
-            ValueError: missing or foreign tensors; other sizes, another convention or another set of kept classes.
+            ValueError: no dictionary with a config; missing, foreign or impossible values; other sizes, another
+                convention or another set of kept classes. Nothing has changed then.
         """
+        if not isinstance(state, Mapping) or "config" not in state:
+            got = f"the names {', '.join(map(str, state))}" if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f"state: expected a dictionary of tensors and 'config', got {got}")
         loaded = type(self).from_state(state["config"], {n: value for n, value in state.items() if n != "config"})
+        loaded.check_values()
         self._check_fits(loaded)
         copied = {name: tensor.to(self.device, copy=True) for name, tensor in loaded.tensors().items()}
         vars(self).update({**vars(loaded), **copied})
+
+    def check_values(self) -> None:
+        """Raises ValueError for numbers that no rows have, such as negative counts; it looks at all of them."""
+        raise NotImplementedError
 
     def _check_fits(self, loaded: Any) -> None:
         """Raises ValueError unless the content of ``loaded`` may replace that of self."""
@@ -118,15 +128,3 @@ class StreamingState:
         for name, tensor in self.tensors().items():
             setattr(self, name, tensor.to(device))
         return self
-
-    def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Raises ValueError unless ``tensors`` has the names, shapes and dtypes of this state's."""
-        expected = self.tensors()
-        if set(tensors) != set(expected):
-            raise ValueError(
-                f"state: expected the tensors {', '.join(sorted(expected))}, got {', '.join(sorted(tensors))}"
-            )
-        for name, (mine, theirs) in {name: (expected[name], tensors[name]) for name in expected}.items():
-            if theirs.shape != mine.shape or theirs.dtype != mine.dtype:
-                got = f"{theirs.dtype} {tuple(theirs.shape)}"
-                raise ValueError(f"state: {name}: expected {mine.dtype} {tuple(mine.shape)}, got {got}")
