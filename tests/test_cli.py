@@ -83,6 +83,21 @@ def test_info(capsys):
     assert facts["native"]["loaded"] or facts["native"]["reason"]
 
 
+def test_info_says_each_reason_once_and_names_the_instruction_set(capsys, monkeypatch):
+    facts = info.collect(torch_env=False)
+    if facts["native"]["loaded"]:
+        assert facts["native"]["instruction_set"] == torch.ops.ncops_C.cpu_isa()
+        info.show(facts)
+        assert f"CPU instruction set: {torch.ops.ncops_C.cpu_isa()}\n" in capsys.readouterr().out
+    for devices in facts["ops"].values():
+        devices["cpu"]["why_not"] = {"cpu": "there is none"}
+    facts["ops"]["pair_stats"]["cuda"]["why_not"] = {"triton": "too old"}
+    info.show(facts)
+    out = capsys.readouterr().out
+    assert out.count("there is none") == 1 and "cpu is off for every op: there is none\n" in out
+    assert "triton is off for pair_stats: too old\n" in out
+
+
 def test_info_knows_every_extra():
     project = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]

@@ -97,22 +97,29 @@ class StreamingState:
 
         Args:
             group: the process group; None is the default one. gloo needs the state on a CPU, nccl on a GPU.
-            inplace: put the result into self and return self, saving a copy of the state. Updates then raise until
-                :meth:`reset`, so that nothing is counted twice. By default self is left alone.
+            inplace: put the result into self and return self. Updates then raise until :meth:`reset`, so that nothing
+                is counted twice. By default self is left alone.
 
         Raises:
-            RuntimeError: torch.distributed is not initialised, or the state has been reduced in place before.
+            RuntimeError: torch.distributed is not initialised, or the state has been reduced in place before; or
+                another rank has raised, died or not answered within the group's timeout. Nothing has changed then.
             ValueError: the ranks' statistics differ in what must be the same (sizes, dtype, convention); on every rank
                 alike, and nothing has changed.
+
+        Memory: the state once more, until every rank has its sum.
         """
         self._check_not_reduced("all_reduce")
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("all_reduce: torch.distributed is not initialised: call init_process_group first")
         agreed = check_alike(self._alike(), group)
-        result = self if inplace else copy.deepcopy(self)
-        result._reduce(group, agreed)
-        result._reduced = inplace
-        return result
+        total = copy.copy(self)
+        vars(total).update({name: tensor.clone() for name, tensor in self.tensors().items()})
+        total._reduce(group, agreed)
+        if not inplace:
+            return total
+        check_alike({}, group)  # every rank has come this far
+        vars(self).update({**vars(total), "_reduced": True})
+        return self
 
     def _alike(self) -> dict[str, Any]:
         """What must agree between ranks that are added up; None fits everything."""
