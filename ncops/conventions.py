@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from .names import Preset
+
 
 @dataclass(frozen=True)
 class Convention:
@@ -104,7 +106,7 @@ PRESETS: dict[str, Convention] = {
 }
 
 
-def resolve(convention: str | Convention) -> Convention:
+def resolve(convention: Preset | Convention) -> Convention:
     """The preset of that name, or the convention itself.
 
     Raises:

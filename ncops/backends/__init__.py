@@ -9,12 +9,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import torch
 
+from ..names import Backend
 from . import native
 
-BACKENDS = ("cpu", "cuda", "triton", "reference")
+BACKENDS = get_args(Backend)
 ENVIRONMENT = "NCOPS_BACKEND"
 CUDA_OPS = ("class_moments", "accumulate_class_moments_", "class_scatter", "linear_stats", "logit_stats")
 """The ops that have compiled CUDA kernels, by design."""
@@ -32,7 +34,7 @@ def _check_name(name: str, where: str) -> str:
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: Backend) -> Iterator[None]:
     """Forces one backend for every op inside the block, in all threads.
 
     Args:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import metrics
 from ..conventions import Convention, resolve
 from ..metrics.table import DECISIONS, NAMES, NEAREST, PAIRS, SCATTER, WEIGHT, meaning, needing
+from ..names import Preset
 from ..stats.decisions import DecisionStatistics, check_geometry, check_head
 from ..stats.files import write_file
 from ..stats.geometry import ClassGeometry
@@ -36,7 +37,7 @@ class CollapseReport(Mapping[str, float]):
         self,
         values: Mapping[str, float],
         coverage: Mapping[str, Any] | None = None,
-        convention: str | Convention = "ncops",
+        convention: Preset | Convention = "ncops",
         notes: Mapping[str, str] | None = None,
     ):
         self._values = {name: float(value) for name, value in values.items()}
@@ -129,7 +130,7 @@ def collapse(
     bias: Tensor | None = None,
     *,
     decisions: DecisionStatistics | None = None,
-    convention: str | Convention = "ncops",
+    convention: Preset | Convention = "ncops",
 ) -> CollapseReport:
     """Every metric of neural collapse, NC1 to NC4, as one report.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
+from ..names import Nonfinite
 from ..ops import accumulate_class_moments_, class_scatter
 from ..ops.checks import FLOATING, check_integer
 from .anchored import Undo, drifted, move, shifted
@@ -62,7 +63,7 @@ class ClassStatistics(StreamingState):
         dim: int,
         scatter: bool = False,
         device: torch.device | str | None = None,
-        nonfinite: str = "propagate",
+        nonfinite: Nonfinite = "propagate",
         ignore_index: int = -100,
     ):
         num_classes, dim = check_integer(num_classes, "num_classes", 1), check_integer(dim, "dim", 1)

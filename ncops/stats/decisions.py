@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backends.dtypes import outside_autocast
 from ..conventions import Convention, resolve
+from ..names import Preset
 from ..ops import LinearStats, linear_stats, nearest_class_mean
 from ..ops.checks import (
     check_device,
@@ -101,7 +102,7 @@ class DecisionStatistics(StreamingState):
         weight: Tensor,
         bias: Tensor | None = None,
         *,
-        convention: str | Convention = "ncops",
+        convention: Preset | Convention = "ncops",
         scale: float = 1.0,
         ignore_index: int = -100,
     ):

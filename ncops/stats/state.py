@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,15 +15,18 @@ from torch import Tensor
 from .collectives import check_alike
 from .files import save_state
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def stateful(method: Callable) -> Callable:
+
+def stateful(method: Callable[P, R]) -> Callable[P, R]:
     """Makes a method that allocates or writes state keep no graph and make ordinary tensors.
 
     What is allocated inside ``torch.inference_mode`` could never be updated or merged outside of it.
     """
 
     @functools.wraps(method)
-    def run(*args, **kwargs):
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.inference_mode(False), torch.no_grad():
             return method(*args, **kwargs)
 
