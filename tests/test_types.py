@@ -21,10 +21,9 @@ mypy = pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy
 
 def check(script: Path, cwd: Path, **environment: str) -> str:
     """What mypy says, strictly, about a script; nothing where all is well."""
-    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports", "silent", "--cache-dir", str(cwd / "cache"), "--no-error-summary"]
-    done = subprocess.run(
-        [*command, str(script)], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    options = ["--strict", "--follow-imports=silent", "--no-error-summary", f"--cache-dir={cwd / 'cache'}"]
+    command, there = [sys.executable, "-m", "mypy", *options, str(script)], {**os.environ, **environment}
+    done = subprocess.run(command, cwd=cwd, env=there, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 
