@@ -7,10 +7,13 @@ TRITON := triton==3.9.0
 # Of the extra in pyproject.toml; torch 2.10 and 2.11 bring it. Its interpreter needs a NumPy before 2.4.
 OLDEST_TRITON := 3.6.0
 OLDEST_TRITON_NUMPY := numpy==2.3.5
+# Of the extra too: older ones fail with the click of today (8.5), which they do not exclude.
+OLDEST_TYPER := 0.18.0
+OLDEST_TYPER_DIR := build/typer-$(OLDEST_TYPER)
 OLDEST_TRITON_DIR := build/triton-$(OLDEST_TRITON)
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: setup demo test test-oldest-triton bench budgets lint wheels test-cuda-wheel gpu-day-pack clean
+.PHONY: setup demo test test-oldest-triton test-oldest-typer bench budgets lint wheels test-cuda-wheel gpu-day-pack clean
 
 setup: .venv/installed
 
@@ -59,6 +62,14 @@ test-oldest-triton: setup $(OLDEST_TRITON_DIR)/installed
 $(OLDEST_TRITON_DIR)/installed:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) \
 	  triton==$(OLDEST_TRITON) $(OLDEST_TRITON_NUMPY)
+	touch $@
+
+# The command line with the oldest typer, and the click that is newest.
+test-oldest-typer: setup $(OLDEST_TYPER_DIR)/installed
+	PYTHONPATH=$(CURDIR)/$(OLDEST_TYPER_DIR) $(BIN)/python -m pytest tests/test_cli.py
+
+$(OLDEST_TYPER_DIR)/installed:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(@D) typer==$(OLDEST_TYPER)
 	touch $@
 
 # Speed, memory and accuracy against goals, in about two minutes; `ncops bench --full` for the sweeps.

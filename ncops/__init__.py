@@ -1,40 +1,42 @@
 """Fast geometry kernels for trained networks: neural collapse and large-vocabulary logit statistics."""
 
 import importlib
-
-from . import conventions, metrics
-from ._version import __version__
-from .backends import use_backend
-from .ops import *  # noqa: F403
-from .ops import __all__ as _ops
-from .report.collapse import CollapseReport, collapse
-from .stats.classes import ClassStatistics
-from .stats.decisions import DecisionStatistics
-from .stats.geometry import ClassGeometry
-from .stats.load import load
-
-__all__ = [
-    *_ops,
-    "__version__",
-    "ClassGeometry",
-    "ClassStatistics",
-    "CollapseReport",
-    "DecisionStatistics",
-    "collapse",
-    "conventions",
-    "load",
-    "metrics",
-    "use_backend",
-]
+import os
+import sys
+from typing import TYPE_CHECKING
 
 _LAZY = ("compat", "distributed", "integrations", "lm", "report")
 
 
-def __getattr__(name: str):
-    """The packages that most programs do not need, imported when they are named."""
-    if name in _LAZY:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _starts_command() -> bool:
+    """Whether this import is that of the command ``ncops`` or of ``python -m ncops``, which may need no torch."""
+    name = os.path.basename((getattr(sys, "argv", None) or [""])[0])
+    if name == "-m":  # as long as Python looks for the module
+        return sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] == ["ncops"] if "-m" in sys.orig_argv else False
+    return name.removesuffix(".exe") == "ncops"
+
+
+if TYPE_CHECKING or not _starts_command():
+    from .public import *  # noqa: F403
+    from .public import __all__ as __all__
+
+if TYPE_CHECKING:
+    from . import compat as compat
+    from . import distributed as distributed
+    from . import integrations as integrations
+    from . import lm as lm
+    from . import report as report
+else:
+
+    def __getattr__(name: str):
+        """The packages that most programs do not need, imported when they are named; in the command, everything."""
+        if name in _LAZY:
+            return importlib.import_module(f"{__name__}.{name}")
+        if not name.startswith("_") or name in ("__all__", "__version__"):
+            public = importlib.import_module(f"{__name__}.public")
+            if name == "__all__" or name in public.__all__:
+                return getattr(public, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

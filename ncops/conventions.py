@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from .names import Preset
+
 
 @dataclass(frozen=True)
 class Convention:
@@ -52,6 +54,10 @@ class Convention:
     decision_rows: Literal["all", "kept"] = "all"
 
     def __post_init__(self) -> None:
+        for field, kind in _KINDS.items():
+            value = getattr(self, field)
+            if type(value) not in ((float, int) if kind is float else (kind,)):
+                raise ValueError(f"convention {self.name!r}: {field}: expected {kind.__name__}, got {value!r}")
         for field, choices in _CHOICES.items():
             value = getattr(self, field)
             if value not in choices:
@@ -62,6 +68,7 @@ class Convention:
         return asdict(self)
 
 
+_KINDS = {field: kind for field, kind in get_type_hints(Convention).items() if isinstance(kind, type)}
 _CHOICES = {field: get_args(kind) for field, kind in get_type_hints(Convention).items() if get_args(kind)}
 
 PRESETS: dict[str, Convention] = {
@@ -112,7 +119,7 @@ PRESETS: dict[str, Convention] = {
 }
 
 
-def resolve(convention: str | Convention) -> Convention:
+def resolve(convention: Preset | Convention) -> Convention:
     """The preset of that name, or the convention itself.
 
     Raises:

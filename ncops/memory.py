@@ -1,11 +1,11 @@
-"""Resident memory of this process, where the system tells it (Linux)."""
+"""Memory of this process and of the machine, where the system tells it (Linux)."""
 
 from __future__ import annotations
 
 
-def _status(field: str) -> int | None:
+def _status(field: str, path: str = "/proc/self/status") -> int | None:
     try:
-        with open("/proc/self/status") as file:
+        with open(path) as file:
             for line in file:
                 if line.startswith(field):
                     return int(line.split()[1]) * 1024
@@ -32,3 +32,8 @@ def reset_peak() -> bool:
 def peak() -> int | None:
     """The most bytes resident since `reset_peak` (or the start), or None."""
     return _status("VmHWM:")
+
+
+def available() -> int | None:
+    """Bytes that can still be had without swapping, or None."""
+    return _status("MemAvailable:", "/proc/meminfo")

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 SECONDS = 120
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -65,7 +65,7 @@ class RankPool:
 
     def _start(self, size: int) -> None:
         context = mp.get_context("spawn")
-        jobs, results, port = [context.Queue() for _ in range(size)], context.Queue(), _free_port()
+        jobs, results, port = [context.Queue() for _ in range(size)], context.Queue(), free_port()
         ranks = [context.Process(target=_serve, args=(r, size, port, jobs[r], results)) for r in range(size)]
         for process in ranks:
             process.start()

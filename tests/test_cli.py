@@ -75,12 +75,77 @@ def test_module_and_version():
     assert done.returncode == 2 and "Missing argument" in done.stderr and done.stderr.count("\n") == 1
 
 
+AS_COMMAND = "import sys; sys.argv = ['ncops', *sys.argv[1:]]; {}; from ncops.cli import main; sys.exit(main())"
+"""What the installed command runs, with something before it."""
+
+
+def command(before: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", AS_COMMAND.format(before), *map(str, arguments)], stderr=subprocess.PIPE, text=True,
+        **{"stdout": subprocess.PIPE, **options},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("measure", "--help"), ("--version",), ("bogus",)])
+def test_help_needs_no_torch(arguments):
+    """Neither by the name of the command nor by ``python -m ncops``."""
+    done = command("sys.modules['torch'] = sys.modules['numpy'] = None", *arguments)
+    assert done.returncode == (2 if arguments == ("bogus",) else 0) and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ncops", *arguments], capture_output=True, text=True
+    )  # fmt: skip
+    assert not re.search(r"\| +(torch|numpy|matplotlib)$", done.stderr, re.M)
+
+
+def test_every_other_import_registers_the_ops():
+    code = "import ncops, sys, torch; torch.ops.ncops.class_moments.default; assert 'linear_stats' in ncops.__all__"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert set(ncops.__all__) <= set(dir(ncops))
+
+
+def test_ctrl_c_while_torch_is_imported():
+    before = (
+        "import importlib.abc; "
+        "hook = type('Hook', (importlib.abc.MetaPathFinder,), {'find_spec': lambda self, name, path, target=None: "
+        "(_ for _ in ()).throw(KeyboardInterrupt) if name == 'torch' else None}); sys.meta_path.insert(0, hook())"
+    )
+    done = command(before, "info")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "ncops: interrupted\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line(tmp_path):
+    x, y, *_ = data()
+    np.savez(tmp_path / "f.npz", features=x, labels=y)
+    for arguments in (["measure", tmp_path / "f.npz", "--json"], ["info", "--json"], ["--help"]):
+        with open("/dev/full", "w") as full:
+            done = command("0", *arguments, stdout=full)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+    done = command("0", "measure", tmp_path / "f.npz", "--html", "/dev/full")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
 def test_info(capsys):
     facts = json.loads(run(capsys, "info", "--json").out)
     assert facts["torch"] == torch.__version__ and "PyTorch version" in facts["torch_env"]
     for op in ("class_moments", "linear_stats", "pair_stats"):
         assert facts["ops"][op]["cpu"]["runs"] in ("cpu", "reference")
     assert facts["native"]["loaded"] or facts["native"]["reason"]
+
+
+def test_info_says_each_reason_once_and_names_the_instruction_set(capsys, monkeypatch):
+    facts = info.collect(torch_env=False)
+    if facts["native"]["loaded"]:
+        assert facts["native"]["instruction_set"] == torch.ops.ncops_C.cpu_isa()
+        info.show(facts)
+        assert f"CPU instruction set: {torch.ops.ncops_C.cpu_isa()}\n" in capsys.readouterr().out
+    for devices in facts["ops"].values():
+        devices["cpu"]["why_not"] = {"cpu": "there is none"}
+    facts["ops"]["pair_stats"]["cuda"]["why_not"] = {"triton": "too old"}
+    info.show(facts)
+    out = capsys.readouterr().out
+    assert out.count("there is none") == 1 and "cpu is off for every op: there is none\n" in out
+    assert "triton is off for pair_stats: too old\n" in out
 
 
 def test_info_knows_every_extra():

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("csrc", "ncops", "triton_kernels", "tools", "tests", "bench", "docs")
 KINDS = ("py", "h", "cuh", "cu", "cpp", "md")
 NAME = re.compile(rf"(?<![\w./<>*{{-])((?:[\w.-]+/)*[\w-]+\.(?:{'|'.join(KINDS)}))(?![\w(])")
-ELSEWHERE = {"cuda_bf16.h", "cuda_fp16.h", "cuda/scale.cuh"}  # of the CUDA toolkit; an example
+ELSEWHERE = {"cuda_bf16.h", "cuda_fp16.h", "cuda/scale.cuh", "analyze.py"}  # the CUDA toolkit's; an example; others'
 
 
 def sources() -> list[Path]:

@@ -87,8 +87,8 @@ def content(value: Any) -> Any:
     if isinstance(value, StreamingState):
         return content(value.state_dict())
     if isinstance(value, Mapping):
-        more = content(vars(value)) if hasattr(value, "__dict__") else None
-        return {key: content(part) for key, part in value.items()}, more
+        more = {key: part for key, part in getattr(value, "__dict__", {}).items() if key != "provenance"}  # the time
+        return {key: content(part) for key, part in value.items()}, content(more) if more else None
     if dataclasses.is_dataclass(value):
         return {field.name: content(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):

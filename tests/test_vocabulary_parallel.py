@@ -124,8 +124,19 @@ def with_dtensors(rank):
     refused("bias: expected a DTensor placed like weight", x, w, bias)
     refused("group, vocab_start: expected None", x, w, b, vocab_start=3, num_classes=V)
     refused("num_classes: expected 1 to 37", x, w, b, num_classes=40)
-    with pytest.raises(ValueError, match=r"ncops\.distributed\.linear_stats"):
-        ncops.linear_stats(x, w, None, target)
+    replicated = distribute_tensor(weight, mesh, [Replicate()])
+    refused(r"every rank has all of it, ncops.linear_stats\(x, weight.to_local\(\), ...\)", x, replicated)
+    for args, message in (
+        ((x, w, None, target), r"weight: .*FSDP, fully_shard.*weight\.full_tensor\(\).*ncops\.distributed\.linear"),
+        ((x, replicated), r"weight: expected a plain tensor, got a DTensor .*: weight.to_local\(\) is the whole one"),
+        ((everywhere, weight), r"x: expected a plain tensor, got a DTensor .*: x.to_local\(\) is the whole one"),
+        ((distribute_tensor(x, mesh, [Shard(0)]), weight), r"x: .* got a DTensor .*: x.full_tensor\(\) gathers it"),
+        ((x, weight, b), r"bias: expected a plain tensor, got a DTensor .*: bias.full_tensor\(\) gathers it"),
+        ((x, weight, None, distribute_tensor(target, mesh, [Replicate()])), r"target: .* target.to_local\(\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ncops.linear_stats(*args)
+    refused(r"x: expected the same rows on every rank.*x.full_tensor", distribute_tensor(x, mesh, [Shard(0)]), weight)
 
 
 def test_dtensors(on_ranks):
@@ -194,11 +205,44 @@ def refusals(rank):
     refused("num_classes: expected 1 to 74, the rows of all ranks, got 75", x, weight, num_classes=75)
     refused("vocab_start, num_classes: expected a start of 0 or more", x, weight, vocab_start=-1, num_classes=5)
     refused("num_classes: expected 1 to 0", x, weight[:0])
+    refused("linear_stats: rank 1: weight: expected the dtype of x", x, weight.double() if rank else weight)
+    refused("linear_stats: rows of x differs between ranks: 23 on rank 0, 22 on rank 1", x[rank:], weight)
+    start = {"vocab_start": V * rank, "num_classes": 2 * V}
+    refused("linear_stats: rows of x differs between ranks: 23 on rank 0, 22 on rank 1", x[rank:], weight, **start)
+    target[3] = 5
+    refused("linear_stats: target differs between ranks: given on rank 0, None on rank 1", x, weight, None,
+            None if rank else target)  # fmt: skip
+    refused("linear_stats: dtype of x differs", *(t.to((torch.float64, torch.float32)[rank]) for t in (x, weight)))
     leaf = x.clone().requires_grad_()
     y = call(leaf, weight).lse.square().sum()
     (g,) = torch.autograd.grad(y, leaf, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivatives"):
         g.sum().backward()
+
+
+def data_sharded(rank):
+    """Every rank has rows of its own, as with FSDP: the same error everywhere, whatever tells the rows apart."""
+    x, weight, _, target = data()
+    own, theirs = x.roll(rank, 0), target.roll(rank, 0)
+    half = weight[19 * rank : 19 + 18 * rank]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for rows, labels, message in (
+            (own, theirs, "x, target: expected the same on every rank, got .* of 23 rows that.*FSDP.*full_tensor"),
+            (own, None, "x, target: expected the same on every rank, got 2[0-3] of 23 rows"),
+            (x, theirs, "x, target: expected the same on every rank"),
+            (x, target.clone().index_fill_(0, torch.tensor([7]), rank), "got 1 of 23 rows that differ, first row 7"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ncops.distributed.linear_stats(rows.to(dtype), half.to(dtype), None, labels)
+        # Ranks that computed x each for themselves have other roundings, and that is no other row.
+        nearly = (x * (1 + rank * torch.finfo(dtype).eps)).to(dtype)
+        nearly[2] = torch.nan
+        nearly[4] = 0
+        assert ncops.distributed.linear_stats(nearly, half.to(dtype), None, target).lse[2].isnan()
+
+
+def test_ranks_with_other_rows_are_refused(on_ranks):
+    on_ranks(2, data_sharded)
 
 
 def test_errors_name_the_argument_on_every_rank(on_ranks):

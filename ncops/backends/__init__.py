@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import get_args
 
 import torch
 
+from ..names import Backend
 from . import native
 
-BACKENDS = ("cpu", "cuda", "triton", "reference")
+BACKENDS = get_args(Backend)
 ENVIRONMENT = "NCOPS_BACKEND"
 CUDA_OPS = ("class_moments", "accumulate_class_moments_", "class_scatter", "linear_stats", "logit_stats")
 """The ops that have compiled CUDA kernels, by design."""
@@ -33,7 +35,7 @@ def _check_name(name: str, where: str) -> str:
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: Backend) -> Iterator[None]:
     """Forces one backend for every op inside the block, and for the gradients of what is computed there.
 
     The choice is that of the thread, or asyncio task, that enters the block; other threads choose for themselves.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from ..errors import CommandError, Interrupted
 
 SWITCH_ERRORS = ("NCOPS_", "backend '")
 """How the messages about a wrong environment switch begin, from whichever layer they come."""
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""How torch says it, on the CPU and on a GPU."""
 
 
 def spread_text(arguments: Sequence[str]) -> list[str]:
@@ -32,22 +35,28 @@ def _fail(message: str, status: int = 2, command: str = "ncops") -> int:
     return status
 
 
+def _check_names(arguments: Sequence[str]) -> None:
+    """A name that is not UTF-8 fits into no report, which would be known only once everything is measured."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise CommandError(f"expected names in UTF-8, got {argument!a}: rename it, or link to it") from None
+
+
+def _give_up_stdout() -> None:
+    """Python flushes standard output once more when it ends, and would complain again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        from .commands import app
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "rich", "tqdm", "click"):
-            raise
-        return _fail(f"the command line needs {error.name!r}: pip install 'ncops[cli]'")
-    if arguments[:1] == ["lm"]:
-        arguments = spread_text(arguments)
-    try:
-        result = app(arguments or ["--help"], prog_name="ncops", standalone_mode=False)
-        if result == 130:  # how typer passes Ctrl-C on
-            raise KeyboardInterrupt
-        return result if isinstance(result, int) else 0
+        result = _run(arguments)
+        sys.stdout.flush()
+        return result
     except CommandError as error:
         return _fail(str(error))
     except Interrupted as error:
@@ -55,18 +64,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, EOFError):
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return 141
+    except OSError as error:
+        if error.filename is None:
+            _give_up_stdout()  # for all that is known, it is what is full
+        return _fail(f"{error.filename or 'standard output, or another file'}: {error.strerror or error}")
+    except MemoryError as error:
+        return _fail(f"out of memory{f': {error}' if str(error) else ''}")
     except Exception as error:
         if type(error).__name__ == "Abort":  # how older typers pass Ctrl-C on, and all an end of input
             return _fail("interrupted", 130)
         if isinstance(error, (ValueError, RuntimeError)) and str(error).startswith(SWITCH_ERRORS):
             return _fail(str(error))
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY):
+            return _fail(f"out of memory: {str(error).splitlines()[0]}")
         message = getattr(error, "format_message", None)  # typer's own usage errors, whichever click they come from
         if message is None:
             raise
         command = getattr(getattr(error, "ctx", None), "command_path", "ncops") or "ncops"
         return _fail(f"{message()} (see {command} --help)", command=command)
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs the command; returns the exit status, or raises what it comes to."""
+    try:
+        from .commands import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("typer", "rich", "tqdm", "click"):
+            raise
+        raise CommandError(f"the command line needs {error.name!r}: pip install 'ncops[cli]'") from None
+    _check_names(arguments)
+    if arguments[:1] == ["lm"]:
+        arguments = spread_text(arguments)
+    result = app(arguments or ["--help"], prog_name="ncops", standalone_mode=False)
+    if result == 130:  # how typer passes Ctrl-C on
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else 0
 
 
 def run() -> None:

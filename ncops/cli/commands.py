@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from typer import Argument, Option
@@ -16,7 +16,7 @@ from typer import Argument, Option
 from .._version import __version__
 from ..conventions import PRESETS
 from ..errors import CommandError, Interrupted, need
-from ..stats.batch import NONFINITE
+from ..names import Nonfinite as NonfiniteName
 
 app = typer.Typer(
     help="Measures the geometry of trained classifiers and language models: neural collapse NC1 to NC4, in one pass.",
@@ -36,7 +36,7 @@ def _choices(name: str, values: Iterable[str]) -> type[Enum]:
 
 DemoModel = _choices("DemoModel", ("smollm2", "tiny", "digits"))
 Dtype = _choices("Dtype", ("float32", "bfloat16", "float16", "float64", "auto"))
-Nonfinite = _choices("Nonfinite", NONFINITE)
+Nonfinite = _choices("Nonfinite", get_args(NonfiniteName))
 Preset = _choices("Preset", PRESETS)
 
 

@@ -31,6 +31,7 @@ def _build() -> dict[str, Any]:
             build["build_info"] = str(torch.ops.ncops_C.build_info())
         except (AttributeError, RuntimeError, TypeError):
             build["build_info"] = None
+        build["instruction_set"] = str(torch.ops.ncops_C.cpu_isa())
     return build
 
 
@@ -75,16 +76,21 @@ def show(facts: dict[str, Any]) -> None:
         "native extension: "
         + (native.get("build_info") or str(native["path"]) if native["loaded"] else f"off: {native['reason']}")
     )
+    if native.get("instruction_set"):
+        print(f"CPU instruction set: {native['instruction_set']}")
     if facts["forced_backend"]:
         print(f"backend forced: {facts['forced_backend']}")
     print()
-    rows = []
+    rows, off = [], {}
     for op, devices in facts["ops"].items():
-        reasons = [item for entry in devices.values() for item in entry["why_not"].items()]
-        off = {backend: reason for backend, reason in reasons if not reason.startswith("tensors are on")}
-        runs = [entry["runs"] or entry["problem"] for entry in devices.values()]
-        rows.append((op, *runs, "; ".join(f"{backend}: {reason}" for backend, reason in off.items())))
-    show_table("Backends", ("op", "on cpu tensors", "on cuda tensors", "off, and why"), rows, left=(0, 1, 2, 3))
+        for entry in devices.values():
+            for backend, reason in entry["why_not"].items():
+                if not reason.startswith("tensors are on"):
+                    off.setdefault((backend, reason), {})[op] = None  # a set that keeps its order
+        rows.append((op, *(entry["runs"] or entry["problem"] for entry in devices.values())))
+    show_table("Backends", ("op", "on cpu tensors", "on cuda tensors"), rows, left=(0, 1, 2))
+    for (backend, reason), ops in off.items():
+        print(f"{backend} is off for {'every op' if len(ops) == len(rows) else ', '.join(ops)}: {reason}")
     if facts["gpu"] is None:
         print("(torch sees no GPU here)")
     print()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-import torch.distributed as dist
-
-from ..stats.collectives import Group, same_value
+from ..stats.collectives import Group, gather_objects, same_value
 
 T = TypeVar("T")
 
@@ -39,8 +37,7 @@ def together(call: str, prepare: Callable[[], Offer], group: Group) -> tuple[Any
         error, fault = caught, (True, str(caught))
     except Exception as caught:  # whatever it is, the other ranks wait for word of it
         error, fault = caught, (False, f"{type(caught).__name__}: {caught}")
-    every: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(every, (call, fault, dict(offer.alike), offer.shared), group=group)
+    every = gather_objects((call, fault, dict(offer.alike), offer.shared), group)
 
     faults = [(rank, theirs, *one) for rank, (theirs, one, _, _) in enumerate(every) if one is not None]
     if faults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from ..stats.collectives import Group, sum_over_ranks
 from ..stats.files import read_state, save_state
 from ..stats.geometry import ClassGeometry, class_geometry, describe_classes, kept_classes, pool_rows
 from ..stats.state import stateful
+from ..stats.stored import check_config
 from .agreement import Offer, together
 from .exchange import concatenate, rows_to_owners
 from .shard_files import ShardFiles
 
 KIND = "ClassShard"
+_CONFIG = {**ClassStatistics.CONFIG, "updates": int, "classes": list, "ranks": int}
 RECEIVE_BYTES = 256 << 20
 """A rank receives features in pieces of at most so many bytes: frequent classes often lie together in one range, whose
 owner would otherwise have to hold nearly all rows of all ranks at once."""
@@ -338,15 +341,17 @@ class ShardedClassStatistics:
         if kind != KIND:
             raise ValueError(f"path: {path} holds {kind!r}, expected {KIND}")
         try:
+            config = check_config(config, _CONFIG)
             updates, kept, ranks, dtype = (config.pop(n) for n in ("updates", "classes", "ranks", "input_dtype"))
             self = cls(**config, group=group, device="meta")
             if ranks != self.ranks or tuple(kept) != self.classes:
                 raise ValueError(
-                    f"it holds the classes {kept} of {ranks} ranks, rank {self.rank} of {self.ranks} keeps "
-                    f"{list(self.classes)}"
+                    f"it holds the classes {reprlib.repr(kept)} of {ranks} ranks, rank {self.rank} of {self.ranks} "
+                    f"keeps {list(self.classes)}"
                 )
             self.local = ClassStatistics.from_state({**self.local.config(), "input_dtype": dtype}, tensors)
-        except (KeyError, TypeError, ValueError) as error:
+            self.local.check_values()
+        except ValueError as error:
             raise ValueError(f"path: {path} does not fit: {error}") from error
         self.updates = updates
         return self

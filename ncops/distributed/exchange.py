@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..stats.blocks import blocks
-from ..stats.collectives import Group
+from ..stats.collectives import Group, exchanging
 
 
 def rounds(counts: Tensor, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -53,7 +53,8 @@ def rows_to_owners(
 
 def _all_to_all(rows: Tensor, send: list[int], receive: list[int], group: Group) -> Tensor:
     received = rows.new_empty((sum(receive), *rows.shape[1:]))
-    dist.all_to_all_single(received, rows, receive, send, group=group)
+    with exchanging():
+        dist.all_to_all_single(received, rows, receive, send, group=group)
     return received
 
 
@@ -101,9 +102,10 @@ def concatenate(
 
 def _transfer(tensor: Tensor, source: int, dst: int | None, group: Group) -> None:
     """Brings the ``tensor`` of rank ``source`` into that of rank ``dst``, or of every rank."""
-    if dst is None:
-        dist.broadcast(tensor, group=group, group_src=source)
-    elif source != dst and dist.get_rank(group) == source:
-        dist.send(tensor, group=group, group_dst=dst)
-    elif source != dst:
-        dist.recv(tensor, group=group, group_src=source)
+    with exchanging():
+        if dst is None:
+            dist.broadcast(tensor, group=group, group_src=source)
+        elif source != dst and dist.get_rank(group) == source:
+            dist.send(tensor, group=group, group_dst=dst)
+        elif source != dst:
+            dist.recv(tensor, group=group, group_src=source)

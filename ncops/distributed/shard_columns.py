@@ -12,6 +12,8 @@ from ..backends.planes import FLOATS, INDICES, SHARE_FLOATS, SHARE_INDICES
 from ..reference.logit_share import LogitShare, finish, merge
 
 INF = float("inf")
+DIRECTION_TOLERANCE = 0.03
+"""Rows of two batches agree to that in one case of sixty; roundings of bfloat16 move a direction by a tenth of it."""
 PACKED = len(SHARE_FLOATS) + len(SHARE_INDICES)
 
 
@@ -43,6 +45,23 @@ def local_share(
     # Without a logit above -inf there is nothing to point at, and an index may be anything.
     places = indices[:2].where(floats[:2] > -INF, -start) + start
     return torch.cat([floats, places.double(), indices[2:].double()])
+
+
+def row_marks(x: Tensor, target: Tensor | None) -> Tensor:
+    """``(2, N)`` float64 that are alike on ranks with the same rows: the target, and a number of the direction of x.
+
+    That number is of size 1, and moves by the rounding of x only where ranks have computed x each for themselves.
+    """
+    rows = x.detach()
+    odd = rows[:, ::2].sum(1).double() - rows[:, 1::2].sum(1).double()
+    direction = odd / torch.linalg.vector_norm(rows, dim=1).double().clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.stack([torch.zeros_like(direction) if target is None else target.double(), direction])
+
+
+def marks_differ(every: Tensor) -> Tensor:
+    """``(N,)`` bool: the ranks do not have the same row; ``every (ranks, 2, N)`` are their :func:`row_marks`."""
+    others = every - every[:1]
+    return (others[:, 0] != 0).any(0) | (others[:, 1].abs() > DIRECTION_TOLERANCE).any(0)  # a NaN tells nothing
 
 
 def merge_shares(

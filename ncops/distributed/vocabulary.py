@@ -1,27 +1,35 @@
 """linear_stats of a classifier whose rows are sharded over ranks: vocabulary-parallel, as in tensor-parallel training.
 
 Every rank holds the same rows ``x`` and its own classes. The logits of the targets are summed over the ranks first, so
-that each can count its own classes above them; then one sweep over the local classes, and one exchange of eleven
-numbers per row, the share of those classes, from which every rank forms the same columns. The gradient reuses the
-recomputing backward on the local classes, with the columns of all of them.
+that each can count its own classes above them; then one sweep over the local classes, and one exchange of thirteen
+numbers per row, the share of those classes and what tells rows apart, from which every rank forms the same columns. The
+gradient reuses the recomputing backward on the local classes, with the columns of all of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ..ops.checks import check_label_values, check_shape, shape
+from ..ops.checks import check_label_values, check_shape, is_dtensor, shape
 from ..ops.columns import LinearStats, columns_of
 from ..ops.linear_stats import check_arguments
 from ..ops.precision import allow_tf32
-from ..stats.collectives import Group, gather
-from .shard_columns import local_share, merge_shares, shard_gradients, target_logits
+from ..stats.collectives import Group, gather, reduce_in_place
+from .agreement import Offer, together
+from .shard_columns import (
+    PACKED,
+    local_share,
+    marks_differ,
+    merge_shares,
+    row_marks,
+    shard_gradients,
+    target_logits,
+)
 
 
 def linear_stats(
@@ -32,7 +40,7 @@ def linear_stats(
     """:func:`ncops.linear_stats` where each rank of ``group`` holds some of the classes; all ranks get all columns.
 
     Collective: every rank calls it, with the same ``x`` and ``target``. Traffic of the forward is 8 bytes per row and
-    then 88 per row and rank, whatever D and V are.
+    then 104 per row and rank, whatever D and V are.
 
     Args:
         x: ``(..., D)`` features, the same on every rank; float32, float64, bfloat16 or float16.
@@ -53,8 +61,11 @@ def linear_stats(
 
     Raises:
         ValueError: shape, dtype or device mismatch; a DTensor with other placements; no class on any rank; on CPU also
-            a target outside ``[0, V)``.
-        RuntimeError: ``torch.distributed`` is not initialised.
+            a target outside ``[0, V)``, and ranks with other rows ``x`` or ``target``, as data-parallel ones have. What
+            one rank refuses is the same error on every rank, on a GPU too unless ``vocab_start`` is given; a row that
+            differs between ranks there has NaN columns.
+        RuntimeError: ``torch.distributed`` is not initialised; or another rank has raised, died or not answered within
+            the group's timeout.
 
     The gradient of ``x`` is summed over the ranks (each returns the whole), those of ``weight`` and ``bias`` stay where
     their classes are: a loss of these columns is to be counted once, not once per rank.
@@ -64,17 +75,30 @@ def linear_stats(
     if vocab_start is not None and num_classes is None:
         raise ValueError(f"num_classes: expected together with vocab_start={vocab_start}, got None")
     weight, bias, shard = _placed(weight, bias, group, vocab_start, num_classes)
-    x = _replicated(x, "x")
-    target = None if target is None else _replicated(target, "target")
-    flat, weight, bias, y, scale, ignore_index = check_arguments(
-        x, weight, bias, target, scale, ignore_index, "V_local", 0
-    )
-    shard = shard.known(weight.shape[0], x.device)
-    if y is not None:
-        check_label_values(y, shard.num_classes, ignore_index, "target")
+
+    def prepare() -> Offer:
+        shard.check()
+        rows, targets = _replicated(x, "x"), None if target is None else _replicated(target, "target")
+        checked = check_arguments(rows, weight, bias, targets, scale, ignore_index, "V_local", 0)
+        flat, y = checked[0], checked[3]
+        alike = {
+            "rows of x": flat.shape[0], "columns of x": flat.shape[1], "dtype of x": flat.dtype, "scale": checked[4],
+            "ignore_index": checked[5], "target": "None" if y is None else "given", "num_classes": num_classes,
+        }  # fmt: skip
+        return Offer(checked, alike, weight.shape[0])
+
+    looks = shard.start is None or not isinstance(x, Tensor) or x.device.type == "cpu"
+    if looks and not torch.compiler.is_compiling():
+        (flat, weight, bias, y, scale, ignore_index), sizes = together("linear_stats", prepare, shard.group)
+        shard = shard.known(sizes)
+    else:
+        flat, weight, bias, y, scale, ignore_index = prepare().mine
+        shard = shard if shard.start is not None else shard.known(_sizes(weight.shape[0], flat.device, shard.group))
     classes = max(0, shard.num_classes - shard.start)  # rows beyond are padding
     weight, bias = weight[:classes], None if bias is None else bias[:classes]
     planes = _Parallel.apply(flat, weight, bias, y, shard, scale, ignore_index, allow_tf32(x))
+    if y is not None:  # all ranks have the same by now, and raise the same
+        check_label_values(y, shard.num_classes, ignore_index, "target")
     return columns_of(planes, tuple(x.shape[:-1]), y, shard.num_classes, ignore_index)
 
 
@@ -86,18 +110,17 @@ class Shard:
     start: int | None
     num_classes: int | None
 
-    def known(self, rows: int, device: torch.device) -> Shard:
-        """With start and number, from the sizes of all ranks where they were not given."""
+    def check(self) -> None:
+        if self.start is not None and (self.start < 0 or self.num_classes < 1):
+            raise ValueError(
+                f"vocab_start, num_classes: expected a start of 0 or more and at least one class, "
+                f"got {self.start} and {self.num_classes}"
+            )
+
+    def known(self, sizes: list[int]) -> Shard:
+        """With start and number, from the rows of weight on all ranks where they were not given."""
         if self.start is not None:
-            if self.start < 0 or self.num_classes < 1:
-                raise ValueError(
-                    f"vocab_start, num_classes: expected a start of 0 or more and at least one class, "
-                    f"got {self.start} and {self.num_classes}"
-                )
             return self
-        sizes = torch.empty(dist.get_world_size(self.group), dtype=torch.int64, device=device)
-        gather(sizes, torch.tensor([rows], device=device), self.group)
-        sizes = sizes.tolist()
         total = sum(sizes)
         classes = total if self.num_classes is None else self.num_classes
         if not 1 <= classes <= total:
@@ -105,16 +128,19 @@ class Shard:
         return Shard(self.group, sum(sizes[: dist.get_rank(self.group)]), classes)
 
 
-def _is_dtensor(t: Any) -> bool:
-    return hasattr(t, "placements") and hasattr(t, "device_mesh")
+def _sizes(rows: int, device: torch.device, group: Group) -> list[int]:
+    """``rows`` of every rank."""
+    sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device)
+    gather(sizes, torch.tensor([rows], device=device), group)
+    return sizes.tolist()
 
 
 def _placed(
     weight: Tensor, bias: Tensor | None, group: Group, start: int | None, num_classes: int | None
 ) -> tuple[Tensor, Tensor | None, Shard]:
     """Local weight and bias, and what is known of the shard."""
-    if not _is_dtensor(weight):
-        if _is_dtensor(bias):
+    if not is_dtensor(weight):
+        if is_dtensor(bias):
             raise ValueError("bias: expected a plain tensor beside a plain weight, got a DTensor")
         return weight, bias, Shard(group, start, num_classes)
     if group is not None or start is not None:
@@ -122,11 +148,14 @@ def _placed(
     mesh, places = weight.device_mesh, weight.placements
     sharded = [i for i, place in enumerate(places) if place.is_shard()]
     if len(sharded) != 1 or not places[sharded[0]].is_shard(0) or any(place.is_partial() for place in places):
-        raise ValueError(f"weight: expected a DTensor sharded by rows along one mesh dimension, got {places}")
+        hint = ""
+        if all(place.is_replicate() for place in places):
+            hint = ": every rank has all of it, ncops.linear_stats(x, weight.to_local(), ...) needs no other"
+        raise ValueError(f"weight: expected a DTensor sharded by rows along one mesh dimension, got {places}{hint}")
     axis = sharded[0]
     if bias is not None:
-        if not _is_dtensor(bias) or bias.placements != places or bias.device_mesh != mesh:
-            got = f"placements {bias.placements}" if _is_dtensor(bias) else "a plain tensor"
+        if not is_dtensor(bias) or bias.placements != places or bias.device_mesh != mesh:
+            got = f"placements {bias.placements}" if is_dtensor(bias) else "a plain tensor"
             raise ValueError(f"bias: expected a DTensor placed like weight, {places}, got {got}")
         check_shape(bias, "bias", (weight.shape[0],), "(V,)")
         bias = bias.to_local()
@@ -145,11 +174,23 @@ def _placed(
 
 def _replicated(t: Tensor, name: str) -> Tensor:
     """A plain tensor; a DTensor must be whole on every rank."""
-    if not _is_dtensor(t):
+    if not is_dtensor(t):
         return t
     if not all(place.is_replicate() for place in t.placements):
-        raise ValueError(f"{name}: expected the same rows on every rank, got a DTensor placed {t.placements}")
+        raise ValueError(
+            f"{name}: expected the same rows on every rank, got a DTensor placed {t.placements}: {name}.full_tensor() "
+            "has them"
+        )
     return t.to_local()
+
+
+def _refuse_other_rows(differ: Tensor) -> None:
+    if differ.any():
+        raise ValueError(
+            f"x, target: expected the same on every rank, got {int(differ.sum())} of {differ.shape[0]} rows that "
+            f"differ, first row {int(differ.nonzero()[0])}: ranks that have batches of their own (FSDP, fully_shard) "
+            "need the whole head, weight.full_tensor(), in ncops.linear_stats"
+        )
 
 
 class _Parallel(torch.autograd.Function):
@@ -161,12 +202,19 @@ class _Parallel(torch.autograd.Function):
         level = None
         if target is not None:
             level = target_logits(x, weight, bias, target, shard.start, *options)
-            dist.all_reduce(level, group=shard.group)
-        mine = local_share(x, weight, bias, level, shard.start, scale, tf32)
+            reduce_in_place(level, shard.group)
+        share = local_share(x, weight, bias, level, shard.start, scale, tf32)
+        mine = torch.cat([share, row_marks(x, target)])
         ranks = dist.get_world_size(shard.group)
         every = mine.new_empty((ranks * mine.shape[0], mine.shape[1]))
         gather(every, mine, shard.group)
-        planes = merge_shares(every.view(ranks, *mine.shape), level, target, ignore_index, compute_dtype(x.dtype))
+        every = every.view(ranks, *mine.shape)
+        differ = marks_differ(every[:, PACKED:])
+        planes = merge_shares(every[:, :PACKED], level, target, ignore_index, compute_dtype(x.dtype))
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            _refuse_other_rows(differ)
+        else:  # to look at it would wait for the device
+            planes = planes[0].masked_fill(differ, torch.nan), planes[1].masked_fill(differ, -1)
         ctx.save_for_backward(*planes, x, weight, bias, target)
         ctx.mark_non_differentiable(planes[1])
         ctx.shard, ctx.options = shard, options
@@ -180,6 +228,6 @@ class _Parallel(torch.autograd.Function):
         )
         if needs[0]:
             with torch.no_grad():
-                dist.all_reduce(g_x, group=shard.group)
+                reduce_in_place(g_x, shard.group)
         results = (g if need else None for g, need in zip((g_x, g_weight, g_bias), needs, strict=True))
         return *results, None, None, None, None, None

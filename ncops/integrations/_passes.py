@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..conventions import Convention
 from ..metrics.table import NAMES, SCATTER, needing
 from ..model import evaluating, features_into, find_classifier, prove_product, rows
+from ..names import Preset
 from ..report.collapse import CollapseReport, collapse
 from ..stats.collectives import dist
 from ..stats.passes import class_pass, decision_pass
@@ -38,7 +39,7 @@ class TwoPasses:
     scatter: bool = True
     metrics: Sequence[str] | None = None
     prefix: str = "nc"
-    convention: str | Convention = "ncops"
+    convention: Preset | Convention = "ncops"
     ignore_index: int = -100
     unpack: Unpack | None = None
     align: Align | None = None

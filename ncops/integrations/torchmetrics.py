@@ -13,6 +13,7 @@ from ..backends.dtypes import outside_autocast
 from ..conventions import Convention, resolve
 from ..metrics.table import PAIRS, SCATTER, WEIGHT, needing
 from ..model import Classifier, rows
+from ..names import Nonfinite, Preset
 from ..ops import linear_stats, logit_stats
 from ..ops.checks import FLOATING, check_floating, check_integer, check_number, check_shape, shape
 from ..report.collapse import CollapseReport, collapse
@@ -59,8 +60,8 @@ class NeuralCollapse(ExactMetric):
         *,
         scatter: bool = True,
         min_count: int = 1,
-        convention: str | Convention = "ncops",
-        nonfinite: str = "propagate",
+        convention: Preset | Convention = "ncops",
+        nonfinite: Nonfinite = "propagate",
         ignore_index: int = -100,
         **kwargs: Any,
     ):

@@ -9,11 +9,14 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CommandError
+from ..memory import available
+from ..ops.checks import FLOATING, INTEGER, check_shape
 from ..report.measured import Measured, assemble, geometry_facts
-from ..stats.arrays import Arrays, Classifier
+from ..stats.arrays import Arrays, Classifier, type_name
 from ..stats.passes import class_pass, decision_pass
 
 FEATURES, LABELS = ("features", "x", "H"), ("labels", "y")
+LABEL_TYPES = (*INTEGER, torch.uint16, torch.uint32, torch.uint64)
 NO_CLASSIFIER = "No classifier was given: NC3, NC4 and everything about decisions needs its weight (--classifier FILE)."
 NOT_HELD_OUT = "The file has no held-out part (val_features, val_labels): decisions are on the training data itself."
 
@@ -34,11 +37,17 @@ class Part(NamedTuple):
         features, labels = self.arrays.rows(self.features), self.arrays.rows(self.labels)
         for start in range(0, shape[0], size):
             x, y = features(start, start + size), labels(start, start + size)
-            if y.dtype.is_floating_point or y.dtype in (torch.bool, torch.complex64, torch.complex128):
+            if x.dtype not in FLOATING:
                 raise CommandError(
-                    f"{self.arrays.path}: {self.labels}: expected integers, got {str(y.dtype).removeprefix('torch.')}"
+                    f"{self.arrays.path}: {self.features}: expected float32, float64, bfloat16 or float16, "
+                    f"got {type_name(x)}"
                 )
-            yield x, y.long()
+            if y.dtype not in LABEL_TYPES:
+                raise CommandError(f"{self.arrays.path}: {self.labels}: expected integers, got {type_name(y)}")
+            wide = y.long()
+            if y.dtype == torch.uint64 and (wide < 0).any():
+                raise CommandError(f"{self.arrays.path}: {self.labels}: expected integers below 2^63")
+            yield x, wide
 
 
 def _count_classes(part: Part, batch: int) -> int:
@@ -46,6 +55,16 @@ def _count_classes(part: Part, batch: int) -> int:
     if top < 0:
         raise CommandError(f"{part.arrays.path}: {part.labels} names no class")
     return top + 1
+
+
+def _check_memory(part: Part, classes: int, dim: int, scatter: bool) -> None:
+    """Refuses a number of classes whose statistics fit no memory, which a single wrong label asks for."""
+    need, free = 12 * classes * dim + (16 * dim * dim if scatter else 0), available()
+    if free is not None and need > free:
+        raise CommandError(
+            f"{part.arrays.path}: statistics of {classes} classes ({part.labels} or --num-classes) in {dim} dimensions "
+            f"({part.features}) take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        )
 
 
 def measure_features(
@@ -63,7 +82,11 @@ def measure_features(
     """One pass over ``train``; with a classifier a second one over ``decide``, which is ``train`` where it is None."""
     started = time.perf_counter()
     classes = num_classes or (classifier.weight.shape[0] if classifier else _count_classes(train, batch))
-    dim = train.arrays.shape(train.features)[1]
+    shape = train.arrays.shape(train.features)
+    dim = shape[1] if len(shape) == 2 else 1  # else the first batch says what is wrong
+    _check_memory(train, classes, dim, scatter)
+    if classifier is not None and len(shape) == 2:
+        check_shape(classifier.weight, "weight", (classes, dim), "(num_classes, D)")
     geometry = class_pass(train.batches(batch), classes, dim, min_count=min_count, scatter=scatter, nonfinite=nonfinite)
     decisions = None
     notes = [NO_CLASSIFIER] if classifier is None else [NOT_HELD_OUT] if decide is None else []

@@ -17,9 +17,23 @@ def shape(t: Tensor) -> str:
     return str(tuple(int(n) for n in t.shape))
 
 
-def check_floating(t: Tensor, name: str, ndim: int | None = None) -> None:
+def is_dtensor(t: Any) -> bool:
+    return hasattr(t, "placements") and hasattr(t, "device_mesh")
+
+
+def check_tensor(t: Any, name: str) -> None:
+    """Raises TypeError for what is no tensor and ValueError for a DTensor, each with what to do about it."""
     if not isinstance(t, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}")
+        hint = f": torch.as_tensor({name}) is one" if hasattr(t, "__array__") or isinstance(t, (list, tuple)) else ""
+        raise TypeError(f"{name}: expected a tensor, got {type(t).__name__}{hint}")
+    if is_dtensor(t):
+        whole = all(place.is_replicate() for place in t.placements)
+        remedy = f"{name}.to_local() is the whole one" if whole else f"{name}.full_tensor() gathers it"
+        raise ValueError(f"{name}: expected a plain tensor, got a DTensor placed {tuple(t.placements)}: {remedy}")
+
+
+def check_floating(t: Tensor, name: str, ndim: int | None = None) -> None:
+    check_tensor(t, name)
     if t.layout != torch.strided:
         raise ValueError(f"{name}: expected a dense tensor, got layout {t.layout}")
     if t.dtype not in FLOATING:
@@ -105,11 +119,21 @@ def check_dtype(t: Tensor, name: str, dtype: torch.dtype, why: str) -> None:
 
 def flatten_labels(labels: Tensor, name: str, x: Tensor, x_name: str) -> Tensor:
     """Integer labels of shape ``x.shape[:-1]`` as a flat int64 tensor."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(labels).__name__}")
+    check_tensor(labels, name)
+    rows = tuple(x.shape[:-1])
+    one_hot = labels.ndim == len(rows) + 1 and tuple(labels.shape[:-1]) == rows and labels.shape[-1] != 1
     if labels.dtype not in INTEGER:
-        raise ValueError(f"{name}: expected an integer dtype, got {labels.dtype}")
-    check_shape(labels, name, tuple(x.shape[:-1]), f"{x_name}.shape[:-1]")
+        hint = f": one class per row, not one-hot or probabilities; {name}.argmax(-1) has it" if one_hot else ""
+        raise ValueError(f"{name}: expected an integer dtype, got {labels.dtype}{hint}")
+    if tuple(labels.shape) != rows:
+        hint = ""
+        if one_hot:
+            hint = f": one class per row, not one-hot; {name}.argmax(-1) has it"
+        elif tuple(labels.shape) == (*rows, 1):
+            hint = f": {name}.squeeze(-1) has it"
+        raise ValueError(
+            f"{name}: expected shape {x_name}.shape[:-1] = {tuple(int(n) for n in rows)}, got {shape(labels)}{hint}"
+        )
     check_device(labels, name, x, x_name)
     return labels.reshape(-1).to(torch.int64)
 

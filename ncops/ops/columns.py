@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from torch import Tensor
 from .. import tables
 from ..backends.dtypes import compute_dtype
 from ..backends.planes import FLOATS, INDICES
+from ..names import Loss, Reduction
 
-LOSSES = ("nll", "cross_entropy", "z_loss", "entropy", "margin")
-REDUCTIONS = ("mean", "sum", "none")
+LOSSES, REDUCTIONS = get_args(Loss), get_args(Reduction)
 SHOWN = 10
 """Rows that a notebook shows."""
 PLANES = "(Tensor floats, Tensor indices)"
@@ -124,7 +124,7 @@ class LinearStats(NamedTuple):
         mean, var = self.mean.masked_fill(masked, 0.0), self.var.masked_fill(masked, 0.0)
         return (self.num_classes * (var + mean.square())).masked_fill(masked, torch.inf)
 
-    def loss(self, kind: str, reduction: str = "mean") -> Tensor:
+    def loss(self, kind: Loss, reduction: Reduction = "mean") -> Tensor:
         """A training loss from the columns; differentiable.
 
         Args:

@@ -16,6 +16,7 @@ from .checks import (
     check_number,
     flatten_labels,
     flatten_rows,
+    is_dtensor,
     refuse_forward_mode,
     shape,
 )
@@ -47,14 +48,19 @@ def linear_stats(
         and sums are float32.
 
     Raises:
-        ValueError: shape, dtype or device mismatch; mixed dtypes outside autocast; no class; a scale that requires a
-            gradient; on CPU also a target outside ``[0, V)``, naming row and value (elsewhere such a row has nll NaN
-            and rank -1).
+        ValueError: shape, dtype or device mismatch; a DTensor; mixed dtypes outside autocast; no class; a scale that
+            requires a gradient; on CPU also a target outside ``[0, V)``, naming row and value (elsewhere such a row has
+            nll NaN and rank -1).
 
     Gradients flow to ``x``, ``weight`` and ``bias`` through every float column.
     """
-    if hasattr(weight, "placements"):
-        raise ValueError("weight: expected a plain tensor, got a DTensor: ncops.distributed.linear_stats takes it")
+    if is_dtensor(weight) and any(place.is_shard() for place in weight.placements):
+        raise ValueError(
+            f"weight: expected a plain tensor, got a DTensor placed {tuple(weight.placements)}: of a head sharded with "
+            "the data (FSDP, fully_shard; other rows x on every rank), weight.full_tensor() is the whole, as is "
+            "weight inside the forward of the wrapped module; of one sharded by its vocabulary (tensor parallel; the "
+            "same x on every rank), ncops.distributed.linear_stats takes it"
+        )
     flat, weight, bias, y, scale, ignore_index = check_arguments(x, weight, bias, target, scale, ignore_index, "V", 1)
     planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
     return columns_of(planes, tuple(x.shape[:-1]), y, weight.shape[0], ignore_index)

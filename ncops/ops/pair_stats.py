@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
+from ..names import Kernel
 from .checks import check_beside, check_device, check_floating, check_number, check_shape, refuse_forward_mode, shape
 from .op import define, differentiable
 from .precision import allow_tf32
 
-KERNELS = ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
+KERNELS = get_args(Kernel)
 
 
 class PairStats(NamedTuple):
@@ -28,7 +29,7 @@ class PairStats(NamedTuple):
 
 
 def pair_stats(
-    rows: Tensor, kernel: str, *, variances: Tensor | None = None, power: float = 1, valid: Tensor | None = None
+    rows: Tensor, kernel: Kernel, *, variances: Tensor | None = None, power: float = 1, valid: Tensor | None = None
 ) -> PairStats:
     """Statistics of ``kernel(rows[i], rows[j])`` over all pairs i < j of valid rows.
 

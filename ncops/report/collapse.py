@@ -15,6 +15,7 @@ from .. import metrics, tables
 from ..conventions import Convention, resolve
 from ..metrics.goals import Goals
 from ..metrics.table import DECISIONS, NAMES, NEAREST, PAIRS, SCATTER, WEIGHT, meaning, needing
+from ..names import Preset
 from ..stats.decisions import DecisionStatistics, check_geometry, check_head
 from ..stats.files import write_file
 from ..stats.geometry import ClassGeometry
@@ -27,12 +28,12 @@ class CollapseReport(Mapping[str, float]):
     """The numbers of one measurement: a mapping from metric name to float, in the order of ``NAMES``.
 
     Attributes:
-        coverage: what the numbers rest on: ``classes`` (C), ``classes_seen``, ``classes_kept`` (K), ``dim`` (D), ``min_count``,
-            ``classes_with_10_samples``, ``samples``, ``samples_in_kept``, ``skipped_rows``, ``ignored_rows``; with
-            scatter ``dropped_directions`` and ``lost_directions``, which rounding has taken from the class means and
-            from the within-class covariance (:func:`ncops.metrics.dropped_directions`, ``lost_directions``); and with
-            a decision pass ``decision_samples``, ``decision_samples_kept``, ``decision_unkept_share``,
-            ``decision_skipped_rows``, ``decision_ignored_rows``, ``decision_excluded_rows``.
+        coverage: what the numbers rest on: ``classes`` (C), ``classes_seen``, ``classes_kept`` (K), ``dim`` (D),
+            ``min_count``, ``classes_with_10_samples``, ``samples``, ``samples_in_kept``, ``skipped_rows``,
+            ``ignored_rows``; with scatter ``dropped_directions`` and ``lost_directions``, which rounding has taken from
+            the class means and from the within-class covariance (:func:`ncops.metrics.dropped_directions`,
+            ``lost_directions``); and with a decision pass ``decision_samples``, ``decision_samples_kept``,
+            ``decision_unkept_share``, ``decision_skipped_rows``, ``decision_ignored_rows``, ``decision_excluded_rows``.
         convention: name of the convention. settings: the :class:`ncops.conventions.Convention` itself.
         notes: metric name -> why it is NaN, or what it means under a convention that changes its meaning.
         provenance: versions, date, command line, backend, instruction set and threads of the measurement.
@@ -42,7 +43,7 @@ class CollapseReport(Mapping[str, float]):
         self,
         values: Mapping[str, float],
         coverage: Mapping[str, Any] | None = None,
-        convention: str | Convention = "ncops",
+        convention: Preset | Convention = "ncops",
         notes: Mapping[str, str] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ):
@@ -191,7 +192,7 @@ def collapse(
     bias: Tensor | None = None,
     *,
     decisions: DecisionStatistics | None = None,
-    convention: str | Convention = "ncops",
+    convention: Preset | Convention = "ncops",
 ) -> CollapseReport:
     """Every metric of neural collapse, NC1 to NC4, as one report.
 

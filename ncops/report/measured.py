@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..conventions import Convention
+from ..names import Preset
 from ..stats.decisions import DecisionStatistics
 from ..stats.geometry import ClassGeometry
 from .collapse import CollapseReport, collapse
@@ -27,7 +28,7 @@ def assemble(
     bias: Tensor | None = None,
     decisions: DecisionStatistics | None = None,
     *,
-    convention: str | Convention = "ncops",
+    convention: Preset | Convention = "ncops",
     text: Callable[[int], str] = "class {}".format,
     noun: str = "class",
     facts: Mapping[str, Any],

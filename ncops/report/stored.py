@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..conventions import PRESETS, Convention
 from ..errors import CommandError
+from ..names import Preset
 from ..stats.arrays import Arrays, Classifier, read_classifier
 from ..stats.classes import ClassStatistics
 from ..stats.decisions import DecisionStatistics
@@ -223,7 +224,7 @@ def measure_statistics(
     *,
     classifier: str | os.PathLike | None = None,
     min_count: int | None = None,
-    convention: str | Convention | None = None,
+    convention: Preset | Convention | None = None,
     lone: bool = True,
 ) -> Measured:
     """A report from saved class statistics, and from the decision statistics and the classifier beside them.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
+from ..names import Nonfinite
 from ..ops.checks import check_floating, check_label_values, flatten_labels, shape
 
-NONFINITE = ("propagate", "skip", "raise")
+NONFINITE = get_args(Nonfinite)
 
 
 def check_batch(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
+from ..names import Nonfinite
 from ..ops import accumulate_class_moments_
-from ..ops.checks import check_integer
+from ..ops.checks import FLOATING, check_integer
 from .anchored import Undo, drifted, move, shifted
 from .batch import NONFINITE, check_batch, leave_out
 from .blocks import blocks
@@ -18,6 +19,9 @@ from .geometry import ClassGeometry, class_geometry, describe_classes, kept_clas
 from .scatter import batch_scatter
 from .signals import uninterrupted
 from .state import StreamingState, stateful
+from .stored import check_class_moments, check_config, check_counts, check_scatter, check_tensors
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 
 
 class ClassStatistics(StreamingState):
@@ -47,6 +51,11 @@ class ClassStatistics(StreamingState):
         input_dtype: dtype of the features, None before the first update.
     """
 
+    CONFIG = {
+        "num_classes": int, "dim": int, "scatter": bool, "nonfinite": str, "ignore_index": int,
+        "input_dtype": (str, type(None)),
+    }  # fmt: skip
+    """Names and types of :meth:`config`."""
     _TENSORS = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
 
     @stateful
@@ -56,12 +65,14 @@ class ClassStatistics(StreamingState):
         dim: int,
         scatter: bool = False,
         device: torch.device | str | None = None,
-        nonfinite: str = "propagate",
+        nonfinite: Nonfinite = "propagate",
         ignore_index: int = -100,
     ):
         num_classes, dim = check_integer(num_classes, "num_classes", 1), check_integer(dim, "dim", 1)
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite: expected one of {', '.join(NONFINITE)}, got {nonfinite!r}")
+        if 8 * dim * max(num_classes, dim) >= 2**63:
+            raise ValueError(f"num_classes, dim: expected sums of fewer than 2^63 bytes, got {num_classes} and {dim}")
         self.num_classes, self.dim = num_classes, dim
         self.nonfinite, self.ignore_index = nonfinite, check_integer(ignore_index, "ignore_index")
         self.input_dtype: torch.dtype | None = None
@@ -216,17 +227,29 @@ class ClassStatistics(StreamingState):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> ClassStatistics:
-        """The statistics that :meth:`state_dict` described; takes the tensors over without a copy."""
-        settings = dict(config)
+        """The statistics that :meth:`state_dict` described; takes the tensors over without a copy.
+
+        Raises:
+            ValueError: names, types, shapes or dtypes that are not those of such statistics.
+        """
+        settings = check_config(config, cls.CONFIG)
         dtype = settings.pop("input_dtype")
+        if dtype is not None and dtype not in _DTYPES:
+            raise ValueError(f"config: input_dtype: expected one of {', '.join(_DTYPES)} or None, got {dtype!r}")
         stats = cls(**settings, device="meta")
-        stats.input_dtype = None if dtype is None else getattr(torch, dtype)
-        if stats.input_dtype is not None:
+        if dtype is not None:
+            stats.input_dtype = _DTYPES[dtype]
             stats.center = torch.zeros(stats.sums.shape, dtype=compute_dtype(stats.input_dtype), device="meta")
-        stats._check_tensors(tensors)
+        check_tensors(tensors, stats.tensors())
         for name, tensor in tensors.items():
             setattr(stats, name, tensor.contiguous())
         return stats
+
+    def check_values(self) -> None:
+        check_counts({name: getattr(self, name) for name in ("counts", "invalid", "skipped", "ignored")})
+        check_class_moments(self.counts, self.center, self.sums, self.sqnorms)
+        if self.scatter is not None:
+            check_scatter(self.scatter, self.sqnorms)
 
     def _check_fits(self, loaded: ClassStatistics) -> None:
         for name, value in self._identity().items():

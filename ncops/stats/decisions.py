@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..backends.dtypes import outside_autocast
 from ..conventions import Convention, resolve
+from ..names import Preset
 from ..ops import LinearStats, linear_stats, nearest_class_mean
 from ..ops.checks import (
     check_device,
@@ -26,6 +28,7 @@ from .collectives import fingerprint, sum_over_ranks
 from .geometry import ClassGeometry
 from .signals import uninterrupted
 from .state import StreamingState, stateful
+from .stored import check_config, check_counts, check_tensors, require
 
 ENTROPY_BINS = 64
 MARGIN_BINS = 64
@@ -100,7 +103,7 @@ class DecisionStatistics(StreamingState):
         weight: Tensor,
         bias: Tensor | None = None,
         *,
-        convention: str | Convention = "ncops",
+        convention: Preset | Convention = "ncops",
         scale: float = 1.0,
         ignore_index: int = -100,
     ):
@@ -311,15 +314,46 @@ class DecisionStatistics(StreamingState):
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> DecisionStatistics:
-        """The statistics that :meth:`state_dict` described, without means and classifier: see :meth:`bind`."""
+        """The statistics that :meth:`state_dict` described, without means and classifier: see :meth:`bind`.
+
+        Raises:
+            ValueError: names, types, shapes or dtypes that are not those of such statistics.
+        """
+        settings = check_config(config, {"num_classes": int, "convention": dict, "scale": float, "ignore_index": int})
+        fields = {field.name: type(field.default) for field in dataclasses.fields(Convention)} | {"name": str}
         stats = cls.__new__(cls)
-        stats.num_classes = int(config["num_classes"])
-        stats.convention = Convention(**config["convention"])
-        stats.scale, stats.ignore_index = float(config["scale"]), int(config["ignore_index"])
+        stats.num_classes = check_integer(settings["num_classes"], "config: num_classes", 1)
+        stats.convention = Convention(**check_config(settings["convention"], fields, "config: convention"))
+        stats.scale, stats.ignore_index = float(settings["scale"]), settings["ignore_index"]
+        if stats.num_classes >= 2**60:
+            raise ValueError(f"config: num_classes: expected fewer than 2^60, got {stats.num_classes}")
         stats._allocate("meta")
-        stats._check_tensors(tensors)
+        check_tensors(tensors, stats.tensors())
         vars(stats).update(tensors)
         return stats
+
+    def check_values(self) -> None:
+        states = self.tensors()
+        check_counts({name: t for name, t in states.items() if t.dtype == torch.int64})
+        for name in ("agree", "ncc_hit", "hit"):
+            require(states[name] <= self.count, name, "at most the rows of the class", states[name])
+        require(self.nll >= 0, "nll", "sums of -log p", self.nll)
+        require((self.count > 0) | (self.nll == 0), "nll", "0 in a class without rows", self.nll)
+        require(
+            (self.confidence_sum >= 0) & (self.confidence_sum <= 1.001 * self.confidence_count), "confidence_sum",
+            "a sum of probabilities", self.confidence_sum,
+        )  # fmt: skip
+        require(
+            self.confidence_correct <= self.confidence_count, "confidence_correct", "at most the rows of the bin",
+            self.confidence_correct,
+        )  # fmt: skip
+        rows, hits = int(self.count.sum()), int(self.hit.sum())
+        for name, most in (("entropy_hist", rows), ("margin_hist", rows)):
+            if int(states[name].sum()) > most:
+                raise ValueError(f"state: {name}: expected at most {most} rows, got {int(states[name].sum())}")
+        for name, all_of in (("confidence_count", rows), ("confidence_correct", hits)):
+            if int(states[name].sum()) != all_of:
+                raise ValueError(f"state: {name}: expected {all_of} rows, got {int(states[name].sum())}")
 
     def _check_fits(self, loaded: DecisionStatistics) -> None:
         if loaded.num_classes != self.num_classes or loaded.convention != self.convention:

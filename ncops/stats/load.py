@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 
 import torch
 
@@ -24,10 +25,18 @@ def load(path: str | os.PathLike, *, device: torch.device | str = "cpu") -> Clas
         FileNotFoundError: no such file.
         ValueError: the file is truncated, damaged, written by another program or by a newer ncops.
     """
-    kind, config, tensors = read_state(path, device)
-    if kind not in KINDS:
-        raise ValueError(f"path: {os.fspath(path)} holds {kind!r}, expected one of {', '.join(KINDS)}")
+    name = os.fspath(path)
     try:
-        return KINDS[kind].from_state(config, tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"path: {os.fspath(path)} is damaged: {error}") from error
+        kind, config, tensors = read_state(path, device)
+    except ValueError as error:
+        if str(error).startswith("path: "):
+            raise
+        raise ValueError(f"path: {name} is damaged: {error}") from error
+    if kind not in KINDS:
+        raise ValueError(f"path: {name} holds {reprlib.repr(kind)}, expected one of {', '.join(KINDS)}")
+    try:
+        statistics = KINDS[kind].from_state(config, tensors)
+        statistics.check_values()
+    except ValueError as error:
+        raise ValueError(f"path: {name} is damaged: {error}") from error
+    return statistics

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,15 +15,18 @@ from torch import Tensor
 from .collectives import check_alike
 from .files import save_state
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def stateful(method: Callable) -> Callable:
+
+def stateful(method: Callable[P, R]) -> Callable[P, R]:
     """Makes a method that allocates or writes state keep no graph and make ordinary tensors.
 
     What is allocated inside ``torch.inference_mode`` could never be updated or merged outside of it.
     """
 
     @functools.wraps(method)
-    def run(*args, **kwargs):
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.inference_mode(False), torch.no_grad():
             return method(*args, **kwargs)
 
@@ -34,7 +37,8 @@ class StreamingState:
     """Subclasses name their tensors in ``_TENSORS`` (one may be None).
 
     A state is its :meth:`config` and its :meth:`tensors`: what stores one writes both, and ``from_state(config,
-    tensors)`` of its class makes it again. To sum over ranks, a subclass says in :meth:`_alike` what must agree, and
+    tensors)`` of its class makes it again, or raises ValueError; whoever has them from outside this process then calls
+    :meth:`check_values`. To sum over ranks, a subclass says in :meth:`_alike` what must agree, and
     adds up in :meth:`_reduce`.
     """
 
@@ -60,12 +64,21 @@ class StreamingState:
         Means and classifier of :class:`ncops.DecisionStatistics` stay.
 
         Raises:
-            ValueError: missing or foreign tensors; other sizes, another convention or another set of kept classes.
+            ValueError: no dictionary with a config; missing, foreign or impossible values; other sizes, another
+                convention or another set of kept classes. Nothing has changed then.
         """
+        if not isinstance(state, Mapping) or "config" not in state:
+            got = f"the names {', '.join(map(str, state))}" if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f"state: expected a dictionary of tensors and 'config', got {got}")
         loaded = type(self).from_state(state["config"], {n: value for n, value in state.items() if n != "config"})
+        loaded.check_values()
         self._check_fits(loaded)
         copied = {name: tensor.to(self.device, copy=True) for name, tensor in loaded.tensors().items()}
         vars(self).update({**vars(loaded), **copied})
+
+    def check_values(self) -> None:
+        """Raises ValueError for numbers that no rows have, such as negative counts; it looks at all of them."""
+        raise NotImplementedError
 
     def _check_fits(self, loaded: Any) -> None:
         """Raises ValueError unless the content of ``loaded`` may replace that of self."""
@@ -87,22 +100,29 @@ class StreamingState:
 
         Args:
             group: the process group; None is the default one. gloo needs the state on a CPU, nccl on a GPU.
-            inplace: put the result into self and return self, saving a copy of the state. Updates then raise until
-                :meth:`reset`, so that nothing is counted twice. By default self is left alone.
+            inplace: put the result into self and return self. Updates then raise until :meth:`reset`, so that nothing
+                is counted twice. By default self is left alone.
 
         Raises:
-            RuntimeError: torch.distributed is not initialised, or the state has been reduced in place before.
+            RuntimeError: torch.distributed is not initialised, or the state has been reduced in place before; or
+                another rank has raised, died or not answered within the group's timeout. Nothing has changed then.
             ValueError: the ranks' statistics differ in what must be the same (sizes, dtype, convention); on every rank
                 alike, and nothing has changed.
+
+        Memory: the state once more, until every rank has its sum.
         """
         self._check_not_reduced("all_reduce")
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError("all_reduce: torch.distributed is not initialised: call init_process_group first")
         agreed = check_alike(self._alike(), group)
-        result = self if inplace else copy.deepcopy(self)
-        result._reduce(group, agreed)
-        result._reduced = inplace
-        return result
+        total = copy.copy(self)
+        vars(total).update({name: tensor.clone() for name, tensor in self.tensors().items()})
+        total._reduce(group, agreed)
+        if not inplace:
+            return total
+        check_alike({}, group)  # every rank has come this far
+        vars(self).update({**vars(total), "_reduced": True})
+        return self
 
     def _alike(self) -> dict[str, Any]:
         """What must agree between ranks that are added up; None fits everything."""
@@ -118,15 +138,3 @@ class StreamingState:
         for name, tensor in self.tensors().items():
             setattr(self, name, tensor.to(device))
         return self
-
-    def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Raises ValueError unless ``tensors`` has the names, shapes and dtypes of this state's."""
-        expected = self.tensors()
-        if set(tensors) != set(expected):
-            raise ValueError(
-                f"state: expected the tensors {', '.join(sorted(expected))}, got {', '.join(sorted(tensors))}"
-            )
-        for name, (mine, theirs) in {name: (expected[name], tensors[name]) for name in expected}.items():
-            if theirs.shape != mine.shape or theirs.dtype != mine.dtype:
-                got = f"{theirs.dtype} {tuple(theirs.shape)}"
-                raise ValueError(f"state: {name}: expected {mine.dtype} {tuple(mine.shape)}, got {got}")

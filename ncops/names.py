@@ -1,0 +1,12 @@
+"""The names that arguments take, for type checkers and the command line; free of torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Backend = Literal["cpu", "cuda", "triton", "reference"]
+Kernel = Literal["dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv"]
+Loss = Literal["nll", "cross_entropy", "z_loss", "entropy", "margin"]
+Nonfinite = Literal["propagate", "skip", "raise"]
+Preset = Literal["ncops", "neural-collapse", "linguistic-collapse", "papyan", "zhu"]
+Reduction = Literal["mean", "sum", "none"]

@@ -1,0 +1,53 @@
+"""What ``import ncops`` gives, imported at once."""
+
+from . import conventions, metrics
+from ._version import __version__
+from .backends import use_backend
+from .ops import (
+    ClassMoments,
+    LinearStats,
+    NearestClassMean,
+    PairStats,
+    accumulate_class_moments_,
+    class_moments,
+    class_scatter,
+    linear_stats,
+    logit_stats,
+    nearest_class_mean,
+    pair_stats,
+    pinv_trace,
+    projected_sqnorms,
+    solve_trace,
+)
+from .report.collapse import CollapseReport, collapse
+from .stats.classes import ClassStatistics
+from .stats.decisions import DecisionStatistics
+from .stats.geometry import ClassGeometry
+from .stats.load import load
+
+__all__ = [
+    "ClassMoments",
+    "LinearStats",
+    "NearestClassMean",
+    "PairStats",
+    "accumulate_class_moments_",
+    "class_moments",
+    "class_scatter",
+    "linear_stats",
+    "logit_stats",
+    "nearest_class_mean",
+    "pair_stats",
+    "pinv_trace",
+    "projected_sqnorms",
+    "solve_trace",
+    "__version__",
+    "ClassGeometry",
+    "ClassStatistics",
+    "CollapseReport",
+    "DecisionStatistics",
+    "collapse",
+    "conventions",
+    "load",
+    "metrics",
+    "use_backend",
+]
