@@ -88,7 +88,7 @@ static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
   LinearStatsBackwardArgs args;
   const auto inputs = attach(args, x, weight, bias, target, scale, ignore_index);
   const ScalarType type = compute_type(x);
-  const auto planes = attach_planes(args, args.x.rows, args.w.rows, type, grad, floats, indices);
+  const auto planes = attach_planes(args, args.x.rows, type, grad, floats, indices);
   const auto empty = [&] { return fresh(x, {0}, type); };
   Tensor g_x = need_x ? fresh(x, {args.x.rows, args.x.dim}, type) : empty();
   Tensor g_weight = need_weight ? fresh(x, {args.w.rows, args.x.dim}, type) : empty();

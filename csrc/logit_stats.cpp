@@ -39,8 +39,12 @@ static Tensor logit_stats_backward_cpu(const Tensor& grad, const Tensor& floats,
                                        const OptionalTensor& target, double scale, int64_t ignore_index) {
   LogitStatsBackwardArgs args;
   const OptionalTensor dense_target = attach(args, logits, target, scale, ignore_index);
-  const auto planes = attach_planes(args, args.logits.rows, args.logits.dim, compute_type(logits), grad, floats, indices);
-  Tensor out = fresh(logits, {args.logits.rows, args.logits.dim}, logits.scalar_type());
+  const int64_t rows = args.logits.rows, classes = args.logits.dim;
+  const auto planes = attach_planes(args, rows, compute_type(logits), grad, floats, indices);
+  for (int64_t i = 0; i < kIndexColumns * rows; ++i)  // a caller may have written into them since the forward
+    STD_TORCH_CHECK(args.indices[i] >= -1 && args.indices[i] < classes, "indices: expected -1 or classes below ", classes,
+                    ", got ", args.indices[i], " at row ", i % rows);
+  Tensor out = fresh(logits, {rows, classes}, logits.scalar_type());
   args.g_logits = writable(out);
   logit_stats_backward(args);
   return out;

@@ -183,8 +183,8 @@ struct Planes {
 };
 
 // The gradients by the float columns and the forward's own columns, checked; returns the dense planes that args points into.
-inline std::array<Tensor, 3> attach_planes(LogitBackward& args, int64_t rows, int64_t classes, ScalarType type,
-                                           const Tensor& grad, const Tensor& floats, const Tensor& indices) {
+inline std::array<Tensor, 3> attach_planes(LogitBackward& args, int64_t rows, ScalarType type, const Tensor& grad,
+                                           const Tensor& floats, const Tensor& indices) {
   const auto plane = [&](const Tensor& t, const char* name, ScalarType type, int64_t number) {
     check_size(t, name, 0, number);
     check_size(t, name, 1, rows);
@@ -196,10 +196,6 @@ inline std::array<Tensor, 3> attach_planes(LogitBackward& args, int64_t rows, in
   args.floats = data_of(planes[1]);
   args.indices = data_of<int64_t>(planes[2]);
   args.rows = rows;
-  for (int64_t i = 0; i < kIndexColumns * rows; ++i) {  // a caller may have written into them since the forward
-    STD_TORCH_CHECK(args.indices[i] >= -1 && args.indices[i] < classes, "indices: expected -1 or classes below ", classes,
-                    ", got ", args.indices[i], " at row ", i % rows);
-  }
   return planes;
 }
 
