@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str):
-        """The packages that most programs do not need, imported when they are named; in the command, everything."""
-        if name in _LAZY:
-            return importlib.import_module(f"{__name__}.{name}")
+        """A package or module when it is named; in the command, where nothing has been imported, every name."""
+        own = f"{__name__}.{name}"
+        if not name.startswith("_"):
+            try:
+                return importlib.import_module(own)
+            except ModuleNotFoundError as error:
+                if error.name != own:
+                    raise
         if not name.startswith("_") or name in ("__all__", "__version__"):
             public = importlib.import_module(f"{__name__}.public")
             if name == "__all__" or name in public.__all__:
