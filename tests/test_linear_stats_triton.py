@@ -143,8 +143,8 @@ def test_gradients_over_many_chunks(monkeypatch, dtype, bias):
     monkeypatch.setattr(backward, "LEAST_CLASSES", 16)
     assert backward.chunk_shape(20, 40, itemsize, 16) == (16, 16)
     for a, b in zip(gradients(ncops.linear_stats), truth, strict=True):
-        eps = torch.finfo(dtype).eps
-        assert (a.double() - b.double()).abs().max() <= (16 if dtype == torch.float32 else 1) * eps * b.abs().max()
+        eps = torch.finfo(dtype).eps  # half precision rounds the logits' gradient, the result and the truth, once each
+        assert (a.double() - b.double()).abs().max() <= (16 if dtype == torch.float32 else 1.5) * eps * b.abs().max()
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
