@@ -33,15 +33,18 @@ setup: .venv/installed
 	NCOPS_REQUIRE_EXT=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@
 
-# The native kernels, in the checkout: what is compiled is kept.
-BUILD_EXT := NCOPS_REQUIRE_EXT=1 $(BIN)/python setup.py --quiet build_ext --inplace
+# The native kernels, in the checkout: what is compiled is kept, what compilers say is in build/build.log.
+BUILD_EXT := NCOPS_REQUIRE_EXT=1 $(BIN)/python setup.py --quiet build_ext --inplace > build/build.log 2>&1 \
+  || { tail -n 50 build/build.log; false; }
 .venv/installed: .venv/package .venv/model $(SOURCES)
-	$(BUILD_EXT)
+	@mkdir -p build; echo "building the native kernels, which takes some minutes"
+	@$(BUILD_EXT)
 	touch $@ .venv/demo
 
 # Without a GPU the demo does without CUDA kernels, half of the time of a build.
 .venv/demo: .venv/package .venv/model $(SOURCES)
-	$(if $(shell command -v nvidia-smi),,NCOPS_CUDA=0) $(BUILD_EXT)
+	@mkdir -p build; echo "building the native kernels, which takes two minutes or so"
+	@$(if $(shell command -v nvidia-smi),,NCOPS_CUDA=0) $(BUILD_EXT)
 	touch $@
 
 demo: .venv/demo
