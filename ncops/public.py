@@ -1,4 +1,4 @@
-"""What ``import ncops`` gives, imported at once."""
+"""What ``import ncops`` gives, imported at once; name by name, since type checkers follow no list of another module."""
 
 from . import conventions, metrics
 from ._version import __version__

@@ -98,7 +98,7 @@ class TwoPasses:
                     with precision():
                         x = trap.run(lambda inputs=inputs: _call(model, inputs))
                         if not proved:
-                            with trap.opened():
+                            with trap.disarmed():
                                 prove_product(module, x)
                             self.prove(model, inputs, lambda inputs: trap.run(lambda: _call(model, inputs)))
                             proved = True
