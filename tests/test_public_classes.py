@@ -12,12 +12,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
-from testing import nan_in_fresh_memory
+from testing import held, nan_in_fresh_memory
 from torch import Tensor
 
 import ncops
@@ -127,23 +127,8 @@ def test_deep_copies_and_pickles_go_on_by_themselves(make):
     assert content(fresh) == before
 
 
-@contextmanager
-def default_device(name: str):
-    torch.set_default_device(name)
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def default_dtype(dtype: torch.dtype) -> AbstractContextManager:
+    return held(torch.set_default_dtype, torch.get_default_dtype(), dtype)
 
 
 SURROUNDINGS = {
@@ -171,7 +156,7 @@ def test_the_default_device_is_not_asked(name, expected):
     """Tensors stay where the inputs are; statistics are made where they are told to be."""
     if name in ("ClassStatistics", "DecisionStatistics", "ClassGeometry", "CollapseReport", "accumulators"):
         pytest.skip("their state follows the default device, as that of torch's modules does")
-    with default_device("meta"):
+    with held(torch.set_default_device, None, "meta"):
         found = MADE[name]()
     assert content(found) == expected[name]
 

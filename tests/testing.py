@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -79,13 +80,17 @@ def bits(outputs) -> list[Tensor]:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def held(put: Callable[[Any], None], before: Any, value: Any) -> Iterator[None]:
+    """A setting of torch at ``value``, and then as it was ``before``."""
+    put(value)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        put(before)
+
+
+def threads(count: int) -> AbstractContextManager:
+    return held(torch.set_num_threads, torch.get_num_threads(), count)
 
 
 def assert_deterministic(run: Callable[[], object], backend: str) -> None:
@@ -139,12 +144,6 @@ def block_rows(monkeypatch: pytest.MonkeyPatch, size: int = 512) -> None:
     monkeypatch.setattr(_blocks, "BLOCK_BYTES", size)
 
 
-@contextmanager
-def nan_in_fresh_memory() -> Iterator[None]:
+def nan_in_fresh_memory() -> AbstractContextManager:
     """Results that a kernel never writes are NaN, and not what happened to lie there."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
+    return held(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled(), True)

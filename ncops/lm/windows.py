@@ -86,14 +86,18 @@ class Windows:
 
     def by_length(self, indices: Iterable[int]) -> list[int]:
         """These windows with the long ones first, those of one length in their order."""
-        return sorted(indices, key=lambda i: self._spans[i][0] - self._spans[i][1])
+        return sorted(indices, key=self._length, reverse=True)
+
+    def _length(self, index: int) -> int:
+        start, end = self._spans[index]
+        return end - start
 
     def batches(
         self, indices: Sequence[int], batch_size: int, device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
         """Batches in order, of windows of one length each: nothing is padded, which no model can be confused by."""
         lead = [] if self.bos is None else [self.bos]
-        for _, alike in groupby(indices, key=lambda i: self._spans[i][1] - self._spans[i][0]):
+        for _, alike in groupby(indices, key=self._length):
             alike = list(alike)
             for first in range(0, len(alike), batch_size):
                 rows = [self[i] for i in alike[first : first + batch_size]]
