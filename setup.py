@@ -3,7 +3,8 @@
 NCOPS_REQUIRE_EXT=1 turns a failed or skipped native build into an error; NCOPS_REQUIRE_EXT=0 asks for the pure wheel.
 NCOPS_CUDA=1 demands the CUDA kernels, NCOPS_CUDA=0 leaves them out; else they are built where nvcc is found. No GPU is
 needed or asked for. NCOPS_CUDA_ARCHS ("80;90;100") are the compute capabilities; later GPUs use the last one's PTX.
-NCOPS_SANITIZE ("address,undefined" or "thread") builds the native kernels for tests/sanitizers.py.
+NCOPS_SANITIZE ("address,undefined" or "thread") builds the native kernels for tests/sanitizers.py. NCOPS_ISAS ("avx2")
+are the instruction sets of the CPU kernels, best first, for a quicker build than of all.
 """
 
 import os
@@ -23,7 +24,8 @@ WANTED = os.environ.get("NCOPS_REQUIRE_EXT", "")
 SANITIZE = os.environ.get("NCOPS_SANITIZE", "")
 TORCH_ABI = "0x020a000000000000"  # torch 2.10, the oldest release this library runs on
 PYTHON_ABI = "0x030A0000"  # CPython 3.10
-ISAS = ("avx512", "avx2", "generic") if platform.machine().lower() in ("x86_64", "amd64") else ("generic",)
+EVERY_ISA = "avx512,avx2,generic" if platform.machine().lower() in ("x86_64", "amd64") else "generic"
+ISAS = os.environ.get("NCOPS_ISAS", EVERY_ISA).split(",")
 
 
 def version() -> str:
@@ -33,17 +35,23 @@ def version() -> str:
     raise RuntimeError("ncops/_version.py has no __version__")
 
 
+def write(path: Path, text: str) -> None:
+    """A generated source; one that stays as it is is not compiled again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
 def isa_sources() -> list[str]:
     """One translation unit per kernel and instruction set: a wrapper that names the set and includes the kernel."""
     folder = ROOT / "build" / "isa"
-    folder.mkdir(parents=True, exist_ok=True)
+    each = " ".join(f"DO({isa}, name, Args)" for isa in ISAS)
+    write(folder / "isas.h", f"#define NCOPS_EACH_ISA(DO, name, Args) {each}\n")
     sources = []
     for kernel in sorted((ROOT / "csrc" / "cpu").glob("*_cpu.cpp")):
         for isa in ISAS:
             wrapper = folder / f"{kernel.stem}_{isa}.cpp"
-            text = f'#define NCOPS_ISA {isa}\n#include "cpu/{kernel.name}"\n'
-            if not wrapper.exists() or wrapper.read_text() != text:
-                wrapper.write_text(text)
+            write(wrapper, f'#define NCOPS_ISA {isa}\n#include "cpu/{kernel.name}"\n')
             sources.append(str(wrapper.relative_to(ROOT)))
     return sources
 
@@ -88,10 +96,7 @@ def compile_cuda(compiler: str, archs: list[str]) -> list[str]:
 
 def state_cuda(*defines: str) -> None:
     """Writes what the host code sees of CUDA; a header, so that the CPU kernels are not compiled again for it."""
-    header, text = ROOT / "build" / "cuda" / "cuda_build.h", "".join(f"#define {line}\n" for line in defines)
-    if not header.exists() or header.read_text() != text:
-        header.parent.mkdir(parents=True, exist_ok=True)
-        header.write_text(text)
+    write(ROOT / "build" / "cuda" / "cuda_build.h", "".join(f"#define {line}\n" for line in defines))
 
 
 def add_cuda(extension) -> None:
@@ -138,7 +143,7 @@ def native() -> dict:
     extension = CppExtension(
         "ncops._C",
         sorted(str(p.relative_to(ROOT)) for p in plain) + isa_sources(),
-        include_dirs=[str(ROOT / "csrc"), str(ROOT / "build" / "cuda")],
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "build" / "cuda"), str(ROOT / "build" / "isa")],
         py_limited_api=True,
         extra_compile_args=[
             "-O3",

@@ -9,13 +9,13 @@
 
 namespace ncops {
 
-// Whether this machine runs each set of dispatch.h.
+// Whether this machine runs each set, built or not.
 #if defined(__x86_64__)
-static bool runs_avx2() {
+[[maybe_unused]] static bool runs_avx2() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
-static bool runs_avx512() {
+[[maybe_unused]] static bool runs_avx512() {
   return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
@@ -23,7 +23,7 @@ static bool has_bf16() { return runs_avx512() && __builtin_cpu_supports("avx512b
 #else
 static bool has_bf16() { return false; }
 #endif
-static bool runs_generic() { return true; }
+[[maybe_unused]] static bool runs_generic() { return true; }
 
 struct Set {
   Isa isa;

@@ -1,11 +1,7 @@
 // The instruction sets of this build, best first, and the call that picks one.
 #pragma once
 
-#if defined(__x86_64__)
-#define NCOPS_EACH_ISA(DO, name, Args) DO(avx512, name, Args) DO(avx2, name, Args) DO(generic, name, Args)
-#else
-#define NCOPS_EACH_ISA(DO, name, Args) DO(generic, name, Args)
-#endif
+#include "isas.h"  // NCOPS_EACH_ISA, which setup.py writes: DO(avx512, name, Args) DO(avx2, name, Args) ...
 
 #define NCOPS_ISA_VALUE(set, name, Args) set,
 #define NCOPS_ISA_DECLARE(set, name, Args) \

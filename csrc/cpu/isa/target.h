@@ -1,8 +1,8 @@
 // Every kernel in csrc/cpu is compiled once per instruction set: the build wraps it in a file that defines NCOPS_ISA as
 // avx512, avx2 or generic. This folder alone knows what that means; kernels ask for the capabilities declared here.
 //
-// A new set is one file here, named as the set, a line in dispatch.h (with its test in dispatch.cpp) and its name in setup.py's
-// ISAS. The file, in this order:
+// A new set is one file here, named as the set, a test of the machine in dispatch.cpp and its name in setup.py's EVERY_ISA.
+// The file, in this order:
 //   - includes its intrinsics, then opens its `#pragma GCC target`; what follows is compiled for it;
 //   - says in namespace ncops::NCOPS_ISA how wide its vectors are and what it has:
 //       kVectorBytes, kRegisters   of one vector register, and how many of them

@@ -1,0 +1,46 @@
+"""What is planted: small defects by source file, with the tests that should see them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Plant(NamedTuple):
+    """One defect: ``old``, which stands once in the file, becomes ``new``; ``equivalent`` says why no test can tell."""
+
+    old: str
+    new: str
+    equivalent: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, pytest's arguments for the tests of what it does, and its defects, each the arguments of ``Plant``."""
+
+    path: str
+    tests: str
+    plants: tuple[tuple[str, ...], ...]
+
+    def __iter__(self) -> Iterator[Plant]:
+        return (Plant(*plant) for plant in self.plants)
+
+    @property
+    def native(self) -> bool:
+        """Whether it is part of the extension; the host harness compiles csrc/cuda by itself."""
+        return self.path.startswith("csrc/") and not self.path.startswith("csrc/cuda/")
+
+    def arguments(self) -> list[str]:
+        return shlex.split(self.tests)
+
+    def planted(self, plant: Plant) -> str:
+        """The file's text with the defect in it; ValueError where the table is older than the file."""
+        text = (ROOT / self.path).read_text()
+        if text.count(plant.old) != 1 or plant.old == plant.new:
+            raise ValueError(f"{self.path}: {plant.old!r} stands in it {text.count(plant.old)} times, expected once")
+        return text.replace(plant.old, plant.new)

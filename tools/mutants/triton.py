@@ -1,0 +1,5 @@
+"""Defects of the Triton kernels, which Triton's interpreter runs."""
+
+from .plants import Source
+
+SOURCES: tuple[Source, ...] = ()
