@@ -5,12 +5,14 @@ from ._version import __version__
 from .backends import use_backend
 from .ops import (
     ClassMoments,
+    LinearLoss,
     LinearStats,
     NearestClassMean,
     PairStats,
     accumulate_class_moments_,
     class_moments,
     class_scatter,
+    linear_loss,
     linear_stats,
     logit_stats,
     nearest_class_mean,
@@ -27,12 +29,14 @@ from .stats.load import load
 
 __all__ = [
     "ClassMoments",
+    "LinearLoss",
     "LinearStats",
     "NearestClassMean",
     "PairStats",
     "accumulate_class_moments_",
     "class_moments",
     "class_scatter",
+    "linear_loss",
     "linear_stats",
     "logit_stats",
     "nearest_class_mean",

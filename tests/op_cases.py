@@ -77,6 +77,15 @@ def _linear_stats_gradients(x, weight, bias, target):
     return dict(zip(("g_x", "g_weight", "g_bias"), torch.autograd.grad(loss, inputs), strict=True))
 
 
+def _linear_loss(x, weight, bias, target):
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    options = {"nll": 1.3, "z_loss": 1e-2, "entropy": -0.2, "label_smoothing": 0.1, "reduction": "sum"}
+    loss, stats = ncops.linear_loss(*inputs, target, scale=0.7, **options)
+    gradients = torch.autograd.grad(loss, inputs)
+    columns = {name: getattr(stats, name) for name in ("lse", "nll", "entropy", "argmax", "target_rank")}
+    return {"loss": loss.detach(), **columns, **dict(zip(("g_x", "g_weight", "g_bias"), gradients, strict=True))}
+
+
 def _logit_stats(logits, target):
     return _columns(ncops.logit_stats(logits, target, scale=0.7))
 
@@ -96,6 +105,11 @@ def _z(inputs: Inputs) -> Tensor:
 def _logit_scale(name: str, inputs: Inputs) -> float:
     size = max(1.0, _size(_z(inputs)))
     return size**2 if name == "var" else size
+
+
+def _loss_scale(name: str, inputs: Inputs) -> float:
+    """A loss is a sum of terms of about the logits' size per row, a gradient one of terms of about 1."""
+    return _logit_scale(name, inputs) * max(1, inputs["x"].shape[0]) if name == "loss" else 4.0
 
 
 # ---- classes
@@ -232,6 +246,7 @@ CASES = (
     OpCase("linear_stats", "forward", _logits_case(37, 40, 90), _linear_stats, _logit_scale, _z),
     OpCase("linear_stats", "few rows", _logits_case(2, 24, 300), _linear_stats, _logit_scale, _z),
     OpCase("linear_stats", "backward", _logits_case(37, 40, 90), _linear_stats_gradients, gradient=True),
+    OpCase("linear_loss", "all terms", _logits_case(37, 40, 90), _linear_loss, _loss_scale, _z, gradient=True),
     OpCase("logit_stats", "forward", _stored(37, 90), _logit_stats, _logit_scale, _z),
     OpCase("logit_stats", "backward", _stored(37, 90), _logit_stats_gradients, gradient=True),
     OpCase("class_moments", "forward", _features(130, 33, 7), _class_moments),
@@ -279,6 +294,7 @@ def _zero_sizes() -> Iterable[OpCase]:
             yield OpCase(
                 "linear_stats", f"{name} backward", logits, _linear_stats_gradients, _few_terms, gradient=True
             )
+            yield OpCase("linear_loss", name, logits, _linear_loss, _loss_scale, _z, gradient=True)
             yield OpCase("logit_stats", name, stored, _logit_stats, _logit_scale, _z)
             yield OpCase("logit_stats", f"{name} backward", stored, _logit_stats_gradients, gradient=True)
     for k, d in itertools.product((0, 1, 5), (0, 1, 4)):

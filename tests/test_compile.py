@@ -46,12 +46,17 @@ def columns(stats: ncops.LinearStats) -> tuple[Tensor, ...]:
     return (*losses, stats.target_rank, stats.correct)
 
 
+def loss_and_columns(result: ncops.LinearLoss) -> tuple[Tensor, ...]:
+    return result.loss, result.stats.lse.nan_to_num(), result.stats.argmax
+
+
 CALLS = (
     Call("class_moments", lambda x, y: ncops.class_moments(x, y, C, center=CENTER)[1:3]),
     Call("accumulate_class_moments_", accumulate, False),
     Call("class_scatter", lambda x, y: (ncops.class_scatter(x, y, CENTER), ncops.class_scatter(x))),
     Call("projected_sqnorms", lambda x, y: (ncops.projected_sqnorms(x, BASIS, y, CENTER),)),
     Call("linear_stats", lambda x, y: columns(ncops.linear_stats(x, WEIGHT, BIAS, y))),
+    Call("linear_loss", lambda x, y: loss_and_columns(ncops.linear_loss(x, WEIGHT, BIAS, y, z_loss=0.1))),
     Call("logit_stats", lambda x, y: columns(ncops.logit_stats(x, y.clamp_max(D - 1)))),
     Call("nearest_class_mean", lambda x, y: tuple(ncops.nearest_class_mean(x, CENTER)), False),
     Call("pair_stats", lambda x, y: tuple(ncops.pair_stats(x, "log_distance"))[:1]),

@@ -116,10 +116,11 @@ def add_product(out: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
 
 
-def parts_of(x: Tensor) -> tuple[Tensor, ...]:
-    """``x``, or the two bfloat16 whose sum a float16 ``x`` is."""
-    if x.dtype != torch.float16:
-        return (x,)
+def parts_of(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """``x`` in ``dtype``, its own if None; for float16 the two bfloat16 whose sum it is."""
+    dtype = dtype or x.dtype
+    if dtype != torch.float16:
+        return (x.to(dtype),)
     upper = x.bfloat16()
     return upper, (x.float() - upper.float()).nan_to_num(0, 0, 0).bfloat16()  # an infinity is in the upper one
 

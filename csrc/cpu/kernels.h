@@ -39,6 +39,17 @@ struct LinearStatsBackwardArgs : LogitBackward {
 };
 NCOPS_KERNEL(linear_stats_backward, LinearStatsBackwardArgs)
 
+// What each row's columns count for in its loss: linear_loss's coefficients, ordered as in ncops/backends/planes.py.
+enum LossTerm : int { kOfNll, kOfLse, kOfLseSquared, kOfEntropy, kOfMean, kLossTerms };
+struct LinearLossArgs : LogitOptions {
+  Rows x, w, bias;
+  const double* coefficients = nullptr;                         // (N, kLossTerms)
+  LogitColumns out;
+  int64_t total = 0;                                            // rows of g_x: those that x leaves out get zero
+  void *g_x = nullptr, *g_weight = nullptr, *g_bias = nullptr;  // (total, D) in the dtype of x; (V, D), (V) in the compute dtype
+};
+NCOPS_KERNEL(linear_loss, LinearLossArgs)
+
 struct LogitStatsArgs : LogitOptions {
   Rows logits;
   LogitColumns out;

@@ -10,64 +10,11 @@
 // nearly all tiles where only the maximum, second or target's logit has a gradient (a margin loss: no logit is even formed
 // again), and those more than 87 below their rows' maximum. Tiny is not zero: one step of Adam turns a rare class's 1e-12
 // into as large an update as any, so nothing is left out for being small.
-#include "blocks/product.h"
+#include "gradient_products.h"
 #include "logit_gradient.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
-
-constexpr int kStep = kRegisters / 4;  // columns of g_x per register tile
-
-// out[j][lane] += sum over classes c of w(c, column + j) * dz[c][lane], for kStep columns; w as packed by pack_rows.
-template <class T>
-__attribute__((noinline)) void add_input_gradient(const T* w, int64_t group, int64_t classes, const T* dz, T* out) {
-  constexpr int L = 2 * kWidth<T>;
-  Sums<Plain<T>, kStep, 2> sums;
-  for (int64_t c = 0; c < classes; c += kMR, w += group, dz += kMR * L) sums.template add<1, kLine<T>>(dz, w, kMR);
-  sums.write(out, L, true);
-}
-
-// out[m][lane] += sum over rows of dz(m, row) * x[row][lane], for kMR classes and 2 * W columns; dz holds panels of L rows,
-// `panel` elements apart, x is packed [row][2 * W]; panels that are `zero` are left out, and the chains stay as they are. Only
-// `classes` rows of out are read and written.
-template <class T>
-__attribute__((noinline)) void add_weight_gradient(const T* dz, int64_t panel, int64_t panels, const bool* zero, const T* x,
-                                                   T* out, int64_t stride, int64_t classes, int64_t columns) {
-  constexpr int L = 2 * kWidth<T>;
-  constexpr int64_t chain = kChain / L;  // panels
-  int64_t rows = L;
-  asm("" : "+r"(rows));  // not a constant: unrolled, AVX2 runs out of registers for doubles
-  alignas(64) T total[kMR][L] = {};
-  for (int64_t start = 0; start < panels; start += chain) {
-    Sums<Plain<T>, kMR, 2> sums;
-    for (int64_t p = start; p < std::min(panels, start + chain); ++p, dz += panel, x += L * L)
-      if (!zero[p]) sums.template add<L, 1>(x, dz, rows);
-    sums.write(total[0], L, true);
-  }
-  for (int64_t m = 0; m < classes; ++m)
-    for (int64_t k = 0; k < columns; ++k) out[m * stride + k] += total[m][k];
-}
-
-// A sum that groups of rows add to: each to a share of its own where there are several, merged in order.
-template <class T>
-struct GroupSums {
-  T* result;  // null: not wanted
-  int64_t size, groups;
-  Scratch shares;
-
-  GroupSums(void* out, int64_t size, int64_t number)
-      : result(static_cast<T*>(out)), size(size), groups(out && number > 1 ? number : 0), shares(groups * size * sizeof(T)) {
-    if (result) std::memset(result, 0, size * sizeof(T));
-    std::memset(shares.at<T>(), 0, groups * size * sizeof(T));
-  }
-  T* share(int64_t group) const { return groups ? shares.at<T>() + group * size : result; }
-  void merge() {
-    for_blocks(groups ? size : 0, 4096, [&](int64_t begin, int64_t end, int) {
-      for (int64_t group = 0; group < groups; ++group)
-        for (int64_t i = begin; i < end; ++i) result[i] += share(group)[i];
-    });
-  }
-};
 
 template <class T>
 class Backward {
@@ -158,14 +105,11 @@ class Backward {
         if (zero[p]) continue;
         some = true;
         std::memset(out + classes * L, 0, (whole - classes) * L * sizeof(T));
-        if (g_bias) add_bias_gradient(out, g_bias + first, classes);
+        if (g_bias) add_bias_gradient<T>(out, g_bias + first, classes);
         scale(out, classes);
-        if (share)
-          for (int64_t k = 0; k < dim_; k += kStep)
-            add_input_gradient<T>(w + k / kLine<T> * kMR * kLine<T> + k % kLine<T>, group_, classes, out,
-                                  share + (p * padded_ + k) * L);
+        if (share) add_input_gradient<T>(w, dim_, classes, out, share + p * padded_ * L);
       }
-      if (g_weight && some) weight_gradient(dz, tile, number, zero, columns, g_weight + first * dim_, classes);
+      if (g_weight && some) add_weight_gradient<T>(dz, tile, number, zero, columns, dim_, g_weight + first * dim_, classes);
     }
   }
 
@@ -178,20 +122,7 @@ class Backward {
     } else {
       gradients.apply_hard(out, first, classes);
     }
-    IntVec<T> set{};
-    for (int64_t i = 0; i < classes * L; i += kWidth<T>) set |= (IntVec<T>)(load(out + i) != 0);
-    return any<T>(set);
-  }
-
-  void weight_gradient(const T* dz, int64_t tile, int64_t panels, const bool* zero, const T* columns, T* out, int64_t classes) {
-    for (int64_t k = 0; k < dim_; k += L)
-      for (int64_t m = 0; m < classes; m += kMR)
-        add_weight_gradient<T>(dz + m * L, tile, panels, zero, columns + k * panels * L, out + m * dim_ + k, dim_,
-                               std::min<int64_t>(kMR, classes - m), std::min<int64_t>(L, dim_ - k));
-  }
-
-  void add_bias_gradient(const T* dz, T* out, int64_t classes) {
-    for (int64_t c = 0; c < classes; ++c) out[c] += reduce_add<T>(load(dz + c * L) + load(dz + c * L + L / 2));
+    return any_gradient<T>(out, classes);
   }
 
   void scale(T* dz, int64_t classes) const {

@@ -1,70 +1,9 @@
 // linear_stats: a product whose tiles are reduced to row statistics on the spot.
 #include "blocks/few_rows.h"
-#include "logit_columns.h"
-#include "blocks/product.h"
+#include "linear_logits.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
-
-template <class Mode, int NV>
-struct LinearStats {
-  using T = typename Mode::T;
-  static constexpr int L = NV * kWidth<T>;
-  using State = LogitState<T, L>;
-  const LinearStatsArgs& args;
-  const T* bias;       // (V) in T, or null
-  LogitShare* partials;  // (splits, N) where w is split, else null
-  T* target_logits;    // (N), given or formed here; null without targets
-
-  // The target's logit first, by the arithmetic of the tiles, so that its rank is exact. Every split needs it; one keeps it.
-  void begin(State& state, int64_t row, int64_t count, int64_t split, const T* panel) {
-    T logits[L];
-    for (int i = 0; i < L; ++i) logits[i] = std::numeric_limits<T>::infinity();
-    if (args.shares.floats) {
-      if (target_logits) std::memcpy(logits, target_logits + row, count * sizeof(T));
-    } else if (args.target) {
-      multiply_targets(row, count, panel, logits);
-      if (split == 0) std::memcpy(target_logits + row, logits, count * sizeof(T));
-    }
-    state.begin(logits);
-  }
-
-  void multiply_targets(int64_t row, int64_t count, const T* panel, T* logits) const {
-    int64_t index[L];
-    for (int64_t i = 0; i < count; ++i) index[i] = inside(row + i) ? args.target[row + i] : 0;
-    Rows rows = args.w;
-    rows.index = index;
-    rows.rows = count;
-    const int64_t depth = Mode::depth(rows.dim);
-    Scratch scratch(size_t(L) * depth * sizeof(T));
-    pack_panel<Mode, L>(rows, 0, count, scratch.at<T>());
-    T products[L];
-    multiply_diagonal<Mode, NV>(panel, scratch.at<T>(), depth, products);
-    for (int lane = 0; lane < count; ++lane)
-      if (inside(row + lane)) logits[lane] = logit(products[lane], index[lane]);
-  }
-
-  void tile(State& state, T* tile, int64_t first, int64_t count) {
-    state.add(tile, first, count, T(args.scale), bias ? bias + first : nullptr);
-  }
-
-  void end(State& state, int64_t row, int64_t count, int64_t split) {
-    for (int64_t i = 0; i < count; ++i) {
-      if (partials) partials[split * args.x.rows + row + i] = state.row(i);
-      else write(row + i, state.row(i));
-    }
-  }
-
-  T logit(T product, int64_t c) const {
-    return fma(splat<T>(product), splat<T>(T(args.scale)), splat<T>(bias ? bias[c] : T(0)))[0];
-  }
-  void write(int64_t row, const LogitShare& r) {
-    write_row<T>(args.out, args.shares, row, r, args.target, args.ignore_index, target_logits ? target_logits[row] : T(0));
-  }
-  bool inside(int64_t row) const {
-    return is_class(args.target[row], args.w.rows, args.ignore_index);
-  }
-};
 
 // For very few rows: the products of one row of w, which is read in place, as `Stored`, with R rows of x.
 template <class T, int R, class Stored>
@@ -135,23 +74,12 @@ bool few(const LinearStatsArgs& args, Run run) {
   return false;
 }
 
-// The bias in T, or null.
-template <class T>
-struct Bias {
-  Scratch memory;
-  T* data;
-  explicit Bias(const LinearStatsArgs& args)
-      : memory(args.bias.data ? args.w.rows * sizeof(T) : 0), data(args.bias.data ? memory.at<T>() : nullptr) {
-    if (data) load_raw<T>(args.bias, 0, 0, args.w.rows, data);
-  }
-};
-
 template <class Mode, int NV>
 void all_columns(const LinearStatsArgs& args) {
   using T = typename Mode::T;
   const int64_t n = args.x.rows, v = args.w.rows;
   const Plan plan = plan_product<T>(n, v, Mode::depth(args.x.dim), NV * kWidth<T>);
-  const Bias<T> bias(args);
+  const Bias<T> bias(args.bias, args.w.rows);
   const Scratch targets(args.target ? n * sizeof(T) : 0);
   const Scratch partials(plan.splits > 1 ? plan.splits * n * sizeof(LogitShare) : 0);
   LinearStats<Mode, NV> epilogue{args, bias.data, plan.splits > 1 ? partials.at<LogitShare>() : nullptr,
@@ -172,7 +100,7 @@ template <class Mode, int NV>
 void only_targets(const LinearStatsArgs& args) {
   using T = typename Mode::T;
   constexpr int L = NV * kWidth<T>;
-  const Bias<T> bias(args);
+  const Bias<T> bias(args.bias, args.w.rows);
   const LinearStats<Mode, NV> epilogue{args, bias.data, nullptr, nullptr};
   T* out = static_cast<T*>(args.target_logit);
   std::fill_n(out, args.x.rows, std::numeric_limits<T>::infinity());

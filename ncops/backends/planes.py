@@ -9,3 +9,5 @@ FLOATS = ("lse", "gap", "max", "second", "target_logit", "nll", "entropy", "mean
 INDICES = ("argmax", "second_index", "target_rank")
 SHARE_FLOATS = ("max", "second", "rest", "weighted", "squared", "mean", "squares")
 SHARE_INDICES = ("argmax", "second_index", "count", "rank")
+LOSS_TERMS = ("nll", "lse", "lse_squared", "entropy", "mean")
+"""What the coefficients (N, len(LOSS_TERMS)) of ``linear_loss`` multiply, row by row."""

@@ -3,6 +3,7 @@
 from .class_moments import ClassMoments, accumulate_class_moments_, class_moments
 from .class_scatter import class_scatter
 from .columns import LinearStats
+from .linear_loss import LinearLoss, linear_loss
 from .linear_stats import linear_stats
 from .logit_stats import logit_stats
 from .nearest_class_mean import NearestClassMean, nearest_class_mean
@@ -14,12 +15,14 @@ from .projected_sqnorms import projected_sqnorms
 
 __all__ = [
     "ClassMoments",
+    "LinearLoss",
     "LinearStats",
     "NearestClassMean",
     "PairStats",
     "accumulate_class_moments_",
     "class_moments",
     "class_scatter",
+    "linear_loss",
     "linear_stats",
     "logit_stats",
     "nearest_class_mean",

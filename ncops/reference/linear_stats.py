@@ -21,7 +21,7 @@ def linear_stats(
     """``(floats, indices)``, the planes of ``backends/planes.py``."""
     blocks = []
     for rows in row_blocks(x.shape[0], weight.shape[0]):
-        z = _logits(x[rows], weight, bias, scale)
+        z = logits_of(x[rows], weight, bias, scale)
         blocks.append(row_columns(z, None if target is None else target[rows], ignore_index))
     return tuple(torch.cat(planes, 1) for planes in zip(*blocks, strict=True))
 
@@ -32,7 +32,7 @@ def linear_stats_share(
     """The share of these classes, of a vocabulary that has others; ranks are counted against ``target_logit (N,)``."""
     blocks = []
     for rows in row_blocks(x.shape[0], weight.shape[0]):
-        z = _logits(x[rows], weight, bias, scale)
+        z = logits_of(x[rows], weight, bias, scale)
         blocks.append(share_of(z, None if target_logit is None else target_logit[rows]).planes())
     return tuple(torch.cat(planes, 1) for planes in zip(*blocks, strict=True))
 
@@ -43,7 +43,7 @@ def linear_stats_targets(
     """``(N)`` logits of the targets as ``linear_stats`` forms them; any number where one is no class."""
     at = target.clamp(0, weight.shape[0] - 1)[:, None]
     blocks = row_blocks(x.shape[0], weight.shape[0])
-    return torch.cat([_logits(x[rows], weight, bias, scale).gather(1, at[rows])[:, 0] for rows in blocks])
+    return torch.cat([logits_of(x[rows], weight, bias, scale).gather(1, at[rows])[:, 0] for rows in blocks])
 
 
 def _weight_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -55,7 +55,8 @@ def _weight_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, 
         yield columns, weight[columns].to(dtype)
 
 
-def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def logits_of(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """``(n, V)`` in the compute dtype."""
     dtype = compute_dtype(x.dtype)
     z = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype, device=x.device)
     x = x.to(dtype)
@@ -71,21 +72,40 @@ def linear_stats_backward(
     allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed."""
-    dtype = floats.dtype
-    g_x = x.new_empty(x.shape if need_x else 0)
-    g_weight = x.new_zeros(weight.shape if need_weight else 0, dtype=dtype)
-    g_bias = x.new_zeros(weight.shape[0] if need_bias else 0, dtype=torch.float64)
+    sums = Gradients(x, weight, bias, scale, need_x, need_weight, need_bias)
     for here in row_blocks(x.shape[0], weight.shape[0]):
         rows = rows_of(here, grad, floats, indices, target, weight.shape[0], ignore_index)
-        g_z = logit_gradient(_logits(x[here], weight, bias, scale), rows)
-        if need_bias:
-            g_bias += g_z.sum(0, dtype=torch.float64)
-        g_z *= scale
-        if need_x:
-            block = x.new_zeros((g_z.shape[0], x.shape[1]), dtype=dtype)
-            for columns, w in _weight_blocks(weight, dtype):
+        sums.add(here, logit_gradient(logits_of(x[here], weight, bias, scale), rows), rows.active)
+    return sums.results()
+
+
+class Gradients:
+    """Of rows, classifier and bias, from those by blocks of logits; size 0 where not needed."""
+
+    def __init__(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, need_x: bool, need_weight: bool,
+        need_bias: bool,
+    ):  # fmt: skip
+        self.dtype, self.scale = compute_dtype(x.dtype), scale
+        self.x, self.weight, self.bias = x, weight, bias
+        self.g_x = x.new_empty(x.shape) if need_x else None
+        self.g_weight = weight.new_zeros(weight.shape, dtype=self.dtype) if need_weight else None
+        self.g_bias = weight.new_zeros(weight.shape[0], dtype=torch.float64) if need_bias else None
+
+    def add(self, here: slice, g_z: Tensor, active: Tensor) -> None:
+        """``g_z (n, V)`` is that of the rows ``here``, overwritten; only ``active`` rows have one that is not zero."""
+        if self.g_bias is not None:
+            self.g_bias += g_z.sum(0, dtype=torch.float64)
+        g_z *= self.scale
+        if self.g_x is not None:
+            block = g_z.new_zeros((g_z.shape[0], self.x.shape[1]))
+            for columns, w in _weight_blocks(self.weight, self.dtype):
                 block.addmm_(g_z[:, columns], w)
-            g_x[here] = block
-        if need_weight:  # a NaN in a row without gradient must not reach the weight: 0 * NaN is NaN
-            g_weight.addmm_(g_z.t(), x[here].to(dtype).where(rows.active[:, None], 0))
-    return g_x, g_weight.to(weight.dtype), g_bias.to(x.dtype if bias is None else bias.dtype)
+            self.g_x[here] = block
+        if self.g_weight is not None:  # a NaN in a row without gradient must not reach the weight: 0 * NaN is NaN
+            self.g_weight.addmm_(g_z.t(), self.x[here].to(self.dtype).where(active[:, None], 0))
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+        sources = (self.x, self.weight, self.x if self.bias is None else self.bias)
+        sums = zip((self.g_x, self.g_weight, self.g_bias), sources, strict=True)
+        return tuple(source.new_empty(0) if g is None else g.to(source.dtype) for g, source in sums)

@@ -143,10 +143,10 @@ inline void pack_rows(const Rows& src, int64_t row, int64_t count, typename Mode
       });
 }
 
-// Rows [row, row + rows) of x packed [column block of L][row][L], the panels of a product whose lanes are columns. Rows that
-// do not count, counts(row) false, are zero.
+// Rows [row, row + rows) of x packed [column block of L][row][L], the panels of a product whose lanes are columns; of `all`
+// rows per column block, where they are part of more. Rows that do not count, counts(row) false, are zero.
 template <class T, class Counts>
-inline void pack_columns_first(const Rows& x, int64_t row, int64_t rows, Counts counts, T* out) {
+inline void pack_columns_first(const Rows& x, int64_t row, int64_t rows, Counts counts, T* out, int64_t all = 0) {
   constexpr int L = 2 * kWidth<T>;
   static_assert(kLoadBlock % L == 0);
   const int64_t padded = round_up(x.dim, L);
@@ -156,7 +156,7 @@ inline void pack_columns_first(const Rows& x, int64_t row, int64_t rows, Counts 
       alignas(64) T block[kLoadBlock] = {};
       if (real) load_row<T>(x, row + r, k, std::min(kLoadBlock, x.dim - k), block);
       for (int64_t b = k; b < std::min(padded, k + kLoadBlock); b += L)
-        std::memcpy(out + (b / L * rows + r) * L, block + b - k, L * sizeof(T));
+        std::memcpy(out + (b / L * std::max(rows, all) + r) * L, block + b - k, L * sizeof(T));
     }
   }
 }

@@ -1,0 +1,80 @@
+// The epilogue that turns tiles of a product into row statistics: of linear_stats, and of linear_loss, which keeps the tiles.
+#pragma once
+
+#include "logit_columns.h"
+#include "blocks/product.h"
+
+namespace ncops::NCOPS_ISA {
+
+// The bias in T, or null.
+template <class T>
+struct Bias {
+  Scratch memory;
+  T* data;
+  Bias(const Rows& bias, int64_t classes)
+      : memory(bias.data ? classes * sizeof(T) : 0), data(bias.data ? memory.at<T>() : nullptr) {
+    if (data) load_raw<T>(bias, 0, 0, classes, data);
+  }
+};
+
+template <class Mode, int NV>
+struct LinearStats {
+  using T = typename Mode::T;
+  static constexpr int L = NV * kWidth<T>;
+  using State = LogitState<T, L>;
+  const LinearStatsArgs& args;
+  const T* bias;       // (V) in T, or null
+  LogitShare* partials;  // (splits, N) where w is split, else null
+  T* target_logits;    // (N), given or formed here; null without targets
+
+  // The target's logit first, by the arithmetic of the tiles, so that its rank is exact. Every split needs it; one keeps it.
+  void begin(State& state, int64_t row, int64_t count, int64_t split, const T* panel) {
+    T logits[L];
+    for (int i = 0; i < L; ++i) logits[i] = std::numeric_limits<T>::infinity();
+    if (args.shares.floats) {
+      if (target_logits) std::memcpy(logits, target_logits + row, count * sizeof(T));
+    } else if (args.target) {
+      multiply_targets(row, count, panel, logits);
+      if (split == 0) std::memcpy(target_logits + row, logits, count * sizeof(T));
+    }
+    state.begin(logits);
+  }
+
+  void multiply_targets(int64_t row, int64_t count, const T* panel, T* logits) const {
+    int64_t index[L];
+    for (int64_t i = 0; i < count; ++i) index[i] = inside(row + i) ? args.target[row + i] : 0;
+    Rows rows = args.w;
+    rows.index = index;
+    rows.rows = count;
+    const int64_t depth = Mode::depth(rows.dim);
+    Scratch scratch(size_t(L) * depth * sizeof(T));
+    pack_panel<Mode, L>(rows, 0, count, scratch.at<T>());
+    T products[L];
+    multiply_diagonal<Mode, NV>(panel, scratch.at<T>(), depth, products);
+    for (int lane = 0; lane < count; ++lane)
+      if (inside(row + lane)) logits[lane] = logit(products[lane], index[lane]);
+  }
+
+  void tile(State& state, T* tile, int64_t first, int64_t count) {
+    state.add(tile, first, count, T(args.scale), bias ? bias + first : nullptr);
+  }
+
+  void end(State& state, int64_t row, int64_t count, int64_t split) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (partials) partials[split * args.x.rows + row + i] = state.row(i);
+      else write(row + i, state.row(i));
+    }
+  }
+
+  T logit(T product, int64_t c) const {
+    return fma(splat<T>(product), splat<T>(T(args.scale)), splat<T>(bias ? bias[c] : T(0)))[0];
+  }
+  void write(int64_t row, const LogitShare& r) {
+    write_row<T>(args.out, args.shares, row, r, args.target, args.ignore_index, target_logits ? target_logits[row] : T(0));
+  }
+  bool inside(int64_t row) const {
+    return is_class(args.target[row], args.w.rows, args.ignore_index);
+  }
+};
+
+}  // namespace ncops::NCOPS_ISA
