@@ -49,10 +49,11 @@ class Loss {
     Epilogue epilogue{columns, bias_.data, partials.at<LogitShare>(), args_.target ? targets.at<T>() : nullptr};
     Layout block, worker;
     const size_t logits_at = block.add<T>(panels_ * tiles_ * kTile), panels_at = block.add<T>(panels_ * L * depth_);
-    const size_t columns_at = block.add<T>(args_.g_weight ? rows_per_block_ * padded_ : 0);
+    const size_t columns_at = block.add<T>(args_.g_weight ? rows_per_block_ / kPerStep<Mode> * padded_ : 0);
     const size_t inputs_at = block.add<T>(args_.g_x ? splits_ * rows_per_block_ * padded_ : 0);
     const size_t gradients_at = block.add<Panel>(panels_);
-    const size_t w_at = worker.add<T>(kTileRows / kMR * std::max(group_size<Mode>(dim_), group_size<Plain<T>>(dim_)));
+    const size_t w_at = worker.add<T>(kTileRows / kMR * std::max(group_size<Mode>(dim_), step_group<Mode>(dim_)));
+    const size_t steps_at = worker.add<T>(kInPairs<Mode> ? kTile / 2 : 0);
     const size_t states_at = worker.add<State>(panels_);
     const int64_t at_once = std::min<int64_t>(groups_, workers());
     const Scratch blocks(block.bytes * at_once), packed(worker.bytes * workers());
@@ -70,7 +71,7 @@ class Loss {
         });
         each(b.panels_count(), [&](int64_t p, int) { finish(b, p, epilogue, gradient, grads.at<T>()); });
         each(splits_, [&](int64_t split, int w) {
-          multiply_back(b, split, weight.share(group), bias.share(group), own(w, w_at));
+          multiply_back(b, split, weight.share(group), bias.share(group), own(w, w_at), own(w, steps_at));
         });
         if (args_.g_x) each(b.panels_count(), [&](int64_t p, int) { write_inputs(b, p); });
       }
@@ -165,16 +166,17 @@ class Loss {
     if (!args_.g_weight) return;
     // Rows without gradient are zero, lest their NaN reach the weight.
     const auto counts = [&](int64_t row) { return row < b.end && b.gradients[p].rows[row - b.first(p)].active; };
-    pack_columns_first<T>(args_.x, b.first(p), L, counts, b.columns + p * L * L, b.panels_count() * L);
+    pack_row_steps<Mode>(args_.x, b.first(p), counts, b.columns + p * L * L / kPerStep<Mode>, b.panels_count() * L);
   }
 
   // Turns logits into gradients by them, and adds these to a share of g_x, to g_weight (V, D) and to g_bias (V).
-  void multiply_back(const Block& b, int64_t split, T* g_weight, T* g_bias, T* w) const {
+  void multiply_back(const Block& b, int64_t split, T* g_weight, T* g_bias, T* w, T* steps) const {
     const int64_t number = b.panels_count(), panel = L * padded_;
     T* inputs = args_.g_x ? b.inputs + split * number * panel : nullptr;
     if (inputs) std::memset(inputs, 0, number * panel * sizeof(T));
     bool zero[kMostRows / L];
     for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
+      const int64_t whole = round_up(count, kMR);
       bool packed = false, some = false;
       for (int64_t p = 0; p < number; ++p) {
         T* dz = b.tile(t, p);
@@ -184,16 +186,17 @@ class Loss {
         zero[p] = !any_gradient<T>(dz, count);
         if (zero[p]) continue;
         some = true;
-        std::memset(dz + count * L, 0, (round_up(count, kMR) - count) * L * sizeof(T));
+        std::memset(dz + count * L, 0, (whole - count) * L * sizeof(T));
         if (g_bias) add_bias_gradient<T>(dz, g_bias + first, count);
         if (args_.scale != 1)
           for (int64_t i = 0; i < count * L; ++i) dz[i] *= T(args_.scale);
-        if (inputs && !packed) pack_rows<Plain<T>>(args_.w, first, count, w);
+        if (inputs && !packed) pack_class_steps<Mode>(args_.w, first, count, w);
         packed = true;
-        if (inputs) add_input_gradient<T>(w, dim_, count, dz, inputs + p * panel);
+        if (inputs) add_input_gradient<Mode>(w, dim_, count, class_steps<Mode>(dz, whole, steps), inputs + p * panel);
+        if (g_weight) turn_into_row_steps<Mode>(dz, whole);
       }
       if (g_weight && some)
-        add_weight_gradient<T>(b.tile(t, 0), kTile, number, zero, b.columns, dim_, g_weight + first * dim_, count);
+        add_weight_gradient<Mode>(b.tile(t, 0), kTile, number, zero, b.columns, dim_, g_weight + first * dim_, count);
     });
   }
 

@@ -107,9 +107,9 @@ class Backward {
         std::memset(out + classes * L, 0, (whole - classes) * L * sizeof(T));
         if (g_bias) add_bias_gradient<T>(out, g_bias + first, classes);
         scale(out, classes);
-        if (share) add_input_gradient<T>(w, dim_, classes, out, share + p * padded_ * L);
+        if (share) add_input_gradient<Plain<T>>(w, dim_, classes, out, share + p * padded_ * L);
       }
-      if (g_weight && some) add_weight_gradient<T>(dz, tile, number, zero, columns, dim_, g_weight + first * dim_, classes);
+      if (g_weight && some) add_weight_gradient<Plain<T>>(dz, tile, number, zero, columns, dim_, g_weight + first * dim_, classes);
     }
   }
 
