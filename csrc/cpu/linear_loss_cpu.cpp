@@ -19,7 +19,7 @@ class Loss {
  public:
   explicit Loss(const LinearLossArgs& args)
       : args_(args), dim_(args.x.dim), depth_(Mode::depth(args.x.dim)), classes_(args.w.rows), bias_(args.bias, args.w.rows),
-        padded_(round_up(std::max<int64_t>(1, dim_), std::max<int>(kLine<T>, L))), tiles_(pieces(classes_, kTileRows)) {
+        columns_(round_up(dim_, L)), features_(round_up(dim_, kMR)), tiles_(pieces(classes_, kTileRows)) {
     const int64_t n = args.x.rows;
     const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(kTasks, classes_ / 256));
     const int64_t affordable = kShareBytes / std::max<int64_t>(1, classes_ * dim_ * int64_t(sizeof(T)));
@@ -49,10 +49,10 @@ class Loss {
     Epilogue epilogue{columns, bias_.data, partials.at<LogitShare>(), args_.target ? targets.at<T>() : nullptr};
     Layout block, worker;
     const size_t logits_at = block.add<T>(panels_ * tiles_ * kTile), panels_at = block.add<T>(panels_ * L * depth_);
-    const size_t columns_at = block.add<T>(args_.g_weight ? rows_per_block_ / kPerStep<Mode> * padded_ : 0);
-    const size_t inputs_at = block.add<T>(args_.g_x ? splits_ * rows_per_block_ * padded_ : 0);
+    const size_t columns_at = block.add<T>(args_.g_weight ? rows_per_block_ / kPerStep<Mode> * columns_ : 0);
+    const size_t inputs_at = block.add<T>(args_.g_x ? splits_ * rows_per_block_ * features_ : 0);
     const size_t gradients_at = block.add<Panel>(panels_);
-    const size_t w_at = worker.add<T>(kTileRows / kMR * std::max(group_size<Mode>(dim_), step_group<Mode>(dim_)));
+    const size_t w_at = worker.add<T>(std::max(kTileRows / kMR * group_size<Mode>(dim_), turned_size<Mode>(kTileRows, dim_)));
     const size_t steps_at = worker.add<T>(kInPairs<Mode> ? kTile / 2 : 0);
     const size_t states_at = worker.add<State>(panels_);
     const int64_t at_once = std::min<int64_t>(groups_, workers());
@@ -114,7 +114,7 @@ class Loss {
   const LinearLossArgs& args_;
   int64_t dim_, depth_, classes_;
   Bias<T> bias_;
-  int64_t padded_, tiles_, groups_, tiles_per_split_, splits_, rows_per_group_, rows_per_block_, panels_;
+  int64_t columns_, features_, tiles_, groups_, tiles_per_split_, splits_, rows_per_group_, rows_per_block_, panels_;
 
   template <class F>
   void for_tiles(int64_t split, F f) const {
@@ -171,7 +171,7 @@ class Loss {
 
   // Turns logits into gradients by them, and adds these to a share of g_x, to g_weight (V, D) and to g_bias (V).
   void multiply_back(const Block& b, int64_t split, T* g_weight, T* g_bias, T* w, T* steps) const {
-    const int64_t number = b.panels_count(), panel = L * padded_;
+    const int64_t number = b.panels_count(), panel = L * features_;
     T* inputs = args_.g_x ? b.inputs + split * number * panel : nullptr;
     if (inputs) std::memset(inputs, 0, number * panel * sizeof(T));
     bool zero[kMostRows / L];
@@ -190,9 +190,9 @@ class Loss {
         if (g_bias) add_bias_gradient<T>(dz, g_bias + first, count);
         if (args_.scale != 1)
           for (int64_t i = 0; i < count * L; ++i) dz[i] *= T(args_.scale);
-        if (inputs && !packed) pack_class_steps<Mode>(args_.w, first, count, w);
+        if (inputs && !packed) pack_turned<Mode>(args_.w, first, count, w);
         packed = true;
-        if (inputs) add_input_gradient<Mode>(w, dim_, count, class_steps<Mode>(dz, whole, steps), inputs + p * panel);
+        if (inputs) add_input_gradient<Mode>(w, dim_, count, class_steps<Mode>(dz, count, steps), inputs + p * panel);
         if (g_weight) turn_into_row_steps<Mode>(dz, whole);
       }
       if (g_weight && some)
@@ -201,9 +201,9 @@ class Loss {
   }
 
   void write_inputs(const Block& b, int64_t p) const {
-    T* sum = b.inputs + p * L * padded_;
+    T* sum = b.inputs + p * L * features_;
     for (int64_t split = 1; split < splits_; ++split) {
-      const T* share = b.inputs + (split * b.panels_count() + p) * L * padded_;
+      const T* share = b.inputs + (split * b.panels_count() + p) * L * features_;
       for (int64_t i = 0; i < dim_ * L; i += kWidth<T>) store(sum + i, load(sum + i) + load(share + i));
     }
     store_lanes<T, L>(sum, dim_, args_.x, b.first(p), b.count(p), 0, args_.g_x);

@@ -10,26 +10,30 @@
 // nearly all tiles where only the maximum, second or target's logit has a gradient (a margin loss: no logit is even formed
 // again), and those more than 87 below their rows' maximum. Tiny is not zero: one step of Adam turns a rare class's 1e-12
 // into as large an update as any, so nothing is left out for being small.
+#include "blocks/few_rows.h"
 #include "gradient_products.h"
+#include "linear_logits.h"
 #include "logit_gradient.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
 
-template <class T>
+template <class Mode>
 class Backward {
+  using T = typename Mode::T;
+
  public:
   explicit Backward(const LinearStatsBackwardArgs& args)
-      : args_(args), dim_(args.x.dim), padded_(round_up(std::max<int64_t>(1, args.x.dim), std::max<int>(kLine<T>, L))),
-        group_(group_size<Plain<T>>(args.x.dim)), bias_(args.bias.data ? args.w.rows * sizeof(T) : 0) {
-    if (args.bias.data) load_raw<T>(args.bias, 0, 0, args.w.rows, bias_.template at<T>());
+      : args_(args), dim_(args.x.dim), depth_(Mode::depth(args.x.dim)), columns_(round_up(args.x.dim, L)),
+        features_(round_up(std::max<int64_t>(1, args.x.dim), kMR)), group_(group_size<Mode>(args.x.dim)),
+        bias_(args.bias, args.w.rows) {
     const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(kTasks, args.w.rows / 256));
     const int64_t affordable = kShareBytes / std::max<int64_t>(1, args.w.rows * dim_ * int64_t(sizeof(T)));
     groups_ = std::max<int64_t>(1, std::min({int64_t(kTasks), affordable, pieces(args.x.rows, 128)}));
     if (splits >= groups_) groups_ = 1;
     w_per_split_ = groups_ > 1 ? args.w.rows : int64_t(round_up(pieces(args.w.rows, splits), kTileRows));
     splits_ = pieces(args.w.rows, w_per_split_);
-    const int64_t share = args.g_x ? kShareBytes / (splits_ * padded_ * int64_t(sizeof(T))) : args.x.rows;
+    const int64_t share = args.g_x ? kShareBytes / (splits_ * features_ * int64_t(sizeof(T))) : args.x.rows;
     const int64_t unit = L * groups_;
     rows_per_pass_ = std::min<int64_t>(std::max<int64_t>(unit, share / unit * unit), round_up(args.x.rows, unit));
     rows_per_group_ = rows_per_pass_ / groups_;
@@ -39,11 +43,14 @@ class Backward {
   void run() {
     GroupSums<T> weight(args_.g_weight, args_.w.rows * dim_, groups_), bias(args_.g_bias, args_.w.rows, groups_);
     if (args_.x.rows == 0) return;
-    Scratch shares(args_.g_x ? splits_ * rows_per_pass_ * padded_ * sizeof(T) : 0);
+    Scratch shares(args_.g_x ? splits_ * rows_per_pass_ * features_ * sizeof(T) : 0);
     const int64_t tasks = splits_ * groups_;
     Layout layout;
-    const size_t panels_at = layout.add<T>(rows_per_chunk_ * padded_), columns_at = layout.add<T>(rows_per_chunk_ * padded_);
-    const size_t w_at = layout.add<T>(kTileRows / kMR * group_), dz_at = layout.add<T>(rows_per_chunk_ * kTileRows);
+    const size_t panels_at = layout.add<T>(rows_per_chunk_ * depth_);
+    const size_t columns_at = layout.add<T>(args_.g_weight ? rows_per_chunk_ / kPerStep<Mode> * columns_ : 0);
+    const size_t w_at = layout.add<T>(kTileRows / kMR * group_);
+    const size_t turned_at = layout.add<T>(args_.g_x ? turned_size<Mode>(kTileRows, dim_) : 0);
+    const size_t dz_at = layout.add<T>(rows_per_chunk_ * kTileRows), steps_at = layout.add<T>(kTileRows / 2 * L);
     const size_t gradients_at = layout.add<Panel>(rows_per_chunk_ / L);
     Scratch scratch(layout.bytes * std::min<int64_t>(tasks, workers()));
     for (int64_t row = 0; row < args_.x.rows; row += rows_per_pass_) {
@@ -52,11 +59,12 @@ class Backward {
         const auto at = [&](size_t offset) { return scratch.at<T>(worker * layout.bytes + offset); };
         const int64_t split = task % splits_, group = task / splits_;
         const int64_t first = row + group * rows_per_group_, last = std::min(end, first + rows_per_group_);
-        T* share = args_.g_x ? shares.at<T>() + (split * rows_per_pass_ + first - row) * padded_ : nullptr;
-        if (share) std::memset(share, 0, rows_per_group_ * padded_ * sizeof(T));
-        const Memory memory{at(panels_at), at(columns_at), at(w_at), at(dz_at), reinterpret_cast<Panel*>(at(gradients_at))};
+        T* share = args_.g_x ? shares.at<T>() + (split * rows_per_pass_ + first - row) * features_ : nullptr;
+        if (share) std::memset(share, 0, rows_per_group_ * features_ * sizeof(T));
+        const Memory memory{at(panels_at), at(columns_at), at(w_at), at(turned_at), at(dz_at), at(steps_at),
+                            reinterpret_cast<Panel*>(at(gradients_at))};
         for (int64_t r = first; r < last; r += rows_per_chunk_)
-          chunk(r, std::min(last, r + rows_per_chunk_), split, share ? share + (r - first) * padded_ : nullptr,
+          chunk(r, std::min(last, r + rows_per_chunk_), split, share ? share + (r - first) * features_ : nullptr,
                 weight.share(group), bias.share(group), memory);
       });
       if (args_.g_x) merge(row, end, shares.at<T>());
@@ -70,26 +78,27 @@ class Backward {
   static constexpr int64_t kTasks = 16, kChunk = 512, kShareBytes = int64_t(64) << 20;
   using Panel = PanelGradient<T, L>;
   struct Memory {
-    T *panels, *columns, *w, *dz;  // of a chunk: x packed for either product, a tile of w, gradients by its logits
+    T *panels, *columns, *w, *turned, *dz, *steps;  // of a chunk: x and a tile of w for either product, its logits' gradients
     Panel* gradients;
   };
   const LinearStatsBackwardArgs& args_;
-  int64_t dim_, padded_, group_, w_per_split_, splits_, groups_, rows_per_pass_, rows_per_group_, rows_per_chunk_;
-  Scratch bias_;
+  int64_t dim_, depth_, columns_, features_, group_, w_per_split_, splits_, groups_, rows_per_pass_, rows_per_group_, rows_per_chunk_;
+  Bias<T> bias_;
 
   // Rows [begin, end) against the classes of a split. `share` is this split's part of g_x, panel by panel, [column][lane];
   // g_weight (V, D) and g_bias (V) are added to. Null: not wanted.
   void chunk(int64_t begin, int64_t end, int64_t split, T* share, T* g_weight, T* g_bias, const Memory& memory) {
-    const auto [panels, columns, w, dz, gradients] = memory;
+    const auto [panels, columns, w, turned, dz, steps, gradients] = memory;
     const int64_t number = pieces(end - begin, L), tile = kTileRows * L;
     for (int64_t p = 0; p < number; ++p) {
       const int64_t row = begin + p * L, count = std::min<int64_t>(L, end - row);
-      pack_panel<Plain<T>, L>(args_.x, row, count, panels + p * L * dim_);
+      pack_panel<Mode, L>(args_.x, row, count, panels + p * L * depth_);
       gradients[p].begin(args_, args_.w.rows, row, count);
     }
     // Rows without gradient are zero, lest their NaN reach the weight.
-    const auto counts = [&](int64_t row) { return row < end && RowGradient<T>(args_, row, args_.w.rows).active; };
-    if (g_weight) pack_columns_first<T>(args_.x, begin, number * L, counts, columns);
+    const auto counts = [&](int64_t row) { return row < end && gradients[(row - begin) / L].rows[(row - begin) % L].active; };
+    for (int64_t p = 0; p < number && g_weight; ++p)
+      pack_row_steps<Mode>(args_.x, begin + p * L, counts, columns + p * L * L / kPerStep<Mode>, number * L);
     bool zero[kChunk / L];
     const int64_t last = std::min(args_.w.rows, (split + 1) * w_per_split_);
     for (int64_t first = split * w_per_split_; first < last; first += kTileRows) {
@@ -99,17 +108,20 @@ class Backward {
         T* out = dz + p * tile;
         zero[p] = !gradients[p].touches(first, classes);
         if (zero[p]) continue;
-        if (!packed) pack_rows<Plain<T>>(args_.w, first, classes, w);
+        if (!packed) pack_rows<Mode>(args_.w, first, classes, w);
         packed = true;
-        zero[p] = !logit_gradients(gradients[p], panels + p * L * dim_, w, first, classes, out);
+        zero[p] = !logit_gradients(gradients[p], panels + p * L * depth_, w, first, classes, out);
         if (zero[p]) continue;
+        if (share && !some) pack_turned<Mode>(args_.w, first, classes, turned);
         some = true;
         std::memset(out + classes * L, 0, (whole - classes) * L * sizeof(T));
         if (g_bias) add_bias_gradient<T>(out, g_bias + first, classes);
         scale(out, classes);
-        if (share) add_input_gradient<Plain<T>>(w, dim_, classes, out, share + p * padded_ * L);
+        if (share)
+          add_input_gradient<Mode>(turned, dim_, classes, class_steps<Mode>(out, classes, steps), share + p * features_ * L);
+        if (g_weight) turn_into_row_steps<Mode>(out, whole);
       }
-      if (g_weight && some) add_weight_gradient<Plain<T>>(dz, tile, number, zero, columns, dim_, g_weight + first * dim_, classes);
+      if (g_weight && some) add_weight_gradient<Mode>(dz, tile, number, zero, columns, dim_, g_weight + first * dim_, classes);
     }
   }
 
@@ -117,8 +129,8 @@ class Backward {
   bool logit_gradients(const Panel& gradients, const T* panel, const T* w, int64_t first, int64_t classes, T* out) const {
     if (gradients.soft) {
       for (int64_t g = 0; g * kMR < classes; ++g)
-        multiply_group<Plain<T>, 2>(panel, w + g * group_, dim_, out + g * kMR * L);
-      gradients.apply(out, first, classes, T(args_.scale), args_.bias.data ? bias_.template at<T>() + first : nullptr);
+        multiply_group<Mode, 2>(panel, w + g * group_, depth_, out + g * kMR * L);
+      gradients.apply(out, first, classes, T(args_.scale), bias_.data ? bias_.data + first : nullptr);
     } else {
       gradients.apply_hard(out, first, classes);
     }
@@ -136,7 +148,7 @@ class Backward {
       for (int64_t k = 0; k < dim_; ++k) {
         alignas(64) T total[L] = {};
         for (int64_t split = 0; split < splits_; ++split) {
-          const T* share = shares + split * rows_per_pass_ * padded_ + first * padded_ + k * L;
+          const T* share = shares + split * rows_per_pass_ * features_ + first * features_ + k * L;
           for (int lane = 0; lane < L; ++lane) total[lane] += share[lane];
         }
         for (int64_t lane = 0; lane < last - first; ++lane) g_x[(begin + first + lane) * dim_ + k] = total[lane];
@@ -148,7 +160,10 @@ class Backward {
 }  // namespace
 
 void linear_stats_backward(const LinearStatsBackwardArgs& args) {
-  with_compute(args.x.dtype, [&](auto t) { Backward<decltype(t)>(args).run(); });
+  // As the forward, so that logits are formed again to the bit.
+  if constexpr (kBf16Pairs)
+    if (args.x.dtype == DType::bf16 && bf16_products() && args.x.rows > kFewRows) return Backward<Bf16Pairs>(args).run();
+  with_compute(args.x.dtype, [&](auto t) { Backward<Plain<decltype(t)>>(args).run(); });
 }
 
 }  // namespace ncops::NCOPS_ISA

@@ -6,31 +6,10 @@
 #pragma once
 
 #include "product.h"
+#include "steps.h"
 #include "store.h"
 
 namespace ncops::NCOPS_ISA {
-
-// Rows [row, row + count) of `src` with their features as the rows of the broadcast operand, and themselves as its steps:
-// groups of kMR features, each [count / line][kMR][line]. Steps up to a whole line are zero; what the last group holds past the
-// last feature lands in rows of the product that nobody reads.
-template <class T>
-inline void pack_turned(const Rows& src, int64_t row, int64_t count, T* out) {
-  constexpr int W = kWidth<T>, line = kLine<T>;
-  static_assert(line % W == 0);
-  const int64_t steps = round_up(count, line), group = steps * kMR;
-  for (int64_t step = 0; step < steps; step += W)
-    for_columns(src.dim, [&](int64_t k, int64_t n) {
-      alignas(64) T block[W][kLoadBlock];
-      const T* rows[W];
-      for (int64_t r = 0; r < W; ++r)
-        rows[r] = steps_of<Plain<T>, W>(src, row + step + r, step + r < count, k, n, block[r]);
-      for (int64_t i = 0; i < n; i += W)
-        transpose<T>([&](int r) { return rows[r] + i; }, [&](int r) {
-          const int64_t feature = k + i + r;
-          return out + feature / kMR * group + (step / line * kMR + feature % kMR) * line + step % line;
-        });
-    });
-}
 
 // A tile [groups * kMR][L] as steps [first, first + L) of the broadcast operand, `group` elements from group to group.
 template <class T>
@@ -110,7 +89,7 @@ inline void run_two_products(const Rows& x, const Rows& w, const TwoProductsPlan
       for (int64_t first = 0; first < w.rows; first += plan.w_per_tile) {
         const int64_t count = std::min(plan.w_per_tile, w.rows - first), groups = pieces(count, kMR);
         pack_rows<Mode>(w, first, count, w_packed);
-        if (inputs) pack_turned<T>(w, first, count, w_turned);
+        if (inputs) pack_turned<Mode>(w, first, count, w_turned);
         const int64_t turned_group = round_up(count, line) * kMR;
         for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
           for (int64_t g = 0; g < groups; ++g)
