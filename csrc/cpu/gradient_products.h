@@ -77,13 +77,17 @@ struct GroupSums {
 
   GroupSums(void* out, int64_t size, int64_t number)
       : result(static_cast<T*>(out)), size(size), groups(out && number > 1 ? number : 0), shares(groups * size * sizeof(T)) {
-    if (result) std::memset(result, 0, size * sizeof(T));
-    std::memset(shares.at<T>(), 0, groups * size * sizeof(T));
+  }
+  void clear() {
+    for_blocks(std::max<int64_t>(1, groups) * size, 1 << 18, [&](int64_t begin, int64_t end, int) {
+      if (T* all = share(0)) std::memset(all + begin, 0, (end - begin) * sizeof(T));
+    });
   }
   T* share(int64_t group) const { return groups ? shares.at<T>() + group * size : result; }
   void merge() {
     for_blocks(groups ? size : 0, 4096, [&](int64_t begin, int64_t end, int) {
-      for (int64_t group = 0; group < groups; ++group)
+      std::memcpy(result + begin, share(0) + begin, (end - begin) * sizeof(T));
+      for (int64_t group = 1; group < groups; ++group)
         for (int64_t i = begin; i < end; ++i) result[i] += share(group)[i];
     });
   }

@@ -27,7 +27,8 @@ class Loss {
     if (splits >= groups_) groups_ = 1;
     tiles_per_split_ = groups_ > 1 ? tiles_ : pieces(tiles_, splits);
     splits_ = pieces(tiles_, tiles_per_split_);
-    const int64_t kept = (groups_ > 1 ? kGroupBytes : kBlockBytes) / (tiles_ * kTileRows * int64_t(sizeof(T)));
+    const int64_t row_bytes = (tiles_ * kTileRows + splits_ * features_) * int64_t(sizeof(T));
+    const int64_t kept = (groups_ > 1 ? kGroupBytes : kBlockBytes) / row_bytes;
     rows_per_group_ = round_up(pieces(n, groups_), L);
     rows_per_block_ = std::min(rows_per_group_, std::max<int64_t>(L, std::min(kMostRows, kept) / L * L));
     panels_ = rows_per_block_ / L;
@@ -37,6 +38,8 @@ class Loss {
     const int64_t n = args_.x.rows;
     GroupSums<T> weight(args_.g_weight, classes_ * dim_, groups_), bias(args_.g_bias, classes_, groups_);
     if (args_.g_x && n == 0) clear_other_rows<T>(args_.x, args_.total, args_.g_x);
+    bias.clear();
+    if (groups_ > 1 || n == 0) weight.clear();  // else by whoever adds to it first
     if (n == 0) return;
     const Scratch targets(args_.target ? n * sizeof(T) : 0), grads(size_t(kFloatColumns) * n * sizeof(T));
     const Scratch partials(splits_ * n * sizeof(LogitShare));
@@ -92,7 +95,7 @@ class Loss {
  private:
   static constexpr int L = 2 * kWidth<T>;
   static constexpr int64_t kTile = kTileRows * L, kTasks = 16, kMostRows = 512;
-  static constexpr int64_t kShareBytes = int64_t(64) << 20, kBlockBytes = int64_t(48) << 20, kGroupBytes = int64_t(1) << 20;
+  static constexpr int64_t kShareBytes = int64_t(64) << 20, kBlockBytes = int64_t(88) << 20, kGroupBytes = int64_t(1) << 20;
   using Epilogue = LinearStats<Mode, 2>;
   using State = typename Epilogue::State;
   using Panel = PanelGradient<T, L>;
@@ -176,6 +179,7 @@ class Loss {
     if (inputs) std::memset(inputs, 0, number * panel * sizeof(T));
     bool zero[kMostRows / L];
     for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
+      if (g_weight && b.row == 0 && groups_ == 1) std::memset(g_weight + first * dim_, 0, count * dim_ * sizeof(T));
       const int64_t whole = round_up(count, kMR);
       bool packed = false, some = false;
       for (int64_t p = 0; p < number; ++p) {

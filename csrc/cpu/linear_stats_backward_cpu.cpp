@@ -42,6 +42,8 @@ class Backward {
 
   void run() {
     GroupSums<T> weight(args_.g_weight, args_.w.rows * dim_, groups_), bias(args_.g_bias, args_.w.rows, groups_);
+    weight.clear();
+    bias.clear();
     if (args_.x.rows == 0) return;
     Scratch shares(args_.g_x ? splits_ * rows_per_pass_ * features_ * sizeof(T) : 0);
     const int64_t tasks = splits_ * groups_;

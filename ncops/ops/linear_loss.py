@@ -155,6 +155,7 @@ def _fake(x, weight, bias, target, coefficients, scale, ignore_index, allow_tf32
 
 def _setup(ctx, inputs, output):
     ctx.gradients = [g if need else None for g, need in zip(output[3:], inputs[-3:], strict=True)]
+    ctx.set_materialize_grads(False)  # zeros of the size of weight, for outputs without a gradient
     ctx.mark_non_differentiable(*output[1:])
     ctx.arguments = len(inputs)
 
@@ -166,8 +167,10 @@ def _backward(ctx, g_loss, *_):
             'backward, or use linear_stats(...).loss("nll")'
         )
     found, ctx.gradients = ctx.gradients, None
-    g_x, g_weight, g_bias = (None if g is None else g.mul_(g_loss.to(g.dtype)) for g in found)
-    return g_x, g_weight, g_bias, *[None] * (ctx.arguments - 3)
+    looked_at = g_loss.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not (looked_at and g_loss == 1):
+        found = [None if g is None else g.mul_(g_loss.to(g.dtype)) for g in found]
+    return *found, *[None] * (ctx.arguments - 3)
 
 
 _GRADIENTS = "Tensor floats, Tensor indices, Tensor g_x, Tensor g_weight, Tensor g_bias"

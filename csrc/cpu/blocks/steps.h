@@ -13,20 +13,14 @@ constexpr int kPerStep = kInPairs<Mode> ? 2 : 1;  // classes, or rows
 // Two rows of a bfloat16 matrix from column k, element by element in pairs; a row that is not real is zero.
 NCOPS_INLINE Vec<float> row_pairs(const Rows& src, int64_t row, bool first_real, bool second_real, int64_t k) {
   constexpr int W = kWidth<float>;
-  IntVec<float> half[2] = {};
-  const bool real[2] = {first_real, second_real};
-  const int64_t n = std::min<int64_t>(W, src.dim - k);
-  for (int i = 0; i < 2; ++i) {
-    if (!real[i] || n <= 0) continue;
-    const Bf16* p = static_cast<const Bf16*>(src.data) + src.stored(row + i) * src.row_stride + k * src.col_stride;
-    Bf16 copy[W] = {};
-    if (src.col_stride != 1 || n < W) {
-      for (int64_t j = 0; j < n; ++j) copy[j] = p[j * src.col_stride];
-      p = copy;
-    }
-    half[i] = to_ints(load_bits<Halves>(p));
-  }
-  return (Vec<float>)(half[0] | half[1] << 16);
+  const auto at = [&](int64_t r) { return static_cast<const Bf16*>(src.data) + src.stored(r) * src.row_stride + k * src.col_stride; };
+  if (first_real && second_real && src.col_stride == 1 && k + W <= src.dim)
+    return (Vec<float>)(to_ints(load_bits<Halves>(at(row))) | to_ints(load_bits<Halves>(at(row + 1))) << 16);
+  Bf16 pairs[W][2] = {};
+  for (int half = 0; half < 2; ++half)
+    if (half == 0 ? first_real : second_real)
+      for (int64_t j = 0; j < std::min<int64_t>(W, src.dim - k); ++j) pairs[j][half] = at(row + half)[j * src.col_stride];
+  return load_bits<Vec<float>>(pairs);
 }
 
 // Rows [row, row + count) of `src` with their features as the rows of the broadcast operand, and themselves as its steps:
