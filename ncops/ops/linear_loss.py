@@ -56,8 +56,7 @@ def linear_loss(
         num_items: what ``"mean"`` divides by instead, as in gradient accumulation: a number or a scalar tensor.
 
     Returns:
-        :class:`LinearLoss`. Gradients are formed for those of x, weight and bias that require one, and given once:
-        with ``retain_graph=True`` a second backward through the loss is an error.
+        :class:`LinearLoss`. Gradients are formed for those of x, weight and bias that require one.
 
     Raises:
         ValueError: what :func:`linear_stats` refuses; a factor that is not finite, a ``label_smoothing`` outside
@@ -75,8 +74,6 @@ def linear_loss(
     classes = weight.shape[0]
     if y is None and nll != 0:
         raise ValueError(f"target: expected the class of each row for nll={nll}, got None")
-    if y is not None:
-        check_label_values(y, classes, ignore_index, "target")
     if class_weight is not None:
         check_beside(class_weight, "class_weight", (classes,), "(V,)", flat, "x")
         if class_weight.requires_grad:
@@ -140,6 +137,11 @@ def _terms(floats: Tensor, table: Tensor) -> Tensor:
     return torch.stack([c * of[name].where(c != 0, 0) for name, c in columns], 1)
 
 
+def _check(x, weight, bias, target, coefficients, scale, ignore_index, *_):
+    if target is not None:
+        check_label_values(target, weight.shape[0], ignore_index, "target")
+
+
 def _with_loss(found, x, weight, bias, target, coefficients, *_):
     floats = found[0]
     return _terms(floats, coefficients).sum().to(floats.dtype), *found
@@ -161,16 +163,21 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, g_loss, *_):
-    if ctx.gradients is None:
-        raise RuntimeError(
-            "linear_loss: its gradient was given by an earlier backward and not kept: add the losses before one "
-            'backward, or use linear_stats(...).loss("nll")'
-        )
-    found, ctx.gradients = ctx.gradients, None
-    looked_at = g_loss.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not (looked_at and g_loss == 1):
-        found = [None if g is None else g.mul_(g_loss.to(g.dtype)) for g in found]
+    """Gives away the gradients themselves, which may be larger than all else, where the graph is not kept."""
+    found = ctx.gradients
+    if g_loss is None:
+        return (None,) * ctx.arguments
+    if _keeps_graph():
+        found = [None if g is None else g * g_loss.to(g.dtype) for g in found]
+    else:
+        ctx.gradients = None
+        if g_loss.device.type != "cpu" or torch.compiler.is_compiling() or g_loss != 1:
+            found = [None if g is None else g.mul_(g_loss.to(g.dtype)) for g in found]
     return *found, *[None] * (ctx.arguments - 3)
+
+
+# torch's own way to ask, which AOTAutograd takes too; a torch without it pays with a copy.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 _GRADIENTS = "Tensor floats, Tensor indices, Tensor g_x, Tensor g_weight, Tensor g_bias"
@@ -180,6 +187,7 @@ define(
     f" -> (Tensor loss, {_GRADIENTS})",
     _fake,
     kernel_returns=f"({_GRADIENTS})",
+    check=_check,
     after=_with_loss,
     setup=_setup,
     backward=_backward,
