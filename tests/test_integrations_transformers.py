@@ -15,7 +15,7 @@ pytest.importorskip("accelerate")
 from transformers import Trainer, TrainingArguments  # noqa: E402
 
 from ncops.integrations.transformers import NeuralCollapseCallback, is_causal, next_token, unpack  # noqa: E402
-from ncops.report.collapse import NAMES  # noqa: E402
+from ncops.report import NAMES  # noqa: E402
 
 VOCABULARY, WIDTH, TOKENS = 24, 16, 12
 
