@@ -16,7 +16,7 @@ try:
     _LIBRARY = torch.library.Library("ncops", "DEF")
 except RuntimeError:
     raise ImportError(
-        "ncops: expected one import in a process, got another: torch takes a definition of an op once, start Python again"
+        "ncops: expected one import in a process, got another: torch takes the definition of an op once; restart Python"
     ) from None
 _NATIVE = torch.library.Library(native.NAMESPACE, "FRAGMENT")
 DEFINED: list[str] = []  # names, in the order of their definition
