@@ -185,7 +185,7 @@ def test_measure_agrees_with_numpy(tmp_path, capsys, kind):
     page = json.loads(out.out)
     assert_close(page["metrics"], wanted(x[:500], y[:500], weight, bias, x[500:], y[500:]))
     assert page["coverage"]["samples"] == 500 and page["coverage"]["decision_samples"] == 100
-    assert page["notes"] == []
+    assert page["notes"] == [] and page["run"]["decisions_on"] == "held-out data"
 
 
 def test_measure_short_names_and_everything_in_one_file(tmp_path, capsys):
@@ -193,7 +193,7 @@ def test_measure_short_names_and_everything_in_one_file(tmp_path, capsys):
     np.savez(tmp_path / "f.npz", x=x, y=y.astype(np.int32), W=weight, b=bias)
     page = json.loads(run(capsys, "measure", tmp_path / "f.npz", "--json").out)
     assert_close(page["metrics"], wanted(x, y, weight, bias, x, y))
-    assert "training data itself" in page["notes"][0]
+    assert "training data itself" in page["notes"][0] and page["run"]["decisions_on"] == "training data"
 
 
 def test_measure_without_a_classifier(tmp_path, capsys):
@@ -204,6 +204,7 @@ def test_measure_without_a_classifier(tmp_path, capsys):
     geometry = numpy_metrics.class_geometry(x, y, 5)
     assert_close(page["metrics"], numpy_metrics.geometry_metrics(geometry))
     assert page["metrics"]["accuracy"] is None and "--classifier" in page["notes"][0]
+    assert "decisions_on" not in page["run"]
 
 
 def test_measure_half_features_and_convention(tmp_path, capsys):

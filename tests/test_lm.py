@@ -125,7 +125,7 @@ def test_agrees_with_numpy_on_the_full_logits(tiny, capsys):
     assert page["coverage"]["samples"] == len(parts[0][1])
     assert page["coverage"]["decision_samples"] == len(parts[1][1])
     assert page["coverage"]["classes_kept"] == len(classes["classes"])
-    assert page["run"]["features"] == "base"
+    assert page["run"]["features"] == "base" and page["run"]["decisions_on"] == "held-out windows"
     counts = dict(zip(classes["classes"].tolist(), classes["counts"].tolist(), strict=True))
     assert {row["id"]: row["count"] for row in page["classes"]["rows"]} == counts
     for row in page["classes"]["rows"]:

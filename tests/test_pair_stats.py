@@ -211,6 +211,26 @@ def test_a_zero_or_nan_row(backend):
             assert ours.row_max[valid].isfinite().all() and ours.row_max[2].isnan()
 
 
+@kernels
+def test_products_that_overflow_float32_are_not_taken_for_numbers(backend, kernel):
+    """Rows of length 1e20 among others: what is finite is right, without them everything is."""
+    rows = torch.tensor([[1, 1, 0], [1, -1, 0], [1 + 1e-6, 1, 0], [-1, 0, 0]]) * 1e20
+    rows = torch.cat([rows, torch.tensor([[1.0, 2, 3], [0, 0, -1]])])
+    variances = torch.ones(6) if kernel == "cdnv" else None
+    ours = ncops.pair_stats(rows, kernel, variances=variances, power=POWER)
+    truth = naive(*exact(rows), kernel, *exact(variances))
+    least = 1e-6 if kernel == "cosine" else 1e-19
+    assert ours.count == 15
+    if kernel in ("dot", "distance", "log_distance"):
+        assert not ours.mean.isfinite() and not ours.var.isfinite()
+    for name in ("mean", "min", "max", "row_max"):
+        found, expected = getattr(ours, name), truth[name].float()
+        finite = found.isfinite()
+        torch.testing.assert_close(found[finite], expected[finite], rtol=1e-5, atol=least)
+    small = ncops.pair_stats(rows, kernel, variances=variances, power=POWER, valid=torch.arange(6) > 3)
+    assert small.row_max[4:].isfinite().all() and small.mean.isfinite()
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 def test_rows_without_a_dimension_are_zero_rows(backend, dtype):
     rows = torch.zeros(4, 0, dtype=dtype, requires_grad=True)
