@@ -253,6 +253,16 @@ def test_a_nan_mean_counts_where_it_is_valid_whatever_tile_it_is_in(bad):
     assert torch.equal(found.index, clean.index) and torch.equal(found.sqdist, clean.sqdist)
 
 
+@pytest.mark.parametrize("bad", [10, 4_000, 9_000])
+def test_a_product_that_overflows_in_one_tile_spoils_its_row(bad):
+    means = integers(9_001, 16)
+    x = means[[3, 5_000]] + 0.25
+    clean = ncops.nearest_class_mean(x, means)
+    x[0, 5], means[bad, 5] = 1e25, 1e15
+    found = ncops.nearest_class_mean(x, means)
+    assert found.index.tolist() == [-1, clean.index[1]] and found.sqdist[0].isnan()
+
+
 # ---- pairs
 @pytest.mark.parametrize("kernel", ["dot", "distance"])
 def test_pairs_in_several_tiles(kernel):

@@ -19,12 +19,12 @@ SCATTER = tests("across_parts class_scatter", "scatter")
 CENTRES = tests("across_parts native_gradients projected_sqnorms", "centre or class_scatter or projected")
 CLASS_GRADIENTS = tests("across_parts native_gradients", "centre or class_moments or class_scatter or projected")
 PROJECTIONS = tests("across_parts projected_sqnorms native_gradients", "project")
-NEAREST = tests("across_parts nearest_class_mean", "nearest or nan_mean")
+NEAREST = tests("across_parts nearest_class_mean", "nearest or nan_mean or overflows")
 PAIRS = tests("across_parts pair_stats", "pair or nan_in_one")
 PAIR_GRADIENTS = tests("across_parts native_gradients pair_stats", f"coincide or grad and ({KERNELS})")
 LOGITS = tests("across_parts logit_stats", "logit")
 LOGIT_GRADIENTS = tests("logit_stats_gradients")
-LINEAR = tests("across_parts linear_stats", "linear or overflow")
+LINEAR = tests("across_parts linear_stats", "linear or an_overflow")
 LINEAR_GRADIENTS = tests("across_parts linear_stats_gradients", "linear or products")
 EVERYTHING = tests("parity across_parts native_gradients logit_stats")
 ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
@@ -184,7 +184,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/logit_columns.h",
-        tests("across_parts logit_stats linear_stats", "logit or linear or overflow"),
+        tests("across_parts logit_stats linear_stats", "logit or linear or an_overflow"),
         (
             ("      weighted[0] += weighted[u];\n", ""),
             ("share = added / (n + added)", "share = n / (n + added)"),
