@@ -165,11 +165,11 @@ def test_ties_go_to_the_lowest(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", ["distance", "log_distance", "riesz", "cdnv"])
-@pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_close_pairs_keep_their_digits(backend, kernel, offset):
-    # Pairs 1e-3 apart among rows of norm 5 (and a common offset): the product alone has no digit of their distance.
+@pytest.mark.parametrize(("offset", "apart"), [(0.0, 1e-3), (0.0, 0.05), (1000.0, 1e-3)])
+def test_close_pairs_keep_their_digits(backend, kernel, offset, apart):
+    # Close pairs of rows of norm 5 (and a common offset): the product alone has few digits of their distance, or none.
     base = randn(20, 16) + offset
-    rows = torch.cat([base, base + 1e-3 * randn(20, 16)]).float()
+    rows = torch.cat([base, base + apart * randn(20, 16)]).float()
     variances = torch.rand(40) if kernel == "cdnv" else None
     ours = ncops.pair_stats(rows, kernel, variances=variances)
     truth = naive(rows.double(), kernel, None if variances is None else variances.double(), power=1)
