@@ -162,6 +162,10 @@ def test_results_carry_no_gradient(backend):
     [
         ({"means": torch.randn(4, 3)}, r"means: expected shape \(C, D\) = \(4, 5\), got \(4, 3\)"),
         ({"means": torch.randn(4, 5).half()}, "means: expected torch.float64 or torch.float32"),
+        (
+            {"x": torch.randn(9, 5).double()},
+            r"means: expected torch.float64 .* .x is torch.float64., got torch.float32",
+        ),
         ({"valid": torch.ones(3, dtype=torch.bool)}, r"valid: expected shape \(C,\) = \(4,\), got \(3,\)"),
         ({"valid": torch.ones(4)}, "valid: expected torch.bool"),
         ({"x": torch.zeros(9, 5, dtype=torch.int64)}, "x: expected float32"),
