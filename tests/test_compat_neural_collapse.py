@@ -306,6 +306,14 @@ def test_a_float32_head_decides_half_precision_features_unrounded():
     assert not torch.equal(dec.totals.long(), agreeing(weight.bfloat16()))
 
 
+def test_classes_by_their_number_of_rows():
+    accumulator = accumulate.MeanAccumulator(4, 2)
+    labels = torch.arange(4).repeat_interleave(torch.tensor([0, 3, 5, 7]))
+    accumulator.accumulate(torch.ones(15, 2), labels)
+    for bounds, classes in (((), [0, 1, 2, 3]), ((3,), [1, 2, 3]), ((4,), [2, 3]), ((0, 5), [0, 1]), ((3, 7), [1, 2])):
+        assert accumulator.filter_indices_by_n_samples(*bounds).tolist() == classes, bounds
+
+
 def test_one_row_tiles(data):
     x = data[0][:7]
     for tile in (1, 2, 3, 6, 7, 50, None):  # 7 mod 2, 3 and 6 leave one row

@@ -10,6 +10,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy_metrics import decision_metrics
 
 from ncops import ClassStatistics, DecisionStatistics
@@ -161,6 +162,27 @@ def test_rows_that_do_not_count_by_value():
         unkept = count[2]
         assert stats.coverage["decision_samples_kept"] == sum(count) - unkept
         assert stats.coverage["decision_unkept_share"] == pytest.approx(unkept / sum(count))
+
+
+def test_kept_classes_between_others_by_value():
+    """Classes 1 and 3 of five are kept: what is nearest among two is told by its own number."""
+    seen = ClassStatistics(5, 2)
+    seen.update(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([1, 3]))
+    weight, bias = torch.zeros(5, 2), torch.tensor([100.0, 0.0, 0.0, 5.0, 0.0])
+    weight[1, 0], weight[3, 0] = 1, -1
+    x, y = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [4.0, 0.0]]), torch.tensor([1, 3, 0])
+    kept = dataclasses.replace(PRESETS["ncops"], name="kept", decision_classes="kept")
+    for shift, convention, agree in (
+        (None, "ncops", [1, 1, 0, 1, 0]),
+        (None, kept, [1, 1, 0, 1, 0]),
+        (bias, "ncops", [0, 0, 0, 0, 0]),  # class 0 wins everywhere
+        (bias, kept, [1, 0, 0, 1, 0]),  # class 3 wins the first row by its bias
+        (bias, dataclasses.replace(kept, decision_bias=False), [1, 1, 0, 1, 0]),
+    ):
+        stats = DecisionStatistics(seen.compute(), weight, shift, convention=convention)
+        stats.update(x, y)
+        assert stats.ncc_hit.tolist() == [0, 1, 0, 1, 0]
+        assert stats.agree.tolist() == agree, (shift, convention)
 
 
 def keeping(*classes, **options):
@@ -338,6 +360,24 @@ def test_merge_copies_and_reset():
     for other in (run(geometry, weight, bias, x, y, convention="zhu"), run(geometry, weight, bias, x, y, scale=2.0)):
         with pytest.raises(ValueError, match="other: "):
             fresh.merge(other)
+
+
+def test_a_sum_over_ranks_takes_no_more_rows(tmp_path):
+    geometry, weight, bias, x, y = problem()
+    stats = run(geometry, weight, bias, x, y)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        stats.all_reduce().update(x, y)
+        assert stats.all_reduce(inplace=True) is stats
+        for call in (lambda: stats.update(x, y), stats.all_reduce):
+            with pytest.raises(RuntimeError, match="hold the sum over all ranks"):
+                call()
+    finally:
+        dist.destroy_process_group()
+    assert stats.num_samples == 700
+    stats.reset()
+    stats.update(x, y)
+    assert stats.num_samples == 700
 
 
 def test_scale_and_leading_dimensions():

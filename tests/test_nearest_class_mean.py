@@ -10,6 +10,7 @@ from testing import LAYOUTS, assert_accurate, assert_compiles, assert_determinis
 
 import ncops
 from ncops.backends.dtypes import compute_dtype
+from ncops.reference.center import row_center
 
 SHAPES = [(1, 1, 1), (1, 17, 2), (2, 5, 33), (65, 33, 130), (130, 65, 7), (33, 130, 1), (0, 5, 3)]
 
@@ -117,6 +118,16 @@ def test_far_means_flip_no_decision_among_the_others(backend, far, masked):
     clear = apart[:, 1] - apart[:, 0] > 1e-3
     index, _ = ncops.nearest_class_mean(x, means, valid=valid)
     assert torch.equal(index[clear], truth.argmin(1)[clear]) and clear.sum() > 280
+
+
+def test_the_centre_is_amid_rows_from_first_to_last():
+    rows = torch.arange(1000.0)[:, None]
+    mean = rows.double().mean(0)
+    assert row_center(rows, None, mean).item() == 31 * 1000 // 63  # the middle one of 63
+    odd = rows[:, 0] % 2 == 1
+    assert row_center(rows, odd, mean).item() == 2 * (31 * 500 // 63) + 1
+    assert row_center(rows[:2], None, mean).item() == 0 and row_center(rows[:0], None, mean) is mean
+    assert row_center(rows, None, mean * math.nan).isnan()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -122,6 +122,15 @@ def test_rounding_is_not_a_dimension():
     assert between_svd(rounded.double(), rtol=1e-4)[0].shape == (2,)
 
 
+@pytest.mark.parametrize("shape", [(8, 2000), (2000, 8), (50, 50)], ids=str)
+def test_errors_of_every_entry_are_no_direction(shape):
+    """Equal rows, each entry off by up to four roundings of float32: a thin matrix has them add up."""
+    ulp = torch.finfo(torch.float32).eps
+    means = ((1 + torch.rand(shape[1])).double() + ulp * torch.randint(-4, 5, shape).double()).float()
+    assert between_svd(means)[0].numel() == 0
+    assert ncops.pinv_trace(torch.eye(shape[1]), means) == 0
+
+
 def test_wide_spectrum_keeps_its_small_directions():
     scales = torch.logspace(0, -6, 10, dtype=torch.float64)
     means = torch.linalg.qr(randn(40, 10)).Q * scales

@@ -79,6 +79,16 @@ def test_wide_deviations_off_the_axes(change, dim, batch):
     assert "vci" not in report.notes and "nc1_pinv" not in report.notes
 
 
+@pytest.mark.parametrize("ignored", (0, 3))
+def test_rows_of_an_ignored_class_are_not_added_up_in_float64_either(ignored):
+    x, y = noise()
+    x = off_axis(x, 1e4)
+    one, other = (ncops.ClassStatistics(10, 32, scatter=True, ignore_index=i) for i in (ignored, -100))
+    one.update(x, y)
+    other.update(x[y != ignored], y[y != ignored])
+    torch.testing.assert_close(one.compute().within_cov, other.compute().within_cov, rtol=1e-12, atol=1e-9)
+
+
 def test_rows_whose_squares_are_no_float32():
     x, y = noise(dim=8)
     x[5] *= 1e20

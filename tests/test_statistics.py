@@ -319,8 +319,11 @@ def test_integers_of_numpy_are_integers(tmp_path):
 def test_invalid_rows_raise_at_compute():
     stats = ClassStatistics(3, 2)
     stats.invalid += 5  # what a CUDA update leaves behind
-    with pytest.raises(ValueError, match="5 rows had a label outside"):
-        stats.compute()
+    other = ClassStatistics(3, 2)
+    other.invalid += 2
+    for state, rows in ((stats, 5), (other.merge(stats), 7)):
+        with pytest.raises(ValueError, match=f"{rows} rows had a label outside"):
+            state.compute()
 
 
 def test_nothing_seen():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from logit_columns import COEFFICIENTS, FLOATS, collapsed, problem
-from testing import IGNORE, assert_accurate, dtypes, randn
+from testing import IGNORE, assert_accurate, block_rows, dtypes, randn
 
 import ncops
 from ncops.backends.dtypes import compute_dtype
@@ -66,7 +66,8 @@ cuts = pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
 
 @dtypes
 @cuts
-def test_columns_equal_those_of_all_classes(backend, cuts, dtype):
+def test_columns_equal_those_of_all_classes(backend, monkeypatch, cuts, dtype):
+    block_rows(monkeypatch)
     x, weight, bias, target = problem(19, 12, 41, dtype)
     assert_same(sharded(x, weight, bias, target, cuts), whole(x, weight, bias, target))
 

@@ -34,8 +34,20 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
+        "ncops/stats/decisions.py",
+        "tests/test_distributed.py -k other_kept",
+        (
+            ('            "kept classes": fingerprint(self.kept),\n', ""),
+            (
+                '"convention": self.convention.as_dict(), "scale": self.scale,\n            "kept',
+                '"convention": self.convention.as_dict(),\n            "kept',
+            ),
+        ),
+    ),
+    Source(
         "ncops/distributed/agreement.py",
-        "tests/test_class_shards.py tests/test_vocabulary_parallel.py -k 'refuse or refused or out_of_step or errors_name'",
+        "tests/test_class_shards.py tests/test_vocabulary_parallel.py"
+        " -k 'refuse or refused or out_of_step or errors_name'",
         (
             ("    for name in offer.alike:\n", "    for name in list(offer.alike)[:1]:\n"),
             ('    same_value("call", {rank: theirs for rank, (theirs, *_) in enumerate(every)})\n', ""),

@@ -119,8 +119,8 @@ SOURCES: tuple[Source, ...] = (
                 "scale = torch.ones_like(within_cov.diagonal().double())",
             ),
             (
-                "within_cov, means, global_mean=global_mean, weights=weights, rtol=rtol, divide=divide, input_dtype=input_dtype\n",
-                "within_cov, means, global_mean=global_mean, weights=weights, rtol=rtol, divide=divide\n",
+                "rtol=rtol, divide=divide, input_dtype=input_dtype\n",
+                "rtol=rtol, divide=divide\n",
             ),
         ),
     ),
