@@ -306,6 +306,12 @@ def test_a_float32_head_decides_half_precision_features_unrounded():
     assert not torch.equal(dec.totals.long(), agreeing(weight.bfloat16()))
 
 
+def test_ignored_rows_that_agree_are_not_of_class_0():
+    decisions, eye = accumulate.DecAccumulator(2, 2), torch.eye(2)
+    decisions.accumulate(eye[[0, 0, 1, 0]], torch.tensor([-1, 0, 1, -100]), eye, eye)
+    assert decisions.ns_samples.tolist() == decisions.totals.tolist() == [1, 1]
+
+
 def test_classes_by_their_number_of_rows():
     accumulator = accumulate.MeanAccumulator(4, 2)
     labels = torch.arange(4).repeat_interleave(torch.tensor([0, 3, 5, 7]))
@@ -335,6 +341,34 @@ def test_means_with_an_offset_of_mixed_precision():
     exact = measure.covariance_ratio(sigma, means, means.mean(0))
     assert measure.covariance_ratio(sigma, means, means.float().mean(0)) == pytest.approx(exact, rel=1e-5)
     assert measure.covariance_ratio(sigma, means, means.mean(0), "svd") == pytest.approx(exact)
+
+
+def test_a_centre_that_is_the_mean_but_for_roundings_is_no_direction():
+    """Off by six roundings of float32 in every coordinate, which together are more than the rank rule forgives."""
+    means = (torch.randn(32, 400) + 1).float()
+    sigma, own = torch.eye(400), means.double().mean(0)
+    size = means.double().square().mean(0).sqrt()
+    near = (own + 6 * torch.finfo(torch.float32).eps * size).float()
+    exact = measure.covariance_ratio(sigma, means, own)
+    assert measure.covariance_ratio(sigma, means, near) == pytest.approx(exact, rel=1e-5)
+    far = (own + 0.01 * size).float()
+    assert measure.covariance_ratio(sigma, means, far) > 2 * exact  # a direction of its own
+
+
+def test_similarities_of_a_narrow_head_are_those_of_wide_means():
+    weight, means = torch.randn(6, 9).bfloat16(), torch.randn(6, 9)
+    found = measure.similarities(weight, means)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (weight.float() * means).sum(1))
+
+
+def test_self_duality_is_about_the_given_centre():
+    weight, means, centre = torch.randn(6, 9), torch.randn(6, 9) + 1, torch.randn(9)
+    centred = (means - centre).double()
+    gram = weight.double() @ centred.T
+    simplex = (torch.eye(6) - 1 / 6) / 5**0.5
+    expected = float((gram / gram.norm() - simplex).norm())
+    assert measure.self_duality_error(weight, means, centre) == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_coordinate_far_away_does_not_make_two_centres_one():

@@ -120,6 +120,13 @@ def test_far_means_flip_no_decision_among_the_others(backend, far, masked):
     assert torch.equal(index[clear], truth.argmin(1)[clear]) and clear.sum() > 280
 
 
+def test_means_in_float64_are_not_rounded_before_they_are_centred(backend):
+    """Far from the origin, where both means round to the same float32: the second is the nearer one."""
+    means = torch.tensor([[1e6 + 0.02, 0.0], [1e6 - 0.01, 0.0]], dtype=torch.float64)
+    index, sqdist = ncops.nearest_class_mean(torch.tensor([[1e6, 0.0]]), means)
+    assert index.item() == 1 and sqdist.item() == pytest.approx(1e-4, rel=1e-5)
+
+
 def test_the_centre_is_amid_rows_from_first_to_last():
     rows = torch.arange(1000.0)[:, None]
     mean = rows.double().mean(0)

@@ -109,10 +109,15 @@ def test_ordinary_and_axis_aligned_data_are_added_up_in_float32(wide, dead, monk
     x, y = noise(rows=3000, dim=100)
     x[:, 3] *= wide
     if dead:
-        x[:, 17] = 0
+        x[:, 16] = 0  # one that is looked at
     _, report = measured(x, y, 500)
     assert dtypes == [torch.float32] * 6
     assert report["nc1_pinv"] == pytest.approx(truth(x, y)[1], rel=1e-5)
+    dtypes.clear()
+    stats = ncops.ClassStatistics(10, 100, scatter=True)
+    for rows in (slice(0, 3000), slice(0, 20)):  # a batch of too few rows for all directions, after enough of them
+        stats.update(x[rows], y[rows])
+    assert dtypes == [torch.float32] * 2
     dtypes.clear()
     x[700, 4] = torch.nan  # what is spoilt has no digits to lose: one look, in its own batch
     measured(x, y, 500)

@@ -3,12 +3,12 @@
 from .plants import Source
 
 SHARDS = "tests/test_class_shards.py tests/test_class_shard_files.py"
-VOCABULARY = "tests/test_vocabulary_shards.py tests/test_vocabulary_parallel.py -m 'not triton' -k 'not dtensors'"
+VOCABULARY = "tests/test_vocabulary_shards.py tests/test_vocabulary_parallel.py -k 'reference or cpu or refused'"
 
 SOURCES: tuple[Source, ...] = (
     Source(
         "ncops/stats/collectives.py",
-        "tests/test_distributed.py tests/test_vocabulary_parallel.py -k 'one_process or unlike or other_rows'",
+        "tests/test_distributed.py -k 'one_row or class_statistics or unlike'",
         (
             ("((counts[rows] > 0) & (owner[rows] != rank))", "((counts[rows] > 1) & (owner[rows] != rank))"),
             ("        center[rows] = anchors\n", ""),
