@@ -312,6 +312,18 @@ def test_ignored_rows_that_agree_are_not_of_class_0():
     assert decisions.ns_samples.tolist() == decisions.totals.tolist() == [1, 1]
 
 
+def test_the_grid_of_riesz_by_value():
+    rows = torch.tensor([[0.0] * 5, [2.0, 0, 0, 0, 0], [0, 0, 3.0, 0, 0]])  # D - 2 = 3
+    grid = kernels.riesz_kernel(rows)
+    found = [float(grid[i, j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found == pytest.approx([2**-3, 3**-3, 13**-1.5]) and grid.dtype == torch.float64
+
+
+def test_a_row_of_zeros_has_no_direction():
+    rows = util.normalize(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    torch.testing.assert_close(rows, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+
+
 def test_classes_by_their_number_of_rows():
     accumulator = accumulate.MeanAccumulator(4, 2)
     labels = torch.arange(4).repeat_interleave(torch.tensor([0, 3, 5, 7]))

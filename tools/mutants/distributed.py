@@ -3,7 +3,6 @@
 from .plants import Source
 
 SHARDS = "tests/test_class_shards.py tests/test_class_shard_files.py"
-VOCABULARY = "tests/test_vocabulary_shards.py tests/test_vocabulary_parallel.py -k 'reference or cpu or refused'"
 
 SOURCES: tuple[Source, ...] = (
     Source(
@@ -46,8 +45,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/distributed/agreement.py",
-        "tests/test_class_shards.py tests/test_vocabulary_parallel.py"
-        " -k 'refuse or refused or out_of_step or errors_name'",
+        "tests/test_class_shards.py -k 'refuse or no_value_error or out_of_step'",
         (
             ("    for name in offer.alike:\n", "    for name in list(offer.alike)[:1]:\n"),
             ('    same_value("call", {rank: theirs for rank, (theirs, *_) in enumerate(every)})\n', ""),
@@ -104,7 +102,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/distributed/shard_columns.py",
-        VOCABULARY,
+        "tests/test_vocabulary_shards.py -m 'not triton'",
         (
             ("-start) + start\n", "-start)\n"),
             ("own = target - start\n    own =", "own = target\n    own ="),
@@ -127,7 +125,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/distributed/shard_files.py",
-        "tests/test_class_shard_files.py",
+        "tests/test_class_shard_files.py -k files_of_a_rank",
         (
             ("if of != ranks:", "if of < ranks:"),
             ("            if owner == rank:\n", "            if True:\n"),

@@ -287,7 +287,7 @@ SOURCES: tuple[Source, ...] = (
                 '        if not op.endswith("_backward"):\n            raise',
                 '        if op.endswith("_targets"):\n            raise',
             ),
-            ('if wanted != "reference" else ()', 'if wanted == "reference" else ()'),
+            ("for backend in order if why_not", "for backend in () if why_not"),
         ),
     ),
     Source(
