@@ -319,6 +319,11 @@ def test_the_grid_of_riesz_by_value():
     assert found == pytest.approx([2**-3, 3**-3, 13**-1.5]) and grid.dtype == torch.float64
 
 
+def test_a_grid_is_of_directions_about_the_given_centre():
+    grid = kernels.kernel_grid(torch.tensor([[3.0, 1.0], [1.0, 5.0]]), torch.tensor([1.0, 1.0]))
+    assert float(grid[0, 1]) == pytest.approx(2**0.5)
+
+
 def test_a_row_of_zeros_has_no_direction():
     rows = util.normalize(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
     torch.testing.assert_close(rows, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))

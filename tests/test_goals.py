@@ -50,6 +50,12 @@ def test_a_simplex_fits_up_to_one_class_more_than_dimensions():
     assert Goals(5, 4)["nc2_etf_error"].text == "0 = collapsed"
 
 
+def test_goals_of_what_compares_with_no_simplex_of_means():
+    rows = dataclasses.replace(PRESETS["ncops"], etf_of="weight")
+    assert "nc2_etf_error" not in Goals(2, 7, rows).forced and "nc2_etf_error" in Goals(2, 7).forced
+    assert Goals(5, 2, PRESETS["papyan"])["nc3_duality_error"].target == 0.0  # a distance, which can vanish
+
+
 def test_nothing_is_below_the_floors():
     generator = np.random.default_rng(0)
     for _ in range(200):
