@@ -360,7 +360,8 @@ def test_a_class_that_is_the_ignore_index_counts_nowhere(op, ignored):
     for labels, ignore in ((y, ignored), (y.masked_fill(y == ignored, -100), -100)):
         x, *others = (t.clone().requires_grad_() for t in data)
         value = OPS[op](x, labels, *others, ignore)
-        gradients = torch.autograd.grad((value + 1).square().sum(), [x, *others], allow_unused=True)
+        loss = (value + 1).square().sum()  # whose gradient is not 0 where a value is
+        gradients = torch.autograd.grad(loss, [x, *others], allow_unused=True)
         results.append([value, *gradients])
     for a, b in zip(*results, strict=True):
         assert (a is None) == (b is None) and (a is None or torch.equal(a, b))

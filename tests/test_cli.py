@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import ncops
 from ncops import cli
 from ncops.cli import info
+from ncops.stats.arrays import BIAS, WEIGHT, Arrays
 
 
 def data(n=600, dim=6, classes=5, dtype=np.float64):
@@ -180,8 +181,8 @@ def test_measure_agrees_with_numpy(tmp_path, capsys, kind):
         for name, content in (("f", arrays), ("h", head)):
             save_file({k: torch.from_numpy(v.copy()) for k, v in content.items()}, tmp_path / f"{name}.safetensors")
     out = run(
-        capsys, "measure", tmp_path / f"f.{kind}", "--classifier", tmp_path / f"h.{kind}", "--batch", 64, "--json"
-    )
+        capsys, "measure", tmp_path / f"f.{kind}", "--classifier", tmp_path / f"h.{kind}", "--batch", 99, "--json"
+    )  # the last batch of the held-out rows is one row
     page = json.loads(out.out)
     assert_close(page["metrics"], wanted(x[:500], y[:500], weight, bias, x[500:], y[500:]))
     assert page["coverage"]["samples"] == 500 and page["coverage"]["decision_samples"] == 100
@@ -194,6 +195,24 @@ def test_measure_short_names_and_everything_in_one_file(tmp_path, capsys):
     page = json.loads(run(capsys, "measure", tmp_path / "f.npz", "--json").out)
     assert_close(page["metrics"], wanted(x, y, weight, bias, x, y))
     assert "training data itself" in page["notes"][0] and page["run"]["decisions_on"] == "training data"
+
+
+def test_measure_keeps_classes_with_enough_rows(tmp_path, capsys):
+    x, y, weight, bias = data()
+    keep = (y != 2) | (np.cumsum(y == 2) <= 7)  # seven rows of one class
+    x, y = x[keep], y[keep]
+    np.savez(tmp_path / "f.npz", x=x, y=y, W=weight, b=bias)
+    for least, kept in ((7, len(weight)), (8, len(weight) - 1)):
+        page = json.loads(run(capsys, "measure", tmp_path / "f.npz", "--min-count", least, "--json").out)
+        assert page["coverage"]["classes_kept"] == kept and page["coverage"]["min_count"] == least
+        assert_close(page["metrics"], wanted(x, y, weight, bias, x, y, least))
+
+
+def test_arrays_are_found_by_the_first_usual_name(tmp_path):
+    np.savez(tmp_path / "f.npz", W=np.zeros((2, 2)), weight=np.zeros((3, 2)))
+    arrays = Arrays(tmp_path / "f.npz")
+    assert arrays.find(None, WEIGHT, "--weight-key") == "weight" and arrays.find("W", WEIGHT, "--weight-key") == "W"
+    assert arrays.find(None, BIAS, "--bias-key") is None
 
 
 def test_measure_without_a_classifier(tmp_path, capsys):

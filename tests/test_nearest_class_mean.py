@@ -10,6 +10,7 @@ from testing import LAYOUTS, assert_accurate, assert_compiles, assert_determinis
 
 import ncops
 from ncops.backends.dtypes import compute_dtype
+from ncops.reference.center import row_center
 
 SHAPES = [(1, 1, 1), (1, 17, 2), (2, 5, 33), (65, 33, 130), (130, 65, 7), (33, 130, 1), (0, 5, 3)]
 
@@ -120,6 +121,23 @@ def test_far_means_flip_no_decision_among_the_others(backend, far, masked, which
     assert torch.equal(index[clear], truth.argmin(1)[clear]) and clear.sum() > 280
 
 
+def test_means_in_float64_are_not_rounded_before_they_are_centred(backend):
+    """Far from the origin, where both means round to the same float32: the second is the nearer one."""
+    means = torch.tensor([[1e6 + 0.02, 0.0], [1e6 - 0.01, 0.0]], dtype=torch.float64)
+    index, sqdist = ncops.nearest_class_mean(torch.tensor([[1e6, 0.0]]), means)
+    assert index.item() == 1 and sqdist.item() == pytest.approx(1e-4, rel=1e-5)
+
+
+def test_the_centre_is_amid_rows_from_first_to_last():
+    rows = torch.arange(1000.0)[:, None]
+    mean = rows.double().mean(0)
+    assert row_center(rows, None, mean).item() == 31 * 1000 // 63  # the middle one of 63
+    odd = rows[:, 0] % 2 == 1
+    assert row_center(rows, odd, mean).item() == 2 * (31 * 500 // 63) + 1
+    assert row_center(rows[:2], None, mean).item() == 0 and row_center(rows[:0], None, mean) is mean
+    assert row_center(rows, None, mean * math.nan).isnan()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @dtypes
 def test_a_bad_row_is_alone(backend, bad, dtype):
@@ -163,6 +181,10 @@ def test_results_carry_no_gradient(backend):
     [
         ({"means": torch.randn(4, 3)}, r"means: expected shape \(C, D\) = \(4, 5\), got \(4, 3\)"),
         ({"means": torch.randn(4, 5).half()}, "means: expected torch.float64 or torch.float32"),
+        (
+            {"x": torch.randn(9, 5).double()},
+            r"means: expected torch.float64 .* .x is torch.float64., got torch.float32",
+        ),
         ({"valid": torch.ones(3, dtype=torch.bool)}, r"valid: expected shape \(C,\) = \(4,\), got \(3,\)"),
         ({"valid": torch.ones(4)}, "valid: expected torch.bool"),
         ({"x": torch.zeros(9, 5, dtype=torch.int64)}, "x: expected float32"),

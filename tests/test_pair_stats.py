@@ -300,6 +300,7 @@ def test_only_mean_and_row_max_carry_gradients(backend):
         ({"variances": torch.ones(4)}, ValueError, "variances: expected None for kernel 'dot'"),
         ({"kernel": "cdnv", "variances": torch.ones(3)}, ValueError, r"variances: expected shape \(K,\) = \(4,\)"),
         ({"valid": torch.ones(4)}, ValueError, "valid: expected torch.bool, got torch.float32"),
+        ({"valid": torch.arange(4)}, ValueError, "valid: expected torch.bool, got torch.int64"),
         ({"valid": torch.ones(3, dtype=torch.bool)}, ValueError, r"valid: expected shape \(K,\) = \(4,\), got \(3,\)"),
         ({"valid": [True] * 4}, TypeError, "valid: expected a tensor, got list"),
         ({"rows": torch.ones(4)}, ValueError, "rows: expected 2 dimensions"),
