@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -58,6 +59,8 @@ class Convention:
             value = getattr(self, field)
             if type(value) not in ((float, int) if kind is float else (kind,)):
                 raise ValueError(f"convention {self.name!r}: {field}: expected {kind.__name__}, got {value!r}")
+            if kind is float and not math.isfinite(value):
+                raise ValueError(f"convention {self.name!r}: {field}: expected a finite number, got {value!r}")
         for field, choices in _CHOICES.items():
             value = getattr(self, field)
             if value not in choices:

@@ -1,4 +1,7 @@
-"""What ``import ncops`` gives, imported at once; name by name, since type checkers follow no list of another module."""
+"""What ``import ncops`` gives, imported at once.
+
+Names stand one by one: mypy follows no ``__all__`` that is put together from those of other modules.
+"""
 
 from . import conventions, metrics
 from ._version import __version__

@@ -27,7 +27,7 @@ def pytest_addoption(parser):
         "--triton-all", action="store_true", help="every combination of dtype, shape and mode on Triton's interpreter"
     )
     parser.addoption("--triton-release", help="fail unless this release of Triton is the one that is imported")
-    parser.addoption("--kills", type=int, default=20, help="how many writers test_kills.py kills (200 in a full run)")
+    parser.addoption("--kills", type=int, default=20, help="writers that test_kills.py kills (200 in a full run)")
     parser.addoption(
         "--without", action="append", default=[], choices=("cpu", "cuda", "triton"),
         help="leave out the tests of a backend that was not installed",
@@ -78,7 +78,7 @@ def _seed():
 
 @pytest.fixture
 def kills(request) -> int:
-    """How many writers a test kills."""
+    """How many writers a test kills, or how often each of two saves."""
     return request.config.getoption("--kills")
 
 

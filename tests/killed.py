@@ -1,4 +1,7 @@
-"""Kills writers at random moments, and looks at what is left: ``python tests/killed.py {save,lm} FOLDER KILLS``.
+"""Kills writers at random moments, and looks at what is left: ``python tests/killed.py WHAT FOLDER KILLS``.
+
+``save`` and ``lm`` kill so many writers; ``rivals`` lets two write one file so often, ``lm-rivals`` two runs share a
+folder.
 
 Each writer is a fork of this process, which has imported everything and started no thread: a kill costs milliseconds.
 """
@@ -102,7 +105,51 @@ def lm(folder: Path, kills: int) -> dict:
     return {"kills": done, "ends": ends}
 
 
+def ended(child: int, wait: bool = True) -> int | None:
+    """The exit status of a child; None of one that still runs, where that is not waited for."""
+    done, status = os.waitpid(child, 0 if wait else os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def rivals(folder: Path, saves: int) -> dict:
+    """Two processes that save one file in turn with each other: it is one of the two states, whole, at every moment."""
+    path, given = folder / "stats.safetensors", states(2)
+    contents = []
+    for state in given:
+        state.save(path)
+        contents.append(path.read_bytes())
+
+    def write(state: ncops.ClassStatistics) -> None:
+        for _ in range(saves):
+            state.save(path)
+
+    running, seen = {forked(partial(write, state)) for state in given}, set()
+    while running:
+        seen.add(contents.index(path.read_bytes()))
+        for child in list(running):
+            if (status := ended(child, wait=False)) is not None:
+                running.remove(child)
+                assert status == 0, f"exit status {status}"
+    ncops.load(path)
+    names = [name.name for name in folder.iterdir()]
+    assert names == [path.name], f"two writers have left {names}"
+    return {"kills": saves, "seen": len(seen)}
+
+
+def lm_rivals(folder: Path, runs: int) -> dict:
+    """Two runs of one command at once, with one checkpoint folder and one output folder."""
+    command = json.loads((folder / "command.json").read_text())
+    assert ended(forked(partial(cli.main, [*command, "--output", str(folder / "whole")]))) == 0
+    for i in range(runs):
+        place = folder / f"round-{i}"
+        arguments = [*command, "--checkpoint", str(place), "--every", "1", "--save", str(place), "--output", str(place)]
+        children = [forked(partial(cli.main, arguments)) for _ in range(2)]
+        assert [ended(child) for child in children] == [0, 0]
+    return {"kills": runs, "ends": runs}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     random.seed(0)
-    print(json.dumps({"save": save, "lm": lm}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))
+    chosen = {"save": save, "lm": lm, "rivals": rivals, "lm-rivals": lm_rivals}[sys.argv[1]]
+    print(json.dumps(chosen(Path(sys.argv[2]), int(sys.argv[3]))))

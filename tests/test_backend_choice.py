@@ -47,6 +47,21 @@ def test_other_threads_are_not_forced():
         assert in_thread(backends.forced) is None
 
 
+def test_what_was_forced_before_is_forced_again():
+    with ncops.use_backend("cpu"):
+        with ncops.use_backend("reference"):
+            assert backends.forced() == "reference"
+        assert backends.forced() == "cpu"
+
+
+def test_a_forced_backend_that_cannot_run_is_no_other():
+    x, y = torch.randn(6, 4), torch.zeros(6, dtype=torch.int64)
+    with ncops.use_backend("cuda"):
+        with pytest.raises(RuntimeError, match="'cuda' cannot run class_moments: tensors are on cpu"):
+            ncops.class_moments(x, y, 1)
+        assert backends.choose("class_moments_backward", "cpu") == "cpu"  # gradients may lean on another
+
+
 def test_tasks_keep_their_own():
     async def work(name):
         with ncops.use_backend(name):

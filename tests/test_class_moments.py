@@ -130,6 +130,18 @@ def test_a_bad_value_touches_its_class_alone(backend, bad):
     assert ncops.class_moments(x, labels, 5).sums.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_squares_that_overflow_float32_touch_their_class_alone(backend, dtype):
+    x, labels = randn(40, 5, dtype=dtype), torch.arange(40) % 4
+    x[7] = x[7].abs() * 1e20
+    ours = ncops.class_moments(x, labels, 4)
+    counts, sums, sqnorms = naive(*exact(x, labels), 4)
+    assert torch.equal(ours.counts, counts)
+    torch.testing.assert_close(ours.sums.double(), sums, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(ours.sqnorms[:3], sqnorms[:3], rtol=1e-6, atol=0)
+    assert ours.sqnorms[3] == math.inf or abs(ours.sqnorms[3] / sqnorms[3] - 1) < 1e-6
+
+
 def test_nothing_counts(backend):
     for classes in (0, 3):
         counts, sums, sqnorms, invalid = ncops.class_moments(randn(5, 2), torch.full((5,), IGNORE), classes)

@@ -13,6 +13,7 @@ from class_shard_cases import D, batch, bits, check_same_bits, one_and_shards, s
 
 import ncops
 from ncops.distributed import ShardedClassStatistics, class_shards
+from ncops.distributed.shard_files import ShardFiles
 
 
 def store(rank, ranks, classes, folder, own_folders):
@@ -102,6 +103,20 @@ def test_files_that_do_not_fit_are_refused(on_ranks, tmp_path):
 def save_among_others(rank, folder):
     with pytest.raises(ValueError, match="rank 0: folder: .* holds the shards of 3 ranks, these are 2; save: rank 1"):
         ShardedClassStatistics(3, D).save(folder)
+
+
+def test_the_files_of_a_rank(tmp_path):
+    for rank, save in ((0, 1), (0, 2), (1, 2), (1, 3)):
+        ShardFiles(tmp_path, rank, 2).path(save).write_bytes(b"")
+    (tmp_path / "shard-0-of-2-save-9.safetensors.tmp").write_bytes(b"")
+    first, second = ShardFiles(tmp_path, 0, 2), ShardFiles(tmp_path, 1, 2)
+    assert first.saves == {1, 2} and second.saves == {2, 3}
+    second.keep_only(2)
+    assert second.saves == ShardFiles(tmp_path, 1, 2).saves == {2}
+    assert first.saves == ShardFiles(tmp_path, 0, 2).saves == {1, 2}
+    for ranks in (1, 3):
+        with pytest.raises(ValueError, match=f"holds the shards of 2 ranks, these are {ranks}"):
+            ShardFiles(tmp_path, 0, ranks)
 
 
 def test_save_leaves_the_shards_of_other_ranks_alone(on_ranks, tmp_path):

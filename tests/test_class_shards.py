@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import ncops
 from ncops.distributed import ShardedClassStatistics, class_shards
+from ncops.distributed.agreement import together
 from ncops.distributed.exchange import rounds
 from ncops.stats import blocks
 
@@ -221,6 +222,18 @@ def test_what_one_rank_must_refuse_every_rank_refuses(on_ranks):
         "num_classes": "update: num_classes differs between ranks: 7 on rank 0, 8 on rank 1",
         "nonfinite": "compute: nonfinite differs between ranks: skip on rank 0, raise on rank 1",
     }
+
+
+def faults_of_two_kinds(rank):
+    def prepare():
+        raise (ValueError("wrong"), MemoryError("none left"))[rank]
+
+    with pytest.raises(RuntimeError, match="^call: rank 0: wrong; call: rank 1: MemoryError: none left$"):
+        together("call", prepare, None)
+
+
+def test_a_fault_that_no_caller_has_made_is_no_value_error(on_ranks):
+    on_ranks(2, faults_of_two_kinds)
 
 
 def out_of_step(rank, ranks, classes):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import ncops
 from ncops import cli
 from ncops.cli import info
+from ncops.stats.arrays import BIAS, WEIGHT, Arrays
 
 
 def data(n=600, dim=6, classes=5, dtype=np.float64):
@@ -180,12 +181,12 @@ def test_measure_agrees_with_numpy(tmp_path, capsys, kind):
         for name, content in (("f", arrays), ("h", head)):
             save_file({k: torch.from_numpy(v.copy()) for k, v in content.items()}, tmp_path / f"{name}.safetensors")
     out = run(
-        capsys, "measure", tmp_path / f"f.{kind}", "--classifier", tmp_path / f"h.{kind}", "--batch", 64, "--json"
-    )
+        capsys, "measure", tmp_path / f"f.{kind}", "--classifier", tmp_path / f"h.{kind}", "--batch", 99, "--json"
+    )  # the last batch of the held-out rows is one row
     page = json.loads(out.out)
     assert_close(page["metrics"], wanted(x[:500], y[:500], weight, bias, x[500:], y[500:]))
     assert page["coverage"]["samples"] == 500 and page["coverage"]["decision_samples"] == 100
-    assert page["notes"] == []
+    assert page["notes"] == [] and page["run"]["decisions_on"] == "held-out data"
 
 
 def test_measure_short_names_and_everything_in_one_file(tmp_path, capsys):
@@ -193,7 +194,25 @@ def test_measure_short_names_and_everything_in_one_file(tmp_path, capsys):
     np.savez(tmp_path / "f.npz", x=x, y=y.astype(np.int32), W=weight, b=bias)
     page = json.loads(run(capsys, "measure", tmp_path / "f.npz", "--json").out)
     assert_close(page["metrics"], wanted(x, y, weight, bias, x, y))
-    assert "training data itself" in page["notes"][0]
+    assert "training data itself" in page["notes"][0] and page["run"]["decisions_on"] == "training data"
+
+
+def test_measure_keeps_classes_with_enough_rows(tmp_path, capsys):
+    x, y, weight, bias = data()
+    keep = (y != 2) | (np.cumsum(y == 2) <= 7)  # seven rows of one class
+    x, y = x[keep], y[keep]
+    np.savez(tmp_path / "f.npz", x=x, y=y, W=weight, b=bias)
+    for least, kept in ((7, len(weight)), (8, len(weight) - 1)):
+        page = json.loads(run(capsys, "measure", tmp_path / "f.npz", "--min-count", least, "--json").out)
+        assert page["coverage"]["classes_kept"] == kept and page["coverage"]["min_count"] == least
+        assert_close(page["metrics"], wanted(x, y, weight, bias, x, y, least))
+
+
+def test_arrays_are_found_by_the_first_usual_name(tmp_path):
+    np.savez(tmp_path / "f.npz", W=np.zeros((2, 2)), weight=np.zeros((3, 2)))
+    arrays = Arrays(tmp_path / "f.npz")
+    assert arrays.find(None, WEIGHT, "--weight-key") == "weight" and arrays.find("W", WEIGHT, "--weight-key") == "W"
+    assert arrays.find(None, BIAS, "--bias-key") is None
 
 
 def test_measure_without_a_classifier(tmp_path, capsys):
@@ -204,6 +223,7 @@ def test_measure_without_a_classifier(tmp_path, capsys):
     geometry = numpy_metrics.class_geometry(x, y, 5)
     assert_close(page["metrics"], numpy_metrics.geometry_metrics(geometry))
     assert page["metrics"]["accuracy"] is None and "--classifier" in page["notes"][0]
+    assert "decisions_on" not in page["run"]
 
 
 def test_measure_half_features_and_convention(tmp_path, capsys):

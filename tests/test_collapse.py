@@ -187,6 +187,19 @@ def test_a_row_that_is_not_finite_is_said_and_crashes_nothing():
         assert all("nonfinite" in report.notes[name] for name in ("nc1_pinv", "vci", "nc1_quotient"))
 
 
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
+def test_squares_that_overflow_are_not_taken_for_a_bad_row_or_for_coincident_means(nonfinite):
+    x, y, *_ = problem(4, 6, dtype=torch.float32)
+    x[5] = x[5].sign() * 1e20
+    stats = ncops.ClassStatistics(4, 6, nonfinite=nonfinite)
+    stats.update(x, y)
+    report = ncops.collapse(stats.compute())
+    assert report["nc1_quotient"] == report["nc1_cdnv"] == math.inf and report.coverage["skipped_rows"] == 0
+    reason = "some features are so large that their squares overflow"
+    assert report.notes["nc1_quotient"] == report.notes["nc1_cdnv"] == f"infinite: {reason}"
+    assert report.notes["gnc2_log_var"] == f"NaN: {reason}"
+
+
 def test_decisions_must_fit():
     x, y, held, z, weight, bias = problem(12, 20)
     stats = ncops.ClassStatistics(12, 20)

@@ -72,7 +72,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         read_statistics(tmp_path / "means.pt", tmp_path / "other.pt")
     torch.save(stored | {"Ns_toks": stored["Ns_toks"] // 2}, tmp_path / "early.pt")
     with pytest.warns(UserWarning, match="another number of rows"):
-        read_statistics(tmp_path / "means.pt", tmp_path / "early.pt")
+        early = read_statistics(tmp_path / "means.pt", tmp_path / "early.pt").compute()
+    torch.testing.assert_close(early.class_var, (stored["totals"] / (stored["Ns_toks"] // 2))[: C - 1].double())
     with pytest.raises(FileNotFoundError, match="means: no file"):
         read_statistics(tmp_path / "none.pt")
     (tmp_path / "broken.pt").write_bytes(b"nothing")

@@ -306,6 +306,37 @@ def test_a_float32_head_decides_half_precision_features_unrounded():
     assert not torch.equal(dec.totals.long(), agreeing(weight.bfloat16()))
 
 
+def test_ignored_rows_that_agree_are_not_of_class_0():
+    decisions, eye = accumulate.DecAccumulator(2, 2), torch.eye(2)
+    decisions.accumulate(eye[[0, 0, 1, 0]], torch.tensor([-1, 0, 1, -100]), eye, eye)
+    assert decisions.ns_samples.tolist() == decisions.totals.tolist() == [1, 1]
+
+
+def test_the_grid_of_riesz_by_value():
+    rows = torch.tensor([[0.0] * 5, [2.0, 0, 0, 0, 0], [0, 0, 3.0, 0, 0]])  # D - 2 = 3
+    grid = kernels.riesz_kernel(rows)
+    found = [float(grid[i, j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found == pytest.approx([2**-3, 3**-3, 13**-1.5]) and grid.dtype == torch.float64
+
+
+def test_a_grid_is_of_directions_about_the_given_centre():
+    grid = kernels.kernel_grid(torch.tensor([[3.0, 1.0], [1.0, 5.0]]), torch.tensor([1.0, 1.0]))
+    assert float(grid[0, 1]) == pytest.approx(2**0.5)
+
+
+def test_a_row_of_zeros_has_no_direction():
+    rows = util.normalize(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    torch.testing.assert_close(rows, torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+
+
+def test_classes_by_their_number_of_rows():
+    accumulator = accumulate.MeanAccumulator(4, 2)
+    labels = torch.arange(4).repeat_interleave(torch.tensor([0, 3, 5, 7]))
+    accumulator.accumulate(torch.ones(15, 2), labels)
+    for bounds, classes in (((), [0, 1, 2, 3]), ((3,), [1, 2, 3]), ((4,), [2, 3]), ((0, 5), [0, 1]), ((3, 7), [1, 2])):
+        assert accumulator.filter_indices_by_n_samples(*bounds).tolist() == classes, bounds
+
+
 def test_one_row_tiles(data):
     x = data[0][:7]
     for tile in (1, 2, 3, 6, 7, 50, None):  # 7 mod 2, 3 and 6 leave one row
@@ -327,6 +358,34 @@ def test_means_with_an_offset_of_mixed_precision():
     exact = measure.covariance_ratio(sigma, means, means.mean(0))
     assert measure.covariance_ratio(sigma, means, means.float().mean(0)) == pytest.approx(exact, rel=1e-5)
     assert measure.covariance_ratio(sigma, means, means.mean(0), "svd") == pytest.approx(exact)
+
+
+def test_a_centre_that_is_the_mean_but_for_roundings_is_no_direction():
+    """Off by six roundings of float32 in every coordinate, which together are more than the rank rule forgives."""
+    means = (torch.randn(32, 400) + 1).float()
+    sigma, own = torch.eye(400), means.double().mean(0)
+    size = means.double().square().mean(0).sqrt()
+    near = (own + 6 * torch.finfo(torch.float32).eps * size).float()
+    exact = measure.covariance_ratio(sigma, means, own)
+    assert measure.covariance_ratio(sigma, means, near) == pytest.approx(exact, rel=1e-5)
+    far = (own + 0.01 * size).float()
+    assert measure.covariance_ratio(sigma, means, far) > 2 * exact  # a direction of its own
+
+
+def test_similarities_of_a_narrow_head_are_those_of_wide_means():
+    weight, means = torch.randn(6, 9).bfloat16(), torch.randn(6, 9)
+    found = measure.similarities(weight, means)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (weight.float() * means).sum(1))
+
+
+def test_self_duality_is_about_the_given_centre():
+    weight, means, centre = torch.randn(6, 9), torch.randn(6, 9) + 1, torch.randn(9)
+    centred = (means - centre).double()
+    gram = weight.double() @ centred.T
+    simplex = (torch.eye(6) - 1 / 6) / 5**0.5
+    expected = float((gram / gram.norm() - simplex).norm())
+    assert measure.self_duality_error(weight, means, centre) == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_coordinate_far_away_does_not_make_two_centres_one():

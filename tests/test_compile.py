@@ -106,8 +106,7 @@ def test_one_graph_for_every_batch_size(call, mode):
     assert graphs[0] >= 1 and graphs[-1] == graphs[known], graphs
 
 
-@calls
-def test_autocast_is_not_felt_inside(call):
+def check_autocast_is_not_felt(call):
     """Only linear_stats, whose logits a model would have made in the low precision, follows autocast: as F.linear."""
     x, labels = batch(21)
     plain = results(call, call.run, x, labels)
@@ -121,6 +120,13 @@ def test_autocast_is_not_felt_inside(call):
         return
     for ours, theirs in zip(inside, plain, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+@calls
+@pytest.mark.parametrize("cpu_backend", ["cpu", "reference"])
+def test_autocast_is_not_felt_inside(call, cpu_backend):
+    with ncops.use_backend(cpu_backend):
+        check_autocast_is_not_felt(call)
 
 
 def test_compiled_training_step():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy_metrics import decision_metrics
 
 from ncops import ClassStatistics, DecisionStatistics
 from ncops.conventions import PRESETS
+from ncops.ops import LinearStats
 from ncops.stats import decisions
 
 
@@ -82,6 +85,139 @@ def test_hand_computed():
     assert dec.agree.tolist() == [2, 1, 0]
     assert dec.margin_hist[0].item() == 0 and dec.margin_hist[-1].item() == 1  # margin 44.9 of the third row
     assert dec.coverage["decision_unkept_share"] == 0.25
+
+
+def edge_gaps():
+    """Gaps whose confidence is the edge k/15 to the last bit, by k."""
+    found = {}
+    for k in range(1, 16):
+        gap = torch.tensor(-math.log(k / 15), dtype=torch.float64)
+        for near in (gap, gap.nextafter(gap + 1), gap.nextafter(gap - 1)):
+            if float(torch.exp(-near) * 15) == k:
+                found[k] = float(near)
+    return found
+
+
+def test_bins_by_value(monkeypatch):
+    """Columns handed over as they are; for one class the entropy's bins are 1/64 wide."""
+    edges = edge_gaps()
+    assert len(edges) > 5 and abs(edges[15]) < 1e-15
+    table = [(gap, k - 1) for k, gap in edges.items()]  # the edge is the right one of its bin
+    table += [(-math.log((k - 1e-9) / 15), k - 1) for k in range(1, 16)]
+    table += [(-math.log((k + 1e-9) / 15), k) for k in range(1, 15)] + [(math.inf, 0)]
+    entropies = [(0.0, 0), (1 / 64 - 1e-9, 0), (1 / 64, 1), (0.5, 32), (63 / 64, 63), (1.0, 63), (1 + 1e-12, 63)]
+    margins = [(-math.inf, 0), (-32 - 1e-9, 0), (-32.0, 1), (-31.0, 2), (-1e-9, 32), (0.0, 33), (1.0, 34),
+               (32 - 1e-9, 64), (32.0, 65), (math.inf, 65)]  # fmt: skip
+
+    def column(values, otherwise=0.0):
+        filled = [value for value, _ in values] + [otherwise] * (len(table) - len(values))
+        return torch.tensor(filled, dtype=torch.float64)
+
+    gap, zero, first = column(table), column(()), torch.zeros(len(table), dtype=torch.int64)
+    handed = LinearStats(
+        lse=gap, gap=gap, max=zero, argmax=first, second=-column(margins), second_index=first - 1, target_logit=zero,
+        target_rank=first, nll=gap, entropy=column(entropies), mean=zero, var=zero, valid=first == 0, target=first,
+        num_classes=1, sum_squared_prob=zero,
+    )  # fmt: skip
+    monkeypatch.setattr(decisions, "linear_stats", lambda *_, **__: handed)
+    seen = ClassStatistics(1, 2)
+    seen.update(torch.ones(3, 2).double(), torch.zeros(3, dtype=torch.int64))
+    stats = DecisionStatistics(seen.compute(), torch.ones(1, 2).double())
+    stats.update(torch.ones(len(table), 2).double(), first)
+    rows = len(table)
+    for name, bins, size in (
+        ("confidence_count", [at for _, at in table], 15),
+        ("confidence_correct", [at for _, at in table], 15),
+        ("entropy_hist", [at for _, at in entropies] + [0] * (rows - len(entropies)), 64),
+        ("margin_hist", [at for _, at in margins] + [33] * (rows - len(margins)), 66),
+    ):
+        assert getattr(stats, name).tolist() == np.bincount(bins, minlength=size).tolist(), name
+    sums = np.bincount([at for _, at in table], weights=torch.exp(-gap), minlength=15)
+    np.testing.assert_allclose(stats.confidence_sum, sums, rtol=1e-12)
+
+
+def test_rows_that_do_not_count_by_value():
+    """Classes 0 and 1 are kept; class 2, where it is not the ignored one, is not."""
+    seen = ClassStatistics(3, 2)
+    seen.update(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([0, 1]))
+    weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0]])
+    bad = float("nan")
+    x = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.1, 9.0], [bad, 0.0], [bad, 0.0], [bad, 0.0], [2.0, 0.0]])
+    y = torch.tensor([0, 1, 2, 0, 2, -100, -100])
+    for convention, ignore_index, count, skipped, ignored, excluded in (
+        ("ncops", -100, [1, 1, 1], 2, 2, 0),
+        ("ncops", 2, [1, 1, 0], 1, 4, 0),
+        ("linguistic-collapse", -100, [1, 1, 0], 2, 2, 1),
+        ("linguistic-collapse", 2, [1, 1, 0], 1, 4, 0),
+        ("ncops", 0, [0, 1, 1], 1, 4, 0),
+    ):
+        stats = DecisionStatistics(seen.compute(), weight, convention=convention, ignore_index=ignore_index)
+        stats.update(x, torch.where(y == -100, ignore_index, y))
+        assert stats.count.tolist() == count, (convention, ignore_index)
+        numbers = [int(n) for n in (stats.skipped, stats.ignored, stats.excluded)]
+        assert numbers == [skipped, ignored, excluded], (convention, ignore_index)
+        assert sum(numbers) + sum(count) == len(y)
+        for histogram in (stats.entropy_hist, stats.margin_hist, stats.confidence_count):
+            assert int(histogram.sum()) == sum(count)
+        unkept = count[2]
+        assert stats.coverage["decision_samples_kept"] == sum(count) - unkept
+        assert stats.coverage["decision_unkept_share"] == pytest.approx(unkept / sum(count))
+
+
+def test_kept_classes_between_others_by_value():
+    """Classes 1 and 3 of five are kept: what is nearest among two is told by its own number."""
+    seen = ClassStatistics(5, 2)
+    seen.update(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([1, 3]))
+    weight, bias = torch.zeros(5, 2), torch.tensor([100.0, 0.0, 0.0, 5.0, 0.0])
+    weight[1, 0], weight[3, 0] = 1, -1
+    x, y = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [4.0, 0.0]]), torch.tensor([1, 3, 0])
+    kept = dataclasses.replace(PRESETS["ncops"], name="kept", decision_classes="kept")
+    for shift, convention, agree in (
+        (None, "ncops", [1, 1, 0, 1, 0]),
+        (None, kept, [1, 1, 0, 1, 0]),
+        (bias, "ncops", [0, 0, 0, 0, 0]),  # class 0 wins everywhere
+        (bias, kept, [1, 0, 0, 1, 0]),  # class 3 wins the first row by its bias
+        (bias, dataclasses.replace(kept, decision_bias=False), [1, 1, 0, 1, 0]),
+    ):
+        stats = DecisionStatistics(seen.compute(), weight, shift, convention=convention)
+        stats.update(x, y)
+        assert stats.ncc_hit.tolist() == [0, 1, 0, 1, 0]
+        assert stats.agree.tolist() == agree, (shift, convention)
+
+
+def keeping(*classes, **options):
+    """Decisions beside a geometry of these of five classes."""
+    seen = ClassStatistics(5, 2)
+    seen.update(torch.randn(len(classes), 2), torch.tensor(classes))
+    return DecisionStatistics(seen.compute(), torch.ones(5, 2), **options), seen.compute()
+
+
+def test_other_kept_classes_never_fit_however_many_they_are():
+    one, geometry = keeping(0, 1, 3)
+    other, _ = keeping(0, 2, 3)
+    with pytest.raises(ValueError, match="state: kept: it was made with other kept classes"):
+        one.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="other: kept: it was made with other kept classes"):
+        one.merge(other)
+    with pytest.raises(ValueError, match="geometry: it kept other classes"):
+        other.bind(geometry, torch.ones(5, 2))
+    assert one.kept.tolist() == [True, True, False, True, False]
+    namesake, _ = keeping(0, 1, 3, convention=dataclasses.replace(PRESETS["ncops"], decision_bias=False))
+    with pytest.raises(ValueError, match="state: expected 5 classes under convention 'ncops'"):
+        one.load_state_dict(namesake.state_dict())
+
+
+def test_what_a_state_says_is_restored():
+    one, geometry = keeping(0, 1, 3, scale=0.5, ignore_index=-7, convention="zhu")
+    one.update(torch.randn(6, 2), torch.tensor([0, 1, 2, 3, 4, -7]))
+    again = DecisionStatistics.from_state(one.config(), one.tensors()).bind(geometry, torch.ones(5, 2))
+    assert (again.scale, again.ignore_index, again.convention.name) == (0.5, -7, "zhu")
+    x, y = torch.randn(9, 2), torch.tensor([0, 1, 2, 3, 4, -7, 0, 1, 2])
+    for stats in (one, again):
+        stats.reset()
+        stats.update(x, y)
+    for name, value in one.tensors().items():
+        assert torch.equal(getattr(again, name), value), name
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -224,6 +360,24 @@ def test_merge_copies_and_reset():
     for other in (run(geometry, weight, bias, x, y, convention="zhu"), run(geometry, weight, bias, x, y, scale=2.0)):
         with pytest.raises(ValueError, match="other: "):
             fresh.merge(other)
+
+
+def test_a_sum_over_ranks_takes_no_more_rows(tmp_path):
+    geometry, weight, bias, x, y = problem()
+    stats = run(geometry, weight, bias, x, y)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        stats.all_reduce().update(x, y)
+        assert stats.all_reduce(inplace=True) is stats
+        for call in (lambda: stats.update(x, y), stats.all_reduce):
+            with pytest.raises(RuntimeError, match="hold the sum over all ranks"):
+                call()
+    finally:
+        dist.destroy_process_group()
+    assert stats.num_samples == 700
+    stats.reset()
+    stats.update(x, y)
+    assert stats.num_samples == 700
 
 
 def test_scale_and_leading_dimensions():

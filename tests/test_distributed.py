@@ -94,6 +94,52 @@ def test_decision_statistics_equal_one_process(on_ranks):
                 torch.testing.assert_close(torch.tensor(ranks[rank][name]), value, check_dtype=False)
 
 
+def single_rows(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classes of one row on some rank: beside many on rank 0, beside one elsewhere, and alone."""
+    labels = torch.tensor(([0] * 9 + [1, 2], [0, 1, 3, 4], [0, 4, 5])[rank])
+    g = torch.Generator().manual_seed(rank)
+    return 50.0 * labels[:, None] + torch.randn(len(labels), D, generator=g), labels
+
+
+def reduce_single_rows(rank: int) -> dict:
+    stats = ncops.ClassStatistics(C, D, scatter=True)
+    stats.update(*single_rows(rank))
+    return as_numbers(stats.all_reduce().compute())
+
+
+def test_classes_of_one_row_on_other_ranks(on_ranks):
+    ranks = on_ranks(RANKS, reduce_single_rows)
+    assert ranks[0] == ranks[1] == ranks[2]
+    rows = [torch.cat(parts) for parts in zip(*map(single_rows, range(RANKS)), strict=True)]
+    x, y = rows[0].double(), rows[1]
+    means = torch.stack([x[y == c].mean(0) for c in range(6)])
+    r = x - means[y]
+    assert ranks[0]["counts"] == [11, 2, 1, 1, 2, 1]
+    expected = {
+        "means": means, "within_cov": r.T @ r / len(x), "sample_mean": x.mean(0), "global_mean": means.mean(0),
+        "class_var": torch.stack([r[y == c].square().sum(1).mean() for c in range(6)]),
+    }  # fmt: skip
+    for name, value in expected.items():
+        torch.testing.assert_close(torch.tensor(ranks[0][name]).double(), value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def reduce_other_kept(rank: int) -> str:
+    stats = ncops.ClassStatistics(4, 2)
+    stats.update(torch.eye(2), torch.tensor([0, 1 + rank]))
+    decisions = ncops.DecisionStatistics(stats.compute(), torch.ones(4, 2))
+    with pytest.raises(ValueError, match="^all_reduce: kept classes differs between ranks: ") as error:
+        decisions.all_reduce()
+    scaled = ncops.DecisionStatistics(seen(0, False).compute(), torch.ones(C, D), scale=1.0 + rank)
+    with pytest.raises(ValueError, match="^all_reduce: scale differs between ranks: 1.0 on rank 0, 2.0 on rank 1"):
+        scaled.all_reduce()
+    return str(error.value)
+
+
+def test_as_many_other_kept_classes_are_refused_on_every_rank(on_ranks):
+    first, second = on_ranks(2, reduce_other_kept)
+    assert first == second
+
+
 def reduce_unlike(rank: int) -> str:
     stats = ncops.ClassStatistics(C + rank, D)
     stats.update(*data(0))

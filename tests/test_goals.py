@@ -45,6 +45,17 @@ def test_the_floors_are_reached_by_a_pentagon():
     assert simplex_floor(5, 4) == simplex_floor(5, 9) == equal_norm_spread(5, 4) == 0
 
 
+def test_a_simplex_fits_up_to_one_class_more_than_dimensions():
+    assert [Goals(k, 4).crowded for k in (4, 5, 6)] == [False, False, True]
+    assert Goals(5, 4)["nc2_etf_error"].text == "0 = collapsed"
+
+
+def test_goals_of_what_compares_with_no_simplex_of_means():
+    rows = dataclasses.replace(PRESETS["ncops"], etf_of="weight")
+    assert "nc2_etf_error" not in Goals(2, 7, rows).forced and "nc2_etf_error" in Goals(2, 7).forced
+    assert Goals(5, 2, PRESETS["papyan"])["nc3_duality_error"].target == 0.0  # a distance, which can vanish
+
+
 def test_nothing_is_below_the_floors():
     generator = np.random.default_rng(0)
     for _ in range(200):
@@ -85,6 +96,9 @@ def test_goals_of_a_report_where_none_fits(capsys):
     assert report.goals.distance("nc2_etf_error", report["nc2_etf_error"]) < 1e-3
     assert report.goals["nc2_cos_std"].target == pytest.approx(cosines(PENTAGON).std())
     assert report.goals["gnc2_log_mean"].text == "above -0.4581, a simplex's"
+    theirs = report_of(PENTAGON, "linguistic-collapse")  # over n - 1 pairs
+    assert theirs.goals["nc2_cos_std"].target == pytest.approx(cosines(PENTAGON).std(ddof=1))
+    assert theirs["nc2_cos_std"] == pytest.approx(cosines(PENTAGON).std(ddof=1), rel=1e-2)
     show_report(report, "title")
     printed, page, html = capsys.readouterr().out, render(report), report._repr_html_()
     for text in (report.table(), printed, page.replace("&gt;", ">"), html.replace("&gt;", ">")):

@@ -25,7 +25,7 @@ from ncops.integrations import lightning as integration  # noqa: E402
 from ncops.integrations.lightning import NeuralCollapseCallback  # noqa: E402
 from ncops.integrations.loaders import same_data  # noqa: E402
 from ncops.model import evaluating, features_into, find_classifier  # noqa: E402
-from ncops.report.collapse import NAMES  # noqa: E402
+from ncops.report import NAMES  # noqa: E402
 
 TRAIN, CLASSES, WIDTH = 1000, 10, 24
 

@@ -15,7 +15,7 @@ pytest.importorskip("accelerate")
 from transformers import Trainer, TrainingArguments  # noqa: E402
 
 from ncops.integrations.transformers import NeuralCollapseCallback, is_causal, next_token, unpack  # noqa: E402
-from ncops.report.collapse import NAMES  # noqa: E402
+from ncops.report import NAMES  # noqa: E402
 
 VOCABULARY, WIDTH, TOKENS = 24, 16, 12
 
@@ -180,6 +180,8 @@ def test_what_is_not_understood_is_said(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         run = trainer(tmp_path, model, sentences(8, 0), sentences(8, 1))
+        with pytest.raises(ValueError, match="scale: expected a finite number, got inf"):  # before it trains
+            NeuralCollapseCallback(run, scale=float("inf"))
         run.add_callback(NeuralCollapseCallback(run, scale=1.0))
         run.evaluate()
 

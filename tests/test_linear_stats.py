@@ -90,8 +90,9 @@ def test_indices_are_exact_and_ties_go_to_the_lowest(backend, shape, dtype):
 
 
 @layouts
-def test_layouts(backend, layout):
-    x, weight, bias, target = problem(33, 17, 65, torch.float32)
+@pytest.mark.parametrize("rows", [3, 33])
+def test_layouts(backend, layout, rows):
+    x, weight, bias, target = problem(rows, 17, 65, torch.float32)
     x, weight, bias = LAYOUTS[layout](x), LAYOUTS[layout](weight), bias.repeat_interleave(2)[::2]
     stats = ncops.linear_stats(x, weight, bias, target.repeat_interleave(2)[::2])
     same = ncops.linear_stats(x.contiguous(), weight.contiguous(), bias.contiguous(), target)

@@ -21,7 +21,7 @@ from testing import (
 import ncops
 
 
-@pytest.mark.parametrize("kind", ["nll", "gap", "entropy", "max_prob"])
+@pytest.mark.parametrize("kind", ["nll", "gap", "entropy", "max_prob", "sum_squared_prob"])
 def test_collapsed_regime_gradient_keeps_its_digits(backend, kind):
     x, weight, target = collapsed()
     for row in (0, 7):
@@ -34,6 +34,7 @@ def test_collapsed_regime_gradient_keeps_its_digits(backend, kind):
         value = {
             "nll": rest.log1p(), "gap": rest.log1p(), "max_prob": 1 / (1 + rest),
             "entropy": rest.log1p() - (terms.exp() * terms).sum() / (1 + rest),
+            "sum_squared_prob": (1 + (2 * terms).exp().sum()) / (1 + rest).square(),
         }[kind]  # fmt: skip
         (truth,) = torch.autograd.grad(value, z)
         assert ((ours.double() / truth - 1).abs() < 1e-4).all(), (ours, truth)

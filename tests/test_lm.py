@@ -125,7 +125,7 @@ def test_agrees_with_numpy_on_the_full_logits(tiny, capsys):
     assert page["coverage"]["samples"] == len(parts[0][1])
     assert page["coverage"]["decision_samples"] == len(parts[1][1])
     assert page["coverage"]["classes_kept"] == len(classes["classes"])
-    assert page["run"]["features"] == "base"
+    assert page["run"]["features"] == "base" and page["run"]["decisions_on"] == "held-out windows"
     counts = dict(zip(classes["classes"].tolist(), classes["counts"].tolist(), strict=True))
     assert {row["id"]: row["count"] for row in page["classes"]["rows"]} == counts
     for row in page["classes"]["rows"]:
@@ -258,14 +258,14 @@ def test_logit_scale_is_found():
     config = transformers.GraniteConfig(
         **SMALL,
         num_key_value_heads=2,
-        logits_scaling=8.0,
+        logits_scaling=6.0,
         initializer_range=0.3,
         embedding_multiplier=1.0,
         residual_multiplier=1.0,
     )
     model = transformers.GraniteForCausalLM(config).eval()
     head = head_of(model)
-    assert head.scale == 0.125
+    assert head.scale == 1 / 6  # as it is stated, not as a few logits have it
     check_head(model, head)
 
 
@@ -283,6 +283,10 @@ def test_windows_and_labels_by_length():
     windows = Windows([[1, 2, 3, 4, 5], [6], [7, 8]], size=3)
     assert [windows[i] for i in range(len(windows))] == [[1, 2, 3], [4, 5], [7, 8]]  # a lone token has no next one
     assert windows.by_length([2, 1, 0]) == [0, 2, 1]
+    assert windows.labels_seen(range(3)) == [2, 3, 5, 8] and windows.labels_seen([1]) == [5]
+    assert (windows.tokens, windows.largest) == (7, 8)
+    told = {Windows(ids, 2, bos).fingerprint_bytes() for ids in ([[1, 2]], [[1, 3]]) for bos in (None, 0, 1)}
+    assert len(told) == 6
     long, short = windows.batches(range(3), 8)
     assert long.input_ids.tolist() == [[1, 2, 3]] and long.labels.tolist() == [[2, 3, IGNORE]]
     assert short.input_ids.tolist() == [[4, 5], [7, 8]] and short.labels.tolist() == [[5, IGNORE], [8, IGNORE]]

@@ -196,8 +196,10 @@ def test_target_out_of_range(backend, bad):
 
 def test_another_ignore_index(backend):
     logits = randn(3, 4)
+    logits[:, 3] += 9
     stats = ncops.logit_stats(logits, torch.tensor([0, 3, 2]), ignore_index=3)
     assert stats.valid.tolist() == [True, False, True] and stats.nll[1] == 0
+    assert stats.argmax.tolist() == [3, 3, 3] and not stats.correct.any()  # what is ignored is not right either
     torch.testing.assert_close(stats.loss("nll"), F.cross_entropy(logits, torch.tensor([0, 3, 2]), ignore_index=3))
 
 

@@ -101,6 +101,12 @@ def test_simplex_error_without_the_grid(k, dim):
     assert float(expanded) == pytest.approx(simplex_distance((a @ b.T).numpy()), rel=1e-10)
 
 
+def test_float32_means_are_centred_in_float64():
+    m = (torch.randn(3000, 4) + 1e4).float()
+    for number in (metrics.etf_error, metrics.norm_variation, lambda m: metrics.pair_similarity(m).mean):
+        assert float(number(m)) == pytest.approx(float(number(m.double())), rel=1e-12)
+
+
 def test_simplex_error_keeps_digits_near_zero():
     m = simplex(8, 30) + 1e-7 * torch.randn(8, 30, dtype=torch.float64)
     centred = (m - m.mean(0)).numpy()

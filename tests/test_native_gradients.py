@@ -176,12 +176,13 @@ def test_only_what_is_needed(name, wanted):
 
 
 @pytest.mark.parametrize("kernel", ["distance", "log_distance", "riesz", "cdnv"])
-def test_clusters_of_close_and_coincident_rows(isa, kernel):
+@pytest.mark.parametrize("dim", [16, 130])
+def test_clusters_of_close_and_coincident_rows(isa, kernel, dim):
     # Clusters 1e-3 wide, some rows twice: most of the gradient comes from pairs formed from their differences.
-    base = randn(6, 16).repeat(7, 1)
-    rows = (base + 1e-3 * randn(42, 16)).float()
+    base = randn(6, dim).repeat(7, 1)
+    rows = (base + 1e-3 * randn(42, dim)).float()
     rows[5] = rows[11]
-    arguments = list(problem(kernel, 42, 16, torch.float32, labelled=False))
+    arguments = list(problem(kernel, 42, dim, torch.float32, labelled=False))
     arguments[4], arguments[1] = rows, torch.zeros(42)
     (mine, *spread), (truth, *others) = native(kernel, arguments), reference(kernel, widened(tuple(arguments)))
     assert (mine.double() - truth).abs().max() < 1e-5 * truth.abs().max()

@@ -10,6 +10,7 @@ from testing import LAYOUTS, assert_accurate, assert_compiles, assert_determinis
 
 import ncops
 from ncops.backends.dtypes import compute_dtype
+from ncops.reference.center import row_center
 
 SHAPES = [(1, 1, 1), (1, 17, 2), (2, 5, 33), (65, 33, 130), (130, 65, 7), (33, 130, 1), (0, 5, 3)]
 
@@ -104,10 +105,11 @@ def test_a_common_offset_flips_no_decision(backend, double):
 
 @pytest.mark.parametrize("far", [1e3, 1e6, 1e9])
 @pytest.mark.parametrize("masked", [False, True])
-def test_far_means_flip_no_decision_among_the_others(backend, far, masked):
+@pytest.mark.parametrize("which", [slice(None, None, 30), slice(40)], ids=("some", "first"))
+def test_far_means_flip_no_decision_among_the_others(backend, far, masked, which):
     """About the mean of all, which is far from each, float32 products cannot tell the other classes apart."""
     means = randn(100, 16, dtype=torch.float32)
-    means[::30] *= far
+    means[which] = far * means[which].abs()
     x = means[torch.arange(300) % 100] + 0.3 * randn(300, 16, dtype=torch.float32)
     valid = torch.arange(100) % 7 != 3 if masked else None
     truth = distances(x, means)
@@ -117,6 +119,23 @@ def test_far_means_flip_no_decision_among_the_others(backend, far, masked):
     clear = apart[:, 1] - apart[:, 0] > 1e-3
     index, _ = ncops.nearest_class_mean(x, means, valid=valid)
     assert torch.equal(index[clear], truth.argmin(1)[clear]) and clear.sum() > 280
+
+
+def test_means_in_float64_are_not_rounded_before_they_are_centred(backend):
+    """Far from the origin, where both means round to the same float32: the second is the nearer one."""
+    means = torch.tensor([[1e6 + 0.02, 0.0], [1e6 - 0.01, 0.0]], dtype=torch.float64)
+    index, sqdist = ncops.nearest_class_mean(torch.tensor([[1e6, 0.0]]), means)
+    assert index.item() == 1 and sqdist.item() == pytest.approx(1e-4, rel=1e-5)
+
+
+def test_the_centre_is_amid_rows_from_first_to_last():
+    rows = torch.arange(1000.0)[:, None]
+    mean = rows.double().mean(0)
+    assert row_center(rows, None, mean).item() == 31 * 1000 // 63  # the middle one of 63
+    odd = rows[:, 0] % 2 == 1
+    assert row_center(rows, odd, mean).item() == 2 * (31 * 500 // 63) + 1
+    assert row_center(rows[:2], None, mean).item() == 0 and row_center(rows[:0], None, mean) is mean
+    assert row_center(rows, None, mean * math.nan).isnan()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -162,6 +181,10 @@ def test_results_carry_no_gradient(backend):
     [
         ({"means": torch.randn(4, 3)}, r"means: expected shape \(C, D\) = \(4, 5\), got \(4, 3\)"),
         ({"means": torch.randn(4, 5).half()}, "means: expected torch.float64 or torch.float32"),
+        (
+            {"x": torch.randn(9, 5).double()},
+            r"means: expected torch.float64 .* .x is torch.float64., got torch.float32",
+        ),
         ({"valid": torch.ones(3, dtype=torch.bool)}, r"valid: expected shape \(C,\) = \(4,\), got \(3,\)"),
         ({"valid": torch.ones(4)}, "valid: expected torch.bool"),
         ({"x": torch.zeros(9, 5, dtype=torch.int64)}, "x: expected float32"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,16 @@ JITTED = {
     for path in (ROOT / "triton_kernels").glob("*.py")
     for name in re.findall(r"^@triton\.jit\n(?:@.*\n)*def (\w+)\(", path.read_text(), re.M)
 }
+
+
+def test_a_second_import_is_refused_in_one_line():
+    """torch takes the definition of an op once in a process."""
+    code = """
+import sys, ncops
+for name in [name for name in sys.modules if name.partition(".")[0] == "ncops"]:
+    del sys.modules[name]
+import ncops
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: ncops: expected one import in a process, got another")

@@ -165,11 +165,11 @@ def test_ties_go_to_the_lowest(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", ["distance", "log_distance", "riesz", "cdnv"])
-@pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_close_pairs_keep_their_digits(backend, kernel, offset):
-    # Pairs 1e-3 apart among rows of norm 5 (and a common offset): the product alone has no digit of their distance.
+@pytest.mark.parametrize(("offset", "apart"), [(0.0, 1e-3), (0.0, 0.05), (1000.0, 1e-3)])
+def test_close_pairs_keep_their_digits(backend, kernel, offset, apart):
+    # Close pairs of rows of norm 5 (and a common offset): the product alone has few digits of their distance, or none.
     base = randn(20, 16) + offset
-    rows = torch.cat([base, base + 1e-3 * randn(20, 16)]).float()
+    rows = torch.cat([base, base + apart * randn(20, 16)]).float()
     variances = torch.rand(40) if kernel == "cdnv" else None
     ours = ncops.pair_stats(rows, kernel, variances=variances)
     truth = naive(rows.double(), kernel, None if variances is None else variances.double(), power=1)
@@ -209,6 +209,26 @@ def test_a_zero_or_nan_row(backend):
             ours = ncops.pair_stats(rows, kernel, valid=valid)
             torch.testing.assert_close(ours.mean.double(), naive(rows[valid].double(), kernel)["mean"])
             assert ours.row_max[valid].isfinite().all() and ours.row_max[2].isnan()
+
+
+@kernels
+def test_products_that_overflow_float32_are_not_taken_for_numbers(backend, kernel):
+    """Rows of length 1e20 among others: what is finite is right, without them everything is."""
+    rows = torch.tensor([[1, 1, 0], [1, -1, 0], [1 + 1e-6, 1, 0], [-1, 0, 0]]) * 1e20
+    rows = torch.cat([rows, torch.tensor([[1.0, 2, 3], [0, 0, -1]])])
+    variances = torch.ones(6) if kernel == "cdnv" else None
+    ours = ncops.pair_stats(rows, kernel, variances=variances, power=POWER)
+    truth = naive(*exact(rows), kernel, *exact(variances))
+    least = 1e-6 if kernel == "cosine" else 1e-19
+    assert ours.count == 15
+    if kernel in ("dot", "distance", "log_distance"):
+        assert not ours.mean.isfinite() and not ours.var.isfinite()
+    for name in ("mean", "min", "max", "row_max"):
+        found, expected = getattr(ours, name), truth[name].float()
+        finite = found.isfinite()
+        torch.testing.assert_close(found[finite], expected[finite], rtol=1e-5, atol=least)
+    small = ncops.pair_stats(rows, kernel, variances=variances, power=POWER, valid=torch.arange(6) > 3)
+    assert small.row_max[4:].isfinite().all() and small.mean.isfinite()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
@@ -280,6 +300,7 @@ def test_only_mean_and_row_max_carry_gradients(backend):
         ({"variances": torch.ones(4)}, ValueError, "variances: expected None for kernel 'dot'"),
         ({"kernel": "cdnv", "variances": torch.ones(3)}, ValueError, r"variances: expected shape \(K,\) = \(4,\)"),
         ({"valid": torch.ones(4)}, ValueError, "valid: expected torch.bool, got torch.float32"),
+        ({"valid": torch.arange(4)}, ValueError, "valid: expected torch.bool, got torch.int64"),
         ({"valid": torch.ones(3, dtype=torch.bool)}, ValueError, r"valid: expected shape \(K,\) = \(4,\), got \(3,\)"),
         ({"valid": [True] * 4}, TypeError, "valid: expected a tensor, got list"),
         ({"rows": torch.ones(4)}, ValueError, "rows: expected 2 dimensions"),

@@ -113,9 +113,22 @@ def test_rounding_is_not_a_dimension():
     exact = ncops.pinv_trace(within, plane, rtol=1e-10)
     rounded = plane.float()
     torch.testing.assert_close(ncops.pinv_trace(within.float(), rounded), exact, rtol=1e-4, atol=0)
+    # One narrow argument makes the rule that of float32, whatever the others are.
+    for square, point in ((within.float(), None), (within, plane.mean(0).float())):
+        mixed = ncops.pinv_trace(square, rounded.double(), global_mean=point)
+        torch.testing.assert_close(mixed, exact, rtol=1e-4, atol=0)
     assert between_svd(rounded)[0].shape == (2,)
     assert ncops.pinv_trace(within, rounded.double()) > 1e6 * exact  # float64 inputs are taken at their word
     assert between_svd(rounded.double(), rtol=1e-4)[0].shape == (2,)
+
+
+@pytest.mark.parametrize("shape", [(8, 2000), (2000, 8), (50, 50)], ids=str)
+def test_errors_of_every_entry_are_no_direction(shape):
+    """Equal rows, each entry off by up to four roundings of float32: a thin matrix has them add up."""
+    ulp = torch.finfo(torch.float32).eps
+    means = ((1 + torch.rand(shape[1])).double() + ulp * torch.randint(-4, 5, shape).double()).float()
+    assert between_svd(means)[0].numel() == 0
+    assert ncops.pinv_trace(torch.eye(shape[1]), means) == 0
 
 
 def test_wide_spectrum_keeps_its_small_directions():
@@ -134,6 +147,23 @@ def test_rtol_is_relative_to_the_largest():
         assert ncops.pinv_trace(within, means, global_mean=zero, rtol=rtol).item() == pytest.approx(expected)
     total = torch.diag(torch.tensor([4.0, 2.0, 1.0]).double())
     assert ncops.solve_trace(total, means, global_mean=zero, rtol=0.3).item() == pytest.approx((16 / 4 + 4 / 2) / 3)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_means_about_their_own_mean_have_rank_k_minus_1(weighted):
+    """The last direction is what centring has rounded, and rtol = 0 asks for every other one."""
+    k, d = 5, 8
+    within, means = problem(k, d)
+    weights = torch.tensor([1.0, 2, 3, 4, 5]).double() if weighted else None
+    expected = (within @ pinv(between(means, weights))).trace() / k
+    for rtol in (0, 1e-30):
+        assert between_svd(means, weights=weights, rtol=rtol)[0].shape == (k - 1,)
+        torch.testing.assert_close(ncops.pinv_trace(within, means, weights=weights, rtol=rtol), expected)
+    elsewhere = randn(d)  # about a point that is not their mean they have one more
+    assert between_svd(means, global_mean=elsewhere, weights=weights, rtol=0)[0].shape == (k,)
+    expected = (within @ pinv(between(means, weights, elsewhere))).trace() / k
+    trace = ncops.pinv_trace(within, means, global_mean=elsewhere, weights=weights, rtol=0)
+    torch.testing.assert_close(trace, expected)
 
 
 def test_streaming_form_agrees():

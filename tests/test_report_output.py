@@ -115,6 +115,19 @@ def test_delivered_in_any_encoding(measured, tmp_path, monkeypatch, encoding, as
         assert "nc1_quotient" in printed[0] and ("日本語" in printed[0]) == (encoding == "utf-8")
 
 
+def test_other_commands_in_any_encoding(monkeypatch):
+    from ncops.bench import runner, table
+    from ncops.cli import info
+
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    facts = info.collect(torch_env=False)
+    monkeypatch.setattr(sys, "stdout", stream)
+    info.show({**facts, "torch_env": TEXT})
+    table.show({**runner.machine(), "device": TEXT}, [])
+    printed = stream.buffer.getvalue().decode("ascii")
+    assert f"ncops {facts['ncops']} ? torch" in printed and printed.count("threads ? ncops") == 1
+
+
 def test_rich_tables_in_any_encoding():
     pytest.importorskip("rich")
     code = (

@@ -79,6 +79,16 @@ def test_wide_deviations_off_the_axes(change, dim, batch):
     assert "vci" not in report.notes and "nc1_pinv" not in report.notes
 
 
+@pytest.mark.parametrize("ignored", (0, 3))
+def test_rows_of_an_ignored_class_are_not_added_up_in_float64_either(ignored):
+    x, y = noise()
+    x = off_axis(x, 1e4)
+    one, other = (ncops.ClassStatistics(10, 32, scatter=True, ignore_index=i) for i in (ignored, -100))
+    one.update(x, y)
+    other.update(x[y != ignored], y[y != ignored])
+    torch.testing.assert_close(one.compute().within_cov, other.compute().within_cov, rtol=1e-12, atol=1e-9)
+
+
 def test_rows_whose_squares_are_no_float32():
     x, y = noise(dim=8)
     x[5] *= 1e20
@@ -99,10 +109,15 @@ def test_ordinary_and_axis_aligned_data_are_added_up_in_float32(wide, dead, monk
     x, y = noise(rows=3000, dim=100)
     x[:, 3] *= wide
     if dead:
-        x[:, 17] = 0
+        x[:, 16] = 0  # one that is looked at
     _, report = measured(x, y, 500)
     assert dtypes == [torch.float32] * 6
     assert report["nc1_pinv"] == pytest.approx(truth(x, y)[1], rel=1e-5)
+    dtypes.clear()
+    stats = ncops.ClassStatistics(10, 100, scatter=True)
+    for rows in (slice(0, 3000), slice(0, 20)):  # a batch of too few rows for all directions, after enough of them
+        stats.update(x[rows], y[rows])
+    assert dtypes == [torch.float32] * 2
     dtypes.clear()
     x[700, 4] = torch.nan  # what is spoilt has no digits to lose: one look, in its own batch
     measured(x, y, 500)

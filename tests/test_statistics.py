@@ -210,6 +210,7 @@ def test_ignored_rows_count_nowhere():
     assert stats.compute().coverage["ignored_rows"] == 300
     inside = stream(x[1:], y[1:].clamp(min=0), 12, ignore_index=0)
     assert inside.compute().classes.tolist() == list(range(1, 12))
+    assert inside.compute().coverage["ignored_rows"] == int((y[1:] <= 0).sum())
 
 
 # -- rows that are not finite -----------------------------------------------------------------------------------------
@@ -244,6 +245,9 @@ def test_a_class_of_skipped_rows_alone_is_not_seen():
     stats.update(torch.full((4, 3), float("nan")), torch.tensor([0, 0, 1, -100]))
     assert stats.compute().coverage["classes_seen"] == 0
     assert int(stats.skipped) == 3 and int(stats.ignored) == 1
+    with pytest.raises(ValueError, match=r"labels: expected values in \[0, 2\) .*got 2 at row 1 of 2"):
+        stats.update(torch.full((2, 3), float("nan")), torch.tensor([1, 2]))  # a row to skip needs a class too
+    assert int(stats.skipped) == 3
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -282,6 +286,14 @@ def test_a_failed_update_changes_nothing(scatter, empty, monkeypatch):
         stats.update(x[50:200], y[50:200])
     same(before, snapshot(stats))
 
+    # Even when it is the last step of all, the rows that were left out counted by then.
+    if scatter:
+        y[60] = -100
+        monkeypatch.setattr(statistics, "batch_scatter", lambda *_, **__: torch.ones(3, 3))
+        with pytest.raises(RuntimeError, match="must match"):
+            stats.update(x[50:200], y[50:200])
+        same(before, snapshot(stats))
+
 
 def test_arguments():
     for bad in ({"num_classes": 0}, {"dim": -1}, {"dim": 2.0}, {"nonfinite": "drop"}):
@@ -307,8 +319,11 @@ def test_integers_of_numpy_are_integers(tmp_path):
 def test_invalid_rows_raise_at_compute():
     stats = ClassStatistics(3, 2)
     stats.invalid += 5  # what a CUDA update leaves behind
-    with pytest.raises(ValueError, match="5 rows had a label outside"):
-        stats.compute()
+    other = ClassStatistics(3, 2)
+    other.invalid += 2
+    for state, rows in ((stats, 5), (other.merge(stats), 7)):
+        with pytest.raises(ValueError, match=f"{rows} rows had a label outside"):
+            state.compute()
 
 
 def test_nothing_seen():

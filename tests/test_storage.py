@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import struct
@@ -39,6 +40,17 @@ def test_round_trip(tmp_path, dtype, scatter):
     loaded.update(x, y)
     assert torch.equal(loaded.sums, stats.sums) and torch.equal(loaded.center, stats.center)
     assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_what_rows_do_is_stored_too(tmp_path):
+    stats = ncops.ClassStatistics(3, 2, nonfinite="skip", ignore_index=-7)
+    x = torch.tensor([[1.0, 2.0], [math.nan, 0.0], [3.0, 4.0], [5.0, 6.0]])
+    stats.update(x, torch.tensor([0, 1, -7, 2]))
+    stats.save(tmp_path / "s")
+    again = ncops.load(tmp_path / "s")
+    assert (again.nonfinite, again.ignore_index) == ("skip", -7)
+    again.update(x, torch.tensor([0, 1, -7, 2]))
+    assert again.counts.tolist() == [2, 0, 2] and (int(again.skipped), int(again.ignored)) == (2, 2)
 
 
 def test_round_trip_before_any_update(tmp_path):

@@ -171,6 +171,7 @@ def test_what_updates_make_is_read_again(tmp_path, nonfinite, dtype, scale):
         x[::23, 1] = NAN if seed else INF
         stats = ClassStatistics(C, D, scatter=True, nonfinite=nonfinite)
         stats.update(x, torch.arange(70) % (C - 1))
+        ClassStatistics.from_state(stats.config(), stats.tensors()).check_values()
         stats.update(-x, torch.arange(70) % (C - 1))
         total = stats if total is None else total.merge(stats)
         total.save(tmp_path / "stats")

@@ -253,3 +253,65 @@ def test_without_a_process_group():
     x, weight, _, _ = data()
     with pytest.raises(RuntimeError, match="torch.distributed is not initialised"):
         ncops.distributed.linear_stats(x, weight)
+
+
+def compiled(rank, given, fullgraph):
+    """Loss and gradients of a compiled call as an eager one has them; what a graph says of bad targets and rows."""
+    x, weight, bias, target = data()
+    start, stop = ((0, 19), (19, V))[rank]
+    where = {"vocab_start": start, "num_classes": V} if given else {}
+
+    def loss(x, weight, bias, target):
+        stats = ncops.distributed.linear_stats(x, weight, bias, target, scale=0.7, **where)
+        return stats.loss("nll") + stats.loss("z_loss") - stats.loss("entropy"), stats.nll, stats.target_rank
+
+    torch._dynamo.reset()
+    graph = torch.compile(loss, fullgraph=fullgraph, backend="aot_eager")
+
+    def results(call):
+        inputs = [t.clone().requires_grad_() for t in (x, weight[start:stop], bias[start:stop])]
+        total, *columns = call(*inputs, target)
+        return *columns, *torch.autograd.grad(total, inputs)
+
+    torch.testing.assert_close(results(graph), results(loss))
+    if given:
+        target[2], other = V, x.clone()
+        other[4] += rank * 10
+        _, nll, ranks = graph(other, weight[start:stop], bias[start:stop], target)
+        assert nll.isnan().nonzero().flatten().tolist() == [2, 4] and ranks[[2, 4]].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(("given", "fullgraph"), [(True, True), (False, False)])
+def test_compiled(on_ranks, given, fullgraph):
+    on_ranks(2, compiled, given, fullgraph)
+
+
+def compiled_with_dtensors(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    x, weight, _, target = data()
+    weight = distribute_tensor(weight, init_device_mesh("cpu", (2,)), [Shard(0)])
+
+    def nll(x, weight):
+        return ncops.distributed.linear_stats(x, weight, None, target).nll
+
+    torch._dynamo.reset()
+    graph = torch.compile(nll, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(graph(x, weight), nll(x, weight))
+
+
+def test_compiled_with_dtensors(on_ranks):
+    on_ranks(2, compiled_with_dtensors)
+
+
+def sizes_unknown(rank):
+    x, weight, *_ = data()
+    torch._dynamo.reset()
+    graph = torch.compile(lambda x, w: ncops.distributed.linear_stats(x, w).lse, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.UserError, match="data-dependent"):
+        graph(x, weight)
+
+
+def test_one_graph_needs_the_sizes(on_ranks):
+    on_ranks(2, sizes_unknown)

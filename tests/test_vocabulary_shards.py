@@ -7,11 +7,18 @@ import math
 import pytest
 import torch
 from logit_columns import COEFFICIENTS, FLOATS, collapsed, problem
-from testing import IGNORE, assert_accurate, dtypes, randn
+from testing import IGNORE, assert_accurate, block_rows, dtypes, randn
 
 import ncops
 from ncops.backends.dtypes import compute_dtype
-from ncops.distributed.shard_columns import local_share, merge_shares, shard_gradients, target_logits
+from ncops.distributed.shard_columns import (
+    local_share,
+    marks_differ,
+    merge_shares,
+    row_marks,
+    shard_gradients,
+    target_logits,
+)
 from ncops.ops.columns import columns_of
 
 COLUMNS = (
@@ -66,9 +73,23 @@ cuts = pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
 
 @dtypes
 @cuts
-def test_columns_equal_those_of_all_classes(backend, cuts, dtype):
+def test_columns_equal_those_of_all_classes(backend, monkeypatch, cuts, dtype):
+    block_rows(monkeypatch)
     x, weight, bias, target = problem(19, 12, 41, dtype)
     assert_same(sharded(x, weight, bias, target, cuts), whole(x, weight, bias, target))
+
+
+def test_rows_of_other_ranks_are_told_by_target_and_direction():
+    x, target = torch.randn(6, 8), torch.arange(6)
+    mine = row_marks(x, target)
+    assert not marks_differ(torch.stack([mine, mine, mine])).any()
+    third, others = x * 1.001, target.clone()  # roundings of size and direction are no other row
+    third[1] = math.nan
+    third[2, 1::2] *= -1  # of the same length, and the same in every second coordinate
+    third[3, ::2] *= -1
+    others[4] = -100
+    differ = marks_differ(torch.stack([mine, mine, row_marks(third, others)]))
+    assert differ.tolist() == [False, False, True, True, True, False]
 
 
 def test_few_rows_and_no_target(backend):

@@ -149,8 +149,7 @@ def choose(op: str, device: str | torch.device, dtype: torch.dtype | None = None
             return wanted
         if not op.endswith("_backward"):
             raise RuntimeError(f"backend {wanted!r} cannot run {op}: {reason}")
-        # A forced forward kernel may lean on another backend for its gradient; the interpreter is no such backend.
-        order = order if wanted != "reference" else ()
+        # A forced forward kernel may lean on another backend for its gradient.
     return next((backend for backend in order if why_not(backend, op, device) is None), "reference")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..report.plots.curves import spread
 from ..report.plots.style import Palette, style
+from ..stats.files import write_file
 from .case import COMPILE, EAGER, OURS
 from .records import LABELS
 from .runner import Result
@@ -39,7 +41,9 @@ def save_plots(results: Sequence[Result], folder: Path) -> list[Path]:
         figure = Figure(figsize=size, layout="constrained")
         draw(figure, chosen)
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=150)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        write_file(paths[-1], buffer.getvalue())
     return paths
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..report.console import show_table
+from ..report.console import emit, show_table
 from . import verdict
 from .case import COMPILE, EAGER, OURS
 from .runner import Result
@@ -19,20 +19,20 @@ def show(machine: Mapping[str, object], results: Sequence[Result]) -> None:
     how = f"{machine['threads']} threads · ncops {machine['ncops']} ({machine['isa']})"
     if machine["isa"] is None:
         how = f"ncops {machine['ncops']}"
-    print(f"{machine['device']} · {how} · torch {machine['torch']}")
+    emit(f"{machine['device']} · {how} · torch {machine['torch']}")
     limits = limit_rows(results)
     if limits:
-        print("limits: " + ", ".join(f"{what} {value}" for what, value in limits))
+        emit("limits: " + ", ".join(f"{what} {value}" for what, value in limits))
     cases = [r for r in results if r.case.axis is None]
     if any(r.milliseconds for r in cases):
-        print()
+        emit()
         columns, lines = SPEED, speed_rows(cases)
         if machine.get("isa") or not any(line[2] for line in lines):  # on a CPU the share of the limit says it all
             columns, lines = columns[:2] + columns[3:], [line[:2] + line[3:] for line in lines]
         title = "Speed (times faster than each contestant)"
         show_table(title, columns, lines, left=(0, len(columns) - 2, len(columns) - 1))
     if any(r.megabytes or r.errors for r in cases):
-        print()
+        emit()
         title = "Memory beyond inputs and results, and largest error against float64"
         show_table(title, QUALITY, quality_rows(cases), left=(0, 3, 6, 7))
 

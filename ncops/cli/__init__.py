@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _give_up_stdout()
         return 141
     except OSError as error:
+        if error.errno is None:  # in words of its own
+            return _fail(str(error).removeprefix("path: "))
         if error.filename is None:
             _give_up_stdout()  # for all that is known, it is what is full
         return _fail(f"{error.filename or 'standard output, or another file'}: {error.strerror or error}")

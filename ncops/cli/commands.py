@@ -125,12 +125,11 @@ def measure(
 ) -> None:
     """Measure stored features, read in batches. Arrays val_features and val_labels, if there, are the held-out part."""
     from ..measure import features as work
-    from ..report.output import check_folder, deliver
+    from ..report.output import check_file, check_folder, deliver
     from ..stats.arrays import Arrays, read_classifier
 
     check_folder(output)
-    if html is not None and not html.absolute().parent.is_dir():
-        raise CommandError(f"--html: there is no folder {html.absolute().parent}")
+    check_file(html, "--html")
     with _clean_stdout(as_json), _plain_errors():
         arrays = Arrays(features)
         x = arrays.require(features_key, work.FEATURES, "features", "--features-key")
@@ -307,11 +306,17 @@ def bench(
         else:
             cases = plan.cuda(chosen, full, device)
 
-        def keep(machine, result):
-            records.write_csv(output / records.NAME, list(records.rows(machine, [result])))
+        def keep(machine, results):
+            records.write_csv(output / records.NAME, list(records.rows(machine, results)))
+
+        def keep_one(machine, result):
+            try:
+                keep(machine, [result])
+            except OSError as error:  # the others are measured all the same, and all of them written in the end
+                say(f"{output / records.NAME}: {error.strerror}")
 
         machine, results = runner.run(
-            cases, everything=full, threads=threads, say=say, keep=None if output is None else keep
+            cases, everything=full, threads=threads, say=say, keep=None if output is None else keep_one
         )
     if as_json:
         print(json.dumps(records.document(machine, results), indent=1))
@@ -322,6 +327,7 @@ def bench(
     if output is not None:
         from ..bench.plots import save_plots
 
+        keep(machine, results)
         say("wrote " + ", ".join(str(path) for path in [output / records.NAME, *save_plots(results, output)]))
 
 

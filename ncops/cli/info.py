@@ -68,19 +68,19 @@ def collect(torch_env: bool = True) -> dict[str, Any]:
 
 def show(facts: dict[str, Any]) -> None:
     """Prints the facts for a person."""
-    from ..report.console import show_table
+    from ..report.console import emit, show_table
 
     native = facts["native"]
-    print(f"ncops {facts['ncops']} · torch {facts['torch']} · Python {facts['python']} · {facts['threads']} threads")
-    print(
+    emit(f"ncops {facts['ncops']} · torch {facts['torch']} · Python {facts['python']} · {facts['threads']} threads")
+    emit(
         "native extension: "
         + (native.get("build_info") or str(native["path"]) if native["loaded"] else f"off: {native['reason']}")
     )
     if native.get("instruction_set"):
-        print(f"CPU instruction set: {native['instruction_set']}")
+        emit(f"CPU instruction set: {native['instruction_set']}")
     if facts["forced_backend"]:
-        print(f"backend forced: {facts['forced_backend']}")
-    print()
+        emit(f"backend forced: {facts['forced_backend']}")
+    emit()
     rows, off = [], {}
     for op, devices in facts["ops"].items():
         for entry in devices.values():
@@ -90,10 +90,10 @@ def show(facts: dict[str, Any]) -> None:
         rows.append((op, *(entry["runs"] or entry["problem"] for entry in devices.values())))
     show_table("Backends", ("op", "on cpu tensors", "on cuda tensors"), rows, left=(0, 1, 2))
     for (backend, reason), ops in off.items():
-        print(f"{backend} is off for {'every op' if len(ops) == len(rows) else ', '.join(ops)}: {reason}")
+        emit(f"{backend} is off for {'every op' if len(ops) == len(rows) else ', '.join(ops)}: {reason}")
     if facts["gpu"] is None:
-        print("(torch sees no GPU here)")
-    print()
+        emit("(torch sees no GPU here)")
+    emit()
     rows = [
         (f"[{e}]", m, "yes" if there else f"no (pip install 'ncops[{e}]')")
         for e, ms in facts["extras"].items()
@@ -101,4 +101,4 @@ def show(facts: dict[str, Any]) -> None:
     ]
     show_table("Extras", ("extra", "package", "installed"), rows, left=(0, 1, 2))
     if "torch_env" in facts:
-        print(f"\n{facts['torch_env']}")
+        emit(f"\n{facts['torch_env']}")

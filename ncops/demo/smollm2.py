@@ -37,6 +37,6 @@ def run(*, tokens: int = 16384, quiet: bool = False) -> tuple[Measured, str]:
     source = lm.find_source(folder())
     say(f"loading SmolLM2-135M-Instruct from {source.folder} ...")
     loaded = lm.load(source)
-    facts = {"model_name": "SmolLM2-135M-Instruct", "data": corpus.NAME, "decisions_on": "held-out windows"}
+    facts = {"model_name": "SmolLM2-135M-Instruct", "data": corpus.NAME}
     measured = lm.measure(loaded, [[corpus.topics()]], tokens=tokens, min_count=MIN_COUNT, facts=facts)
     return measured, "Token collapse of SmolLM2-135M-Instruct"

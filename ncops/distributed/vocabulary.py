@@ -67,6 +67,11 @@ def linear_stats(
         RuntimeError: ``torch.distributed`` is not initialised; or another rank has raised, died or not answered within
             the group's timeout.
 
+    Under ``torch.compile`` a call with ``vocab_start`` and ``num_classes``, or with a DTensor, is part of one graph, in
+    which nothing looks at values: a row that differs between ranks has NaN columns, a target outside ``[0, V)`` NaN and
+    rank -1. Without them the graph breaks (``fullgraph=True`` is an error): sizes that ranks exchange while it runs
+    decide about what it computes.
+
     The gradient of ``x`` is summed over the ranks (each returns the whole), those of ``weight`` and ``bias`` stay where
     their classes are: a loss of these columns is to be counted once, not once per rank.
     """
@@ -87,6 +92,7 @@ def linear_stats(
         }  # fmt: skip
         return Offer(checked, alike, weight.shape[0])
 
+    one_graph = torch.compiler.is_compiling() and shard.start is not None
     looks = shard.start is None or not isinstance(x, Tensor) or x.device.type == "cpu"
     if looks and not torch.compiler.is_compiling():
         (flat, weight, bias, y, scale, ignore_index), sizes = together("linear_stats", prepare, shard.group)
@@ -97,7 +103,7 @@ def linear_stats(
     classes = max(0, shard.num_classes - shard.start)  # rows beyond are padding
     weight, bias = weight[:classes], None if bias is None else bias[:classes]
     planes = _Parallel.apply(flat, weight, bias, y, shard, scale, ignore_index, allow_tf32(x))
-    if y is not None:  # all ranks have the same by now, and raise the same
+    if y is not None and not one_graph:  # all ranks have the same by now, and raise the same
         check_label_values(y, shard.num_classes, ignore_index, "target")
     return columns_of(planes, tuple(x.shape[:-1]), y, shard.num_classes, ignore_index)
 

@@ -55,7 +55,7 @@ class NeuralCollapseCallback(TwoPasses, Callback):
         max_batches: batches of training data per rank, drawn once at random from all of it; None takes all.
         min_count: samples that a class needs to be kept.
         scatter: also ``nc1_pinv`` and ``vci``, for ``D * D`` float64.
-        metrics: names to log, by default all of :data:`ncops.report.collapse.NAMES`.
+        metrics: names to log, by default all of :data:`ncops.report.NAMES`.
         prefix: stands before every name, with a slash.
         convention: as in :func:`ncops.collapse`.
         ignore_index: label of rows that count nowhere.

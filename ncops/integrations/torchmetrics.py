@@ -32,7 +32,7 @@ class NeuralCollapse(ExactMetric):
     """NC1 to NC3 of features and labels; a ``torchmetrics.Metric`` around :class:`ncops.ClassStatistics`.
 
     ``update(features, target)``: ``(..., D)`` and ``(...)``. ``compute()``: a dictionary of float64 scalars,
-    ``nc1_pinv`` and so on (:data:`ncops.report.collapse.NAMES`), those that the arguments allow. NC4 and accuracy need
+    ``nc1_pinv`` and so on (:data:`ncops.report.NAMES`), those that the arguments allow. NC4 and accuracy need
     a second pass: ``ncops.DecisionStatistics(metric.geometry(), weight, bias)``.
 
     Between ranks the states are summed (``ClassStatistics.all_reduce``), not gathered; a ``dist_sync_fn`` given by the

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..model import causal_tolerance, moved_by_later_tokens, stated_scales, stated_softcap, text_config
+from ..ops.checks import check_number
 from ._need import missing
 from ._passes import TwoPasses, Unpack, kind, split_labels, unwrapped
 
@@ -65,7 +66,7 @@ class NeuralCollapseCallback(TwoPasses, TrainerCallback):
         max_batches: batches of training data per rank, drawn once at random from all of it; None takes all.
         min_count: samples that a class needs to be kept; for tokens, 10 is a usual choice.
         scatter: also ``nc1_pinv`` and ``vci``, for ``D * D`` float64.
-        metrics: names to log, by default all of :data:`ncops.report.collapse.NAMES`.
+        metrics: names to log, by default all of :data:`ncops.report.NAMES`.
         prefix: stands before every name, with a slash.
         convention: as in :func:`ncops.collapse`.
         ignore_index: label of rows that count nowhere.
@@ -86,6 +87,8 @@ class NeuralCollapseCallback(TwoPasses, TrainerCallback):
     def __post_init__(self) -> None:
         if not isinstance(self.trainer, Trainer):
             raise TypeError(f"trainer: expected a transformers Trainer, got {type(self.trainer).__name__}")
+        if self.scale is not None:
+            self.scale = check_number(self.scale, "scale", "nothing is learned here, give float(scale)")
         super().__post_init__()
 
     def on_evaluate(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):

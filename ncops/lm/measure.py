@@ -200,6 +200,7 @@ def measure(
             "window": windows.size,
             "train_windows": len(train),
             "held_out_windows": len(held_out),
+            "decisions_on": "held-out windows",
             "processes": ranks.size,
             "min_count": min_count,
             "logit_scale": head.scale,

@@ -93,6 +93,8 @@ def measure_features(
     if classifier is not None:
         decisions = decision_pass((decide or train).batches(batch), geometry, *classifier, convention=convention)
     facts = {"model_name": train.arrays.path.name, **geometry_facts(geometry)}
+    if classifier is not None:
+        facts["decisions_on"] = "training data" if decide is None else "held-out data"
     weight, bias = decisions.classifier if decisions is not None else (None, None)
     measured = assemble(geometry, weight, bias, decisions, convention=convention, notes=notes, facts=facts)
     measured.details["run"]["seconds"] = round(time.perf_counter() - started, 2)

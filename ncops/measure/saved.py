@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CommandError
+from ..report.output import check_file
 from ..report.stored import CLASSES
-from ..stats.files import check_target, read_origin, save_statistics
+from ..stats.files import read_origin, save_statistics
 from ..stats.load import load
 
 
@@ -62,10 +63,7 @@ def add_up(places: Sequence[Path], output: Path) -> Any:
         CommandError: before anything is read, an output that cannot be written, a file that is missing or given twice;
             then files that do not fit each other, of other sizes or of another model.
     """
-    try:
-        check_target(output)
-    except OSError as error:
-        raise CommandError(f"--output: {str(error).removeprefix('path: ')}") from None
+    check_file(output, "--output")
     files = [find(path, "FILE") for path in places]
     for i, path in enumerate(files):
         if any(path.samefile(other) for other in files[:i]):
@@ -80,8 +78,5 @@ def add_up(places: Sequence[Path], output: Path) -> Any:
             total.merge(other)
         except ValueError as error:
             raise CommandError(f"{path} does not fit {files[0]}: {error}") from None
-    try:
-        save_statistics(output, total, origin)
-    except OSError as error:
-        raise CommandError(f"--output: {output} cannot be written: {error.strerror or error}") from None
+    save_statistics(output, total, origin)
     return total

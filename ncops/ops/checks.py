@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any, NoReturn
 
@@ -70,16 +71,18 @@ def check_integer(value: Any, name: str, minimum: int | None = None) -> int:
 
 
 def check_number(value: Any, name: str, instead: str) -> float:
-    """``value`` as a Python number; ``instead`` says what to do with one that requires a gradient."""
-    if isinstance(value, (int, float)):
-        return float(value)
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"{name}: expected a number, got a tensor that requires a gradient: {instead}")
-    if value is None or isinstance(value, str):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if getattr(value, "ndim", 0) != 0:
-        raise ValueError(f"{name}: expected a number, got shape {tuple(value.shape)}")
-    return float(value)
+    """``value`` as a finite Python number; ``instead`` says what to do with one that requires a gradient."""
+    if not isinstance(value, (int, float)):
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ValueError(f"{name}: expected a number, got a tensor that requires a gradient: {instead}")
+        if value is None or isinstance(value, str):
+            raise TypeError(f"{name}: expected a number, got {value!r}")
+        if getattr(value, "ndim", 0) != 0:
+            raise ValueError(f"{name}: expected a number, got shape {tuple(value.shape)}")
+    found = float(value)
+    if not torch.compiler.is_compiling() and not math.isfinite(found):
+        raise ValueError(f"{name}: expected a finite number, got {found}")
+    return found
 
 
 def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:

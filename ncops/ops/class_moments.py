@@ -52,7 +52,9 @@ def class_moments(
     Raises:
         ValueError: shape, dtype or device mismatch; on CPU also a label outside ``[0, C)``, naming row and value.
 
-    Gradients flow to ``x`` and ``center`` through ``sums`` and ``sqnorms``. A NaN in ``x`` touches only its class.
+    Gradients flow to ``x`` and ``center`` through ``sums`` and ``sqnorms``. A NaN in ``x`` touches only its class. So
+    do deviations whose squares, summed in float32 (float64 for float64 ``x``), overflow, of length 1e18 and more: there
+    ``sqnorms`` is inf, or right.
     """
     flat = flatten_rows(x)
     y = flatten_labels(labels, "labels", x, "x")

@@ -12,7 +12,12 @@ from .. import backends
 from ..backends import native
 from ..backends.dtypes import autocast_dtype, outside_autocast
 
-_LIBRARY = torch.library.Library("ncops", "DEF")
+try:
+    _LIBRARY = torch.library.Library("ncops", "DEF")
+except RuntimeError:
+    raise ImportError(
+        "ncops: expected one import in a process, got another: torch takes the definition of an op once; restart Python"
+    ) from None
 _NATIVE = torch.library.Library(native.NAMESPACE, "FRAGMENT")
 DEFINED: list[str] = []  # names, in the order of their definition
 

@@ -44,7 +44,9 @@ def pair_stats(
     ======================  =========================================================
 
     Rows are used as they are: centre or normalise them first where the quantity asks for it. Distances are computed
-    about the mean row, and those of close pairs from their difference, so that near rows keep their digits.
+    about the mean row, and those of close pairs from their difference, so that near rows keep their digits. Products
+    and squared distances that pass the range of the results' dtype (in float32, rows of length 1e19 and more) are
+    infinite or NaN, as a backend's arithmetic has it, and so may be the cosines of such rows; what is finite is right.
 
     Args:
         rows: ``(K, D)``; float32, float64, bfloat16 or float16; any strides.

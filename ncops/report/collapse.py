@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import metrics, tables
+from .. import tables
 from ..conventions import Convention, resolve
 from ..metrics.goals import Goals
-from ..metrics.table import DECISIONS, NAMES, NEAREST, PAIRS, SCATTER, WEIGHT, meaning, needing
+from ..metrics.table import meaning
 from ..names import Preset
 from ..stats.decisions import DecisionStatistics, check_geometry, check_head
 from ..stats.files import write_file
 from ..stats.geometry import ClassGeometry
 from .caveats import caveats
+from .notes import notes
 from .numbers import format_value, strict_json
 from .provenance import SCHEMA, provenance
+from .quantities import quantities, taken_by_rounding
 
 
 class CollapseReport(Mapping[str, float]):
@@ -217,23 +219,11 @@ def collapse(
     settings = resolve(convention)
     _check(geometry, weight, bias, decisions, settings)
     rows = None if weight is None else weight.detach()[geometry.classes.to(weight.device)]
-    values = dict.fromkeys(NAMES, math.nan)
-    values.update(_variability(geometry, settings))
-    values.update(_configuration(geometry, rows, settings))
-    values.update(_duality(geometry, rows, settings))
-    values.update(_decisions(decisions))
-    taken = _taken_by_rounding(geometry, settings)
-    notes = _rounding_notes(geometry, taken, settings) | _notes(geometry, rows, decisions, settings)
-    if not bool(torch.isfinite(geometry.means).all() & torch.isfinite(geometry.within_trace)):
-        reason = "NaN: some features are NaN or infinite; with nonfinite set to skip such rows are left out"
-    else:
-        reason = "NaN: undefined for these classes: means coincide, or one lies where all are centred"
-    notes.update({name: reason for name in NAMES if math.isnan(values[name]) and name not in notes})
-    infinite = [name for name in NAMES if math.isinf(values[name]) and name not in notes]
-    notes.update(dict.fromkeys(infinite, "infinite: class means coincide"))
+    values, taken = quantities(geometry, rows, decisions, settings), taken_by_rounding(geometry, settings)
+    told = notes(values, taken, geometry, rows, decisions, settings)
     coverage = {**geometry.coverage, "dim": geometry.dim, **taken, **({} if decisions is None else decisions.coverage)}
     made = provenance(geometry.device, geometry.input_dtype)
-    return CollapseReport({name: float(values[name]) for name in NAMES}, coverage, settings, notes, made)
+    return CollapseReport(values, coverage, settings, told, made)
 
 
 def _count(value: Any) -> int | None:
@@ -268,144 +258,3 @@ def _same(a: Tensor, b: Tensor) -> bool:
     narrow = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
     a, b = a.to(b.device, narrow), b.to(narrow)
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _notes(
-    geometry: ClassGeometry, rows: Tensor | None, decisions: DecisionStatistics | None, settings: Convention
-) -> dict[str, str]:
-    """Why a metric is NaN, or what it means under this convention; of two notes on one metric the later counts."""
-    under = f"under convention {settings.name!r}"
-    scatter, weight, of_rows = geometry.within_cov is not None, rows is not None, settings.etf_of == "weight"
-    decided = decisions is not None and decisions.num_samples > 0
-    lone = int((geometry.counts <= settings.variance_ddof).sum())
-    pairs = geometry.num_kept * (geometry.num_kept - 1) // 2
-    goals = Goals(geometry.num_kept, geometry.dim, settings)
-    told = [
-        (goals.forced, True, "two centred means are always opposite: its collapsed value whatever the features"),
-        (
-            ["nc1_cdnv"], settings.variance_ddof > 0 and lone > 0,
-            f"NaN: {lone} kept {'class has' if lone == 1 else 'classes have'} too few samples for a variance over "
-            f"n - {settings.variance_ddof} {under}; keep classes with more",
-        ),
-        (
-            ["nc2_cos_std"], pairs <= settings.pair_ddof,
-            f"NaN: too few pairs of classes ({pairs}) for a spread over n - {settings.pair_ddof} {under}",
-        ),
-        (needing(SCATTER), not scatter, "NaN: needs the D x D scatter, which was not kept"),
-        (["nc1_pinv"], scatter and not settings.nc1_divide, f"not divided by the number of classes {under}"),
-        (["nc2_cos_mean", "nc2_cos_std"], settings.similarity == "dot", f"raw inner products, not cosines, {under}"),
-        (["nc2_etf_error"], of_rows, f"of the classifier rows {under}"),
-        (["nc2_etf_error"], of_rows and not weight, f"NaN: of the classifier rows {under}, which were not given"),
-        (needing(WEIGHT), not weight, "NaN: needs the classifier's weight, which was not given"),
-        (
-            ["nc3_cos_mean", "nc3_cos_cv"], weight and settings.duality_similarity == "dot",
-            f"inner products, not cosines, {under}",
-        ),
-        (
-            ["nc3_duality_error"], weight and settings.duality_error == "distance",
-            f"squared distance of normalised matrices {under}",
-        ),
-        (needing(DECISIONS), decisions is None, "NaN: needs a decision pass"),
-        (needing(DECISIONS), decisions is not None and not decided, "NaN: the decision pass counted no row"),
-        (needing(NEAREST), decided and not decisions.kept.any(), "NaN: no class is kept, so there is no nearest mean"),
-        (needing(PAIRS), geometry.num_kept < 2, f"NaN: needs two kept classes, there are {geometry.num_kept}"),
-    ]  # fmt: skip
-    return {name: note for names, holds, note in told if holds for name in names}
-
-
-def _taken_by_rounding(geometry: ClassGeometry, settings: Convention) -> dict[str, int]:
-    """What the traces with pseudo-inverses go without, as part of the coverage; nothing without scatter."""
-    if geometry.within_cov is None:
-        return {}
-    origin, dtype = _origin(geometry, settings), geometry.input_dtype
-    return {
-        "dropped_directions": metrics.dropped_directions(geometry.means, global_mean=origin, input_dtype=dtype),
-        "lost_directions": metrics.lost_directions(geometry.within_cov),
-    }
-
-
-def _rounding_notes(geometry: ClassGeometry, taken: dict[str, int], settings: Convention) -> dict[str, str]:
-    dim, dtype = geometry.dim, str(geometry.input_dtype).removeprefix("torch.")
-    between = min(dim, geometry.num_kept - (_origin(geometry, settings) is None))
-    told = [
-        ("dropped_directions", f"of {between} directions of the class means are no more than rounding, and left out"),
-        ("lost_directions", f"of {dim} directions of the within-class covariance are no more than rounding"),
-    ]
-    parts = [f"{taken[name]} {what}" for name, what in told if taken.get(name)]
-    if not parts:
-        return {}
-    remedy = "" if dtype == "float64" else f" ({dtype} features; float64 ones keep more)"
-    return dict.fromkeys(needing(SCATTER), "; ".join(parts) + remedy)
-
-
-def _origin(geometry: ClassGeometry, settings: Convention) -> Tensor | None:
-    """The point that means are centred on; None is the unweighted mean of the kept means."""
-    return geometry.sample_mean if settings.global_mean == "sample" else None
-
-
-def _variability(geometry: ClassGeometry, settings: Convention) -> dict[str, Tensor]:
-    means, origin = geometry.means, _origin(geometry, settings)
-    values = {
-        "nc1_quotient": metrics.nc1_quotient(geometry.within_trace, means, global_mean=origin),
-        "nc1_cdnv": metrics.nc1_cdnv(
-            geometry.class_var, means, power=settings.cdnv_power, counts=geometry.counts, ddof=settings.variance_ddof
-        ),
-    }
-    if geometry.within_cov is not None:
-        rounded = {"global_mean": origin, "input_dtype": geometry.input_dtype}
-        values["nc1_pinv"] = metrics.nc1_pinv(geometry.within_cov, means, divide=settings.nc1_divide, **rounded)
-        values["vci"] = metrics.vci(geometry.within_cov, means, **rounded)
-    return values
-
-
-def _configuration(geometry: ClassGeometry, rows: Tensor | None, settings: Convention) -> dict[str, Tensor]:
-    means, origin = geometry.means, _origin(geometry, settings)
-    norms = {"global_mean": origin, "squared": settings.norm_squared, "ddof": settings.norm_ddof}
-    similarity = metrics.pair_similarity(
-        means, global_mean=origin, similarity=settings.similarity, ddof=settings.pair_ddof
-    )
-    uniformity = metrics.log_uniformity(means, global_mean=origin, center=settings.gnc2_centered)
-    values = {
-        "nc2_norm_cv": metrics.norm_variation(means, **norms),
-        "nc2_log_norm_cv": metrics.norm_variation(means, log=True, **norms),
-        "nc2_cos_mean": similarity.mean,
-        "nc2_cos_std": similarity.std,
-        "gnc2_log_mean": uniformity.mean,
-        "gnc2_log_var": uniformity.var,
-    }
-    if settings.etf_of == "means":
-        values["nc2_etf_error"] = metrics.etf_error(means, global_mean=origin)
-    elif rows is not None:
-        values["nc2_etf_error"] = metrics.simplex_error(rows, rows)
-    return values
-
-
-def _duality(geometry: ClassGeometry, rows: Tensor | None, settings: Convention) -> dict[str, Tensor]:
-    if rows is None:
-        return {}
-    shared = {"global_mean": _origin(geometry, settings), "center_weight": settings.center_weight}
-    cosines = metrics.alignment(
-        rows, geometry.means, similarity=settings.duality_similarity, ddof=settings.duality_ddof, **shared
-    )
-    error = metrics.duality_error if settings.duality_error == "gram" else metrics.duality_distance
-    return {
-        "nc3_cos_mean": cosines.mean,
-        "nc3_cos_cv": cosines.cv,
-        "nc3_duality_error": error(rows, geometry.means, **shared),
-    }
-
-
-def _decisions(decisions: DecisionStatistics | None) -> dict[str, Tensor | float]:
-    if decisions is None:
-        return {}
-    d = decisions
-    values = {
-        "nc4_agreement": metrics.share(d.agree, d.count),
-        "ncc_accuracy": metrics.share(d.ncc_hit, d.count),
-        "accuracy": metrics.share(d.hit, d.count),
-        "nll": metrics.mean_nll(d.nll, d.count),
-        "ece": metrics.expected_calibration_error(d.confidence_count, d.confidence_correct, d.confidence_sum),
-    }
-    if not d.kept.any():
-        values.update(dict.fromkeys(needing(NEAREST), math.nan))
-    return values

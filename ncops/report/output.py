@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 from ..errors import CommandError
-from ..stats.files import write_file
+from ..stats.files import check_target, try_folder, write_file
 from .comparison import Comparison
 from .console import emit, say, show_report, show_table
 from .details import document
@@ -19,7 +18,7 @@ def check_folder(folder: Path | None, option: str = "--output") -> None:
     """Fails before the work starts, not after it, when the output folder cannot be had.
 
     Raises:
-        CommandError: if ``folder`` cannot be made or is a file.
+        CommandError: if ``folder`` cannot be made, is a file, or takes no file.
     """
     if folder is None:
         return
@@ -27,8 +26,20 @@ def check_folder(folder: Path | None, option: str = "--output") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(f"{option}: {folder} cannot be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise CommandError(f"{option}: {folder} is not writable")
+    try:
+        try_folder(folder)
+    except OSError as error:
+        raise CommandError(f"{option}: {folder} cannot be written: {error.strerror}") from None
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """As :func:`check_folder`, for a file in a folder that is there."""
+    if path is None:
+        return
+    try:
+        check_target(path)
+    except OSError as error:
+        raise CommandError(f"{option}: {str(error).removeprefix('path: ')}") from None
 
 
 def deliver(
@@ -39,20 +50,22 @@ def deliver(
 
     text = strict_json(document(measured.report, measured.details), 1)
     written = []
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "report.json", text + "\n")
-        written.append(folder / "report.json")
-        html = html or folder / "report.html"
-    if html is not None:
-        write_file(html, render(measured.report, title=title, details=measured.details))
-        written.append(html)
-    if as_json:
-        emit(text)
-    else:
-        show_report(measured.report, title)
-        for note in [*measured.details.get("notes", []), *measured.report.caveats()]:
-            emit(f"\n{note}")
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(folder / "report.json", text + "\n")
+            written.append(folder / "report.json")
+            html = html or folder / "report.html"
+        if html is not None:
+            write_file(html, render(measured.report, title=title, details=measured.details))
+            written.append(html)
+    finally:  # what cannot be written is told all the same
+        if as_json:
+            emit(text)
+        else:
+            show_report(measured.report, title)
+            for note in [*measured.details.get("notes", []), *measured.report.caveats()]:
+                emit(f"\n{note}")
     if written:
         say("wrote " + ", ".join(str(path) for path in written))
 
@@ -93,13 +106,15 @@ def deliver_comparison(
         raise CommandError(f"--output: {folder} is one of the runs; give another folder")
     text = comparison.to_json(indent=1)
     files = {"report.html": comparison.html(title=title), "comparison.json": text + "\n", **figure_files(comparison)}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_file(folder / name, content)
-    if as_json:
-        emit(text)
-    else:
-        show_table(title or "Neural collapse, run by run", *comparison.rows())
-        for note in comparison.caveats():
-            emit(f"\n{note}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_file(folder / name, content)
+    finally:
+        if as_json:
+            emit(text)
+        else:
+            show_table(title or "Neural collapse, run by run", *comparison.rows())
+            for note in comparison.caveats():
+                emit(f"\n{note}")
     say("wrote " + ", ".join(str(folder / name) for name in files))

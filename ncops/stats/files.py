@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -23,13 +24,24 @@ def check_target(path: str | os.PathLike) -> None:
     """Raises where no file can be written at ``path``, before the work that is to be saved.
 
     Raises:
-        FileNotFoundError: there is no such folder. IsADirectoryError: ``path`` is one.
+        FileNotFoundError: there is no such folder. IsADirectoryError: ``path`` is one. OSError: it takes no file.
     """
     target = os.path.abspath(os.fspath(path))
     if not os.path.isdir(os.path.dirname(target)):
         raise FileNotFoundError(f"path: no folder {os.path.dirname(target)}")
     if os.path.isdir(target):
         raise IsADirectoryError(f"path: expected a file, got the folder {target}")
+    if os.path.isfile(target) or not os.path.exists(target):  # devices are written as they are
+        try:
+            try_folder(os.path.dirname(os.path.realpath(target)))
+        except OSError as error:
+            raise type(error)(f"path: {target} cannot be written: {error.strerror}") from None
+
+
+def try_folder(folder: str | os.PathLike) -> None:
+    """Makes a file without a name in ``folder``, and raises what the system says: rights alone do not tell."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _lock(folder: str) -> int | None:
@@ -71,6 +83,8 @@ def _workshop(folder: str, prefix: str) -> tuple[str, int]:
             handle = _lock(made)
             if handle is not None and os.path.isdir(made):
                 return made, handle
+            if handle is not None and handle >= 0:
+                os.close(handle)
 
 
 @contextmanager
@@ -82,13 +96,13 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
     ``path``, is removed by the next that writes there. A device or a pipe is written as it is.
     """
     target = os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        yield os.fspath(path)
-        return
     folder, name = os.path.split(target)
     prefix = f".{name[:40]}."
     temporary, handle = None, -1
     try:
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            yield os.fspath(path)
+            return
         _sweep(folder, prefix)
         workshop, handle = _workshop(folder, prefix)
         temporary = os.path.join(workshop, name)
@@ -100,7 +114,8 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        if str(error.filename or "").startswith((os.path.join(folder, prefix), folder)):
+        unnamed = error.filename is None and error.errno is not None  # a write that failed
+        if unnamed or str(error.filename or "").startswith((os.path.join(folder, prefix), folder)):
             error.filename = os.fspath(path)
         raise
     finally:

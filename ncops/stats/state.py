@@ -98,6 +98,9 @@ class StreamingState:
     def all_reduce(self, group=None, *, inplace: bool = False):
         """The statistics of all ranks of ``torch.distributed`` together, on every rank; every rank must call it.
 
+        ``total = stats.all_reduce()``, or ``stats.all_reduce(inplace=True)``: a result that nobody takes leaves
+        ``stats`` with the rows of its own rank, and nothing can tell that from a use of them that is meant.
+
         Args:
             group: the process group; None is the default one. gloo needs the state on a CPU, nccl on a GPU.
             inplace: put the result into self and return self. Updates then raise until :meth:`reset`, so that nothing

@@ -49,7 +49,9 @@ def main() -> int:
         print(f"{sum(len(source.plants) for source in chosen):4} in all")
         return 0
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(options.jobs) as pool:
-        native, isa = any(source.native for source in chosen), best_isa()
+        isa = best_isa()
+        chosen = [source for source in chosen if source.runs_on(isa)]
+        native = any(source.native for source in chosen)
         free = list(pool.map(lambda i: Tree(Path(scratch, str(i)), native, isa), range(options.jobs)))
 
         def work(source: Source) -> list[tuple[bool, str]]:

@@ -1,5 +1,447 @@
-"""Defects of the native CPU kernels and of the ops' C++ side."""
+"""Defects of the native CPU kernels and of the ops' C++ side.
+
+Most matter only beyond one block: several chunks, splits, tiles, column blocks, folds. A header that every kernel
+includes has few, each of which is a build of everything; a file that only declares has none.
+"""
 
 from .plants import Source
 
-SOURCES: tuple[Source, ...] = ()
+
+def tests(files: str, only: str = "") -> str:
+    """These files of tests/ on the native backend: of their tests those that ``only`` names."""
+    chosen = "not reference- and not -reference and not reference] and not triton and not compile and not opcheck"
+    return " ".join(f"tests/test_{name}.py" for name in files.split()) + f" -k '{chosen}{only and f' and ({only})'}'"
+
+
+KERNELS = "distance or riesz or gaussian or cdnv or dot or cosine"
+MOMENTS = tests("across_parts class_moments accumulate_class_moments", "moments or squares or accumulated")
+SCATTER = tests("across_parts class_scatter", "scatter")
+CENTRES = tests("across_parts native_gradients projected_sqnorms", "centre or class_scatter or projected")
+CLASS_GRADIENTS = tests("across_parts native_gradients", "centre or class_moments or class_scatter or projected")
+PROJECTIONS = tests("across_parts projected_sqnorms native_gradients", "project")
+NEAREST = tests("across_parts nearest_class_mean", "nearest or nan_mean or overflows")
+PAIRS = tests("across_parts pair_stats", "pair or nan_in_one")
+PAIR_GRADIENTS = tests("across_parts native_gradients pair_stats", f"coincide or grad and ({KERNELS})")
+LOGITS = tests("across_parts logit_stats", "logit")
+LOGIT_GRADIENTS = tests("logit_stats_gradients")
+LINEAR = tests("across_parts linear_stats", "linear or an_overflow")
+LINEAR_GRADIENTS = tests("across_parts linear_stats_gradients", "linear or products")
+EVERYTHING = tests("parity across_parts native_gradients logit_stats")
+ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
+
+SOURCES: tuple[Source, ...] = (
+    Source(
+        "csrc/cpu/class_moments_cpu.cpp",
+        MOMENTS,
+        (
+            ("from == 0 ? square : -1.0", "square"),
+            ("constexpr int64_t rows = 32;", "constexpr int64_t rows = 512;"),
+            ("double total[width] = {}, square = 0;", "float total[width] = {}; double square = 0;"),
+            ("p == q ? 2 * p + 1 : 2 * p", "2 * p + 1"),
+            ("p <= last", "p < last"),
+            ("if (k < x.dim) square += reduce_any", "if (k < x.dim) reduce_any"),
+            ("block[c] -= center[j + c]", "block[c] -= center[c]"),
+            ("center ? center + k : nullptr, sum + k);\n  };", "center, sum + k);\n  };"),
+            ("if (args.counts[c] == 0) std::memset", "if (args.counts[c] < 0) std::memset"),
+            (
+                "if (square >= 0 || square != square) args.sqnorms[c] = square",
+                "if (square >= 0) args.sqnorms[c] = square",
+            ),
+            ("return args.counts[c] == 0;", "return starts[c + 1] > starts[c];"),
+            ("args.sums[c * dim + k] += double", "args.sums[c * dim + k] = double"),
+            ("if (square >= 0 || square != square) args.sqnorms[c] +=", "if (square >= 0) args.sqnorms[c] +="),
+        ),
+    ),
+    Source(
+        "csrc/cpu/class_moments_backward_cpu.cpp",
+        CLASS_GRADIENTS,
+        (
+            ("counts ? 2 * T(args.g_sqnorms[c])", "counts ? T(args.g_sqnorms[c])"),
+            ("is_class(c, args.num_classes, args.ignore_index)", "c >= 0 && c < args.num_classes"),
+            ("args.center) + c * dim + k", "args.center) + c * dim"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/class_scatter_cpu.cpp",
+        SCATTER,
+        (
+            ("per_chunk = (x.rows + chunks - 1) / chunks", "per_chunk = x.rows / chunks"),
+            ("std::min(kRows, end - row)", "std::min(kRows, x.rows - row)"),
+            ("for (int64_t chunk = 0; chunk < chunks", "for (int64_t chunk = chunks > 1; chunk < chunks"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/class_scatter_backward_cpu.cpp",
+        tests("across_parts native_gradients class_scatter", "scatter"),
+        (
+            ("a[j] + b[j]", "2 * a[j]"),
+            ("if (x.data == out)", "if (x.data == nullptr)"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/class_sums_cpu.cpp",
+        CENTRES,
+        (
+            ("T(args.factor * total[j])", "T(total[j])"),
+            ("double total[kLoadBlock] = {};", "T total[kLoadBlock] = {};"),
+            ("ranges ? pieces(classes, ranges) : 0", "ranges ? classes / ranges : 0"),
+            ("if (weight == 0) continue;", ""),
+        ),
+    ),
+    Source(
+        "csrc/cpu/nearest_class_mean_cpu.cpp",
+        NEAREST,
+        (
+            ("later.best > best.best", "later.best >= best.best"),
+            ("index = z > best ? j : index", "index = z >= best ? j : index"),
+            ("best.poisoned || later.poisoned", "later.poisoned"),
+            ("best.poisoned || later.poisoned", "best.poisoned"),
+            ("first - first / plan.w_per_split * plan.w_per_split", "first % plan.w_per_tile"),
+            ("if (bias[first + i] ==", "if (bias[i] =="),
+        ),
+    ),
+    Source(
+        "csrc/cpu/pair_stats_cpu.cpp",
+        PAIRS,
+        (
+            ("delta * delta * (count * n / total)", "delta * delta * (n / total)"),
+            ("total.poisoned |= r.poisoned", "total.poisoned = r.poisoned"),
+            ("v > value || (v != v", "v >= value || (v != v"),
+            (
+                "first >= s.row + L && s.count == L",
+                "first >= s.row + L",
+                "only the last panel is short, and no row comes after it",
+            ),
+            ("first >= s.row + L && s.count == L", "first > s.row && s.count == L"),
+            ("((v > best) | ((v != v) & (best == best)) |", "((v > best) |"),
+            ("wanted & ~(IntVec<T>)(v <= T(column.value))", "wanted & (IntVec<T>)(v > T(column.value))"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/pair_stats_backward_cpu.cpp",
+        PAIR_GRADIENTS,
+        (
+            ("{d2 == 0 ? 0 : slope, weight}", "{slope, weight}"),
+            ("return d2 == 0 ? Vec<T>{} : f;", "return f;"),
+            ("if (own >= 0 && own < W)", "if (first == 0 && own >= 0 && own < W)"),
+            (
+                "total[c + i] = args.share * (sum[c + i] - scale[r] * block[i])",
+                "total[c + i] = args.share * sum[c + i]",
+            ),
+            ("s.close[lane * x.dim + k + c]", "s.close[lane * x.dim + c]"),
+            ("-power / 2 - 1)", "-power / 2)"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/projected_sqnorms_cpu.cpp",
+        PROJECTIONS,
+        (("for (int64_t split = 0; split < plan.splits", "for (int64_t split = 1; split < plan.splits"),),
+    ),
+    Source(
+        "csrc/cpu/projected_sqnorms_backward_cpu.cpp",
+        PROJECTIONS,
+        (
+            ("for (int64_t task = 0; task < plan.tasks", "for (int64_t task = plan.tasks > 1; task < plan.tasks"),
+            ("factor[args.x.stored(r)]", "factor[r]"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/row_mean_cpu.cpp",
+        tests("nearest_class_mean pair_stats", "far or invalid or nan or offset or zero"),
+        (
+            ("x.stored(r), k, n, block);\n      for (int64_t i = 0", "r, k, n, block);\n      for (int64_t i = 0"),
+            ("x.stored(r), k, n, block);\n      for (int64_t j = 0", "r, k, n, block);\n      for (int64_t j = 0"),
+            ("r = i * x.rows / most", "r = std::min(i, x.rows - 1)"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/limits_cpu.cpp",
+        tests("roofline"),
+        (("2.0 * (pairs ? 2 : 1) * lanes", "2.0 * lanes", "a yardstick of the benchmark, which no result depends on"),),
+    ),
+    Source(
+        "csrc/cpu/logit_stats_cpu.cpp",
+        LOGITS,
+        (
+            ("count, first + k, std::min", "count, k, std::min"),
+            ("loaded[i] *= T(args.scale)", "loaded[i] *= T(1)"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/logit_row.h",
+        LOGITS,
+        (
+            ("z[i] == value && i != except", "z[i] == value"),
+            (
+                "share_.second = top, share_.second_index = share_.count + at",
+                "share_.second = top, share_.second_index = at",
+            ),
+            ("if (T(share_.second) < s.top)", "if (T(share_.second) <= s.top)"),
+            ("delta * delta * before * part", "delta * delta * part"),
+            ("shift_ = next - next == 0 ? next : shift_", "shift_ = next - next == 0 ? shift_ : next"),
+            ("share_.rank += s.rank", "share_.rank = s.rank"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/logit_columns.h",
+        tests("across_parts logit_stats linear_stats", "logit or linear or an_overflow"),
+        (
+            ("      weighted[0] += weighted[u];\n", ""),
+            ("share = added / (n + added)", "share = n / (n + added)"),
+            ("delta * delta * cross", "delta * delta * share"),
+            ("next = z > m2", "next = z >= m2"),
+            ("LaneInt<T>(first - first_class)", "LaneInt<T>(first)"),
+            ("top <= load(second + lane)", "top <= load(max + lane)"),
+        ),
+    ),
+    Source(
+        "csrc/logit_share.h",
+        LINEAR,
+        (
+            ("mean += delta * (added / n)", "mean += delta * (mine / n)"),
+            ("delta * delta * (mine * added / n)", "delta * delta * (added / n)"),
+            ("(u == v && i < j)", "(u == v && i > j)"),
+            ("(squared + equal) * factor * factor", "squared * factor * factor"),
+            ("before(max, argmax, b.second, b.second_index)", "true"),
+            ("flags |= b.flags", "flags = b.flags"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/linear_stats_cpu.cpp",
+        LINEAR,
+        (
+            ("for (int64_t split = 1; split < plan.splits", "for (int64_t split = 1; split + 1 < plan.splits"),
+            ("|| args.w.col_stride != 1 ||", "||"),
+            ("c * args.w.row_stride", "c * args.w.dim"),
+            ("bias ? bias + first : nullptr", "bias"),
+            ("if (split == 0) std::memcpy(target_logits", "if (split == 1) std::memcpy(target_logits"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/logit_gradient.h",
+        tests(
+            "logit_stats_gradients linear_stats_gradients linear_stats",
+            "grad or column or collapsed or width or masked or ignored",
+        ),
+        (
+            ("T(2 * g_var / double(classes))", "T(g_var / double(classes))"),
+            ("rest - std::min(std::max(squared, term * term), term * rest)", "rest - squared"),
+            (
+                "c >= first && c < first + classes;\n    return any;",
+                "c > first && c < first + classes;\n    return any;",
+            ),
+            (
+                "r.at_argmax + r.constant + (r.slope == 0 ? T(0) : r.slope * (r.max - r.mean))",
+                "r.at_argmax + r.constant",
+            ),
+            ("store(p, on ? g : Vec<T>{})", "store(p, g)"),
+            ("any_bend |= r.bend != 0", "any_bend = r.bend != 0"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/logit_stats_backward_cpu.cpp",
+        LOGIT_GRADIENTS,
+        (
+            ("in[(first + i) * step]", "in[first + i * step]"),
+            ("if (c == r.second) g += r.at_second * scale", "if (c == r.second) g += r.at_second"),
+            ("first_lane<T>(in + c * step)", "first_lane<T>(in + c)"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/linear_stats_backward_cpu.cpp",
+        LINEAR_GRADIENTS,
+        (
+            ("for (int64_t group = 0; group < groups; ++group)", "for (int64_t group = 1; group < groups; ++group)"),
+            ("share ? share + (r - first) * padded_ : nullptr", "share"),
+            (
+                "for (int64_t split = 0; split < splits_; ++split)",
+                "for (int64_t split = splits_ > 1; split < splits_; ++split)",
+            ),
+            ("row < end && RowGradient<T>(args_, row, args_.w.rows).active", "row < end"),
+            ("if (!zero[p]) sums", "sums"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/few_rows.h",
+        tests("across_parts accuracy_at_depth linear_stats", "linear"),
+        (
+            ("out[r] += reduce_add<T>(acc[r])", "out[r] = reduce_add<T>(acc[r])"),
+            ("if (k < end) {", "if (k + 1 < end) {"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/pair_rows.h",
+        PAIRS,
+        (
+            ("if (!(x[i] >= ExpConstants<T>::lowest && x[i] <= 0))", "if (!(x[i] <= 0))"),
+            ("kClose = 0.01", "kClose = 0.0001"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/sorted_rows.cpp",
+        MOMENTS,
+        (
+            ("std::upper_bound", "std::lower_bound"),
+            ("invalid_ += c != ignore_index", "invalid_ += c > ignore_index"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/scratch.cpp",
+        tests("public_classes", "fork"),
+        (("forked = true", "forked = false"),),
+    ),
+    Source(
+        "csrc/cpu/isa/dispatch.cpp",
+        tests("linear_stats parity"),
+        (("found && (*wanted() == 0 ||", "found && (*wanted() != 0 ||"),),
+    ),
+    Source(
+        "csrc/cpu/blocks/two_products.h",
+        tests("across_parts native_gradients", f"grad and ({KERNELS} or projected)"),
+        (
+            ("if (first == 0) multiply_group", "if (first >= 0) multiply_group"),
+            ("first / kMR + g", "g"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/store.h",
+        CLASS_GRADIENTS,
+        (
+            ("task + 1 == tasks ? x.rows + 1 : ", "task + 1 == tasks ? x.rows : "),
+            ("x.dim + first + k", "x.dim + k"),
+        ),
+    ),
+    Source("csrc/class_moments.cpp", MOMENTS, (("args.ignore_index = ignore_index;", "args.ignore_index = -100;"),)),
+    Source(
+        "csrc/class_scatter.cpp",
+        CLASS_GRADIENTS,
+        (
+            ("return is_class(labels[i], classes, ignore_index);", "return labels[i] >= 0 && labels[i] < classes;"),
+            ("ignore_index, nullptr, -1, args.g_center", "ignore_index, nullptr, 1, args.g_center"),
+        ),
+    ),
+    Source(
+        "csrc/linear_stats.cpp",
+        tests("across_parts linear_stats class_shards"),
+        (
+            (
+                "attach(args, x, weight, bias, std::nullopt, scale, -1)",
+                "attach(args, x, weight, bias, std::nullopt, 1, -1)",
+            ),
+        ),
+    ),
+    Source(
+        "csrc/logit_stats.cpp",
+        LOGITS,
+        (("args.out = out.columns();\n  run", "args.scale = 1, args.out = out.columns();\n  run"),),
+    ),
+    Source("csrc/nearest_class_mean.cpp", NEAREST, (("row_center({kept_means,", "row_center({args.means,"),)),
+    Source(
+        "csrc/pair_stats.cpp",
+        PAIR_GRADIENTS,
+        (
+            ("inputs.original(best_index[i])", "best_index[i]"),
+            ("pointer<double>(spread)[original(i)]", "pointer<double>(spread)[i]"),
+        ),
+    ),
+    Source(
+        "csrc/projected_sqnorms.cpp",
+        PROJECTIONS,
+        (
+            ("? 2 * gradient[i] : zero", "? gradient[i] : zero"),
+            ("!rows.labels || is_class(rows.labels[i], classes, ignore_index)", "true"),
+        ),
+    ),
+    Source(
+        "csrc/tensors.h",
+        EVERYTHING,
+        (("r.col_stride = t.stride(1)", "r.col_stride = 1"),),
+    ),
+    Source(
+        "csrc/cpu/blocks/product.h",
+        tests("accuracy_at_depth parity across_parts", "linear or pair"),
+        (
+            ("kChain = 256", "kChain = 65536"),
+            ("tile + (depth > plan.steps ? p * tile_size : 0)", "tile"),
+            ("first + count <= row + 1", "first + count <= row + L"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/load.h",
+        EVERYTHING,
+        (
+            ("src.labels[stored] * src.dim : 0) + k", "src.labels[stored] * src.dim : 0)"),
+            ("src.labels[stored] *", "src.labels[r] *"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/pack.h",
+        tests("linear_stats native_gradients"),
+        (("2 * (k + n) > src.dim", "2 * k + n > src.dim"),),
+    ),
+    Source("csrc/cpu/blocks/scratch.h", EVERYTHING, (("(context))(task, worker)", "(context))(task, 0)"),)),
+    Source(
+        "csrc/cpu/rows.h",
+        EVERYTHING,
+        (
+            ("label < num_classes &&", "label <= num_classes &&"),
+            (" && label != ignore_index", ""),
+        ),
+    ),
+    Source(
+        "csrc/cpu/kernels.h",
+        PAIRS,
+        (("kernel != PairKernel::dot && kernel != PairKernel::cosine", "kernel != PairKernel::dot"),),
+    ),
+    Source("csrc/columns.h", LINEAR, (("kMean, kVar, kSumSquaredProb", "kVar, kMean, kSumSquaredProb"),)),
+    Source(
+        "csrc/cpu/isa/vec.h",
+        EVERYTHING,
+        (
+            ("fma(p * s2, s, n * ExpConstants<T>::ln2_low)", "(p * s2) * s"),
+            ("fma(n, splat<T>(-C::ln2_low), fma(n,", "(fma(n,"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/isa/convert.h",
+        ROUNDING,
+        (
+            ("bits + 0x7fff + (bits >> 16 & 1)", "bits + 0x8000"),
+            (
+                "value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : I{} + 0x7fc0",
+                "(bits + 0x7fff + (bits >> 16 & 1)) >> 16",
+            ),
+        ),
+    ),
+    Source(
+        "csrc/cpu/isa/avx512.h",
+        tests("logit_stats native_gradients logit_stats_gradients"),
+        (
+            ("_mm512_cvtps_ph((__m512)v, 0)", "_mm512_cvtps_ph((__m512)v, 3)"),
+            ("_CMP_GT_OQ", "_CMP_GE_OQ"),
+        ),
+        isa="avx512",
+    ),
+    Source(
+        "csrc/cpu/isa/avx2.h",
+        ROUNDING,
+        (("_mm256_cvtps_ph((__m256)v, 0)", "_mm256_cvtps_ph((__m256)v, 3)"),),
+        isa="avx2",
+    ),
+    Source(
+        "csrc/cpu/isa/x86.h",
+        ROUNDING,
+        (("_cvtss_sh(value, 0)", "_cvtss_sh(value, 3)"),),
+        isa="avx2",
+    ),
+    Source(
+        "csrc/cpu/isa/convert.h",
+        ROUNDING,
+        (
+            ("size - 0x38000000 + 0xfff + (size >> 13 & 1)", "size - 0x38000000 + 0x1000"),
+            ("size >= 0x477ff000 ?", "size >= 0x47800000 ?"),
+            ("size < 0x38800000 ? subnormal", "size < 0x38000000 ? subnormal"),
+        ),
+        isa="generic",
+    ),
+)

@@ -2,10 +2,52 @@
 
 from .plants import Source
 
+VALUES = "tests/test_metrics.py tests/test_collapse.py -k 'not import and not plot'"
+
 SOURCES: tuple[Source, ...] = (
     Source(
+        "ncops/metrics/common.py",
+        VALUES,
+        (
+            ("return total / means.shape[0]", "return total / (means.shape[0] - 1)"),
+            ("return global_mean.double()", "return means.mean(0, dtype=torch.float64)"),
+            ("means.mean(0, dtype=torch.float64)", "means.mean(0).double()"),
+            ("/ (values.numel() - ddof)).sqrt()", "/ values.numel()).sqrt()"),
+            ("deviation / mean.abs() if", "deviation / mean if"),
+            ("values = values.double()\n", "values = values.float()\n"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/configuration.py",
+        VALUES,
+        (
+            ("stats.var * pairs / (pairs - ddof) if ddof", "stats.var * (pairs - ddof) / pairs if ddof"),
+            ("PairMoments(-stats.mean,", "PairMoments(stats.mean,"),
+            ("rows = centred(means, global_mean) if center else means.double()", "rows = centred(means, global_mean)"),
+            ("norms = norms.square()", "norms = norms"),
+            ("if k <= d + 1 else", "if k <= d else"),
+            ("(k - 1) ** -0.5 / k", "(k - 1) ** -0.5 / (k - 1)"),
+            ("(inner - sum_left @ sum_right / k)", "inner"),
+            ("(gram_left * gram_right)", "(gram_left * gram_left)"),
+            ("norms.log() if log else norms", "norms"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/decisions.py",
+        VALUES,
+        (
+            (
+                "(correct.double() - confidence.double()).abs().sum()",
+                "(correct.double() - confidence.double()).sum().abs()",
+            ),
+            ("hits.sum().double() / counts.sum().double()", "(hits.double() / counts.double()).nanmean()"),
+            ("nll.sum().double() / counts.sum().double()", "(nll.double() / counts.double().clamp_min(1)).mean()"),
+            ('torch.where(counts > 0, counts.double(), float("nan"))', "counts.double().clamp_min(1)"),
+        ),
+    ),
+    Source(
         "ncops/metrics/duality.py",
-        "tests/test_metrics.py tests/test_collapse.py",
+        VALUES,
         (
             ("weight[rows].double() - offset", "weight[rows].double()"),
             ("means[rows].double() - origin", "means[rows].double()"),
@@ -13,6 +55,73 @@ SOURCES: tuple[Source, ...] = (
             ("spread(values, ddof)", "spread(values, 0)"),
             ("w / w.norm() - m / m.norm()", "w / m.norm() - m / m.norm()"),
             ("weight.double() - offset if center_weight else weight", "weight"),
+            ("weight.double() - offset, centred", "weight.double(), centred"),
+            ("weight, centred(means, global_mean))", "weight, centred(means, None))"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/goals.py",
+        "tests/test_goals.py tests/test_metrics.py -k 'not plot'",
+        (
+            ("dim / (classes - 1))))", "dim / classes)))"),
+            ("classes * (classes - 1 - dim) / dim", "classes * (classes - dim) / dim"),
+            ("2 * classes / (classes - 1)) / 2", "2 * classes / (classes - 1))"),
+            ("self.classes > self.dim + 1", "self.classes > self.dim"),
+            ('if self.classes != 2 or self.settings.global_mean != "class":', "if self.classes != 2:"),
+            ("most = 1 - self.unkept", "most = self.unkept"),
+            ("math.sqrt(pairs / (pairs - settings.pair_ddof))", "math.sqrt((pairs - settings.pair_ddof) / pairs)"),
+            ("found[0] if len(found) == 1 else cls()", "found[0] if found else cls()"),
+            ('and self.settings.duality_error == "gram"', ""),
+            ("abs(value - target)", "abs(value)"),
+            ('["nc2_etf_error"] if self.settings.etf_of == "means" else []', '["nc2_etf_error"]'),
+            ('name == "nc2_cos_std" and settings.similarity == "cosine"', 'name == "nc2_cos_std"'),
+        ),
+    ),
+    Source(
+        "ncops/metrics/table.py",
+        "tests/test_collapse.py tests/test_metrics.py tests/test_goals.py -k 'not import and not plot'",
+        (
+            ('"vci", "NC1", (PAIRS, SCATTER)', '"vci", "NC1", (PAIRS,)'),
+            ('"1 = collapsed", "higher", 1.0', '"1 = collapsed", "higher", 0.0'),
+            ('"nc2_norm_cv", "NC2", (PAIRS,)', '"nc2_norm_cv", "NC2", (PAIRS, SCATTER)'),
+            ('"nc4_agreement", "NC4", (DECISIONS, NEAREST)', '"nc4_agreement", "NC4", (DECISIONS,)'),
+        ),
+    ),
+    Source(
+        "ncops/metrics/variability.py",
+        "tests/test_metrics.py tests/test_rounding.py tests/test_collapse.py"
+        " -k 'not import and not plot and not wide_deviations'",
+        (
+            ("float(dropped[0] / found.s[0])", "float(dropped[-1] / found.s[0])"),
+            ("(values <= -values[0]).sum()", "(values < 0).sum()"),
+            ("variances * counts / (counts - ddof)", "variances * (counts - ddof) / counts"),
+            (".clamp_min(0)\n    return pair", ".clamp_min(1)\n    return pair"),
+            ("variances=variances, power=power", "variances=variances"),
+            ("between_trace(means, global_mean)", "between_trace(means, None)"),
+            ("between * rank**0.5,", "between,"),
+            (" / rank).clamp(0, 1)", " / rank)"),
+            ("(1 - solve_trace(", "(1 - rank / means.shape[1] * solve_trace("),
+            (
+                "total = within_cov.double() + between.T @ between",
+                "total = within_cov.double() + between.T @ between / rank",
+            ),
+            (
+                "    singular, basis = between_svd(\n        means, global_mean=global_mean, weights=weights,",
+                "    singular, basis = between_svd(\n        means, weights=weights,",
+            ),
+            ("return basis / singular[:, None]", "return basis * singular[:, None]"),
+            (
+                "between_svd(means, global_mean=global_mean, rtol=rtol, input_dtype=input_dtype)",
+                "between_svd(means, global_mean=global_mean, rtol=rtol)",
+            ),
+            (
+                "scale = within_cov.diagonal().double().rsqrt()",
+                "scale = torch.ones_like(within_cov.diagonal().double())",
+            ),
+            (
+                "rtol=rtol, divide=divide, input_dtype=input_dtype\n",
+                "rtol=rtol, divide=divide\n",
+            ),
         ),
     ),
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+ISAS = ("avx512", "avx2", "generic")  # a machine that runs one runs those after it
 
 
 class Plant(NamedTuple):
@@ -21,11 +22,15 @@ class Plant(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A file, pytest's arguments for the tests of what it does, and its defects, each the arguments of ``Plant``."""
+    """A file, pytest's arguments for the tests of what it does, and its defects, each the arguments of ``Plant``.
+
+    ``isa``: the instruction set that the CPU kernels are built for, where it is not the machine's best.
+    """
 
     path: str
     tests: str
     plants: tuple[tuple[str, ...], ...]
+    isa: str = ""
 
     def __iter__(self) -> Iterator[Plant]:
         return (Plant(*plant) for plant in self.plants)
@@ -34,6 +39,10 @@ class Source:
     def native(self) -> bool:
         """Whether it is part of the extension; the host harness compiles csrc/cuda by itself."""
         return self.path.startswith("csrc/") and not self.path.startswith("csrc/cuda/")
+
+    def runs_on(self, best: str) -> bool:
+        """Whether a machine whose best instruction set that is runs its own."""
+        return not self.isa or ISAS.index(self.isa) >= ISAS.index(best)
 
     def arguments(self) -> list[str]:
         return shlex.split(self.tests)

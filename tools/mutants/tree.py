@@ -21,12 +21,11 @@ class Tree:
 
     def __init__(self, folder: Path, native: bool, isa: str):
         """``native``: whether defects of the extension will be planted, which then is built for one instruction set."""
-        self.folder = folder
+        self.folder, self.isa = folder, isa
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(folder),
             "PYTHONDONTWRITEBYTECODE": "1",  # a defect may come within the resolution of a file's time
-            "NCOPS_ISAS": isa,
             "NCOPS_CUDA": "0",
             "NCOPS_REQUIRE_EXT": "1",
             "MAX_JOBS": "1",
@@ -38,14 +37,14 @@ class Tree:
                 shutil.copy2(ROOT / name, folder / name)
         (folder / "ncops" / "triton_kernels").symlink_to("../triton_kernels")
         if native:
-            self._build()
+            self._build(isa)
         else:
             shutil.copy2(ROOT / "ncops" / "_C.abi3.so", folder / "ncops")
 
     def seconds(self, source: Source) -> float:
         """How long the tests of a file take without a defect."""
         if source.native:
-            self._build()
+            self._build(source.isa)
         begin = time.monotonic()
         passed, line = self._test(source, None)
         if not passed:
@@ -59,14 +58,15 @@ class Tree:
         try:
             target.write_text(source.planted(plant))
             if source.native:
-                self._build()
+                self._build(source.isa)
             return self._test(source, limit)
         finally:
             target.write_text(whole)
 
-    def _build(self) -> None:
+    def _build(self, isa: str) -> None:
         command = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        environment = {**self.environment, "NCOPS_ISAS": isa or self.isa}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the native kernels do not build:\n{(done.stdout + done.stderr)[-3000:]}")
 
