@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import zlib
+from collections import Counter
 
 import pytest
 import torch
@@ -66,6 +67,10 @@ def pytest_collection_modifyitems(config, items):
     dropped = {item for item in items if left_out(item)}
     config.hook.pytest_deselected(items=list(dropped))
     items[:] = [item for item in items if item not in dropped]
+    # The order in which the processes of --dist loadfile take files: none is left with a slow one at the end.
+    sizes = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, -sizes[item.path]))
 
 
 @pytest.fixture(autouse=True)
