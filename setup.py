@@ -75,9 +75,10 @@ def compile_cuda(compiler: str, archs: list[str]) -> list[str]:
         newest = max(path.stat().st_mtime for path in (source, *headers))
         if changed or not target.exists() or target.stat().st_mtime < newest:
             try:
-                output(compiler, *flags, "-c", str(source), "-o", str(target))
+                said = output(compiler, *flags, "-c", str(source), "-o", str(target))
             except subprocess.CalledProcessError as error:
                 raise RuntimeError(f"nvcc failed on {source.name}:\n{error.output}") from None
+            target.with_suffix(".log").write_text(said)
         return str(target.relative_to(ROOT))
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
