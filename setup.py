@@ -3,7 +3,8 @@
 NCOPS_REQUIRE_EXT=1 turns a failed or skipped native build into an error; NCOPS_REQUIRE_EXT=0 asks for the pure wheel.
 NCOPS_CUDA=1 demands the CUDA kernels, NCOPS_CUDA=0 leaves them out; else they are built where nvcc is found. No GPU is
 needed or asked for. NCOPS_CUDA_ARCHS ("80;90;100") are the compute capabilities; later GPUs use the last one's PTX.
-NCOPS_SANITIZE ("address,undefined" or "thread") builds the native kernels for tests/sanitizers.py.
+NCOPS_SANITIZE ("address,undefined" or "thread") builds the native kernels for tests/sanitizers.py, NCOPS_ONLY_ISA
+("avx512", "avx2", "generic") those of one instruction set.
 """
 
 import os
@@ -23,6 +24,7 @@ WANTED = os.environ.get("NCOPS_REQUIRE_EXT", "")
 SANITIZE = os.environ.get("NCOPS_SANITIZE", "")
 TORCH_ABI = "0x020a000000000000"  # torch 2.10, the oldest release this library runs on
 PYTHON_ABI = "0x030A0000"  # CPython 3.10
+ONLY_ISA = os.environ.get("NCOPS_ONLY_ISA", "")
 ISAS = ("avx512", "avx2", "generic") if platform.machine().lower() in ("x86_64", "amd64") else ("generic",)
 
 
@@ -39,7 +41,7 @@ def isa_sources() -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     sources = []
     for kernel in sorted((ROOT / "csrc" / "cpu").glob("*_cpu.cpp")):
-        for isa in ISAS:
+        for isa in [ONLY_ISA] if ONLY_ISA else ISAS:
             wrapper = folder / f"{kernel.stem}_{isa}.cpp"
             text = f'#define NCOPS_ISA {isa}\n#include "cpu/{kernel.name}"\n'
             if not wrapper.exists() or wrapper.read_text() != text:
@@ -156,6 +158,7 @@ def native() -> dict:
             f"-DPy_LIMITED_API={PYTHON_ABI}",
             f"-DNCOPS_VERSION={version()}",
             f"-DNCOPS_BUILT_WITH_TORCH={torch.__version__}",
+            *([f"-DNCOPS_ONLY_ISA={ONLY_ISA}"] if ONLY_ISA else []),
             *sanitized,
         ],
         extra_link_args=sanitized,

@@ -23,7 +23,7 @@ static bool has_bf16() { return runs_avx512() && __builtin_cpu_supports("avx512b
 #else
 static bool has_bf16() { return false; }
 #endif
-static bool runs_generic() { return true; }
+[[maybe_unused]] static bool runs_generic() { return true; }
 
 struct Set {
   Isa isa;

@@ -1,7 +1,10 @@
 // The instruction sets of this build, best first, and the call that picks one.
 #pragma once
 
-#if defined(__x86_64__)
+#if defined(NCOPS_ONLY_ISA)  // of a build for this machine alone
+#define NCOPS_ONE_ISA(DO, set, name, Args) DO(set, name, Args)
+#define NCOPS_EACH_ISA(DO, name, Args) NCOPS_ONE_ISA(DO, NCOPS_ONLY_ISA, name, Args)
+#elif defined(__x86_64__)
 #define NCOPS_EACH_ISA(DO, name, Args) DO(avx512, name, Args) DO(avx2, name, Args) DO(generic, name, Args)
 #else
 #define NCOPS_EACH_ISA(DO, name, Args) DO(generic, name, Args)
