@@ -32,9 +32,10 @@ OPTIONS = {
 LIBRARIES = {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}
 SANITIZE = {"asan": "address,undefined", "tsan": "thread"}
 # Every op, forward and backward, where its work is cut, and sizes of nothing.
+FILES = ["tests/test_parity.py", "tests/test_across_parts.py", "tests/test_across_native_parts.py"]
 REDUCED = {
-    "asan": ["tests/test_parity.py", "tests/test_across_parts.py", "tests/test_across_native_parts.py", "-k", "cpu- or -cpu or cpu]"],
-    "tsan": ["tests/test_parity.py", "tests/test_across_parts.py", "tests/test_across_native_parts.py", "-k", "cpu- and float32 or cpu] and not poison"],
+    "asan": [*FILES, "-k", "cpu- or -cpu or cpu]"],
+    "tsan": [*FILES, "-k", "cpu- and float32 or cpu] and not poison"],
 }
 
 

@@ -10,22 +10,23 @@ from .plants import Source
 def tests(files: str, only: str = "") -> str:
     """These files of tests/ on the native backend: of their tests those that ``only`` names."""
     chosen = "not reference- and not -reference and not reference] and not triton and not compile and not opcheck"
+    files = files.replace("across_parts", "across_parts across_native_parts")
     return " ".join(f"tests/test_{name}.py" for name in files.split()) + f" -k '{chosen}{only and f' and ({only})'}'"
 
 
 KERNELS = "distance or riesz or gaussian or cdnv or dot or cosine"
-MOMENTS = tests("across_parts across_native_parts class_moments accumulate_class_moments", "moments or squares or accumulated")
-SCATTER = tests("across_parts across_native_parts class_scatter", "scatter")
-CENTRES = tests("across_parts across_native_parts native_gradients projected_sqnorms", "centre or class_scatter or projected")
-CLASS_GRADIENTS = tests("across_parts across_native_parts native_gradients", "centre or class_moments or class_scatter or projected")
-PROJECTIONS = tests("across_parts across_native_parts projected_sqnorms native_gradients", "project")
-NEAREST = tests("across_parts across_native_parts nearest_class_mean", "nearest or nan_mean or overflows")
-PAIRS = tests("across_parts across_native_parts pair_stats", "pair or nan_in_one")
-PAIR_GRADIENTS = tests("across_parts across_native_parts native_gradients pair_stats", f"coincide or grad and ({KERNELS})")
-LOGITS = tests("across_parts across_native_parts logit_stats", "logit")
+MOMENTS = tests("across_parts class_moments accumulate_class_moments", "moments or squares or accumulated")
+SCATTER = tests("across_parts class_scatter", "scatter")
+CENTRES = tests("across_parts native_gradients projected_sqnorms", "centre or class_scatter or projected")
+CLASS_GRADIENTS = tests("across_parts native_gradients", "centre or class_moments or class_scatter or projected")
+PROJECTIONS = tests("across_parts projected_sqnorms native_gradients", "project")
+NEAREST = tests("across_parts nearest_class_mean", "nearest or nan_mean or overflows")
+PAIRS = tests("across_parts pair_stats", "pair or nan_in_one")
+PAIR_GRADIENTS = tests("across_parts native_gradients pair_stats", f"coincide or grad and ({KERNELS})")
+LOGITS = tests("across_parts logit_stats", "logit")
 LOGIT_GRADIENTS = tests("logit_stats_gradients")
-LINEAR = tests("across_parts across_native_parts linear_stats", "linear or an_overflow")
-LINEAR_GRADIENTS = tests("across_parts across_native_parts linear_stats_gradients", "linear or products")
+LINEAR = tests("across_parts linear_stats", "linear or an_overflow")
+LINEAR_GRADIENTS = tests("across_parts linear_stats_gradients", "linear or products")
 EVERYTHING = tests("parity across_parts native_gradients logit_stats")
 ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
 
@@ -72,7 +73,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/class_scatter_backward_cpu.cpp",
-        tests("across_parts across_native_parts native_gradients class_scatter", "scatter"),
+        tests("across_parts native_gradients class_scatter", "scatter"),
         (
             ("a[j] + b[j]", "2 * a[j]"),
             ("if (x.data == out)", "if (x.data == nullptr)"),
@@ -184,7 +185,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/logit_columns.h",
-        tests("across_parts across_native_parts logit_stats linear_stats", "logit or linear or an_overflow"),
+        tests("across_parts logit_stats linear_stats", "logit or linear or an_overflow"),
         (
             ("      weighted[0] += weighted[u];\n", ""),
             ("share = added / (n + added)", "share = n / (n + added)"),
@@ -263,7 +264,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/blocks/few_rows.h",
-        tests("across_parts across_native_parts accuracy_at_depth linear_stats", "linear"),
+        tests("across_parts accuracy_at_depth linear_stats", "linear"),
         (
             ("out[r] += reduce_add<T>(acc[r])", "out[r] = reduce_add<T>(acc[r])"),
             ("if (k < end) {", "if (k + 1 < end) {"),
@@ -297,7 +298,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/blocks/two_products.h",
-        tests("across_parts across_native_parts native_gradients", f"grad and ({KERNELS} or projected)"),
+        tests("across_parts native_gradients", f"grad and ({KERNELS} or projected)"),
         (
             ("if (first == 0) multiply_group", "if (first >= 0) multiply_group"),
             ("first / kMR + g", "g"),
@@ -322,7 +323,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/linear_stats.cpp",
-        tests("across_parts across_native_parts linear_stats class_shards"),
+        tests("across_parts linear_stats class_shards"),
         (
             (
                 "attach(args, x, weight, bias, std::nullopt, scale, -1)",
