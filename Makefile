@@ -53,12 +53,13 @@ demo: .venv/demo
 # Tests of one file stay in one process. CPU kernels, Triton kernels in its interpreter, CUDA kernels in the host harness.
 # TEST_FLAGS=--triton-all runs every combination in the interpreter, of which this runs a quarter.
 TEST_JOBS ?= 2
+DIST := --dist loadfile --no-loadscope-reorder
 test: setup
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(TEST_FLAGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) $(DIST) $(TEST_FLAGS)
 
 # Every Triton kernel compiled by the oldest release, and a sample run in its interpreter; downloads 200 MB.
 test-oldest-triton: setup $(OLDEST_TRITON_DIR)/installed
-	PYTHONPATH=$(CURDIR)/$(OLDEST_TRITON_DIR) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile \
+	PYTHONPATH=$(CURDIR)/$(OLDEST_TRITON_DIR) $(BIN)/python -m pytest -n $(TEST_JOBS) $(DIST) \
 	  --triton-release $(OLDEST_TRITON) -m "slow or triton" -k "not float64 and not -float16" \
 	  tests/test_budgets.py tests/test_parity.py tests/test_linear_stats_triton.py
 

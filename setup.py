@@ -25,7 +25,7 @@ SANITIZE = os.environ.get("NCOPS_SANITIZE", "")
 TORCH_ABI = "0x020a000000000000"  # torch 2.10, the oldest release this library runs on
 PYTHON_ABI = "0x030A0000"  # CPython 3.10
 EVERY_ISA = "avx512,avx2,generic" if platform.machine().lower() in ("x86_64", "amd64") else "generic"
-ISAS = os.environ.get("NCOPS_ISAS", EVERY_ISA).split(",")
+ISAS = (os.environ.get("NCOPS_ISAS") or EVERY_ISA).split(",")
 
 
 def version() -> str:
@@ -83,9 +83,10 @@ def compile_cuda(compiler: str, archs: list[str]) -> list[str]:
         newest = max(path.stat().st_mtime for path in (source, *headers))
         if changed or not target.exists() or target.stat().st_mtime < newest:
             try:
-                output(compiler, *flags, "-c", str(source), "-o", str(target))
+                said = output(compiler, *flags, "-c", str(source), "-o", str(target))
             except subprocess.CalledProcessError as error:
                 raise RuntimeError(f"nvcc failed on {source.name}:\n{error.output}") from None
+            target.with_suffix(".log").write_text(said)
         return str(target.relative_to(ROOT))
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:

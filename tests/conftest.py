@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import zlib
+from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 
@@ -42,17 +42,15 @@ def pytest_configure(config):
         if triton.__version__ != wanted:
             raise pytest.UsageError(f"--triton-release {wanted}: Triton {triton.__version__} is {triton.__file__}")
     if INTERPRETED and importlib.util.find_spec("triton"):
-        from triton.runtime.interpreter import InterpreterBuilder
+        import interpreter
 
-        # Before Triton 3.8 the interpreter's maximum of a number and NaN is NaN; compiled kernels give the number.
-        InterpreterBuilder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
-        InterpreterBuilder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
+        interpreter.prepare()
 
 
 def pytest_collection_modifyitems(config, items):
     """Leaves out what ``--without`` names, CPU tensors in compiled Triton, and three in four combinations interpreted.
 
-    Triton's interpreter takes a fifth of an hour for all combinations; ``--triton-all`` runs them.
+    Triton's interpreter takes minutes for all combinations; ``--triton-all`` runs them.
     """
     without = config.getoption("--without")
     everything = config.getoption("--triton-all")
@@ -69,6 +67,10 @@ def pytest_collection_modifyitems(config, items):
     dropped = {item for item in items if left_out(item)}
     config.hook.pytest_deselected(items=list(dropped))
     items[:] = [item for item in items if item not in dropped]
+    # The order in which the processes of --dist loadfile take files: none is left with a slow one at the end.
+    sizes = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, -sizes[item.path]))
 
 
 @pytest.fixture(autouse=True)

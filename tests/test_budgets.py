@@ -116,6 +116,29 @@ def test_the_oldest_triton_is_the_one_that_the_package_asks_for():
     assert f"OLDEST_TRITON := {budgets.OLDEST_TRITON}\n" in (ROOT / "Makefile").read_text()
 
 
+def test_objects_of_the_build_are_read_where_they_are_of_todays_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(budgets, "ROOT", tmp_path)
+    folder, source = tmp_path / "build" / "cuda", tmp_path / "op_cuda.cu"
+    folder.mkdir(parents=True)
+    source.write_text("")
+    made = folder / "op_cuda.o"
+    for path, text in ((made, ""), (made.with_suffix(".log"), "\n"), (folder / "flags.txt", "")):
+        assert budgets.built(source, []) is None
+        path.write_text(text)
+    assert budgets.built(source, []) is None  # of no capability
+    (folder / "flags.txt").write_text(" ".join(f"-gencode=arch=compute_{c},code=sm_{c}" for c in budgets.CAPABILITIES))
+    header = tmp_path / "header.h"
+    header.write_text("")
+    for path, seconds in ((source, 1), (header, 2), (made, 3)):
+        os.utime(path, (seconds, seconds))
+    assert budgets.built(source, [header]) == made
+    os.utime(header, (3, 3))
+    assert budgets.built(source, [header]) is None
+    os.utime(header, (2, 2))
+    made.with_suffix(".log").write_text("warning #177-D: variable was declared but never referenced")
+    assert budgets.built(source, [header]) is None
+
+
 def test_partial_writes(tmp_path, monkeypatch):
     """Rows of other kernels, and of a compiler that did not run, stay; those of kernels that are gone do not."""
     monkeypatch.setattr(budgets, "BUDGETS", tmp_path / "budgets.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_lm_jobs import command, tiny, without_times  # noqa: F401
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 SCRIPT = Path(__file__).with_name("killed.py")
 
 

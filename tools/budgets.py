@@ -6,7 +6,8 @@ each takes; holds that against tests/budgets.json, with the oldest Triton agains
     python tools/budgets.py --full       float64 and the like for all three, not for sm_90 alone
     python tools/budgets.py --triton --only nearest    Triton's kernels alone; with --write too it changes no other rows
 
-Results are kept under build/budgets by the content of what was compiled.
+CUDA objects that `make setup` made of the same sources are read as they are. Results are kept under build/budgets by
+the content of what was compiled.
 """
 
 from __future__ import annotations
@@ -88,6 +89,17 @@ def nvcc() -> str | None:
     return str(inside) if inside and inside.exists() else shutil.which("nvcc")
 
 
+def built(source: Path, headers: list[Path]) -> Path | None:
+    """The object that setup.py made of it, where nothing has changed since and nvcc had nothing to say."""
+    target = ROOT / "build" / "cuda" / f"{source.stem}.o"
+    log, flags = target.with_suffix(".log"), target.with_name("flags.txt")
+    if not all(path.exists() for path in (target, log, flags)) or log.read_text().strip():
+        return None
+    newest = max(path.stat().st_mtime for path in (source, *headers))
+    everything = all(f"code=sm_{c}" in flags.read_text() for c in CAPABILITIES)
+    return target if everything and target.stat().st_mtime > newest else None
+
+
 def compile_cuda(source: Path) -> dict[str, dict[int, dict]]:
     """The kernels of one launcher file, with every warning an error."""
     command = [nvcc(), "-std=c++17", "-O3", "-Werror", "all-warnings", "-I", str(ROOT / "csrc")]
@@ -98,10 +110,13 @@ def compile_cuda(source: Path) -> dict[str, dict[int, dict]]:
     kept = CACHE / f"{hashlib.sha256(b''.join(parts) + _own_hash().encode()).hexdigest()}.json"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "kernels.o"
-            result = subprocess.run([*command, "-c", str(source), "-o", str(target)], capture_output=True, text=True)
-            if result.returncode:
-                raise RuntimeError(f"nvcc failed on {source.name}:\n{result.stderr}")
+            target = built(source, headers) or Path(folder) / "kernels.o"
+            if not target.exists():
+                result = subprocess.run(
+                    [*command, "-c", str(source), "-o", str(target)], capture_output=True, text=True
+                )
+                if result.returncode:
+                    raise RuntimeError(f"nvcc failed on {source.name}:\n{result.stderr}")
             found: dict[str, dict[int, dict]] = {}
             for capability in CAPABILITIES:
                 for name, use in functions(target, capability).items():

@@ -257,6 +257,17 @@ def test_accumulate_skips_invalid_labels_and_counts_them(kernels):
     assert all(torch.equal(ours[name], clean[name]) for name in ("counts", "center", "sums", "sqnorms"))
 
 
+@pytest.mark.parametrize("ignored", [0, 2, 4])
+def test_accumulate_with_a_class_that_is_the_ignore_index(kernels, ignored):
+    one, two = state(5, 36), state(5, 36)
+    x, labels = randn(60, 36, dtype=torch.float32), torch.randint(0, 5, (60,))
+    labels[[0, -1]] = ignored
+    for rows in (slice(0, 25), slice(25, 60)):
+        assert accumulate(kernels, one, x[rows], labels[rows], ignored) == 0
+        accumulate(kernels, two, x[rows], labels[rows].masked_fill(labels[rows] == ignored, IGNORE))
+    assert all(torch.equal(one[name], two[name]) for name in one) and one["counts"][ignored] == 0
+
+
 def test_accumulate_nothing(kernels):
     s = state(4, 5)
     accumulate(kernels, s, randn(9, 5, dtype=torch.float32), torch.arange(9) % 3)

@@ -141,6 +141,17 @@ def test_nan_spreads_to_its_row_and_column_only(kernels, dtype):
 
 
 @dtypes
+@pytest.mark.parametrize(("row", "column"), [(0, 129), (300, 0), (519, 70)])
+def test_nan_in_one_chunk_and_tile_of_several(kernels, dtype, row, column):
+    x = torch.randint(-2, 3, (520, 130)).to(dtype)
+    plan, expected = plan_of(kernels, dtype.itemsize, *x.shape), naive(x.double())
+    assert plan.chunks == 3 and plan.tiles > 1
+    x[row, column], expected[column], expected[:, column] = math.nan, math.nan, math.nan
+    ours = class_scatter(kernels, x)
+    assert torch.equal(ours.double().nan_to_num(0.5), expected.nan_to_num(0.5))
+
+
+@dtypes
 def test_invalid_labels_are_skipped(kernels, dtype):
     x, _, center = problem(40, 16, 3, dtype, "classes")
     labels = torch.tensor([0, -1, 3, 2**40, -(2**40), IGNORE, 2, 1, 2**32, 2]).repeat(4)

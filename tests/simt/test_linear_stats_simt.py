@@ -200,6 +200,18 @@ def test_a_bad_row_poisons_itself_alone(kernels, dtype, value):
 
 
 @dtypes
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_a_bad_class_poisons_its_rows_whatever_split_it_is_in(kernels, dtype, value, place):
+    x, weight, bias, target = integers(3, 8, 650, dtype)
+    bias[int(place * 649)] = value
+    ours = linear_stats(kernels, x, weight, bias, target)
+    for name in COLUMNS:
+        poisoned = ours[name].isnan() if name in FLOATS else ours[name] == -1
+        assert poisoned[target != IGNORE if name in TARGETS else slice(None)].all(), name
+
+
+@dtypes
 def test_masked_classes(kernels, dtype):
     x, weight, bias, target = integers(6, 16, 140, dtype)
     bias[::2] = -math.inf
@@ -216,6 +228,18 @@ def test_targets_out_of_range(kernels):
     assert ours["nll"].isnan().tolist() == [False, True, True, False, True]
     assert ours["target_rank"][1:].tolist() == [-1] * 4
     assert ours["nll"][3] == ours["target_logit"][3] == 0
+
+
+def test_a_class_that_is_the_ignore_index(kernels):
+    x, weight, bias, target = integers(9, 8, 300, torch.float32)
+    for ignored in (0, 150, 299):
+        target[[0, -1]] = ignored
+        other = linear_stats(kernels, x, weight, bias, target, ignore_index=ignored)
+        masked = target.masked_fill((target == ignored) | (target == IGNORE), IGNORE)
+        same = linear_stats(kernels, x, weight, bias, masked)
+        valid = target != IGNORE  # which is no class, and no longer ignored
+        for name in COLUMNS:
+            assert torch.equal(other[name][valid], same[name][valid]), name
 
 
 @dtypes

@@ -115,6 +115,19 @@ def test_a_bad_logit_poisons_its_row_alone(kernels, dtype, value, column):
     assert all(ours[name][3] == -1 for name in INDICES)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("column", [0, 20_000, 39_999])
+def test_a_bad_logit_in_any_of_the_blocks_of_a_row(kernels, value, column):
+    logits, target = randn(2, 40_000, dtype=torch.float32), torch.tensor([0, 39_999])
+    assert kernels.splits(*logits.shape) == 4
+    clean = logit_stats(kernels, logits, target)
+    logits[1, column] = value
+    ours = logit_stats(kernels, logits, target)
+    for name in COLUMNS:
+        assert torch.equal(ours[name][0], clean[name][0]), name
+        assert ours[name][1].isnan() if name in FLOATS else ours[name][1] == -1, name
+
+
 @pytest.mark.parametrize("classes", [3, 2100])
 def test_minus_infinity(kernels, classes):
     logits = torch.full((4, classes), -math.inf)

@@ -11,6 +11,8 @@ import sanitized
 import sanitizers
 import simt_modules
 
+pytestmark = pytest.mark.slow
+
 
 def available(mode: str) -> bool:
     """Whether g++ has the libraries, and a Python with them preloaded starts."""

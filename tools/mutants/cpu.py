@@ -10,6 +10,7 @@ from .plants import Source
 def tests(files: str, only: str = "") -> str:
     """These files of tests/ on the native backend: of their tests those that ``only`` names."""
     chosen = "not reference- and not -reference and not reference] and not triton and not compile and not opcheck"
+    files = files.replace("across_parts", "across_parts across_native_parts")
     return " ".join(f"tests/test_{name}.py" for name in files.split()) + f" -k '{chosen}{only and f' and ({only})'}'"
 
 

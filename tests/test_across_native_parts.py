@@ -1,0 +1,116 @@
+"""Values where native kernels cut work, at sizes of theirs; test_across_parts.py has what every backend runs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from logit_columns import dense, naive, objective, problem
+from test_across_parts import integers, uneven_labels
+from testing import threads
+
+import ncops
+
+V = 70_001
+pytestmark = pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])
+
+
+@pytest.fixture(autouse=True)
+def forced(cpu_backend):
+    with ncops.use_backend(cpu_backend):
+        yield
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize("column", [0, 6999, 35_000, V - 1])
+def test_an_overflow_in_any_split(rows, column):
+    x, weight = integers(rows, 6), integers(V, 6)
+    x[:, 0] = weight[:, 0] = 0
+    clean = ncops.linear_stats(x, weight)
+    x[2, 0] = weight[column, 0] = 1e30  # of one logit
+    stats = ncops.linear_stats(x, weight)
+    others = torch.arange(rows) != 2
+    assert stats.lse[2].isnan() and stats.mean[2].isnan() and stats.argmax[2] == -1
+    assert torch.equal(stats.lse[others], clean.lse[others]) and torch.equal(stats.argmax[others], clean.argmax[others])
+
+
+# Groups of rows that share the classes; chunks of rows against several splits of the classes.
+@pytest.mark.parametrize(("n", "d", "v"), [(700, 20, 70), (1_100, 8, 2_000)])
+def test_gradients_of_products_in_several_groups_and_chunks(n, d, v):
+    *inputs, target = problem(n, d, v, torch.float32)
+
+    def gradients(columns, inputs):
+        inputs = [t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(objective(columns(*inputs), n), inputs)
+
+    mine = gradients(lambda x, w, b: ncops.linear_stats(x, w, b, target, scale=0.3)._asdict(), inputs)
+    truth = gradients(lambda x, w, b: naive(dense(x, w, b, 0.3), target), [t.double() for t in inputs])
+    for name, a, b in zip(("x", "weight", "bias"), mine, truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-6 * float(b.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("value", [1.23, 1.7, 1.9])
+def test_equal_squares_round_alike(value):
+    """So that their errors add up: a float32 chain over 512 rows would have 3e-6."""
+    x = torch.full((2_000, 80), value)
+    sqnorms = ncops.class_moments(x, torch.zeros(2_000, dtype=torch.int64), 1).sqnorms
+    assert abs(float(sqnorms[0] / x.double().square().sum()) - 1) <= 1e-6
+
+
+# One thread computes one column of tiles after the other, in place.
+@pytest.mark.parametrize(("n", "d", "c"), [(300, 1_100, 7), (900, 70, 37)])
+def test_gradient_by_centres_in_several_tiles_and_ranges(n, d, c):
+    x, labels, center = integers(n, d, most=1), uneven_labels(n, c), integers(c, d, most=1).requires_grad_()
+    g, kept = integers(d, d, most=1), labels >= 0
+    with threads(1):
+        (ncops.class_scatter(x, labels, center) * g).sum().backward()
+    r = x[kept].double() - center.detach().double()[labels[kept]]
+    sums = torch.zeros(c, d, dtype=torch.float64).index_add_(0, labels[kept], r)
+    assert torch.equal(center.grad.double(), -sums @ (g + g.T).double())
+
+
+def test_gradient_by_the_centre_of_many_rows():
+    """Their sum is formed in double: rows of one sign, and float32 would lose four digits."""
+    x, center = torch.rand(100_000, 3) + 0.1, torch.zeros(3, requires_grad=True)
+    ncops.class_scatter(x, None, center).diagonal().sum().backward()
+    torch.testing.assert_close(center.grad.double(), -2 * x.double().sum(0), rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("bad", [10, 4_000, 9_000])
+def test_a_nan_mean_counts_where_it_is_valid_whatever_tile_it_is_in(bad):
+    means = integers(9_001, 16)
+    x, valid = means[[3, 5_000]] + 0.25, torch.arange(9_001) != bad
+    clean = ncops.nearest_class_mean(x, means, valid=valid)
+    means[bad, 5] = math.nan
+    assert (ncops.nearest_class_mean(x, means).index == -1).all()
+    found = ncops.nearest_class_mean(x, means, valid=valid)
+    assert torch.equal(found.index, clean.index) and torch.equal(found.sqdist, clean.sqdist)
+
+
+@pytest.mark.parametrize("bad", [10, 4_000, 9_000])
+def test_a_product_that_overflows_in_one_tile_spoils_its_row(bad):
+    means = integers(9_001, 16)
+    x = means[[3, 5_000]] + 0.25
+    clean = ncops.nearest_class_mean(x, means)
+    x[0, 5], means[bad, 5] = 1e25, 1e15
+    found = ncops.nearest_class_mean(x, means)
+    assert found.index.tolist() == [-1, clean.index[1]] and found.sqdist[0].isnan()
+
+
+def test_gradients_of_cdnv_in_several_tiles():
+    k, d = 300, 12
+    rows, variances = torch.randn(k, d, requires_grad=True), torch.rand(k, requires_grad=True)
+    ncops.pair_stats(rows, "cdnv", variances=variances).mean.backward()
+    exact, spread = (t.detach().double().requires_grad_() for t in (rows, variances))
+    i, j = torch.triu_indices(k, k, 1)
+    ((spread[i] + spread[j]) / (2 * (exact[i] - exact[j]).square().sum(1))).mean().backward()
+    for mine, truth in ((rows.grad, exact.grad), (variances.grad, spread.grad)):
+        torch.testing.assert_close(mine.double(), truth, rtol=1e-4, atol=1e-6 * float(truth.abs().max()))
+
+
+def test_far_pairs_keep_their_order():
+    """Their values are subnormal."""
+    rows = torch.tensor([[0.0], [9.8], [9.5], [-9.6]])
+    stats = ncops.pair_stats(rows, "gaussian")
+    assert stats.row_argmax.tolist() == [2, 2, 1, 0]
