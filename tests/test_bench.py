@@ -68,12 +68,13 @@ def test_goals_of_every_promised_row_are_in_the_quick_run():
     assert goals["linear_stats float32"] == Goal(0.85, 4, 2.2, 1.8)
     assert goals["linear_stats bfloat16"] == Goal(0.80, 3, 1.8, 1)
     assert goals["linear_stats forward + backward"] == Goal(0.75, 2, 1.5)
-    assert goals["linear_stats forward + backward, large V"].megabytes == 100
+    assert goals["linear_loss float32"] == Goal(0.80, 1.25, 1.25, 1.25)
+    assert goals["linear_loss large V"].megabytes == 100
     assert goals["class_scatter 1000 classes"] == Goal(0.75, 4, 4)
     assert goals["pair_stats cosine"] == Goal(0.70, 12, 8, 3)
     assert goals["logit_stats float32"] == Goal(0.7, 8, 1.5)
     assert {t.split()[0] for t in goals} == {
-        "linear_stats", "logit_stats", "class_moments", "class_scatter", "pair_stats"
+        "linear_stats", "linear_loss", "logit_stats", "class_moments", "class_scatter", "pair_stats"
     }  # fmt: skip
     titles = [(c.title, c.bench.mode) for c in plan.full()]
     assert len(titles) == len(set(titles)) and len(titles) > 100

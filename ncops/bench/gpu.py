@@ -13,6 +13,7 @@ import torch
 from . import (
     class_moments,
     class_scatter,
+    linear_loss,
     linear_stats,
     logit_stats,
     nearest_class_mean,
@@ -50,6 +51,9 @@ CASES = (
     _case(
         _FULL, "forward + backward", BF16, _LLM, EAGER, COMPILE, "liger", "cut_cross_entropy", measures=EVERYTHING,
     ),
+    _case(linear_loss.FULL, "bfloat16", BF16, _LLM, "linear_stats", "liger", measures=("speed", "memory")),
+    _case(linear_loss.FULL, "small model, bfloat16", BF16, _SMALL_LM, "linear_stats", EAGER),
+    _case(linear_loss.FULL, "float32", F32, _SMALL, "linear_stats"),
     _case(_FULL, "forward + backward, small model", BF16, _SMALL_LM, EAGER),
     _case(_FULL, "forward + backward, float32", F32, _SMALL, EAGER),
     _case(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import ncops
 
 from . import _rows
-from .case import EVERYTHING, OURS, Bench, Case, Goal, labels, numpy, randn, single_thread
+from .case import EVERYTHING, Bench, Case, Goal, labels, numpy, randn, single_thread
 
 
 def make(sizes, dtype, data, generator):
@@ -85,10 +85,6 @@ CASES = (
     Case(FORWARD, "bfloat16", _LLM, torch.bfloat16, goal=Goal(0.80, 3, 1.8, 1)),
     Case(
         FULL, "forward + backward", {"N": 1024, "D": 768, "V": 8192}, goal=Goal(0.75, 2, 1.5), measures=EVERYTHING,
-    ),
-    Case(
-        FULL, "forward + backward, large V", {"N": 4096, "D": 256, "V": 131072}, goal=Goal(megabytes=100),
-        measures=("memory",), contestants=(OURS,),
     ),
     Case(FORWARD, "10 classes", {"N": 50000, "D": 512, "V": 10}, goal=Goal(None, 1.7, 1.3, 1)),
     Case(FORWARD, "100 classes", {"N": 50000, "D": 512, "V": 100}, goal=Goal(None, 1.7, 1.3, 1)),

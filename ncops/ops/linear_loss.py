@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, get_args
 
 import torch
@@ -62,8 +61,10 @@ def linear_loss(
         ValueError: what :func:`linear_stats` refuses; a factor that is not finite, a ``label_smoothing`` outside
             [0, 1]; no target for an ``nll``; a ``class_weight`` that requires a gradient.
     """
-    nll, z_loss, entropy = _factor(nll, "nll"), _factor(z_loss, "z_loss"), _factor(entropy, "entropy")
-    label_smoothing = _factor(label_smoothing, "label_smoothing")
+    instead = "multiply a loss by it"
+    nll, z_loss = check_number(nll, "nll", instead), check_number(z_loss, "z_loss", instead)
+    entropy = check_number(entropy, "entropy", instead)
+    label_smoothing = check_number(label_smoothing, "label_smoothing", instead)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
     if reduction not in get_args(Reduction):
@@ -110,13 +111,6 @@ def linear_loss(
         loss = loss.where(valid.any(), torch.nan)
     stats = columns_of((planes[0].detach(), planes[1]), tuple(x.shape[:-1]), y, classes, ignore_index)
     return LinearLoss(loss.reshape(x.shape[:-1]) if reduction == "none" else loss, stats)
-
-
-def _factor(value: float, name: str) -> float:
-    number = check_number(value, name, "multiply the loss")
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number, got {number}")
-    return number
 
 
 def _weighted_mean(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor, scale: float) -> Tensor:

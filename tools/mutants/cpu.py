@@ -214,8 +214,66 @@ SOURCES: tuple[Source, ...] = (
             ("for (int64_t split = 1; split < plan.splits", "for (int64_t split = 1; split + 1 < plan.splits"),
             ("|| args.w.col_stride != 1 ||", "||"),
             ("c * args.w.row_stride", "c * args.w.dim"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/linear_logits.h",
+        LINEAR,
+        (
             ("bias ? bias + first : nullptr", "bias"),
             ("if (split == 0) std::memcpy(target_logits", "if (split == 1) std::memcpy(target_logits"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/gradient_products.h",
+        LINEAR_GRADIENTS,
+        (
+            ("for (int64_t group = 1; group < groups; ++group)", "for (int64_t group = 2; group < groups; ++group)"),
+            ("if (!zero[p]) sums", "sums"),
+            ("x + k * (panels * L / kPerStep<Mode>)", "x"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/steps.h",
+        tests("linear_stats_gradients linear_loss", "grad or float64 or blocks"),
+        (
+            ("(low & 0xffff) | high << 16", "low | high << 16"),
+            ("store(out + k / L * (all / 2) * L + k % L, Vec<T>{});", ";"),
+            (
+                "store(block[r] + i, row_pairs(src, row + at, at < count, at + 1 < count, k + i));",
+                "store(block[r] + i, row_pairs(src, row + at, at < count, at < count, k + i));",
+            ),
+            ("k + W <= src.dim)", "k < src.dim)"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/linear_loss_cpu.cpp",
+        tests("linear_loss"),
+        (
+            (
+                "for (int64_t split = 1; split < splits_; ++split) total",
+                "for (int64_t split = 2; split < splits_; ++split) total",
+            ),
+            (
+                "for (int64_t split = 1; split < splits_; ++split) {",
+                "for (int64_t split = 2; split < splits_; ++split) {",
+            ),
+            ("2 * term[kOfLseSquared] * lse", "term[kOfLseSquared] * lse"),
+            ("set(kMean, term[kOfMean]);", "set(kMean, -term[kOfMean]);"),
+            ("b.row == 0 && groups_ == 1", "groups_ == 1"),
+            ("row < b.end && b.gradients[p].rows[row - b.first(p)].active", "row < b.end"),
+            ("if (args_.scale != 1)", "if (args_.scale == 2)"),
+            ("(whole - count) * L * sizeof(T)", "0 * L * sizeof(T)"),
+            ("number * panel * sizeof(T)", "panel * sizeof(T)"),
+        ),
+    ),
+    Source(
+        "csrc/linear_loss.cpp",
+        tests("linear_loss"),
+        (
+            ("[](double c) { return c != 0; }", "[](double c) { return c > 0; }"),
+            ("plane == kTargetLogit || plane == kNll", "plane == kTargetLogit"),
+            ("target.push_back(args.target[row])", "target.push_back(args.target[target.size()])"),
         ),
     ),
     Source(
@@ -252,14 +310,12 @@ SOURCES: tuple[Source, ...] = (
         "csrc/cpu/linear_stats_backward_cpu.cpp",
         LINEAR_GRADIENTS,
         (
-            ("for (int64_t group = 0; group < groups; ++group)", "for (int64_t group = 1; group < groups; ++group)"),
-            ("share ? share + (r - first) * padded_ : nullptr", "share"),
+            ("share ? share + (r - first) * features_ : nullptr", "share"),
             (
                 "for (int64_t split = 0; split < splits_; ++split)",
                 "for (int64_t split = splits_ > 1; split < splits_; ++split)",
             ),
-            ("row < end && RowGradient<T>(args_, row, args_.w.rows).active", "row < end"),
-            ("if (!zero[p]) sums", "sums"),
+            ("row < end && gradients[(row - begin) / L].rows[(row - begin) % L].active", "row < end"),
         ),
     ),
     Source(

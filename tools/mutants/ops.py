@@ -187,12 +187,12 @@ SOURCES: tuple[Source, ...] = (
         (
             ("z.add_(bias)", "z.add_(scale * bias)"),
             ("g_bias += g_z.sum(0", "g_bias += scale * g_z.sum(0"),
-            (".where(rows.active[:, None], 0))", ")"),
+            (".where(active[:, None], 0))", ")"),
             (
                 "share_of(z, None if target_logit is None else target_logit[rows])",
                 "share_of(z, None if target_logit is None else target_logit[: len(z)])",
             ),
-            ("        g_z *= scale\n", ""),
+            ("        g_z *= self.scale\n", ""),
         ),
     ),
     Source(

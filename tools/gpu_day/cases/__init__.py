@@ -19,7 +19,8 @@ from .data import DTYPES, F32, SUMS, TF32, TF32_GRADIENTS, Case, Data, columns
 OPS = {
     maker.__name__: maker
     for maker in (
-        logits.linear_stats, logits.linear_stats_backward, logits.logit_stats, logits.logit_stats_backward,
+        logits.linear_stats, logits.linear_stats_backward, logits.linear_loss,
+        logits.logit_stats, logits.logit_stats_backward,
         classes.class_moments, classes.class_moments_backward, classes.class_scatter, classes.class_scatter_backward,
         pairs.nearest_class_mean, pairs.projected_sqnorms, pairs.projected_sqnorms_backward,
         pairs.pair_stats, pairs.pair_stats_backward,
@@ -34,7 +35,7 @@ def cases(name: str, data: Data, tf32: bool = False) -> list[Case]:
     found = [case for case in OPS[name](data) if not (case.huge and data.reduced)]
     if not tf32:
         return found
-    tolerance = TF32_GRADIENTS if name.endswith("backward") else TF32
+    tolerance = TF32_GRADIENTS if name.endswith(("backward", "loss")) else TF32
     return [case._replace(tolerance=tolerance) for case in found if case.dtype == F32]
 
 

@@ -1,4 +1,4 @@
-"""linear_stats and logit_stats."""
+"""linear_stats, linear_loss and logit_stats."""
 
 from __future__ import annotations
 
@@ -59,6 +59,16 @@ def linear_stats_backward(data: Data) -> Iterator[Case]:
     few_classes = partial(_few_classes, data)
     only_x = partial(gradients, lambda *args: objective(ncops.linear_stats(*args)), (0,))
     yield data.beyond(4096, tail(only_x), GRADIENTS[BF16], few_classes, partial(last_rows, labels=3))
+
+
+def _loss(x, weight, bias, target):
+    options = {"z_loss": 1e-2, "entropy": -0.1, "label_smoothing": 0.1, "reduction": "sum"}
+    return ncops.linear_loss(x, weight, bias, target, scale=0.7, **options).loss
+
+
+def linear_loss(data: Data) -> Iterator[Case]:
+    shapes = ((1000, 512, 5000), (300, 250, 1001), (2100, 264, 70000), (40, 512, 70000), (5000, 512, 10))
+    yield from data.grid(shapes, linear, partial(gradients, _loss, (0, 1, 2)), GRADIENTS)
 
 
 def stored(data: Data, n: int, v: int, pad: int, dtype: torch.dtype) -> list[Any]:
