@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backends import planes
 from ._logit_columns import Planes
 from ._logit_state import UNDERFLOW, expm1, store_planes
+from ._logits_tile import capped, capped_slope
 
 COEFFICIENTS, ROW_INDICES = 11, 4
 # The columns' planes, and those of their gradients.
@@ -111,8 +112,10 @@ def _of_row(values, PLANE: tl.constexpr, plane, row):
 
 
 @triton.jit
-def logit_gradient(z, column, row, coefficients, indices, num_rows):
-    """Gradient of a tile of logits ``z`` for classes ``column`` and existing rows ``row``; without ``scale``."""
+def logit_gradient(uncapped, column, row, coefficients, indices, num_rows, SOFTCAP: tl.constexpr):
+    """Gradient of a tile of logits before ``SOFTCAP`` for classes ``column`` and existing rows ``row``; without
+    ``scale``."""
+    z = capped(uncapped, SOFTCAP)
     plane = tl.cast(num_rows, tl.int64)
     column = column[None, :]
     shift = _of_row(coefficients, SHIFT, plane, row)[:, None]
@@ -132,6 +135,8 @@ def logit_gradient(z, column, row, coefficients, indices, num_rows):
     if tl.max(((constant != 0) | (slope != 0)).to(tl.int32), 0) > 0:  # the usual losses have neither
         apart = z - _of_row(coefficients, CENTRE, plane, row)[:, None]
         gradient += constant[:, None] + tl.where(slope[:, None] == 0, 0, slope[:, None] * apart)
+    if SOFTCAP is not None:
+        gradient = tl.where(z == float("-inf"), 0, gradient * capped_slope(uncapped, SOFTCAP))
     kind = _of_row(indices, KIND, plane, row)[:, None]
     return tl.where(kind == 1, gradient, tl.where(kind == 0, 0, float("nan")).to(gradient.dtype))
 

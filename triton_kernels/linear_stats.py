@@ -46,11 +46,11 @@ ROW_BLOCKS_SIDE_BY_SIDE = 16
 def _target_logits(
     x, weight, bias, target, target_logit, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_target,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The logit of each row's target: the diagonal of the tiles of BLOCK_N rows and the classes of BLOCK_V of them."""
-    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
+    of = Classifier(x, weight, bias, num_features, scale, SOFTCAP, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N
     in_block = tl.arange(0, BLOCK_N)
     row = tl.minimum(first + in_block, num_rows - 1)
@@ -100,14 +100,14 @@ def _one_tile(
     x, weight, bias, target, target_logit, floats, indices,
     num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_target,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The share of BLOCK_N rows of one tile that holds all classes, and the logits of the rows' targets."""
     rows = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(rows, num_rows - 1)
     column = tl.arange(0, BLOCK_V)
-    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
+    of = Classifier(x, weight, bias, num_features, scale, SOFTCAP, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     tile = logits_tile(of, row, tl.minimum(column, num_classes - 1), EVEN_D, PRECISION, DTYPE, BLOCK_D)
     z = tl.full([BLOCK_N], float("inf"), DTYPE)
     if target is not None:
@@ -123,7 +123,7 @@ def _one_tile(
 def _splits(
     x, weight, bias, target_logit, floats, indices, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     tiles_per_split, splits, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The share of BLOCK_N rows of the vocabulary tiles of one split."""
@@ -136,7 +136,7 @@ def _splits(
         z = tl.load(target_logit + row)
     first = (split * tiles_per_split * BLOCK_V).to(tl.int32)
     end = tl.minimum(first + tiles_per_split * BLOCK_V, num_classes)
-    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
+    of = Classifier(x, weight, bias, num_features, scale, SOFTCAP, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     share = empty_share(BLOCK_N, DTYPE)
     whole = tl.minimum(end, num_classes // BLOCK_V * BLOCK_V)
     for start in range(first, whole, BLOCK_V):
@@ -160,8 +160,8 @@ def table_row(num_rows: int, num_classes: int | None = None) -> str:
 
 
 def linear_stats(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, softcap: float,
+    ignore_index: int, allow_tf32: bool,
 ) -> Planes:  # fmt: skip
     """``(floats, indices)``: the columns, as ``ncops.backends.planes`` lists them.
 
@@ -172,7 +172,7 @@ def linear_stats(
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
         y = None if target is None else target[rows]
-        arguments = (rows_of(columns, rows), x[rows], weight, bias, y, scale, ignore_index, allow_tf32)
+        arguments = (rows_of(columns, rows), x[rows], weight, bias, y, scale, softcap, ignore_index, allow_tf32)
         shape = (min(step, x.shape[0] - start), *weight.shape)
         run = lambda config, a=arguments: _run(config, *a)  # noqa: E731
         tuned(table_row(shape[0], shape[1]), x, shape, run, allow_tf32)
@@ -181,12 +181,12 @@ def linear_stats(
 
 def _run(
     config: Launch, columns: Planes, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None,
-    scale: float, ignore_index: int, allow_tf32: bool,
+    scale: float, softcap: float, ignore_index: int, allow_tf32: bool,
 ) -> None:  # fmt: skip
     n, v = x.shape[0], weight.shape[0]
     z = None
     if v <= config["BLOCK_V"]:
-        flags, strides = _problem(config, x, weight, bias, allow_tf32)
+        flags, strides = _problem(config, x, weight, bias, softcap, allow_tf32)
         parts, per_split = empty_splits(x, 1), v
         z = None if target is None else torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
         _one_tile[(triton.cdiv(n, config["BLOCK_N"]),)](
@@ -195,18 +195,18 @@ def _run(
         )  # fmt: skip
     else:
         if target is not None:
-            z = _run_targets(config, x, weight, bias, target, scale, allow_tf32)
-        parts, per_split = _run_splits(config, x, weight, bias, z, scale, allow_tf32)
+            z = _run_targets(config, x, weight, bias, target, scale, softcap, allow_tf32)
+        parts, per_split = _run_splits(config, x, weight, bias, z, scale, softcap, allow_tf32)
     merge_splits(columns, parts, v, per_split, target, z, ignore_index)
 
 
 def _run_splits(
     config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float,
-    allow_tf32: bool,
+    softcap: float, allow_tf32: bool,
 ) -> tuple[Planes, int]:  # fmt: skip
     """The rows' shares of parts of the classes, and how many classes a part has."""
     n, v = x.shape[0], weight.shape[0]
-    flags, strides = _problem(config, x, weight, bias, allow_tf32)
+    flags, strides = _problem(config, x, weight, bias, softcap, allow_tf32)
     row_blocks, tiles = triton.cdiv(n, config["BLOCK_N"]), triton.cdiv(v, config["BLOCK_V"])
     splits = split_count(capability(x.device), min(row_blocks, ROW_BLOCKS_SIDE_BY_SIDE), tiles)
     per_split = triton.cdiv(tiles, splits)
@@ -219,21 +219,23 @@ def _run_splits(
 
 
 def _problem(
-    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, allow_tf32: bool
+    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float, allow_tf32: bool
 ) -> tuple[dict[str, object], tuple[int, ...]]:
     """The flags and the strides that both kernels take."""
     flags = {
         "EVEN_D": x.shape[1] % config["BLOCK_D"] == 0,
         "PRECISION": input_precision(allow_tf32),
         "DTYPE": TRITON[compute_dtype(x.dtype)],
+        "SOFTCAP": softcap or None,
     }
     return flags, (*x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0))
 
 
 def _run_targets(
-    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, allow_tf32: bool
-) -> Tensor:
-    flags, strides = _problem(config, x, weight, bias, allow_tf32)
+    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float,
+    allow_tf32: bool,
+) -> Tensor:  # fmt: skip
+    flags, strides = _problem(config, x, weight, bias, softcap, allow_tf32)
     n, d = x.shape
     out = torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
     _target_logits[(triton.cdiv(n, config["BLOCK_N"]),)](
@@ -249,8 +251,9 @@ def _untuned(x: Tensor, allow_tf32: bool) -> Launch:
 
 
 def linear_stats_targets(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, ignore_index: int, allow_tf32: bool
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float, ignore_index: int,
+    allow_tf32: bool,
+) -> Tensor:  # fmt: skip
     """``(N)`` logits of the targets, any number where one is no class.
 
     They have the bits of their rivals in ``linear_stats_share`` that is given these.
@@ -259,13 +262,14 @@ def linear_stats_targets(
     for rows in range(0, x.shape[0], ROWS_AT_ONCE):
         part, y = x[rows : rows + ROWS_AT_ONCE], target[rows : rows + ROWS_AT_ONCE]
         with device_of(x):
-            parts.append(_run_targets(_untuned(part, allow_tf32), part, weight, bias, y, scale, allow_tf32))
+            parts.append(_run_targets(_untuned(part, allow_tf32), part, weight, bias, y, scale, softcap, allow_tf32))
     return torch.cat(parts) if parts else x.new_empty(0, dtype=compute_dtype(x.dtype))
 
 
 def linear_stats_share(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, allow_tf32: bool
-) -> Planes:
+    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, softcap: float,
+    allow_tf32: bool,
+) -> Planes:  # fmt: skip
     """``(floats, float64, and indices)``: the rows' share of these classes, some of all, as
     ``ncops.backends.planes`` lists it and ``_logit_state.py`` merges it."""
     n = x.shape[0]
@@ -277,6 +281,7 @@ def linear_stats_share(
         rows = slice(start, start + ROWS_AT_ONCE)
         part, z = x[rows], None if target_logit is None else target_logit[rows]
         with device_of(x):
-            parts, per_split = _run_splits(_untuned(part, allow_tf32), part, weight, bias, z, scale, allow_tf32)
+            config = _untuned(part, allow_tf32)
+            parts, per_split = _run_splits(config, part, weight, bias, z, scale, softcap, allow_tf32)
             merge_splits(rows_of(share, rows), parts, weight.shape[0], per_split, finish=False)
     return share
