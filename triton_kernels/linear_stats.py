@@ -160,13 +160,15 @@ def table_row(num_rows: int, num_classes: int | None = None) -> str:
 
 
 def linear_stats(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, softcap: float,
+    ignore_index: int, allow_tf32: bool,
 ) -> Planes:  # fmt: skip
     """``(floats, indices)``: the columns, as ``ncops.backends.planes`` lists them.
 
     Workspace: 40 bytes per row and split (68 in float64), of at most 32768 rows at a time, 2^19 of up to 64 classes.
     """
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     columns = empty_columns(x)
     step = ROWS_OF_ONE_TILE if weight.shape[0] <= FEW_CLASSES else ROWS_AT_ONCE
     for start in range(0, x.shape[0], step):
@@ -249,12 +251,15 @@ def _untuned(x: Tensor, allow_tf32: bool) -> Launch:
 
 
 def linear_stats_targets(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, ignore_index: int, allow_tf32: bool
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float, ignore_index: int,
+    allow_tf32: bool,
+) -> Tensor:  # fmt: skip
     """``(N)`` logits of the targets, any number where one is no class.
 
     They have the bits of their rivals in ``linear_stats_share`` that is given these.
     """
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     parts = []
     for rows in range(0, x.shape[0], ROWS_AT_ONCE):
         part, y = x[rows : rows + ROWS_AT_ONCE], target[rows : rows + ROWS_AT_ONCE]
@@ -264,10 +269,13 @@ def linear_stats_targets(
 
 
 def linear_stats_share(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, allow_tf32: bool
-) -> Planes:
+    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, softcap: float,
+    allow_tf32: bool,
+) -> Planes:  # fmt: skip
     """``(floats, float64, and indices)``: the rows' share of these classes, some of all, as
     ``ncops.backends.planes`` lists it and ``_logit_state.py`` merges it."""
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     n = x.shape[0]
     share = (
         x.new_empty((len(planes.SHARE_FLOATS), n), dtype=torch.float64),

@@ -81,7 +81,7 @@ def chunk_shape(rows: int, classes: int, itemsize: int, block_v: int) -> tuple[i
 
 def linear_stats_backward(
     grad: Tensor, floats: Tensor, indices: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
-    target: Tensor | None, scale: float, ignore_index: int, allow_tf32: bool,
+    target: Tensor | None, scale: float, softcap: float, ignore_index: int, allow_tf32: bool,
     need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed.
@@ -90,6 +90,8 @@ def linear_stats_backward(
     float32 sums of one chunk of g_weight, and of g_x, of all of it where the vocabulary takes more than one chunk. A
     float16 x and a chunk of the weight are copied as two bfloat16.
     """
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     v = weight.shape[0]
     g_x = x.new_empty(x.shape if need_x else 0)
     g_weight = weight.new_empty(weight.shape if need_weight else 0)

@@ -88,11 +88,13 @@ def _config(logits: Tensor, config: Launch) -> tuple[int, int]:
     return min(area // block_v, max(1, triton.next_power_of_2(n))), block_v
 
 
-def logit_stats(logits: Tensor, target: Tensor | None, scale: float, ignore_index: int) -> Planes:
+def logit_stats(logits: Tensor, target: Tensor | None, scale: float, softcap: float, ignore_index: int) -> Planes:
     """``(floats, indices)``: the columns, as ``ncops.backends.planes`` lists them.
 
     Workspace: 40 bytes per row and split (68 in float64), of at most 2^20 rows at a time.
     """
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     columns = empty_columns(logits)
     for start in range(0, logits.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
@@ -125,9 +127,11 @@ def _run(
 
 def logit_stats_backward(
     grad: Tensor, floats: Tensor, indices: Tensor, logits: Tensor, target: Tensor | None, scale: float,
-    ignore_index: int,
+    softcap: float, ignore_index: int,
 ) -> Tensor:  # fmt: skip
     """Gradient of the stored logits. Workspace: 60 bytes per row (104 in float64)."""
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     n, v = logits.shape
     gradient = logits.new_empty(logits.shape)
     if n == 0:
