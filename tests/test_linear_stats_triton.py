@@ -77,17 +77,17 @@ def test_targets_outside_where_nothing_may_be_raised():
     """On a GPU the kernel alone sees them: NaN, rank -1, and no gradient."""
     x, weight, bias, target = problem(6, 5, 20, torch.float32)
     target[:] = torch.tensor([0, -1, 20, 2**40, IGNORE, 19])
-    floats, indices = forward.linear_stats(x, weight, bias, target, 1.0, IGNORE, False)
+    floats, indices = forward.linear_stats(x, weight, bias, target, 1.0, 0.0, IGNORE, False)
     own, nll = (floats[planes.FLOATS.index(name)] for name in ("target_logit", "nll"))
     rank = indices[planes.INDICES.index("target_rank")]
     assert nll.isnan().tolist() == own.isnan().tolist() == [False, True, True, True, False, False]
     assert rank[1:5].tolist() == [-1] * 4 and nll[4] == own[4] == 0
     gradients = torch.zeros(len(planes.FLOATS), 6)
     gradients[planes.FLOATS.index("nll")] = 1
-    options = (1.0, IGNORE, False, True, True, True)
+    options = (1.0, 0.0, IGNORE, False, True, True, True)
     g_x, _, _ = backward.linear_stats_backward(gradients, floats, indices, x, weight, bias, target, *options)
     assert (g_x[1:5] == 0).all() and (g_x[[0, 5]] != 0).all()
-    floats, indices = forward.linear_stats(x, weight, bias, None, 1.0, IGNORE, False)  # as if all were ignored
+    floats, indices = forward.linear_stats(x, weight, bias, None, 1.0, 0.0, IGNORE, False)  # as if all were ignored
     assert (floats[4:6] == 0).all() and (indices[2] == -1).all()
 
 
@@ -101,11 +101,11 @@ def test_the_share_of_all_classes_is_that_of_the_columns(monkeypatch, splits):
     monkeypatch.setattr(forward, "ROWS_AT_ONCE", 16)
     for mask in (0, 60, 75):
         bias[:mask] = -math.inf
-        z = forward.linear_stats_targets(x, weight, bias, target, 0.7, IGNORE, False)
-        floats, indices = forward.linear_stats(x, weight, bias, target, 0.7, IGNORE, False)
+        z = forward.linear_stats_targets(x, weight, bias, target, 0.7, 0.0, IGNORE, False)
+        floats, indices = forward.linear_stats(x, weight, bias, target, 0.7, 0.0, IGNORE, False)
         columns = dict(zip(planes.FLOATS + planes.INDICES, (*floats, *indices), strict=True))
         for target_logit in (z, None):
-            found = forward.linear_stats_share(x, weight, bias, target_logit, 0.7, False)
+            found = forward.linear_stats_share(x, weight, bias, target_logit, 0.7, 0.0, False)
             names = planes.SHARE_FLOATS + planes.SHARE_INDICES
             share = dict(zip(names, (*found[0], *found[1]), strict=True))
             assert found[0].dtype == torch.float64 and (share["count"] == 75).all()

@@ -32,8 +32,8 @@ def merged_planes(x, weight, bias, target, cuts, scale=SCALE):
     shards = list(cut(weight, bias, cuts))
     level = None
     if target is not None:
-        level = sum(target_logits(x, w, b, target, start, scale, IGNORE, False) for start, w, b in shards)
-    every = torch.stack([local_share(x, w, b, level, start, scale, False) for start, w, b in shards])
+        level = sum(target_logits(x, w, b, target, start, scale, 0.0, IGNORE, False) for start, w, b in shards)
+    every = torch.stack([local_share(x, w, b, level, start, scale, 0.0, False) for start, w, b in shards])
     return merge_shares(every, level, target, IGNORE, compute_dtype(x.dtype))
 
 
@@ -135,7 +135,7 @@ def test_gradients_equal_those_of_all_classes(backend, cuts, dtype):
     valid = target != IGNORE
     grads = [weights[n].where(valid, 0) if n in ("nll", "target_logit") else weights[n] for n in FLOATS]
     parts = [
-        shard_gradients(torch.stack(grads), *planes, x, w, b, target, start, 41, SCALE, IGNORE, False, [True] * 3)
+        shard_gradients(torch.stack(grads), *planes, x, w, b, target, start, 41, SCALE, 0.0, IGNORE, False, [True] * 3)
         for start, w, b in cut(weight, bias, cuts)
     ]
     ours = sum(p[0].double() for p in parts).to(dtype), *(torch.cat([p[i] for p in parts]) for i in (1, 2))
@@ -158,7 +158,7 @@ def test_gradient_of_one_column_wherever_its_class_is(backend):
         grads = torch.stack([torch.zeros_like(c) if g is None else g for g, c in zip(grads, columns, strict=True)])
         planes = merged_planes(x, weight, bias, target, (3, 6))
         parts = [
-            shard_gradients(grads, *planes, x, w, b, target, start, 9, SCALE, IGNORE, False, [True] * 3)
+            shard_gradients(grads, *planes, x, w, b, target, start, 9, SCALE, 0.0, IGNORE, False, [True] * 3)
             for start, w, b in cut(weight, bias, (3, 6))
         ]
         ours = sum(p[0] for p in parts), *(torch.cat([p[i] for p in parts]) for i in (1, 2))

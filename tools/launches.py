@@ -138,16 +138,16 @@ def _linear(p: Problem) -> None:
     for v in (50257, 100, 64, 16):
         for n in (4097, 64, 32, 16):
             x, weight, bias = p.x(n, 4096), p.x(v, 4096), p.x(v)
-            rest = (x, weight, bias, p.index(n), 1.0, IGNORE, p.tf32)
+            rest = (x, weight, bias, p.index(n), 1.0, 0.0, IGNORE, p.tf32)
             linear_stats.linear_stats(*rest)
             linear_stats.linear_stats_backward(*p.planes(n), *rest, True, True, True)
     n, v = 4097, 50257
-    linear_stats.linear_stats_share(p.x(n, 4096), p.x(v, 4096), p.x(v), p.wide(n), 1.0, p.tf32)
+    linear_stats.linear_stats_share(p.x(n, 4096), p.x(v, 4096), p.x(v), p.wide(n), 1.0, 0.0, p.tf32)
 
 
 def _stored(p: Problem) -> None:
     n = 4097
-    rest = (p.x(n, 50304), p.index(n), 1.0, IGNORE)
+    rest = (p.x(n, 50304), p.index(n), 1.0, 0.0, IGNORE)
     logit_stats.logit_stats(*rest)
     logit_stats.logit_stats_backward(*p.planes(n), *rest)
 

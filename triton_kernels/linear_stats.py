@@ -167,6 +167,8 @@ def linear_stats(
 
     Workspace: 40 bytes per row and split (68 in float64), of at most 32768 rows at a time, 2^19 of up to 64 classes.
     """
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     columns = empty_columns(x)
     step = ROWS_OF_ONE_TILE if weight.shape[0] <= FEW_CLASSES else ROWS_AT_ONCE
     for start in range(0, x.shape[0], step):
@@ -258,6 +260,8 @@ def linear_stats_targets(
 
     They have the bits of their rivals in ``linear_stats_share`` that is given these.
     """
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     parts = []
     for rows in range(0, x.shape[0], ROWS_AT_ONCE):
         part, y = x[rows : rows + ROWS_AT_ONCE], target[rows : rows + ROWS_AT_ONCE]
@@ -272,6 +276,8 @@ def linear_stats_share(
 ) -> Planes:  # fmt: skip
     """``(floats, float64, and indices)``: the rows' share of these classes, some of all, as
     ``ncops.backends.planes`` lists it and ``_logit_state.py`` merges it."""
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     n = x.shape[0]
     share = (
         x.new_empty((len(planes.SHARE_FLOATS), n), dtype=torch.float64),

@@ -90,6 +90,8 @@ def linear_stats_backward(
     float32 sums of one chunk of g_weight, and of g_x, of all of it where the vocabulary takes more than one chunk. A
     float16 x and a chunk of the weight are copied as two bfloat16.
     """
+    if softcap:
+        raise NotImplementedError("softcap: no Triton kernel caps logits")
     v = weight.shape[0]
     g_x = x.new_empty(x.shape if need_x else 0)
     g_weight = weight.new_empty(weight.shape if need_weight else 0)
