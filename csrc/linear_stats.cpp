@@ -31,12 +31,10 @@ static void targets(const LinearStatsArgs& args, const Tensor&) { linear_stats_t
 
 #ifdef NCOPS_WITH_CUDA
 static void columns(cuda::LinearStatsArgs& args, const Tensor& x) {
-  STD_TORCH_CHECK(args.softcap == 0, "softcap: no CUDA kernel caps logits");
   const CudaCall call(args, x, cuda::linear_stats_workspace(args.x.dtype, args.x.rows, args.w.rows));
   cuda::linear_stats(args);
 }
 static void targets(cuda::LinearStatsArgs& args, const Tensor& x) {
-  STD_TORCH_CHECK(args.softcap == 0, "softcap: no CUDA kernel caps logits");
   const CudaCall call(args, x);
   cuda::linear_stats_targets(args);
 }

@@ -10,14 +10,13 @@ from ._products import add_products
 
 
 class Classifier(NamedTuple):
-    """Where features, classifier rows and bias (or None) lie, what scales the products, and the cap of logits (or None)."""
+    """Where features, classifier rows and bias (or None) lie, and what scales the products."""
 
     x: tl.tensor
     weight: tl.tensor
     bias: tl.tensor
     num_features: tl.tensor
     scale: tl.tensor
-    softcap: tl.constexpr
     stride_xn: tl.tensor
     stride_xd: tl.tensor
     stride_wv: tl.tensor
@@ -74,15 +73,7 @@ def capped_slope(z, SOFTCAP: tl.constexpr):
 def logits_tile(
     of, row, column, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """The logits ``capped(scale * x[row] @ weight[column].T + bias[column])``, a tile (rows, columns)."""
-    return capped(uncapped_tile(of, row, column, EVEN_D, PRECISION, DTYPE, BLOCK_D), of.softcap)
-
-
-@triton.jit
-def uncapped_tile(
-    of, row, column, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """``scale * x[row] @ weight[column].T + bias[column]``. Rows and columns must exist."""
+    """``scale * x[row] @ weight[column].T + bias[column]``, a tile (rows, columns). Rows and columns must exist."""
     row, column = tl.cast(row, tl.int64), tl.cast(column, tl.int64)
     feature = tl.arange(0, BLOCK_D)
     offset = tl.cast(feature, tl.int64)

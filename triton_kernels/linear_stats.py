@@ -31,7 +31,7 @@ from ._launch import (
 )
 from ._logit_columns import TRITON, Planes, empty_columns, empty_splits, merge_splits, rows_of
 from ._logit_state import add_tile, empty_share, halves, store_split
-from ._logits_tile import Classifier, logits_tile
+from ._logits_tile import Classifier, capped, logits_tile
 from .linear_stats_backward import linear_stats_backward
 
 __all__ = ["linear_stats", "linear_stats_backward", "linear_stats_share", "linear_stats_targets"]
@@ -50,7 +50,7 @@ def _target_logits(
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The logit of each row's target: the diagonal of the tiles of BLOCK_N rows and the classes of BLOCK_V of them."""
-    of = Classifier(x, weight, bias, num_features, scale, SOFTCAP, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
+    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     first = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N
     in_block = tl.arange(0, BLOCK_N)
     row = tl.minimum(first + in_block, num_rows - 1)
@@ -61,13 +61,13 @@ def _target_logits(
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
         tile = logits_tile(of, row, y, EVEN_D, PRECISION, DTYPE, BLOCK_D)
         z += tl.sum(tl.where(in_block[:, None] == other[None, :], tile, 0), 1)
-    tl.store(target_logit + first + in_block, z, first + in_block < num_rows)
+    tl.store(target_logit + first + in_block, capped(z, SOFTCAP), first + in_block < num_rows)
 
 
 @triton.jit
 def _next_tile(
     share, of, row, start, first, num_classes, target_logit,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """The rows' share after the tile of classes from ``start`` on."""
@@ -75,24 +75,24 @@ def _next_tile(
     if PADDED:
         column = tl.minimum(column, num_classes - 1)
     z = logits_tile(of, row, column, EVEN_D, PRECISION, DTYPE, BLOCK_D)
-    return _add_tile(share, z, start, first, num_classes, target_logit, BLOCK_V, HALVES, PADDED)
+    return _add_tile(share, z, start, first, num_classes, target_logit, SOFTCAP, BLOCK_V, HALVES, PADDED)
 
 
 @triton.jit
 def _add_tile(
-    share, z, start, first, num_classes, target_logit,
+    share, z, start, first, num_classes, target_logit, SOFTCAP: tl.constexpr,
     BLOCK_V: tl.constexpr, HALVES: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     if HALVES:  # half the temporaries at a time: on Hopper 128 x 128 logits spill without
         left, right = halves(z)
         column = start + tl.arange(0, BLOCK_V // 2)
-        share = add_tile(share, left, column, first, start, num_classes, target_logit, False, PADDED)
+        share = add_tile(share, capped(left, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
         column += BLOCK_V // 2
         start += BLOCK_V // 2
-        return add_tile(share, right, column, first, start, num_classes, target_logit, False, PADDED)
+        return add_tile(share, capped(right, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
     else:
         column = start + tl.arange(0, BLOCK_V)
-        return add_tile(share, z, column, first, start, num_classes, target_logit, False, PADDED)
+        return add_tile(share, capped(z, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes"])
@@ -107,15 +107,15 @@ def _one_tile(
     rows = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(rows, num_rows - 1)
     column = tl.arange(0, BLOCK_V)
-    of = Classifier(x, weight, bias, num_features, scale, SOFTCAP, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
+    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     tile = logits_tile(of, row, tl.minimum(column, num_classes - 1), EVEN_D, PRECISION, DTYPE, BLOCK_D)
     z = tl.full([BLOCK_N], float("inf"), DTYPE)
     if target is not None:
         y = tl.load(target + row * stride_target).to(tl.int64)
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
-        z = tl.sum(tl.where(column[None, :] == y[:, None], tile, 0), 1)
+        z = capped(tl.sum(tl.where(column[None, :] == y[:, None], tile, 0), 1), SOFTCAP)
         tl.store(target_logit + rows, z, rows < num_rows)
-    share = _add_tile(empty_share(BLOCK_N, DTYPE), tile, 0, 0, num_classes, z, BLOCK_V, HALVES, True)
+    share = _add_tile(empty_share(BLOCK_N, DTYPE), tile, 0, 0, num_classes, z, SOFTCAP, BLOCK_V, HALVES, True)
     store_split(floats, indices, 0, 1, rows, num_rows, share)
 
 
@@ -136,18 +136,20 @@ def _splits(
         z = tl.load(target_logit + row)
     first = (split * tiles_per_split * BLOCK_V).to(tl.int32)
     end = tl.minimum(first + tiles_per_split * BLOCK_V, num_classes)
-    of = Classifier(x, weight, bias, num_features, scale, SOFTCAP, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
+    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     share = empty_share(BLOCK_N, DTYPE)
     whole = tl.minimum(end, num_classes // BLOCK_V * BLOCK_V)
     for start in range(first, whole, BLOCK_V):
         share = _next_tile(
-            share, of, row, start, first, num_classes, z, EVEN_D, PRECISION, DTYPE, BLOCK_V, BLOCK_D, HALVES, False
-        )
+            share, of, row, start, first, num_classes, z,
+            EVEN_D, PRECISION, DTYPE, SOFTCAP, BLOCK_V, BLOCK_D, HALVES, False,
+        )  # fmt: skip
     if whole < end:  # the vocabulary's last tile alone pays for masks
         start = tl.maximum(first, whole)
         share = _next_tile(
-            share, of, row, start, first, num_classes, z, EVEN_D, PRECISION, DTYPE, BLOCK_V, BLOCK_D, HALVES, True
-        )
+            share, of, row, start, first, num_classes, z,
+            EVEN_D, PRECISION, DTYPE, SOFTCAP, BLOCK_V, BLOCK_D, HALVES, True,
+        )  # fmt: skip
     store_split(floats, indices, split, splits, rows, num_rows, share)
 
 
@@ -167,8 +169,6 @@ def linear_stats(
 
     Workspace: 40 bytes per row and split (68 in float64), of at most 32768 rows at a time, 2^19 of up to 64 classes.
     """
-    if softcap:
-        raise NotImplementedError("softcap: no Triton kernel caps logits")
     columns = empty_columns(x)
     step = ROWS_OF_ONE_TILE if weight.shape[0] <= FEW_CLASSES else ROWS_AT_ONCE
     for start in range(0, x.shape[0], step):
@@ -260,8 +260,6 @@ def linear_stats_targets(
 
     They have the bits of their rivals in ``linear_stats_share`` that is given these.
     """
-    if softcap:
-        raise NotImplementedError("softcap: no Triton kernel caps logits")
     parts = []
     for rows in range(0, x.shape[0], ROWS_AT_ONCE):
         part, y = x[rows : rows + ROWS_AT_ONCE], target[rows : rows + ROWS_AT_ONCE]
@@ -276,8 +274,6 @@ def linear_stats_share(
 ) -> Planes:  # fmt: skip
     """``(floats, float64, and indices)``: the rows' share of these classes, some of all, as
     ``ncops.backends.planes`` lists it and ``_logit_state.py`` merges it."""
-    if softcap:
-        raise NotImplementedError("softcap: no Triton kernel caps logits")
     n = x.shape[0]
     share = (
         x.new_empty((len(planes.SHARE_FLOATS), n), dtype=torch.float64),

@@ -22,7 +22,7 @@ from ..backends.dtypes import compute_dtype
 from ._launch import capability, device_of, input_precision, launch, row_for_classes
 from ._logit_columns import TRITON
 from ._logit_gradient import KIND, logit_gradient, row_coefficients
-from ._logits_tile import Classifier, scaled, uncapped_tile
+from ._logits_tile import Classifier, logits_tile, scaled
 
 WORKSPACE_BYTES = 64 << 20
 LEAST_CLASSES = 4096  # of a chunk, where there are so many
@@ -52,8 +52,8 @@ def _chunk_gradient(
     column = block_v * BLOCK_V + tl.arange(0, BLOCK_V)
     here = (row < num_rows)[:, None] & (column < num_classes)[None, :]
     read = tl.minimum(row, num_rows - 1)
-    of = Classifier(x, weight, bias, num_features, scale, SOFTCAP, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
-    z = uncapped_tile(of, read, tl.minimum(column, num_classes - 1), EVEN_D, PRECISION, DTYPE, BLOCK_D)
+    of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
+    z = logits_tile(of, read, tl.minimum(column, num_classes - 1), EVEN_D, PRECISION, DTYPE, BLOCK_D)
     gradient = logit_gradient(z, first_class + column, first_row + read, coefficients, indices, all_rows, SOFTCAP)
     gradient = tl.where(here, gradient, 0)
     if NEED_BIAS:
@@ -90,8 +90,6 @@ def linear_stats_backward(
     float32 sums of one chunk of g_weight, and of g_x, of all of it where the vocabulary takes more than one chunk. A
     float16 x and a chunk of the weight are copied as two bfloat16.
     """
-    if softcap:
-        raise NotImplementedError("softcap: no Triton kernel caps logits")
     v = weight.shape[0]
     g_x = x.new_empty(x.shape if need_x else 0)
     g_weight = weight.new_empty(weight.shape if need_weight else 0)

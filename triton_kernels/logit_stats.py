@@ -94,8 +94,6 @@ def logit_stats(logits: Tensor, target: Tensor | None, scale: float, softcap: fl
 
     Workspace: 40 bytes per row and split (68 in float64), of at most 2^20 rows at a time.
     """
-    if softcap:
-        raise NotImplementedError("softcap: no Triton kernel caps logits")
     columns = empty_columns(logits)
     for start in range(0, logits.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
@@ -132,8 +130,6 @@ def logit_stats_backward(
     softcap: float, ignore_index: int,
 ) -> Tensor:  # fmt: skip
     """Gradient of the stored logits. Workspace: 60 bytes per row (104 in float64)."""
-    if softcap:
-        raise NotImplementedError("softcap: no Triton kernel caps logits")
     n, v = logits.shape
     gradient = logits.new_empty(logits.shape)
     if n == 0:
