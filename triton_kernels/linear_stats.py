@@ -85,14 +85,28 @@ def _add_tile(
 ):  # fmt: skip
     if HALVES:  # half the temporaries at a time: on Hopper 128 x 128 logits spill without
         left, right = halves(z)
-        column = start + tl.arange(0, BLOCK_V // 2)
-        share = add_tile(share, capped(left, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
-        column += BLOCK_V // 2
+        share = _add_part(share, left, start, first, num_classes, target_logit, SOFTCAP, BLOCK_V // 2, PADDED)
         start += BLOCK_V // 2
-        return add_tile(share, capped(right, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
+        return _add_part(share, right, start, first, num_classes, target_logit, SOFTCAP, BLOCK_V // 2, PADDED)
     else:
-        column = start + tl.arange(0, BLOCK_V)
-        return add_tile(share, capped(z, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
+        return _add_part(share, z, start, first, num_classes, target_logit, SOFTCAP, BLOCK_V, PADDED)
+
+
+@triton.jit
+def _add_part(
+    share, z, start, first, num_classes, target_logit,
+    SOFTCAP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    if SOFTCAP is None:
+        column = start + tl.arange(0, WIDTH)
+        return add_tile(share, z, column, first, start, num_classes, target_logit, False, PADDED)
+    else:  # half of them again, for the cap has its own
+        left, right = halves(z)
+        column = start + tl.arange(0, WIDTH // 2)
+        share = add_tile(share, capped(left, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
+        column += WIDTH // 2
+        start += WIDTH // 2
+        return add_tile(share, capped(right, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes"])

@@ -22,6 +22,7 @@ from ..backends.dtypes import compute_dtype
 from ._launch import capability, device_of, input_precision, launch, row_for_classes
 from ._logit_columns import TRITON
 from ._logit_gradient import KIND, logit_gradient, row_coefficients
+from ._logit_state import halves
 from ._logits_tile import Classifier, logits_tile, scaled
 
 WORKSPACE_BYTES = 64 << 20
@@ -50,14 +51,40 @@ def _chunk_gradient(
     block_n, block_v = first_block + in_group % together, in_group // together
     row = tl.cast(block_n, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = block_v * BLOCK_V + tl.arange(0, BLOCK_V)
-    here = (row < num_rows)[:, None] & (column < num_classes)[None, :]
     read = tl.minimum(row, num_rows - 1)
     of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     z = logits_tile(of, read, tl.minimum(column, num_classes - 1), EVEN_D, PRECISION, DTYPE, BLOCK_D)
-    gradient = logit_gradient(z, first_class + column, first_row + read, coefficients, indices, all_rows, SOFTCAP)
+    bias_sums += tl.cast(block_n, tl.int64) * stride_chunk
+    if SOFTCAP is None:
+        _store_gradient(
+            z, row, column, coefficients, indices, chunk, bias_sums, num_rows, num_classes, all_rows, first_row, scale,
+            stride_part, stride_chunk, first_class, NEED_CHUNK, NEED_BIAS, SPLIT, DTYPE, SOFTCAP,
+        )  # fmt: skip
+    else:  # half the temporaries at a time: on Hopper 128 x 128 logits spill without
+        left, right = halves(z)
+        column = block_v * BLOCK_V + tl.arange(0, BLOCK_V // 2)
+        _store_gradient(
+            left, row, column, coefficients, indices, chunk, bias_sums, num_rows, num_classes, all_rows, first_row,
+            scale, stride_part, stride_chunk, first_class, NEED_CHUNK, NEED_BIAS, SPLIT, DTYPE, SOFTCAP,
+        )  # fmt: skip
+        _store_gradient(
+            right, row, column + BLOCK_V // 2, coefficients, indices, chunk, bias_sums, num_rows, num_classes, all_rows,
+            first_row, scale, stride_part, stride_chunk, first_class, NEED_CHUNK, NEED_BIAS, SPLIT, DTYPE, SOFTCAP,
+        )  # fmt: skip
+
+
+@triton.jit
+def _store_gradient(
+    z, row, column, coefficients, indices, chunk, bias_sums, num_rows, num_classes, all_rows, first_row, scale,
+    stride_part, stride_chunk, first_class,
+    NEED_CHUNK: tl.constexpr, NEED_BIAS: tl.constexpr, SPLIT: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    here = (row < num_rows)[:, None] & (column < num_classes)[None, :]
+    read = first_row + tl.minimum(row, num_rows - 1)
+    gradient = logit_gradient(z, first_class + column, read, coefficients, indices, all_rows, SOFTCAP)
     gradient = tl.where(here, gradient, 0)
     if NEED_BIAS:
-        tl.store(bias_sums + tl.cast(block_n, tl.int64) * stride_chunk + column, tl.sum(gradient, 0))
+        tl.store(bias_sums + column, tl.sum(gradient, 0))
     if NEED_CHUNK:
         gradient = scaled(gradient, scale)
         out = chunk + row[:, None] * stride_chunk + column[None, :]
