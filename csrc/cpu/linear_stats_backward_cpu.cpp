@@ -74,7 +74,7 @@ class Backward {
  public:
   explicit Backward(const LinearStatsBackwardArgs& args)
       : args_(args), dim_(args.x.dim), padded_(round_up(std::max<int64_t>(1, args.x.dim), std::max<int>(kLine<T>, L))),
-        group_(group_size<Plain<T>>(args.x.dim)), bias_(args.bias.data ? args.w.rows * sizeof(T) : 0) {
+        group_(group_size<Plain<T>>(args.x.dim)), bias_(args.bias.data ? args.w.rows * sizeof(T) : 0), cap_(args.softcap) {
     if (args.bias.data) load_raw<T>(args.bias, 0, 0, args.w.rows, bias_.template at<T>());
     const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(kTasks, args.w.rows / 256));
     const int64_t affordable = kShareBytes / std::max<int64_t>(1, args.w.rows * dim_ * int64_t(sizeof(T)));
@@ -129,6 +129,7 @@ class Backward {
   const LinearStatsBackwardArgs& args_;
   int64_t dim_, padded_, group_, w_per_split_, splits_, groups_, rows_per_pass_, rows_per_group_, rows_per_chunk_;
   Scratch bias_;
+  Softcap<T> cap_;
 
   // Rows [begin, end) against the classes of a split. `share` is this split's part of g_x, panel by panel, [column][lane];
   // g_weight (V, D) and g_bias (V) are added to. Null: not wanted.
@@ -171,16 +172,29 @@ class Backward {
 
   // One panel's gradients by the logits of classes first, first + 1, ...; false, and `out` unfinished, if all are zero.
   bool logit_gradients(const Panel& gradients, const T* panel, const T* w, int64_t first, int64_t classes, T* out) const {
-    if (gradients.soft) {
+    const T* bias = args_.bias.data ? bias_.template at<T>() + first : nullptr;
+    if (gradients.soft || cap_)
       for (int64_t g = 0; g * kMR < classes; ++g)
         multiply_group<Plain<T>, 2>(panel, w + g * group_, dim_, out + g * kMR * L);
-      gradients.apply(out, first, classes, T(args_.scale), args_.bias.data ? bias_.template at<T>() + first : nullptr);
-    } else {
-      gradients.apply_hard(out, first, classes);
-    }
+    alignas(64) T slopes[kTileRows * L];
+    if (cap_) cap_logits(out, slopes, classes, bias);
+    if (gradients.soft) gradients.apply(out, first, classes, cap_ ? T(1) : T(args_.scale), cap_ ? nullptr : bias);
+    else gradients.apply_hard(out, first, classes);
+    if (cap_)
+      for (int64_t i = 0; i < classes * L; i += kWidth<T>) store(out + i, load(out + i) * load(slopes + i));
     IntVec<T> set{};
     for (int64_t i = 0; i < classes * L; i += kWidth<T>) set |= (IntVec<T>)(load(out + i) != 0);
     return any<T>(set);
+  }
+
+  // Capped logits in place of products, and what the gradients by them are multiplied with.
+  void cap_logits(T* tile, T* slopes, int64_t classes, const T* bias) const {
+    const Vec<T> scale = splat<T>(T(args_.scale));
+    for (int64_t i = 0; i < classes * L; i += kWidth<T>) {
+      const Vec<T> z = fma(load(tile + i), scale, splat<T>(bias ? bias[i / L] : T(0)));
+      store(slopes + i, cap_.slope(z));
+      store(tile + i, cap_(z));
+    }
   }
 
   void weight_gradient(const T* dz, int64_t tile, int64_t panels, const bool* zero, const T* columns, T* out, int64_t classes) {

@@ -83,7 +83,7 @@ def linear_stats(
         flat, y = checked[0], checked[3]
         alike = {
             "rows of x": flat.shape[0], "columns of x": flat.shape[1], "dtype of x": flat.dtype, "scale": checked[4],
-            "softcap": checked[5], "ignore_index": checked[6],
+            "softcap": checked[5] or None, "ignore_index": checked[6],
             "target": "None" if y is None else "given", "num_classes": num_classes,
         }  # fmt: skip
         return Offer(checked, alike, weight.shape[0])
