@@ -85,20 +85,22 @@ def _add_tile(
 ):  # fmt: skip
     if HALVES:  # half the temporaries at a time: on Hopper 128 x 128 logits spill without
         left, right = halves(z)
-        share = _add_part(share, left, start, first, num_classes, target_logit, SOFTCAP, BLOCK_V // 2, PADDED)
+        column = start + tl.arange(0, BLOCK_V // 2)
+        share = _add_part(share, left, column, first, start, num_classes, target_logit, SOFTCAP, BLOCK_V // 2, PADDED)
+        column += BLOCK_V // 2
         start += BLOCK_V // 2
-        return _add_part(share, right, start, first, num_classes, target_logit, SOFTCAP, BLOCK_V // 2, PADDED)
+        return _add_part(share, right, column, first, start, num_classes, target_logit, SOFTCAP, BLOCK_V // 2, PADDED)
     else:
-        return _add_part(share, z, start, first, num_classes, target_logit, SOFTCAP, BLOCK_V, PADDED)
+        column = start + tl.arange(0, BLOCK_V)
+        return _add_part(share, z, column, first, start, num_classes, target_logit, SOFTCAP, BLOCK_V, PADDED)
 
 
 @triton.jit
 def _add_part(
-    share, z, start, first, num_classes, target_logit,
+    share, z, column, first, start, num_classes, target_logit,
     SOFTCAP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     if SOFTCAP is None:
-        column = start + tl.arange(0, WIDTH)
         return add_tile(share, z, column, first, start, num_classes, target_logit, False, PADDED)
     else:  # half of them again, for the cap has its own
         left, right = halves(z)
