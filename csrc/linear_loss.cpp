@@ -45,9 +45,9 @@ void spread(const Planes& from, const std::vector<int64_t>& index, const Planes&
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_loss_cpu(
     const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& target, const Tensor& coefficients,
-    double scale, int64_t ignore_index, bool /*allow_tf32*/, bool need_x, bool need_weight, bool need_bias) {
+    double scale, double softcap, int64_t ignore_index, bool /*allow_tf32*/, bool need_x, bool need_weight, bool need_bias) {
   LinearLossArgs args;
-  const auto inputs = attach(args, x, weight, bias, target, scale, ignore_index);
+  const auto inputs = attach(args, x, weight, bias, target, scale, softcap, ignore_index);
   const Tensor terms = dense(coefficients, "coefficients", ScalarType::Double);
   check_size(terms, "coefficients", 0, args.x.rows);
   check_size(terms, "coefficients", 1, kLossTerms);

@@ -23,9 +23,10 @@ static void targets(cuda::LinearStatsArgs& args, const Tensor& x) {
 
 template <class Args>
 static Planes::Tuple linear_stats_on(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                     const OptionalTensor& target, double scale, int64_t ignore_index, bool /*allow_tf32*/) {
+                                     const OptionalTensor& target, double scale, double softcap, int64_t ignore_index,
+                                     bool /*allow_tf32*/) {
   Args args{};
-  const auto inputs = attach(args, x, weight, bias, target, scale, ignore_index);
+  const auto inputs = attach(args, x, weight, bias, target, scale, softcap, ignore_index);
   const Planes out(x, args.x.rows);
   args.out = out.columns();
   columns(args, x);
@@ -35,9 +36,9 @@ static Planes::Tuple linear_stats_on(const Tensor& x, const Tensor& weight, cons
 // The shares of these classes; ranks are counted against target_logit (N), where it is given.
 template <class Args>
 static Planes::Tuple linear_stats_share_on(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                           const OptionalTensor& target_logit, double scale, bool /*allow_tf32*/) {
+                                           const OptionalTensor& target_logit, double scale, double softcap, bool /*allow_tf32*/) {
   Args args{};
-  const auto inputs = attach(args, x, weight, bias, std::nullopt, scale, -1);
+  const auto inputs = attach(args, x, weight, bias, std::nullopt, scale, softcap, -1);
   OptionalTensor level;
   if (target_logit) {
     level = dense(*target_logit, "target_logit", compute_type(x), &x);
@@ -53,9 +54,9 @@ static Planes::Tuple linear_stats_share_on(const Tensor& x, const Tensor& weight
 // The targets' logits alone: (N) in the compute dtype, +inf where the target is no class.
 template <class Args>
 static Tensor linear_stats_targets_on(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& target,
-                                      double scale, int64_t ignore_index, bool /*allow_tf32*/) {
+                                      double scale, double softcap, int64_t ignore_index, bool /*allow_tf32*/) {
   Args args{};
-  const auto inputs = attach(args, x, weight, bias, target, scale, ignore_index);
+  const auto inputs = attach(args, x, weight, bias, target, scale, softcap, ignore_index);
   Tensor out = fresh(x, {args.x.rows}, compute_type(x));
   args.target_logit = writable(out);
   targets(args, x);
@@ -64,10 +65,10 @@ static Tensor linear_stats_targets_on(const Tensor& x, const Tensor& weight, con
 
 static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
     const Tensor& grad, const Tensor& floats, const Tensor& indices, const Tensor& x, const Tensor& weight,
-    const OptionalTensor& bias, const OptionalTensor& target, double scale, int64_t ignore_index, bool /*allow_tf32*/,
-    bool need_x, bool need_weight, bool need_bias) {
+    const OptionalTensor& bias, const OptionalTensor& target, double scale, double softcap, int64_t ignore_index,
+    bool /*allow_tf32*/, bool need_x, bool need_weight, bool need_bias) {
   LinearStatsBackwardArgs args;
-  const auto inputs = attach(args, x, weight, bias, target, scale, ignore_index);
+  const auto inputs = attach(args, x, weight, bias, target, scale, softcap, ignore_index);
   const ScalarType type = compute_type(x);
   const auto planes = attach_planes(args, args.x.rows, type, grad, floats, indices);
   const auto empty = [&] { return fresh(x, {0}, type); };

@@ -9,10 +9,10 @@ namespace ncops {
 // What forward and backward take alike, checked; returns the dense target that args points into.
 template <class Args>
 static OptionalTensor attach(Args& args, const Tensor& logits, const OptionalTensor& target, double scale,
-                             int64_t ignore_index) {
+                             double softcap, int64_t ignore_index) {
   args.logits = rows_of(logits, "logits", &logits);
   STD_TORCH_CHECK(args.logits.dim > 0, "logits: expected at least one column");
-  return attach_target(args, target, args.logits.rows, logits, scale, ignore_index);
+  return attach_target(args, target, args.logits.rows, logits, scale, softcap, ignore_index);
 }
 
 // How the kernel of a device starts.
@@ -26,9 +26,10 @@ static void run(cuda::LogitStatsArgs& args, const Tensor& logits) {
 #endif
 
 template <class Args>
-static Planes::Tuple logit_stats_on(const Tensor& logits, const OptionalTensor& target, double scale, int64_t ignore_index) {
+static Planes::Tuple logit_stats_on(const Tensor& logits, const OptionalTensor& target, double scale, double softcap,
+                                    int64_t ignore_index) {
   Args args{};
-  const OptionalTensor dense_target = attach(args, logits, target, scale, ignore_index);
+  const OptionalTensor dense_target = attach(args, logits, target, scale, softcap, ignore_index);
   const Planes out(logits, args.logits.rows);
   args.out = out.columns();
   run(args, logits);
@@ -36,9 +37,9 @@ static Planes::Tuple logit_stats_on(const Tensor& logits, const OptionalTensor& 
 }
 
 static Tensor logit_stats_backward_cpu(const Tensor& grad, const Tensor& floats, const Tensor& indices, const Tensor& logits,
-                                       const OptionalTensor& target, double scale, int64_t ignore_index) {
+                                       const OptionalTensor& target, double scale, double softcap, int64_t ignore_index) {
   LogitStatsBackwardArgs args;
-  const OptionalTensor dense_target = attach(args, logits, target, scale, ignore_index);
+  const OptionalTensor dense_target = attach(args, logits, target, scale, softcap, ignore_index);
   const int64_t rows = args.logits.rows, classes = args.logits.dim;
   const auto planes = attach_planes(args, rows, compute_type(logits), grad, floats, indices);
   for (int64_t i = 0; i < kIndexColumns * rows; ++i)  // a caller may have written into them since the forward

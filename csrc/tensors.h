@@ -150,8 +150,9 @@ struct Deviations {
 
 // The options that linear_stats and logit_stats share, and their targets (N) where there are any; the tensor must outlive args.
 inline OptionalTensor attach_target(LogitOptions& args, const OptionalTensor& target, int64_t rows, const Tensor& like,
-                                    double scale, int64_t ignore_index) {
+                                    double scale, double softcap, int64_t ignore_index) {
   args.scale = scale;
+  args.softcap = softcap;
   args.ignore_index = ignore_index;
   if (!target) return std::nullopt;
   OptionalTensor out = dense_labels(*target, "target", rows, &like);

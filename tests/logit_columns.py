@@ -43,6 +43,10 @@ def dense(x, weight, bias, scale):
     return z if bias is None else z + bias
 
 
+def capped(z, softcap):
+    return z.where(z.isinf(), softcap * (z / softcap).tanh())
+
+
 def problem(n, d, v, dtype, bias=True):
     x, weight = randn(n, d, dtype=dtype), randn(v, d, dtype=dtype, scale=1.5)
     return x, weight, randn(v, dtype=dtype) if bias else None, random_labels(n, v)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from logit_columns import FLOATS, dense, objective
+from logit_columns import FLOATS, capped, dense, objective
 from testing import IGNORE, assert_accurate, randn, random_labels
 from torch import Tensor
 
@@ -49,16 +49,16 @@ def _size(values: Tensor) -> float:
 
 
 # ---- logits
-def _logits_case(n: int, d: int, v: int):
+def _logits_case(n: int, d: int, v: int, **options):
     def make(dtype):
         x, weight = randn(n, d, dtype=dtype), randn(v, d, dtype=dtype, scale=max(d, 1) ** -0.5)
-        return {"x": x, "weight": weight, "bias": randn(v, dtype=dtype), "target": random_labels(n, v)}
+        return {"x": x, "weight": weight, "bias": randn(v, dtype=dtype), "target": random_labels(n, v)} | options
 
     return make
 
 
-def _stored(n: int, v: int):
-    return lambda dtype: {"logits": randn(n, v, dtype=dtype, scale=3), "target": random_labels(n, v)}
+def _stored(n: int, v: int, **options):
+    return lambda dtype: {"logits": randn(n, v, dtype=dtype, scale=3), "target": random_labels(n, v)} | options
 
 
 def _columns(stats) -> Outputs:
@@ -66,40 +66,40 @@ def _columns(stats) -> Outputs:
     return {name: getattr(stats, name) for name in names}
 
 
-def _linear_stats(x, weight, bias, target):
-    return _columns(ncops.linear_stats(x, weight, bias, target, scale=0.7))
+def _linear_stats(x, weight, bias, target, softcap=None):
+    return _columns(ncops.linear_stats(x, weight, bias, target, scale=0.7, softcap=softcap))
 
 
-def _linear_stats_gradients(x, weight, bias, target):
+def _linear_stats_gradients(x, weight, bias, target, softcap=None):
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    stats = ncops.linear_stats(*inputs, target, scale=0.7)
+    stats = ncops.linear_stats(*inputs, target, scale=0.7, softcap=softcap)
     loss = objective({name: getattr(stats, name) for name in FLOATS}, x.shape[0])
     return dict(zip(("g_x", "g_weight", "g_bias"), torch.autograd.grad(loss, inputs), strict=True))
 
 
-def _linear_loss(x, weight, bias, target):
+def _linear_loss(x, weight, bias, target, softcap=None):
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
     options = {"nll": 1.3, "z_loss": 1e-2, "entropy": -0.2, "label_smoothing": 0.1, "reduction": "sum"}
-    loss, stats = ncops.linear_loss(*inputs, target, scale=0.7, **options)
+    loss, stats = ncops.linear_loss(*inputs, target, scale=0.7, softcap=softcap, **options)
     gradients = torch.autograd.grad(loss, inputs)
     columns = {name: getattr(stats, name) for name in ("lse", "nll", "entropy", "argmax", "target_rank")}
     return {"loss": loss.detach(), **columns, **dict(zip(("g_x", "g_weight", "g_bias"), gradients, strict=True))}
 
 
-def _logit_stats(logits, target):
-    return _columns(ncops.logit_stats(logits, target, scale=0.7))
+def _logit_stats(logits, target, softcap=None):
+    return _columns(ncops.logit_stats(logits, target, scale=0.7, softcap=softcap))
 
 
-def _logit_stats_gradients(logits, target):
-    stats = ncops.logit_stats(logits.requires_grad_(), target, scale=0.7)
+def _logit_stats_gradients(logits, target, softcap=None):
+    stats = ncops.logit_stats(logits.requires_grad_(), target, scale=0.7, softcap=softcap)
     loss = objective({name: getattr(stats, name) for name in FLOATS}, logits.shape[0])
     return {"g_logits": torch.autograd.grad(loss, logits)[0]}
 
 
 def _z(inputs: Inputs) -> Tensor:
-    if "logits" in inputs:
-        return 0.7 * inputs["logits"]
-    return dense(inputs["x"], inputs["weight"], inputs["bias"], 0.7)
+    stored = "logits" in inputs
+    z = 0.7 * inputs["logits"] if stored else dense(inputs["x"], inputs["weight"], inputs["bias"], 0.7)
+    return capped(z, inputs["softcap"]) if "softcap" in inputs else z
 
 
 def _logit_scale(name: str, inputs: Inputs) -> float:
@@ -246,7 +246,17 @@ CASES = (
     OpCase("linear_stats", "forward", _logits_case(37, 40, 90), _linear_stats, _logit_scale, _z),
     OpCase("linear_stats", "few rows", _logits_case(2, 24, 300), _linear_stats, _logit_scale, _z),
     OpCase("linear_stats", "backward", _logits_case(37, 40, 90), _linear_stats_gradients, gradient=True),
+    OpCase("linear_stats", "capped", _logits_case(37, 40, 90, softcap=1.5), _linear_stats, _logit_scale, _z),
+    OpCase("linear_stats", "capped few rows", _logits_case(2, 24, 300, softcap=1.5), _linear_stats, _logit_scale, _z),
+    OpCase(
+        "linear_stats", "capped backward", _logits_case(37, 40, 90, softcap=1.5), _linear_stats_gradients, gradient=True
+    ),
     OpCase("linear_loss", "all terms", _logits_case(37, 40, 90), _linear_loss, _loss_scale, _z, gradient=True),
+    OpCase(
+        "linear_loss", "capped", _logits_case(37, 40, 90, softcap=1.5), _linear_loss, _loss_scale, _z, gradient=True
+    ),
+    OpCase("logit_stats", "capped", _stored(37, 90, softcap=1.5), _logit_stats, _logit_scale, _z),
+    OpCase("logit_stats", "capped backward", _stored(37, 90, softcap=1.5), _logit_stats_gradients, gradient=True),
     OpCase("logit_stats", "forward", _stored(37, 90), _logit_stats, _logit_scale, _z),
     OpCase("logit_stats", "backward", _stored(37, 90), _logit_stats_gradients, gradient=True),
     OpCase("class_moments", "forward", _features(130, 33, 7), _class_moments),

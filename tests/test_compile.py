@@ -130,6 +130,21 @@ def test_autocast_is_not_felt_inside(call, cpu_backend):
         check_autocast_is_not_felt(call)
 
 
+def test_a_number_that_changes_makes_no_graphs_where_x_carries_it():
+    """torch makes tensors of numbers that tensors are multiplied with, and fixes those that a custom op takes."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    x, labels = batch(21)
+
+    def run(scale):
+        return ncops.linear_stats(x * scale, WEIGHT, BIAS, labels).nll
+
+    compiled = torch.compile(run, fullgraph=True, backend=counter)
+    for scale in (1.0, 0.9, 0.8, 0.7):
+        torch.testing.assert_close(compiled(scale), run(scale))
+    assert counter.frame_count == 2
+
+
 def test_compiled_training_step():
     """A fused loss in a compiled model: batches of any size, one graph, the same parameters as eager training."""
 

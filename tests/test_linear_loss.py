@@ -34,15 +34,18 @@ OPTIONS = {
     "items": {"num_items": 7, "entropy": 0.1},
     "weights": {"weights": True},
     "weights smoothed": {"weights": True, "label_smoothing": 0.2, "scale": 0.5},
+    "capped": {"softcap": 1.5, "z_loss": 1e-2, "scale": 0.7},
+    "capped none": {"softcap": 0.8, "reduction": "none"},
     "none": {"reduction": "none", "z_loss": 1e-2, "label_smoothing": 0.1},
 }
 options = pytest.mark.parametrize("name", OPTIONS)
 
 
 def expected(x, weight, bias, target, class_weight, *, nll=1.0, z_loss=0.0, entropy=0.0, label_smoothing=0.0, scale=1.0,
-             reduction="mean", num_items=None):  # fmt: skip
+             softcap=None, reduction="mean", num_items=None):  # fmt: skip
     """The same from dense logits, by torch."""
     z = dense(x, weight, bias, scale)
+    z = z if softcap is None else softcap * (z / softcap).tanh()
     how = "sum" if num_items else reduction
     loss = F.cross_entropy(z, target, weight=class_weight, label_smoothing=label_smoothing, reduction=how)
     columns, valid = naive(z, target), (target != IGNORE).to(z.dtype)
@@ -257,7 +260,7 @@ def test_opcheck(backend):
     x, weight, bias, target = problem(6, 5, 9, torch.float32)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
     table = torch.rand(6, 5, dtype=torch.float64)
-    arguments = (*inputs, target.clamp(min=0), table, 0.7, IGNORE, False, True, True, True)
+    arguments = (*inputs, target.clamp(min=0), table, 0.7, 0.0, IGNORE, False, True, True, True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.ncops.linear_loss.default, arguments, test_utils=tests)
 
@@ -272,6 +275,7 @@ def test_opcheck(backend):
         ({"reduction": "sum", "num_items": 3}, "num_items: expected None with reduction='sum', got 3"),
         ({"class_weight": torch.ones(8)}, r"class_weight: expected shape \(V,\) = \(9,\), got \(8,\)"),
         ({"class_weight": torch.ones(9, requires_grad=True)}, "class_weight: expected a tensor that requires no"),
+        ({"class_weight": torch.ones(9), "softcap": 2.0, "label_smoothing": 0.1}, "label_smoothing: expected 0 with"),
         ({"target": torch.tensor([0, 9])}, r"target: expected values in \[0, 9\)"),
         ({"nll": torch.tensor(1.0, requires_grad=True)}, "nll: expected a number, got a tensor that requires"),
     ],

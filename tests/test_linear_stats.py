@@ -309,8 +309,8 @@ def test_reference_blocks_agree(monkeypatch):
 def test_opcheck(backend, dtype):
     x, weight, bias, target = problem(9, 5, 7, dtype)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.library.opcheck(torch.ops.ncops.linear_stats.default, (*inputs, target, 1.0, IGNORE, False))
-    torch.library.opcheck(torch.ops.ncops.linear_stats.default, (x, weight, None, None, 0.5, IGNORE, False))
+    torch.library.opcheck(torch.ops.ncops.linear_stats.default, (*inputs, target, 1.0, 0.0, IGNORE, False))
+    torch.library.opcheck(torch.ops.ncops.linear_stats.default, (x, weight, None, None, 0.5, 0.0, IGNORE, False))
 
 
 def compiled_loss(x, weight, bias, target):

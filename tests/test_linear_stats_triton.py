@@ -32,11 +32,13 @@ def reference(*args, **options):
 
 
 @DTYPES
-def test_target_and_rivals_have_the_same_bits(dtype):
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_target_and_rivals_have_the_same_bits(dtype, softcap):
     """Every class in turn is the target: ranks counted in the tiles must be those of the logits from the diagonal."""
     x, weight, bias, _ = problem(3, 37, 40, dtype)
     weight[7], bias[7] = weight[23], bias[23]  # a tie in every row: strictly greater, or it would count itself
-    stats = ncops.linear_stats(x.repeat_interleave(40, 0), weight, bias, torch.arange(40).repeat(3), scale=0.3)
+    options = {"scale": 0.3, "softcap": softcap}
+    stats = ncops.linear_stats(x.repeat_interleave(40, 0), weight, bias, torch.arange(40).repeat(3), **options)
     own = stats.target_logit.view(3, 40)
     assert torch.equal(stats.target_rank.view(3, 40), (own[:, None, :] > own[:, :, None]).sum(2))
     assert torch.equal(own[:, 7], own[:, 23])
@@ -77,22 +79,22 @@ def test_targets_outside_where_nothing_may_be_raised():
     """On a GPU the kernel alone sees them: NaN, rank -1, and no gradient."""
     x, weight, bias, target = problem(6, 5, 20, torch.float32)
     target[:] = torch.tensor([0, -1, 20, 2**40, IGNORE, 19])
-    floats, indices = forward.linear_stats(x, weight, bias, target, 1.0, IGNORE, False)
+    floats, indices = forward.linear_stats(x, weight, bias, target, 1.0, 0.0, IGNORE, False)
     own, nll = (floats[planes.FLOATS.index(name)] for name in ("target_logit", "nll"))
     rank = indices[planes.INDICES.index("target_rank")]
     assert nll.isnan().tolist() == own.isnan().tolist() == [False, True, True, True, False, False]
     assert rank[1:5].tolist() == [-1] * 4 and nll[4] == own[4] == 0
     gradients = torch.zeros(len(planes.FLOATS), 6)
     gradients[planes.FLOATS.index("nll")] = 1
-    options = (1.0, IGNORE, False, True, True, True)
+    options = (1.0, 0.0, IGNORE, False, True, True, True)
     g_x, _, _ = backward.linear_stats_backward(gradients, floats, indices, x, weight, bias, target, *options)
     assert (g_x[1:5] == 0).all() and (g_x[[0, 5]] != 0).all()
-    floats, indices = forward.linear_stats(x, weight, bias, None, 1.0, IGNORE, False)  # as if all were ignored
+    floats, indices = forward.linear_stats(x, weight, bias, None, 1.0, 0.0, IGNORE, False)  # as if all were ignored
     assert (floats[4:6] == 0).all() and (indices[2] == -1).all()
 
 
-@pytest.mark.parametrize("splits", [1, 3])
-def test_the_share_of_all_classes_is_that_of_the_columns(monkeypatch, splits):
+@pytest.mark.parametrize(("splits", "softcap"), [(1, 0.0), (3, 0.0), (3, 5.0)])
+def test_the_share_of_all_classes_is_that_of_the_columns(monkeypatch, splits, softcap):
     """Also where there is a NaN, a mask or nothing but masks; with the targets' logits and without."""
     x, weight, bias, target = problem(20, 9, 75, torch.float32)
     target %= 75
@@ -101,11 +103,11 @@ def test_the_share_of_all_classes_is_that_of_the_columns(monkeypatch, splits):
     monkeypatch.setattr(forward, "ROWS_AT_ONCE", 16)
     for mask in (0, 60, 75):
         bias[:mask] = -math.inf
-        z = forward.linear_stats_targets(x, weight, bias, target, 0.7, IGNORE, False)
-        floats, indices = forward.linear_stats(x, weight, bias, target, 0.7, IGNORE, False)
+        z = forward.linear_stats_targets(x, weight, bias, target, 0.7, softcap, IGNORE, False)
+        floats, indices = forward.linear_stats(x, weight, bias, target, 0.7, softcap, IGNORE, False)
         columns = dict(zip(planes.FLOATS + planes.INDICES, (*floats, *indices), strict=True))
         for target_logit in (z, None):
-            found = forward.linear_stats_share(x, weight, bias, target_logit, 0.7, False)
+            found = forward.linear_stats_share(x, weight, bias, target_logit, 0.7, softcap, False)
             names = planes.SHARE_FLOATS + planes.SHARE_INDICES
             share = dict(zip(names, (*found[0], *found[1]), strict=True))
             assert found[0].dtype == torch.float64 and (share["count"] == 75).all()
@@ -128,14 +130,14 @@ def test_the_share_of_all_classes_is_that_of_the_columns(monkeypatch, splits):
 
 
 @DTYPES
-@pytest.mark.parametrize("bias", [True, False])
-def test_gradients_over_many_chunks(monkeypatch, dtype, bias):
+@pytest.mark.parametrize(("bias", "softcap"), [(True, None), (False, None), (True, 3.0)])
+def test_gradients_over_many_chunks(monkeypatch, dtype, bias, softcap):
     x, weight, bias, target = problem(20, 9, 40, dtype, bias)
-    given = [t for t in (x, weight, bias) if t is not None]
+    given, options = [t for t in (x, weight, bias) if t is not None], {"scale": 0.7, "softcap": softcap}
 
     def gradients(run):
         inputs = [t.detach().requires_grad_() for t in given]
-        return torch.autograd.grad(objective(run(*inputs, target=target, scale=0.7)._asdict(), 20), inputs)
+        return torch.autograd.grad(objective(run(*inputs, target=target, **options)._asdict(), 20), inputs)
 
     truth = gradients(reference)
     itemsize = dtype.itemsize

@@ -245,8 +245,8 @@ def test_deterministic(backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(backend, dtype):
     logits = randn(9, 7, dtype=dtype).requires_grad_()
-    torch.library.opcheck(torch.ops.ncops.logit_stats.default, (logits, random_labels(9, 7), 0.5, IGNORE))
-    torch.library.opcheck(torch.ops.ncops.logit_stats.default, (logits.detach(), None, 1.0, IGNORE))
+    torch.library.opcheck(torch.ops.ncops.logit_stats.default, (logits, random_labels(9, 7), 0.5, 0.0, IGNORE))
+    torch.library.opcheck(torch.ops.ncops.logit_stats.default, (logits.detach(), None, 1.0, 0.0, IGNORE))
 
 
 def test_compile(backend):

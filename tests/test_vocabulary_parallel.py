@@ -41,15 +41,15 @@ def close(ours, expected, dtype, names=None):
         torch.testing.assert_close(a, b, rtol=0, atol=64 * torch.finfo(dtype).eps * max(1.0, b.abs().max()), msg=name)
 
 
-def expected(dtype, scale=0.7):
+def expected(dtype, softcap):
     x, weight, bias, target = data(dtype)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    stats = ncops.linear_stats(*inputs, target, scale=scale)
+    stats = ncops.linear_stats(*inputs, target, scale=0.7, softcap=softcap)
     grads = torch.autograd.grad(objective(stats), inputs)
     return numbers(columns(stats)), numbers(dict(zip(("x", "weight", "bias"), grads, strict=True)))
 
 
-def on_shards(rank, starts, padding, given, dtype):
+def on_shards(rank, starts, padding, given, dtype, softcap):
     """Rows [starts[rank], starts[rank + 1]) and ``padding`` rows of rubbish behind the last of all."""
     x, weight, bias, target = data(dtype)
     mine = slice(starts[rank], starts[rank + 1])
@@ -59,7 +59,7 @@ def on_shards(rank, starts, padding, given, dtype):
         bias = torch.cat([bias, torch.full((padding,), 1e4, dtype=dtype)])
     inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
     where = {"vocab_start": starts[rank], "num_classes": V} if given else {"num_classes": V if padding else None}
-    stats = ncops.distributed.linear_stats(*inputs, target, scale=0.7, **where)
+    stats = ncops.distributed.linear_stats(*inputs, target, scale=0.7, softcap=softcap, **where)
     assert stats.num_classes == V
     grads = torch.autograd.grad(objective(stats), inputs)
     if padding and rank == len(starts) - 2:
@@ -69,18 +69,19 @@ def on_shards(rank, starts, padding, given, dtype):
 
 
 @pytest.mark.parametrize(
-    ("starts", "padding", "given", "dtype"),
+    ("starts", "padding", "given", "dtype", "softcap"),
     [
-        ((0, 19, V), 0, False, torch.float32),
-        ((0, 5, 30, V), 4, True, torch.float32),
-        ((0, V, V), 3, False, torch.float64),  # all of one rank's rows are padding
-        ((0, 0, 12, V), 0, True, torch.bfloat16),  # one rank has none
+        ((0, 19, V), 0, False, torch.float32, None),
+        ((0, 5, 30, V), 4, True, torch.float32, None),
+        ((0, V, V), 3, False, torch.float64, None),  # all of one rank's rows are padding
+        ((0, 0, 12, V), 0, True, torch.bfloat16, None),  # one rank has none
+        ((0, 19, V), 2, True, torch.float32, 1.5),
     ],
-    ids=["halves", "padded", "only-padding", "empty-bfloat16"],
+    ids=["halves", "padded", "only-padding", "empty-bfloat16", "capped"],
 )
-def test_every_column_and_gradient_equals_unsharded(on_ranks, starts, padding, given, dtype):
-    ranks = on_ranks(len(starts) - 1, on_shards, starts, padding, given, dtype)
-    want, grads = expected(dtype)
+def test_every_column_and_gradient_equals_unsharded(on_ranks, starts, padding, given, dtype, softcap):
+    ranks = on_ranks(len(starts) - 1, on_shards, starts, padding, given, dtype, softcap)
+    want, grads = expected(dtype, softcap)
     for found, _ in ranks:
         assert found == ranks[0][0], "every rank has the same bits"
         assert found.keys() == want.keys()
@@ -212,6 +213,8 @@ def refusals(rank):
     target[3] = 5
     refused("linear_stats: target differs between ranks: given on rank 0, None on rank 1", x, weight, None,
             None if rank else target)  # fmt: skip
+    refused("linear_stats: softcap differs between ranks: 30.0 on rank 0, None on rank 1", x, weight,
+            softcap=None if rank else 30)  # fmt: skip
     refused("linear_stats: dtype of x differs", *(t.to((torch.float64, torch.float32)[rank]) for t in (x, weight)))
     leaf = x.clone().requires_grad_()
     y = call(leaf, weight).lse.square().sum()

@@ -35,22 +35,22 @@ def cut(weight, bias, cuts):
         yield start, weight[start:end], None if bias is None else bias[start:end]
 
 
-def merged_planes(x, weight, bias, target, cuts, scale=SCALE):
+def merged_planes(x, weight, bias, target, cuts, scale=SCALE, softcap=0.0):
     shards = list(cut(weight, bias, cuts))
     level = None
     if target is not None:
-        level = sum(target_logits(x, w, b, target, start, scale, IGNORE, False) for start, w, b in shards)
-    every = torch.stack([local_share(x, w, b, level, start, scale, False) for start, w, b in shards])
+        level = sum(target_logits(x, w, b, target, start, scale, softcap, IGNORE, False) for start, w, b in shards)
+    every = torch.stack([local_share(x, w, b, level, start, scale, softcap, False) for start, w, b in shards])
     return merge_shares(every, level, target, IGNORE, compute_dtype(x.dtype))
 
 
-def sharded(x, weight, bias, target, cuts, scale=SCALE):
-    planes = merged_planes(x, weight, bias, target, cuts, scale)
+def sharded(x, weight, bias, target, cuts, scale=SCALE, softcap=0.0):
+    planes = merged_planes(x, weight, bias, target, cuts, scale, softcap)
     return columns_of(planes, (len(x),), target, len(weight), IGNORE)._asdict()
 
 
-def whole(x, weight, bias, target, scale=SCALE):
-    return ncops.linear_stats(x, weight, bias, target, scale=scale)._asdict()
+def whole(x, weight, bias, target, scale=SCALE, softcap=0.0):
+    return ncops.linear_stats(x, weight, bias, target, scale=scale, softcap=softcap or None)._asdict()
 
 
 def assert_same(shards, together, eps=4):
@@ -69,14 +69,17 @@ def assert_same(shards, together, eps=4):
 
 CUTS = {"halves": (20,), "uneven": (1, 30), "empty": (0, 17, 17, 41), "one": ()}
 cuts = pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
+caps = pytest.mark.parametrize("softcap", [0.0, 1.5], ids=["uncapped", "capped"])
 
 
+@caps
 @dtypes
 @cuts
-def test_columns_equal_those_of_all_classes(backend, monkeypatch, cuts, dtype):
+def test_columns_equal_those_of_all_classes(backend, monkeypatch, cuts, dtype, softcap):
     block_rows(monkeypatch)
     x, weight, bias, target = problem(19, 12, 41, dtype)
-    assert_same(sharded(x, weight, bias, target, cuts), whole(x, weight, bias, target))
+    ours = sharded(x, weight, bias, target, cuts, softcap=softcap)
+    assert_same(ours, whole(x, weight, bias, target, softcap=softcap))
 
 
 def test_rows_of_other_ranks_are_told_by_target_and_direction():
@@ -140,23 +143,26 @@ def test_two_classes_one_each(backend):
     assert_same(sharded(x, weight, bias, target, (1,)), whole(x, weight, bias, target))
 
 
+@caps
 @dtypes
 @cuts
-def test_gradients_equal_those_of_all_classes(backend, cuts, dtype):
+def test_gradients_equal_those_of_all_classes(backend, cuts, dtype, softcap):
     x, weight, bias, target = problem(19, 12, 41, dtype)
     inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
-    columns = whole(*inputs, target)
+    columns = whole(*inputs, target, softcap=softcap)
     weights = {name: randn(19, dtype=columns[name].dtype) * COEFFICIENTS[name] for name in FLOATS}
     together = torch.autograd.grad(sum((weights[n] * columns[n]).sum() for n in FLOATS), inputs)
     wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
-    exact = whole(*wide, target)
+    exact = whole(*wide, target, softcap=softcap)
     truth = torch.autograd.grad(sum((weights[n].double() * exact[n]).sum() for n in FLOATS), wide)
 
-    planes = merged_planes(x, weight, bias, target, cuts)
+    planes = merged_planes(x, weight, bias, target, cuts, softcap=softcap)
     valid = target != IGNORE
     grads = [weights[n].where(valid, 0) if n in ("nll", "target_logit") else weights[n] for n in FLOATS]
     parts = [
-        shard_gradients(torch.stack(grads), *planes, x, w, b, target, start, 41, SCALE, IGNORE, False, [True] * 3)
+        shard_gradients(
+            torch.stack(grads), *planes, x, w, b, target, start, 41, SCALE, softcap, IGNORE, False, [True] * 3
+        )
         for start, w, b in cut(weight, bias, cuts)
     ]
     ours = sum(p[0].double() for p in parts).to(dtype), *(torch.cat([p[i] for p in parts]) for i in (1, 2))
@@ -179,7 +185,7 @@ def test_gradient_of_one_column_wherever_its_class_is(backend):
         grads = torch.stack([torch.zeros_like(c) if g is None else g for g, c in zip(grads, columns, strict=True)])
         planes = merged_planes(x, weight, bias, target, (3, 6))
         parts = [
-            shard_gradients(grads, *planes, x, w, b, target, start, 9, SCALE, IGNORE, False, [True] * 3)
+            shard_gradients(grads, *planes, x, w, b, target, start, 9, SCALE, 0.0, IGNORE, False, [True] * 3)
             for start, w, b in cut(weight, bias, (3, 6))
         ]
         ours = sum(p[0] for p in parts), *(torch.cat([p[i] for p in parts]) for i in (1, 2))

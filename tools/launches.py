@@ -32,12 +32,12 @@ KINDS = {
 # Names by module and function: {row} is the row of the launch table that was asked for last, {kind} one of KINDS and
 # {sums} that of the sums, {variant} the problem's own; WORDS are for the kernel's constexprs.
 NAMES = {
-    "linear_stats._splits": "{row}[{kind}]",
-    "linear_stats._target_logits": "{row}_target[{kind}]",
+    "linear_stats._splits": "{row}[{kind}{variant}]",
+    "linear_stats._target_logits": "{row}_target[{kind}{variant}]",
     "linear_stats._one_tile": "{row}_only[{kind}]",
-    "linear_stats_backward._chunk_gradient": "{row}[{kind}]",
-    "logit_stats._splits": "{row}[{kind}]",
-    "logit_stats._gradient": "{row}[{kind}]",
+    "linear_stats_backward._chunk_gradient": "{row}[{kind}{variant}]",
+    "logit_stats._splits": "{row}[{kind}{variant}]",
+    "logit_stats._gradient": "{row}[{kind}{variant}]",
     "_logit_state.merge_kernel": "logit_{FINISH}[{sums}]",
     "_logit_gradient.fold": "logit_gradient_fold[{sums}]",
     "class_moments._segments": "class_moments.{MODE}[{kind}]",
@@ -104,6 +104,8 @@ def launch_all(start: Callable[..., Problem]) -> None:
     """``start`` is told each problem's kind and variant. Widths are multiples of 16, numbers of rows are not."""
     for kind in KINDS:
         _linear(start(kind))
+    for kind in ("fp32", "bf16"):
+        _capped(start(kind, ",softcap"))
     for kind in ("fp32", "bf16", "fp64"):
         _stored(start(kind))
         _moments(start(kind))
@@ -138,16 +140,24 @@ def _linear(p: Problem) -> None:
     for v in (50257, 100, 64, 16):
         for n in (4097, 64, 32, 16):
             x, weight, bias = p.x(n, 4096), p.x(v, 4096), p.x(v)
-            rest = (x, weight, bias, p.index(n), 1.0, IGNORE, p.tf32)
+            rest = (x, weight, bias, p.index(n), 1.0, 0.0, IGNORE, p.tf32)
             linear_stats.linear_stats(*rest)
             linear_stats.linear_stats_backward(*p.planes(n), *rest, True, True, True)
     n, v = 4097, 50257
-    linear_stats.linear_stats_share(p.x(n, 4096), p.x(v, 4096), p.x(v), p.wide(n), 1.0, p.tf32)
+    linear_stats.linear_stats_share(p.x(n, 4096), p.x(v, 4096), p.x(v), p.wide(n), 1.0, 0.0, p.tf32)
 
 
-def _stored(p: Problem) -> None:
+def _capped(p: Problem) -> None:
+    n, v, softcap = 4097, 50257, 30.0
+    rest = (p.x(n, 4096), p.x(v, 4096), p.x(v), p.index(n), 1.0, softcap, IGNORE, p.tf32)
+    linear_stats.linear_stats(*rest)
+    linear_stats.linear_stats_backward(*p.planes(n), *rest, True, True, True)
+    _stored(p, softcap)
+
+
+def _stored(p: Problem, softcap: float = 0.0) -> None:
     n = 4097
-    rest = (p.x(n, 50304), p.index(n), 1.0, IGNORE)
+    rest = (p.x(n, 50304), p.index(n), 1.0, softcap, IGNORE)
     logit_stats.logit_stats(*rest)
     logit_stats.logit_stats_backward(*p.planes(n), *rest)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backends import planes
 from ._logit_columns import Planes
 from ._logit_state import UNDERFLOW, expm1, store_planes
+from ._logits_tile import capped, capped_slope
 
 COEFFICIENTS, ROW_INDICES = 11, 4
 # The columns' planes, and those of their gradients.
@@ -111,8 +112,16 @@ def _of_row(values, PLANE: tl.constexpr, plane, row):
 
 
 @triton.jit
-def logit_gradient(z, column, row, coefficients, indices, num_rows):
-    """Gradient of a tile of logits ``z`` for classes ``column`` and existing rows ``row``; without ``scale``."""
+def _by_moments(z, constant, slope, coefficients, plane, row):
+    apart = z - _of_row(coefficients, CENTRE, plane, row)[:, None]
+    return constant[:, None] + tl.where(slope[:, None] == 0, 0, slope[:, None] * apart)
+
+
+@triton.jit
+def logit_gradient(uncapped, column, row, coefficients, indices, num_rows, SOFTCAP: tl.constexpr):
+    """Gradient of a tile of logits before ``SOFTCAP`` for classes ``column`` and existing rows ``row``; without
+    ``scale``."""
+    z = capped(uncapped, SOFTCAP)
     plane = tl.cast(num_rows, tl.int64)
     column = column[None, :]
     shift = _of_row(coefficients, SHIFT, plane, row)[:, None]
@@ -129,9 +138,11 @@ def logit_gradient(z, column, row, coefficients, indices, num_rows):
     target = _of_row(indices, TARGET, plane, row)[:, None]
     gradient += tl.where(column == target, _of_row(coefficients, AT_TARGET, plane, row)[:, None], 0)
     constant, slope = _of_row(coefficients, CONSTANT, plane, row), _of_row(coefficients, SLOPE, plane, row)
-    if tl.max(((constant != 0) | (slope != 0)).to(tl.int32), 0) > 0:  # the usual losses have neither
-        apart = z - _of_row(coefficients, CENTRE, plane, row)[:, None]
-        gradient += constant[:, None] + tl.where(slope[:, None] == 0, 0, slope[:, None] * apart)
+    if SOFTCAP is not None:  # without a branch, across which `z` and `uncapped` would both have to be kept
+        gradient += _by_moments(z, constant, slope, coefficients, plane, row)
+        gradient = tl.where(z == float("-inf"), 0, gradient * capped_slope(uncapped, SOFTCAP))
+    elif tl.max(((constant != 0) | (slope != 0)).to(tl.int32), 0) > 0:  # the usual losses have neither
+        gradient += _by_moments(z, constant, slope, coefficients, plane, row)
     kind = _of_row(indices, KIND, plane, row)[:, None]
     return tl.where(kind == 1, gradient, tl.where(kind == 0, 0, float("nan")).to(gradient.dtype))
 

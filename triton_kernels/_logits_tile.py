@@ -5,6 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ._logit_state import expm1
 from ._products import add_products
 
 
@@ -30,6 +31,42 @@ def scaled(value, scale):
         return value * scale
     else:
         return value * tl.cast(scale, tl.float32)
+
+
+@triton.jit
+def _tanh(x):
+    """In float32 to 2 units in the last place, in float64 to a few; from exp, which the interpreter has too."""
+    size = tl.abs(x)
+    if x.dtype == tl.float64:
+        lost = expm1(-2 * size)
+        value = -lost / (2 + lost)
+    else:
+        power = tl.exp(-2 * size)
+        small = tl.minimum(size, 0.625)
+        square = small * small
+        series = (-0.00570511 * square + 0.02063919) * square - 0.05373974
+        series = ((series * square + 0.13331442) * square - 0.33333282) * square  # minimax: 4e-9 up to 0.625
+        value = tl.where(size < 0.625, small + small * series, 1 - 2 * power / (1 + power))
+    return tl.where(x < 0, -value, value)
+
+
+@triton.jit
+def capped(z, SOFTCAP: tl.constexpr):
+    """``SOFTCAP * tanh(z / SOFTCAP)``, ``z`` itself without a cap. Infinities and NaN stay: they mask and poison.
+
+    A model has one cap: it is compiled in, and kernels without it are as if there was none.
+    """
+    if SOFTCAP is None:
+        return z
+    else:
+        return tl.where(tl.abs(z) < float("inf"), SOFTCAP * _tanh(z * (1 / SOFTCAP)), z)
+
+
+@triton.jit
+def capped_slope(z, SOFTCAP: tl.constexpr):
+    """The derivative of ``capped`` by ``z``; 1 - tanh^2, which near the cap would have no digit left, is not formed."""
+    power = tl.exp(-2 * tl.abs(z * (1 / SOFTCAP)))
+    return 4 * power / ((1 + power) * (1 + power))
 
 
 @triton.jit

@@ -21,7 +21,7 @@ CLASSES = 16384  # multiplied at a time
 
 def linear_loss(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, coefficients: Tensor, scale: float,
-    ignore_index: int, allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
+    softcap: float, ignore_index: int, allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """``(floats, indices, g_x, g_weight, g_bias)``: planes, NaN and -1 in rows that count nowhere; gradients.
 
@@ -41,12 +41,12 @@ def linear_loss(
         for rows in kept.split(step):
             own, y = x[rows], None if target is None else target[rows]
             z = _logits(own, weight, bias, scale, dtype)
-            planes = logit_stats(z, y, 1.0, ignore_index)
+            planes = logit_stats(z, y, 1.0, softcap, ignore_index)
             floats[:, rows], indices[:, rows] = planes
             if not (need_x or need_weight or need_bias):
                 continue
             grad = column_gradients(coefficients[rows], planes[0])
-            g_z = logit_stats_backward(grad, *planes, z, y, 1.0, ignore_index)
+            g_z = logit_stats_backward(grad, *planes, z, y, 1.0, softcap, ignore_index)
             if need_bias:
                 g_bias += g_z.sum(0, dtype=torch.float64)
             block = g_z.new_zeros((len(rows), d) if need_x else 0)

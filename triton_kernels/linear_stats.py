@@ -31,7 +31,7 @@ from ._launch import (
 )
 from ._logit_columns import TRITON, Planes, empty_columns, empty_splits, merge_splits, rows_of
 from ._logit_state import add_tile, empty_share, halves, store_split
-from ._logits_tile import Classifier, logits_tile
+from ._logits_tile import Classifier, capped, logits_tile
 from .linear_stats_backward import linear_stats_backward
 
 __all__ = ["linear_stats", "linear_stats_backward", "linear_stats_share", "linear_stats_targets"]
@@ -46,7 +46,7 @@ ROW_BLOCKS_SIDE_BY_SIDE = 16
 def _target_logits(
     x, weight, bias, target, target_logit, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_target,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The logit of each row's target: the diagonal of the tiles of BLOCK_N rows and the classes of BLOCK_V of them."""
@@ -61,13 +61,13 @@ def _target_logits(
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
         tile = logits_tile(of, row, y, EVEN_D, PRECISION, DTYPE, BLOCK_D)
         z += tl.sum(tl.where(in_block[:, None] == other[None, :], tile, 0), 1)
-    tl.store(target_logit + first + in_block, z, first + in_block < num_rows)
+    tl.store(target_logit + first + in_block, capped(z, SOFTCAP), first + in_block < num_rows)
 
 
 @triton.jit
 def _next_tile(
     share, of, row, start, first, num_classes, target_logit,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """The rows' share after the tile of classes from ``start`` on."""
@@ -75,24 +75,40 @@ def _next_tile(
     if PADDED:
         column = tl.minimum(column, num_classes - 1)
     z = logits_tile(of, row, column, EVEN_D, PRECISION, DTYPE, BLOCK_D)
-    return _add_tile(share, z, start, first, num_classes, target_logit, BLOCK_V, HALVES, PADDED)
+    return _add_tile(share, z, start, first, num_classes, target_logit, SOFTCAP, BLOCK_V, HALVES, PADDED)
 
 
 @triton.jit
 def _add_tile(
-    share, z, start, first, num_classes, target_logit,
+    share, z, start, first, num_classes, target_logit, SOFTCAP: tl.constexpr,
     BLOCK_V: tl.constexpr, HALVES: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     if HALVES:  # half the temporaries at a time: on Hopper 128 x 128 logits spill without
         left, right = halves(z)
         column = start + tl.arange(0, BLOCK_V // 2)
-        share = add_tile(share, left, column, first, start, num_classes, target_logit, False, PADDED)
+        share = _add_part(share, left, column, first, start, num_classes, target_logit, SOFTCAP, BLOCK_V // 2, PADDED)
         column += BLOCK_V // 2
         start += BLOCK_V // 2
-        return add_tile(share, right, column, first, start, num_classes, target_logit, False, PADDED)
+        return _add_part(share, right, column, first, start, num_classes, target_logit, SOFTCAP, BLOCK_V // 2, PADDED)
     else:
         column = start + tl.arange(0, BLOCK_V)
+        return _add_part(share, z, column, first, start, num_classes, target_logit, SOFTCAP, BLOCK_V, PADDED)
+
+
+@triton.jit
+def _add_part(
+    share, z, column, first, start, num_classes, target_logit,
+    SOFTCAP: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    if SOFTCAP is None:
         return add_tile(share, z, column, first, start, num_classes, target_logit, False, PADDED)
+    else:  # half of them again, for the cap has its own
+        left, right = halves(z)
+        column = start + tl.arange(0, WIDTH // 2)
+        share = add_tile(share, capped(left, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
+        column += WIDTH // 2
+        start += WIDTH // 2
+        return add_tile(share, capped(right, SOFTCAP), column, first, start, num_classes, target_logit, False, PADDED)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes"])
@@ -100,7 +116,7 @@ def _one_tile(
     x, weight, bias, target, target_logit, floats, indices,
     num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_target,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The share of BLOCK_N rows of one tile that holds all classes, and the logits of the rows' targets."""
@@ -113,9 +129,9 @@ def _one_tile(
     if target is not None:
         y = tl.load(target + row * stride_target).to(tl.int64)
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
-        z = tl.sum(tl.where(column[None, :] == y[:, None], tile, 0), 1)
+        z = capped(tl.sum(tl.where(column[None, :] == y[:, None], tile, 0), 1), SOFTCAP)
         tl.store(target_logit + rows, z, rows < num_rows)
-    share = _add_tile(empty_share(BLOCK_N, DTYPE), tile, 0, 0, num_classes, z, BLOCK_V, HALVES, True)
+    share = _add_tile(empty_share(BLOCK_N, DTYPE), tile, 0, 0, num_classes, z, SOFTCAP, BLOCK_V, HALVES, True)
     store_split(floats, indices, 0, 1, rows, num_rows, share)
 
 
@@ -123,7 +139,7 @@ def _one_tile(
 def _splits(
     x, weight, bias, target_logit, floats, indices, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
     tiles_per_split, splits, stride_xn, stride_xd, stride_wv, stride_wd, stride_b,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The share of BLOCK_N rows of the vocabulary tiles of one split."""
@@ -141,13 +157,15 @@ def _splits(
     whole = tl.minimum(end, num_classes // BLOCK_V * BLOCK_V)
     for start in range(first, whole, BLOCK_V):
         share = _next_tile(
-            share, of, row, start, first, num_classes, z, EVEN_D, PRECISION, DTYPE, BLOCK_V, BLOCK_D, HALVES, False
-        )
+            share, of, row, start, first, num_classes, z,
+            EVEN_D, PRECISION, DTYPE, SOFTCAP, BLOCK_V, BLOCK_D, HALVES, False,
+        )  # fmt: skip
     if whole < end:  # the vocabulary's last tile alone pays for masks
         start = tl.maximum(first, whole)
         share = _next_tile(
-            share, of, row, start, first, num_classes, z, EVEN_D, PRECISION, DTYPE, BLOCK_V, BLOCK_D, HALVES, True
-        )
+            share, of, row, start, first, num_classes, z,
+            EVEN_D, PRECISION, DTYPE, SOFTCAP, BLOCK_V, BLOCK_D, HALVES, True,
+        )  # fmt: skip
     store_split(floats, indices, split, splits, rows, num_rows, share)
 
 
@@ -160,8 +178,8 @@ def table_row(num_rows: int, num_classes: int | None = None) -> str:
 
 
 def linear_stats(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, softcap: float,
+    ignore_index: int, allow_tf32: bool,
 ) -> Planes:  # fmt: skip
     """``(floats, indices)``: the columns, as ``ncops.backends.planes`` lists them.
 
@@ -172,7 +190,7 @@ def linear_stats(
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
         y = None if target is None else target[rows]
-        arguments = (rows_of(columns, rows), x[rows], weight, bias, y, scale, ignore_index, allow_tf32)
+        arguments = (rows_of(columns, rows), x[rows], weight, bias, y, scale, softcap, ignore_index, allow_tf32)
         shape = (min(step, x.shape[0] - start), *weight.shape)
         run = lambda config, a=arguments: _run(config, *a)  # noqa: E731
         tuned(table_row(shape[0], shape[1]), x, shape, run, allow_tf32)
@@ -181,12 +199,12 @@ def linear_stats(
 
 def _run(
     config: Launch, columns: Planes, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None,
-    scale: float, ignore_index: int, allow_tf32: bool,
+    scale: float, softcap: float, ignore_index: int, allow_tf32: bool,
 ) -> None:  # fmt: skip
     n, v = x.shape[0], weight.shape[0]
     z = None
     if v <= config["BLOCK_V"]:
-        flags, strides = _problem(config, x, weight, bias, allow_tf32)
+        flags, strides = _problem(config, x, weight, bias, softcap, allow_tf32)
         parts, per_split = empty_splits(x, 1), v
         z = None if target is None else torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
         _one_tile[(triton.cdiv(n, config["BLOCK_N"]),)](
@@ -195,18 +213,18 @@ def _run(
         )  # fmt: skip
     else:
         if target is not None:
-            z = _run_targets(config, x, weight, bias, target, scale, allow_tf32)
-        parts, per_split = _run_splits(config, x, weight, bias, z, scale, allow_tf32)
+            z = _run_targets(config, x, weight, bias, target, scale, softcap, allow_tf32)
+        parts, per_split = _run_splits(config, x, weight, bias, z, scale, softcap, allow_tf32)
     merge_splits(columns, parts, v, per_split, target, z, ignore_index)
 
 
 def _run_splits(
     config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float,
-    allow_tf32: bool,
+    softcap: float, allow_tf32: bool,
 ) -> tuple[Planes, int]:  # fmt: skip
     """The rows' shares of parts of the classes, and how many classes a part has."""
     n, v = x.shape[0], weight.shape[0]
-    flags, strides = _problem(config, x, weight, bias, allow_tf32)
+    flags, strides = _problem(config, x, weight, bias, softcap, allow_tf32)
     row_blocks, tiles = triton.cdiv(n, config["BLOCK_N"]), triton.cdiv(v, config["BLOCK_V"])
     splits = split_count(capability(x.device), min(row_blocks, ROW_BLOCKS_SIDE_BY_SIDE), tiles)
     per_split = triton.cdiv(tiles, splits)
@@ -219,21 +237,23 @@ def _run_splits(
 
 
 def _problem(
-    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, allow_tf32: bool
+    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, softcap: float, allow_tf32: bool
 ) -> tuple[dict[str, object], tuple[int, ...]]:
     """The flags and the strides that both kernels take."""
     flags = {
         "EVEN_D": x.shape[1] % config["BLOCK_D"] == 0,
         "PRECISION": input_precision(allow_tf32),
         "DTYPE": TRITON[compute_dtype(x.dtype)],
+        "SOFTCAP": softcap or None,
     }
     return flags, (*x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0))
 
 
 def _run_targets(
-    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, allow_tf32: bool
-) -> Tensor:
-    flags, strides = _problem(config, x, weight, bias, allow_tf32)
+    config: Launch, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float,
+    allow_tf32: bool,
+) -> Tensor:  # fmt: skip
+    flags, strides = _problem(config, x, weight, bias, softcap, allow_tf32)
     n, d = x.shape
     out = torch.empty(n, dtype=compute_dtype(x.dtype), device=x.device)
     _target_logits[(triton.cdiv(n, config["BLOCK_N"]),)](
@@ -249,8 +269,9 @@ def _untuned(x: Tensor, allow_tf32: bool) -> Launch:
 
 
 def linear_stats_targets(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, ignore_index: int, allow_tf32: bool
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float, ignore_index: int,
+    allow_tf32: bool,
+) -> Tensor:  # fmt: skip
     """``(N)`` logits of the targets, any number where one is no class.
 
     They have the bits of their rivals in ``linear_stats_share`` that is given these.
@@ -259,13 +280,14 @@ def linear_stats_targets(
     for rows in range(0, x.shape[0], ROWS_AT_ONCE):
         part, y = x[rows : rows + ROWS_AT_ONCE], target[rows : rows + ROWS_AT_ONCE]
         with device_of(x):
-            parts.append(_run_targets(_untuned(part, allow_tf32), part, weight, bias, y, scale, allow_tf32))
+            parts.append(_run_targets(_untuned(part, allow_tf32), part, weight, bias, y, scale, softcap, allow_tf32))
     return torch.cat(parts) if parts else x.new_empty(0, dtype=compute_dtype(x.dtype))
 
 
 def linear_stats_share(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, allow_tf32: bool
-) -> Planes:
+    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, softcap: float,
+    allow_tf32: bool,
+) -> Planes:  # fmt: skip
     """``(floats, float64, and indices)``: the rows' share of these classes, some of all, as
     ``ncops.backends.planes`` lists it and ``_logit_state.py`` merges it."""
     n = x.shape[0]
@@ -277,6 +299,7 @@ def linear_stats_share(
         rows = slice(start, start + ROWS_AT_ONCE)
         part, z = x[rows], None if target_logit is None else target_logit[rows]
         with device_of(x):
-            parts, per_split = _run_splits(_untuned(part, allow_tf32), part, weight, bias, z, scale, allow_tf32)
+            config = _untuned(part, allow_tf32)
+            parts, per_split = _run_splits(config, part, weight, bias, z, scale, softcap, allow_tf32)
             merge_splits(rows_of(share, rows), parts, weight.shape[0], per_split, finish=False)
     return share

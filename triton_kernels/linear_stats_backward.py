@@ -22,6 +22,7 @@ from ..backends.dtypes import compute_dtype
 from ._launch import capability, device_of, input_precision, launch, row_for_classes
 from ._logit_columns import TRITON
 from ._logit_gradient import KIND, logit_gradient, row_coefficients
+from ._logit_state import halves
 from ._logits_tile import Classifier, logits_tile, scaled
 
 WORKSPACE_BYTES = 64 << 20
@@ -35,7 +36,7 @@ def _chunk_gradient(
     num_rows, num_classes, num_features, all_rows, first_row, row_blocks, class_blocks, scale: "fp64",  # noqa: F821
     stride_xn, stride_xd, stride_wv, stride_wd, stride_b, stride_part, stride_chunk, first_class,
     NEED_CHUNK: tl.constexpr, NEED_BIAS: tl.constexpr, SPLIT: tl.constexpr,
-    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, TOGETHER: tl.constexpr,
+    EVEN_D: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr, TOGETHER: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One tile of a chunk: the logits' gradient times scale into ``chunk``, with ``SPLIT`` what is lost of it into the
@@ -50,14 +51,40 @@ def _chunk_gradient(
     block_n, block_v = first_block + in_group % together, in_group // together
     row = tl.cast(block_n, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = block_v * BLOCK_V + tl.arange(0, BLOCK_V)
-    here = (row < num_rows)[:, None] & (column < num_classes)[None, :]
     read = tl.minimum(row, num_rows - 1)
     of = Classifier(x, weight, bias, num_features, scale, stride_xn, stride_xd, stride_wv, stride_wd, stride_b)
     z = logits_tile(of, read, tl.minimum(column, num_classes - 1), EVEN_D, PRECISION, DTYPE, BLOCK_D)
-    gradient = logit_gradient(z, first_class + column, first_row + read, coefficients, indices, all_rows)
+    bias_sums += tl.cast(block_n, tl.int64) * stride_chunk
+    if SOFTCAP is None:
+        _store_gradient(
+            z, row, column, coefficients, indices, chunk, bias_sums, num_rows, num_classes, all_rows, first_row, scale,
+            stride_part, stride_chunk, first_class, NEED_CHUNK, NEED_BIAS, SPLIT, DTYPE, SOFTCAP,
+        )  # fmt: skip
+    else:  # half the temporaries at a time: on Hopper 128 x 128 logits spill without
+        left, right = halves(z)
+        column = block_v * BLOCK_V + tl.arange(0, BLOCK_V // 2)
+        _store_gradient(
+            left, row, column, coefficients, indices, chunk, bias_sums, num_rows, num_classes, all_rows, first_row,
+            scale, stride_part, stride_chunk, first_class, NEED_CHUNK, NEED_BIAS, SPLIT, DTYPE, SOFTCAP,
+        )  # fmt: skip
+        _store_gradient(
+            right, row, column + BLOCK_V // 2, coefficients, indices, chunk, bias_sums, num_rows, num_classes, all_rows,
+            first_row, scale, stride_part, stride_chunk, first_class, NEED_CHUNK, NEED_BIAS, SPLIT, DTYPE, SOFTCAP,
+        )  # fmt: skip
+
+
+@triton.jit
+def _store_gradient(
+    z, row, column, coefficients, indices, chunk, bias_sums, num_rows, num_classes, all_rows, first_row, scale,
+    stride_part, stride_chunk, first_class,
+    NEED_CHUNK: tl.constexpr, NEED_BIAS: tl.constexpr, SPLIT: tl.constexpr, DTYPE: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    here = (row < num_rows)[:, None] & (column < num_classes)[None, :]
+    read = first_row + tl.minimum(row, num_rows - 1)
+    gradient = logit_gradient(z, first_class + column, read, coefficients, indices, all_rows, SOFTCAP)
     gradient = tl.where(here, gradient, 0)
     if NEED_BIAS:
-        tl.store(bias_sums + tl.cast(block_n, tl.int64) * stride_chunk + column, tl.sum(gradient, 0))
+        tl.store(bias_sums + column, tl.sum(gradient, 0))
     if NEED_CHUNK:
         gradient = scaled(gradient, scale)
         out = chunk + row[:, None] * stride_chunk + column[None, :]
@@ -81,7 +108,7 @@ def chunk_shape(rows: int, classes: int, itemsize: int, block_v: int) -> tuple[i
 
 def linear_stats_backward(
     grad: Tensor, floats: Tensor, indices: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
-    target: Tensor | None, scale: float, ignore_index: int, allow_tf32: bool,
+    target: Tensor | None, scale: float, softcap: float, ignore_index: int, allow_tf32: bool,
     need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed.
@@ -99,7 +126,7 @@ def linear_stats_backward(
     columns = floats.contiguous(), indices.contiguous()
     with device_of(x):
         rows = row_coefficients(grad, columns, target, v, ignore_index)
-        run = _Chunks(x, weight, bias, *rows, scale, allow_tf32)
+        run = _Chunks(x, weight, bias, *rows, scale, softcap, allow_tf32)
         run(g_x, g_weight, g_bias)
     return g_x, g_weight, g_bias
 
@@ -152,8 +179,9 @@ class _Chunks:
     """Walks the chunks: classes outside, rows inside, so that the rows of g_weight are finished one chunk after another
     and only g_x (N x D, where g_weight is V x D) keeps a running sum."""
 
-    def __init__(self, x, weight, bias, coefficients, indices, scale, allow_tf32):
-        self.x, self.weight, self.bias, self.scale, self.allow_tf32 = x, weight, bias, scale, allow_tf32
+    def __init__(self, x, weight, bias, coefficients, indices, scale, softcap, allow_tf32):
+        self.x, self.weight, self.bias = x, weight, bias
+        self.scale, self.softcap, self.allow_tf32 = scale, softcap or None, allow_tf32
         self.coefficients, self.indices = coefficients, indices
         self.dtype = compute_dtype(x.dtype)
         row = row_for_classes("linear_stats_backward", weight.shape[0])
@@ -211,6 +239,6 @@ class _Chunks:
             *x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0), *chunk.stride()[:2], these.start,
             NEED_CHUNK=chunk.numel() > 0, NEED_BIAS=bias_sums.numel() > 0, SPLIT=self.parts == 2,
             EVEN_D=d % self.config["BLOCK_D"] == 0, PRECISION=input_precision(self.allow_tf32),
-            DTYPE=TRITON[self.dtype], TOGETHER=ROW_BLOCKS_TOGETHER,
+            DTYPE=TRITON[self.dtype], SOFTCAP=self.softcap, TOGETHER=ROW_BLOCKS_TOGETHER,
             **self.config.options,
         )  # fmt: skip

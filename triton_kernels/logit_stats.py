@@ -15,7 +15,7 @@ from ._launch import Launch, capability, interpreted, split_count, tuned
 from ._logit_columns import TRITON, Planes, empty_columns, empty_splits, merge_splits, rows_of
 from ._logit_gradient import logit_gradient, row_coefficients
 from ._logit_state import add_tile, empty_share, store_split
-from ._logits_tile import scaled
+from ._logits_tile import capped, scaled
 
 INTERPRETED_BLOCKS = 16, 32
 ROWS_AT_ONCE = 1 << 20  # bounds the shares at 40 MB where rows are not split
@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 1 << 20  # bounds the shares at 40 MB where rows are not split
 def _splits(
     logits, target, target_logit, floats, indices, num_rows, num_classes, scale: "fp64",  # noqa: F821
     tiles_per_split, splits, stride_n, stride_v, stride_target,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
+    DTYPE: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The share of BLOCK_N rows of the blocks of BLOCK_V logits of one split; also the logits of their targets."""
     program = tl.cast(tl.program_id(0), tl.int64)
@@ -37,7 +37,7 @@ def _splits(
     if target is not None:
         y = tl.load(target + row * stride_target).to(tl.int64)
         y = tl.minimum(tl.maximum(y, 0), num_classes - 1)  # targets outside are dropped when the columns are written
-        z = scaled(tl.load(line + y * stride_v).to(DTYPE), scale)
+        z = capped(scaled(tl.load(line + y * stride_v).to(DTYPE), scale), SOFTCAP)
         if split == 0:
             tl.store(target_logit + rows, z, rows < num_rows)
     first = (split * tiles_per_split * BLOCK_V).to(tl.int32)
@@ -48,13 +48,14 @@ def _splits(
     for start in tl.range(first, whole, BLOCK_V, num_stages=STAGES):
         column = start + tl.arange(0, BLOCK_V)
         tile = scaled(tl.load(line[:, None] + tl.cast(column, tl.int64)[None, :] * stride_v).to(DTYPE), scale)
-        share = add_tile(share, tile, column, first, start, num_classes, z, True, False)
+        share = add_tile(share, capped(tile, SOFTCAP), column, first, start, num_classes, z, True, False)
     if whole < end:
         start = tl.maximum(first, whole)
         column = start + tl.arange(0, BLOCK_V)
         there = (column < num_classes)[None, :]
         tile = tl.load(line[:, None] + tl.cast(column, tl.int64)[None, :] * stride_v, there, 0.0)
-        share = add_tile(share, scaled(tile.to(DTYPE), scale), column, first, start, num_classes, z, True, True)
+        tile = capped(scaled(tile.to(DTYPE), scale), SOFTCAP)
+        share = add_tile(share, tile, column, first, start, num_classes, z, True, True)
     store_split(floats, indices, split, splits, rows, num_rows, share)
 
 
@@ -62,7 +63,7 @@ def _splits(
 def _gradient(
     logits, gradient, coefficients, indices, num_rows, num_classes, scale: "fp64",  # noqa: F821
     stride_n, stride_v, out_n, out_v,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+    DTYPE: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """A (BLOCK_N, BLOCK_V) block of the gradient of the stored logits."""
     rows = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -71,7 +72,7 @@ def _gradient(
     wide = tl.cast(column, tl.int64)[None, :]
     z = scaled(tl.load(logits + rows[:, None] * stride_n + wide * stride_v, mask, 0.0).to(DTYPE), scale)
     row = tl.minimum(rows, num_rows - 1)
-    grad = scaled(logit_gradient(z, column, row, coefficients, indices, num_rows), scale)
+    grad = scaled(logit_gradient(z, column, row, coefficients, indices, num_rows, SOFTCAP), scale)
     tl.store(gradient + rows[:, None] * out_n + wide * out_v, grad, mask)
 
 
@@ -88,7 +89,7 @@ def _config(logits: Tensor, config: Launch) -> tuple[int, int]:
     return min(area // block_v, max(1, triton.next_power_of_2(n))), block_v
 
 
-def logit_stats(logits: Tensor, target: Tensor | None, scale: float, ignore_index: int) -> Planes:
+def logit_stats(logits: Tensor, target: Tensor | None, scale: float, softcap: float, ignore_index: int) -> Planes:
     """``(floats, indices)``: the columns, as ``ncops.backends.planes`` lists them.
 
     Workspace: 40 bytes per row and split (68 in float64), of at most 2^20 rows at a time.
@@ -97,15 +98,16 @@ def logit_stats(logits: Tensor, target: Tensor | None, scale: float, ignore_inde
     for start in range(0, logits.shape[0], ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         y = None if target is None else target[rows]
-        arguments = (rows_of(columns, rows), logits[rows], y, scale, ignore_index)
+        arguments = (rows_of(columns, rows), logits[rows], y, scale, softcap, ignore_index)
         shape = (min(ROWS_AT_ONCE, logits.shape[0] - start), logits.shape[1])
         tuned("logit_stats", logits, shape, lambda config, a=arguments: _run(config, *a))
     return columns
 
 
 def _run(
-    config: Launch, columns: Planes, logits: Tensor, target: Tensor | None, scale: float, ignore_index: int
-) -> None:
+    config: Launch, columns: Planes, logits: Tensor, target: Tensor | None, scale: float, softcap: float,
+    ignore_index: int,
+) -> None:  # fmt: skip
     n, v = logits.shape
     block_n, block_v = _config(logits, config)
     row_blocks, tiles = triton.cdiv(n, block_n), triton.cdiv(v, block_v)
@@ -117,7 +119,7 @@ def _run(
     _splits[(row_blocks * splits,)](
         logits, target, target_logit, *parts, n, v, scale, per_split, splits, *logits.stride(),
         0 if target is None else target.stride(0),
-        DTYPE=TRITON[dtype], STAGES=config.num_stages,
+        DTYPE=TRITON[dtype], SOFTCAP=softcap or None, STAGES=config.num_stages,
         **(config.options | {"BLOCK_N": block_n, "BLOCK_V": block_v}),
     )  # fmt: skip
     merge_splits(columns, parts, v, per_split * block_v, target, target_logit, ignore_index)
@@ -125,7 +127,7 @@ def _run(
 
 def logit_stats_backward(
     grad: Tensor, floats: Tensor, indices: Tensor, logits: Tensor, target: Tensor | None, scale: float,
-    ignore_index: int,
+    softcap: float, ignore_index: int,
 ) -> Tensor:  # fmt: skip
     """Gradient of the stored logits. Workspace: 60 bytes per row (104 in float64)."""
     n, v = logits.shape
@@ -139,7 +141,7 @@ def logit_stats_backward(
         block_n, block_v = _config(logits, config)
         _gradient[(triton.cdiv(n, block_n), triton.cdiv(v, block_v))](
             logits, gradient, *rows, n, v, scale, *logits.stride(), *gradient.stride(),
-            DTYPE=TRITON[compute_dtype(logits.dtype)],
+            DTYPE=TRITON[compute_dtype(logits.dtype)], SOFTCAP=softcap or None,
             **(config.options | {"BLOCK_N": block_n, "BLOCK_V": block_v}),
         )  # fmt: skip
 

@@ -63,6 +63,11 @@ bool any_gradient(const T* dz, int64_t classes) {
 }
 
 template <class T>
+void multiply_by(T* dz, const T* slopes, int64_t n) {
+  for (int64_t i = 0; i < n; i += kWidth<T>) store(dz + i, load(dz + i) * load(slopes + i));
+}
+
+template <class T>
 void add_bias_gradient(const T* dz, T* out, int64_t classes) {
   constexpr int L = 2 * kWidth<T>;
   for (int64_t c = 0; c < classes; ++c) out[c] += reduce_add<T>(load(dz + c * L) + load(dz + c * L + L / 2));

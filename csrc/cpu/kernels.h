@@ -13,6 +13,7 @@ namespace ncops {
 struct LogitOptions {
   const int64_t* target = nullptr;  // (N), or null
   double scale = 1;
+  double softcap = 0;  // c: a logit z is c tanh(z / c), unless it is an infinity; 0: none
   int64_t ignore_index = -100;
 };
 

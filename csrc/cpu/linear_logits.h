@@ -56,7 +56,7 @@ struct LinearStats {
   }
 
   void tile(State& state, T* tile, int64_t first, int64_t count) {
-    state.add(tile, first, count, T(args.scale), bias ? bias + first : nullptr);
+    state.add(tile, first, count, T(args.scale), bias ? bias + first : nullptr, Softcap<T>(args.softcap));
   }
 
   void end(State& state, int64_t row, int64_t count, int64_t split) {
@@ -67,7 +67,8 @@ struct LinearStats {
   }
 
   T logit(T product, int64_t c) const {
-    return fma(splat<T>(product), splat<T>(T(args.scale)), splat<T>(bias ? bias[c] : T(0)))[0];
+    const Vec<T> z = fma(splat<T>(product), splat<T>(T(args.scale)), splat<T>(bias ? bias[c] : T(0)));
+    return Softcap<T>(args.softcap)(z[0]);
   }
   void write(int64_t row, const LogitShare& r) {
     write_row<T>(args.out, args.shares, row, r, args.target, args.ignore_index, target_logits ? target_logits[row] : T(0));

@@ -18,7 +18,7 @@ class Loss {
 
  public:
   explicit Loss(const LinearLossArgs& args)
-      : args_(args), dim_(args.x.dim), depth_(Mode::depth(args.x.dim)), classes_(args.w.rows), bias_(args.bias, args.w.rows),
+      : args_(args), dim_(args.x.dim), depth_(Mode::depth(args.x.dim)), classes_(args.w.rows), bias_(args.bias, args.w.rows), cap_(args.softcap),
         columns_(round_up(dim_, L)), features_(round_up(dim_, kMR)), tiles_(pieces(classes_, kTileRows)) {
     const int64_t n = args.x.rows;
     const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(kTasks, classes_ / 256));
@@ -56,6 +56,7 @@ class Loss {
     const size_t inputs_at = block.add<T>(args_.g_x ? splits_ * rows_per_block_ * features_ : 0);
     const size_t gradients_at = block.add<Panel>(panels_);
     const size_t w_at = worker.add<T>(std::max(kTileRows / kMR * group_size<Mode>(dim_), turned_size<Mode>(kTileRows, dim_)));
+    const size_t copy_at = worker.add<T>(cap_ ? kTile : 0);
     const size_t steps_at = worker.add<T>(kInPairs<Mode> ? kTile / 2 : 0);
     const size_t states_at = worker.add<State>(panels_);
     const int64_t at_once = std::min<int64_t>(groups_, workers());
@@ -70,11 +71,11 @@ class Loss {
         const auto own = [&](int worker_number, size_t offset) { return packed.at<T>(worker_number * worker.bytes + offset); };
         each(b.panels_count(), [&](int64_t p, int) { pack_panel<Mode, L>(args_.x, b.first(p), b.count(p), b.panel(p, depth_)); });
         each(splits_, [&](int64_t split, int w) {
-          multiply(b, split, epilogue, own(w, w_at), reinterpret_cast<State*>(own(w, states_at)));
+          multiply(b, split, epilogue, own(w, w_at), own(w, copy_at), reinterpret_cast<State*>(own(w, states_at)));
         });
         each(b.panels_count(), [&](int64_t p, int) { finish(b, p, epilogue, gradient, grads.at<T>()); });
         each(splits_, [&](int64_t split, int w) {
-          multiply_back(b, split, weight.share(group), bias.share(group), own(w, w_at), own(w, steps_at));
+          multiply_back(b, split, weight.share(group), bias.share(group), own(w, w_at), own(w, copy_at), own(w, steps_at));
         });
         if (args_.g_x) each(b.panels_count(), [&](int64_t p, int) { write_inputs(b, p); });
       }
@@ -117,6 +118,7 @@ class Loss {
   const LinearLossArgs& args_;
   int64_t dim_, depth_, classes_;
   Bias<T> bias_;
+  Softcap<T> cap_;
   int64_t columns_, features_, tiles_, groups_, tiles_per_split_, splits_, rows_per_group_, rows_per_block_, panels_;
 
   template <class F>
@@ -126,7 +128,7 @@ class Loss {
   }
 
   // Logits of a split's classes, and their share of the rows' statistics.
-  void multiply(const Block& b, int64_t split, Epilogue& epilogue, T* w, State* states) const {
+  void multiply(const Block& b, int64_t split, Epilogue& epilogue, T* w, T* copy, State* states) const {
     const int64_t number = b.panels_count(), group = group_size<Mode>(dim_);
     const int64_t steps = plan_product<T>(args_.x.rows, classes_, depth_, L).steps;
     for (int64_t p = 0; p < number; ++p) epilogue.begin(states[p], b.first(p), b.count(p), split, b.panel(p, depth_));
@@ -142,7 +144,11 @@ class Loss {
             if (k == 0) multiply_group<Mode, 2>(panel, rows, n, out);
             else multiply_group<Mode, 2, true>(panel, rows, n, out);
           }
-          if (k + steps >= depth_) epilogue.tile(states[p], b.tile(t, p), first, count);
+          if (k + steps < depth_) continue;
+          // The slopes of capped logits come from the products, which then stay.
+          T* logits = cap_ ? copy : b.tile(t, p);
+          if (cap_) std::memcpy(copy, b.tile(t, p), count * L * sizeof(T));
+          epilogue.tile(states[p], logits, first, count);
         }
       }
     });
@@ -173,7 +179,7 @@ class Loss {
   }
 
   // Turns logits into gradients by them, and adds these to a share of g_x, to g_weight (V, D) and to g_bias (V).
-  void multiply_back(const Block& b, int64_t split, T* g_weight, T* g_bias, T* w, T* steps) const {
+  void multiply_back(const Block& b, int64_t split, T* g_weight, T* g_bias, T* w, T* slopes, T* steps) const {
     const int64_t number = b.panels_count(), panel = L * features_;
     T* inputs = args_.g_x ? b.inputs + split * number * panel : nullptr;
     if (inputs) std::memset(inputs, 0, number * panel * sizeof(T));
@@ -186,7 +192,9 @@ class Loss {
         T* dz = b.tile(t, p);
         zero[p] = !b.gradients[p].touches(first, count);
         if (zero[p]) continue;
+        if (cap_) cap_.logits_and_slopes(dz, slopes, count * L, L, T(args_.scale), bias_.data ? bias_.data + first : nullptr);
         b.gradients[p].apply(dz, first, count, 1, nullptr);
+        if (cap_) multiply_by<T>(dz, slopes, count * L);
         zero[p] = !any_gradient<T>(dz, count);
         if (zero[p]) continue;
         some = true;

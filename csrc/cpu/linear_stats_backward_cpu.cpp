@@ -26,7 +26,7 @@ class Backward {
   explicit Backward(const LinearStatsBackwardArgs& args)
       : args_(args), dim_(args.x.dim), depth_(Mode::depth(args.x.dim)), columns_(round_up(args.x.dim, L)),
         features_(round_up(std::max<int64_t>(1, args.x.dim), kMR)), group_(group_size<Mode>(args.x.dim)),
-        bias_(args.bias, args.w.rows) {
+        bias_(args.bias, args.w.rows), cap_(args.softcap) {
     const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(kTasks, args.w.rows / 256));
     const int64_t affordable = kShareBytes / std::max<int64_t>(1, args.w.rows * dim_ * int64_t(sizeof(T)));
     groups_ = std::max<int64_t>(1, std::min({int64_t(kTasks), affordable, pieces(args.x.rows, 128)}));
@@ -86,6 +86,7 @@ class Backward {
   const LinearStatsBackwardArgs& args_;
   int64_t dim_, depth_, columns_, features_, group_, w_per_split_, splits_, groups_, rows_per_pass_, rows_per_group_, rows_per_chunk_;
   Bias<T> bias_;
+  Softcap<T> cap_;
 
   // Rows [begin, end) against the classes of a split. `share` is this split's part of g_x, panel by panel, [column][lane];
   // g_weight (V, D) and g_bias (V) are added to. Null: not wanted.
@@ -129,13 +130,15 @@ class Backward {
 
   // One panel's gradients by the logits of classes first, first + 1, ...; false, and `out` unfinished, if all are zero.
   bool logit_gradients(const Panel& gradients, const T* panel, const T* w, int64_t first, int64_t classes, T* out) const {
-    if (gradients.soft) {
+    const T* bias = bias_.data ? bias_.data + first : nullptr;
+    if (gradients.soft || cap_)
       for (int64_t g = 0; g * kMR < classes; ++g)
         multiply_group<Mode, 2>(panel, w + g * group_, depth_, out + g * kMR * L);
-      gradients.apply(out, first, classes, T(args_.scale), bias_.data ? bias_.data + first : nullptr);
-    } else {
-      gradients.apply_hard(out, first, classes);
-    }
+    alignas(64) T slopes[kTileRows * L];
+    if (cap_) cap_.logits_and_slopes(out, slopes, classes * L, L, T(args_.scale), bias);
+    if (gradients.soft) gradients.apply(out, first, classes, cap_ ? T(1) : T(args_.scale), cap_ ? nullptr : bias);
+    else gradients.apply_hard(out, first, classes);
+    if (cap_) multiply_by<T>(out, slopes, classes * L);
     return any_gradient<T>(out, classes);
   }
 

@@ -6,7 +6,7 @@
 
 #include "../logit_share.h"
 #include "kernels.h"
-#include "isa/vec.h"
+#include "softcap.h"
 
 namespace ncops::NCOPS_ISA {
 
@@ -61,9 +61,9 @@ struct LogitState {
     seen = 0;
   }
 
-  // tile[count][L] are raw products of classes first, first + 1, ...; logit = product * scale + bias[class].
-  // Overwrites the tile with the logits, unless scale is 1 and there is no bias.
-  void add(T* tile, int64_t first, int64_t count, T scale, const T* bias) {
+  // tile[count][L] are raw products of classes first, first + 1, ...; logit = product * scale + bias[class], capped.
+  // Overwrites the tile with the logits, unless they are the products.
+  void add(T* tile, int64_t first, int64_t count, T scale, const T* bias, Softcap<T> cap) {
     if (first_class < 0) first_class = first;
     const LaneInt<T> offset = LaneInt<T>(first - first_class);
     if (scale != 1 || bias)
@@ -72,6 +72,7 @@ struct LogitState {
           T* p = tile + j * L + lane;
           store(p, fma(load(p), splat<T>(scale), splat<T>(bias ? bias[j] : T(0))));
         }
+    if (cap) cap.apply(tile, count * L);
     for (int lane = 0; lane < L; lane += kWidth<T>) add_lanes(tile + lane, lane, count, offset);
     seen += count;
   }

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "isa/vec.h"
+#include "softcap.h"
 
 namespace ncops::NCOPS_ISA {
 
@@ -72,19 +72,33 @@ struct RowGradient {
   static double times(double gradient, double value) { return gradient == 0 ? 0 : gradient * value; }
 };
 
-// One row's gradient as a function of the stored logit, `scale` included.
-template <class T, bool General>
+// One row's gradient as a function of the stored logit, scale and cap included.
+template <class T, bool General, bool Capped>
 struct Element {
+  Softcap<T> cap;
   Vec<T> factor, flat, tilt, bend, constant, slope, max, mean;
 
-  Element(const RowGradient<T>& r, T scale)
-      : factor(splat<T>(scale)), flat(splat<T>(r.flat * scale)), tilt(splat<T>(r.tilt * scale)), bend(splat<T>(r.bend * scale)),
+  Element(const RowGradient<T>& r, T scale, Softcap<T> cap)
+      : cap(cap), factor(splat<T>(scale)), flat(splat<T>(r.flat * scale)), tilt(splat<T>(r.tilt * scale)), bend(splat<T>(r.bend * scale)),
         constant(splat<T>(r.constant * scale)), slope(splat<T>(r.slope * scale)), max(splat<T>(r.max)),
         mean(splat<T>(r.slope == 0 ? T(0) : r.mean)) {}
 
   NCOPS_INLINE Vec<T> operator()(Vec<T> stored) const {
-    // Rounded before the maximum is subtracted, as in the forward: the difference is 0 at the maximum.
-    const Vec<T> z = fma(stored, factor, Vec<T>{}), d = z - max, e = exp_nonpositive<T>(d);
+    const Vec<T> z = scaled(stored);
+    if constexpr (Capped) return by_logit(cap(z)) * cap.slope(z);
+    return by_logit(z);
+  }
+  // What a gradient by the logit is multiplied with to be one by the stored logit.
+  NCOPS_INLINE T weight(T stored) const {
+    if constexpr (Capped) return factor[0] * cap.slope(scaled(splat<T>(stored)))[0];
+    return factor[0];
+  }
+
+ private:
+  // Rounded before the maximum is subtracted, as in the forward: the difference is 0 at the maximum.
+  NCOPS_INLINE Vec<T> scaled(Vec<T> stored) const { return fma(stored, factor, Vec<T>{}); }
+  NCOPS_INLINE Vec<T> by_logit(Vec<T> z) const {
+    const Vec<T> d = z - max, e = exp_nonpositive<T>(d);
     if constexpr (!General) return fma(e, flat, constant);
     const Vec<T> below = d < ExpConstants<T>::lowest ? Vec<T>{} : d;  // e is 0 there, and 0 * -inf must be 0
     const Vec<T> soft = fma(e, fma(bend, e, fma(tilt, below, flat)), constant);

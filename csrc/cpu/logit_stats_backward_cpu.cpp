@@ -56,6 +56,7 @@ template <class T, class Stored>
 void run(const LogitStatsBackwardArgs& args) {
   const int64_t rows = args.logits.rows, v = args.logits.dim, step = args.logits.col_stride;
   const T scale = T(args.scale);
+  const Softcap<T> cap(args.softcap);
   constexpr int64_t cached = int64_t(8) << 20;  // bytes: a smaller result is better left where its reader finds it
   const bool streams = rows * v * int64_t(sizeof(Stored)) > cached;
   const int64_t rows_per_task = std::max<int64_t>(1, 16384 / v);
@@ -77,17 +78,19 @@ void run(const LogitStatsBackwardArgs& args) {
         // The columns apart; see RowGradient. Rounded once, so formed again rather than added to.
         const auto put_column = [&](int64_t c) {
           if (c < 0) return;
+          const T stored = first_lane<T>(in + c * step), weight = f.weight(stored);
           T g = c == r.argmax ? r.at_argmax + r.constant + (r.slope == 0 ? T(0) : r.slope * (r.max - r.mean))
-                              : f(splat<T>(first_lane<T>(in + c * step)))[0];
-          if (c == r.argmax) g *= scale;
-          if (c == r.target) g += r.at_target * scale;
-          if (c == r.second) g += r.at_second * scale;
+                              : f(splat<T>(stored))[0];
+          if (c == r.argmax) g *= weight;
+          if (c == r.target) g += r.at_target * weight;
+          if (c == r.second) g += r.at_second * weight;
           put<T>(out + c, g);
         };
         put_column(r.argmax), put_column(r.target), put_column(r.second);
       };
-      if (r.flat_only()) finish(Element<T, false>(r, scale));
-      else finish(Element<T, true>(r, scale));
+      if (cap) finish(Element<T, true, true>(r, scale, cap));
+      else if (r.flat_only()) finish(Element<T, false, false>(r, scale, cap));
+      else finish(Element<T, true, false>(r, scale, cap));
     }
     if (streams) finish_streams();
   });

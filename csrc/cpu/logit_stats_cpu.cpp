@@ -11,7 +11,7 @@ T target_logit(const LogitStatsArgs& args, int64_t row) {
   if (!args.target || !is_class(args.target[row], args.logits.dim, args.ignore_index)) return std::numeric_limits<T>::infinity();
   T logit;
   load_raw<T>(args.logits, row, args.target[row], 1, &logit);
-  return fma(splat<T>(logit), splat<T>(T(args.scale)), Vec<T>{})[0];
+  return Softcap<T>(args.softcap)(fma(splat<T>(logit), splat<T>(T(args.scale)), Vec<T>{})[0]);
 }
 
 // Lanes are rows: blocks of rows are transposed into tiles [class][row].
@@ -31,7 +31,7 @@ void by_columns(const LogitStatsArgs& args) {
       const int64_t width = std::min<int64_t>(columns, v - first);
       for (int64_t k = 0; k < width; k += kLoadBlock)
         pack_columns<Plain<T>, L>(args.logits, row0, count, first + k, std::min(kLoadBlock, width - k), tile + k * L);
-      state.add(tile, first, width, T(args.scale), nullptr);
+      state.add(tile, first, width, T(args.scale), nullptr, Softcap<T>(args.softcap));
     }
     for (int64_t lane = 0; lane < count; ++lane)
       write_row<T>(args.out, {}, row0 + lane, state.row(lane), args.target, args.ignore_index, targets[lane]);
@@ -47,7 +47,8 @@ void by_rows(const LogitStatsArgs& args) {
   constexpr int64_t block = LogitRow<T>::kBlock;
   const Rows& logits = args.logits;
   const int64_t v = logits.dim, bytes = logits.dtype == DType::f64 ? 8 : logits.dtype == DType::f32 ? 4 : 2;
-  const bool in_place = args.scale == 1 && Plain<T>::in_place(logits, 0, 0, 0) != nullptr;
+  const Softcap<T> cap(args.softcap);
+  const bool in_place = args.scale == 1 && !cap && Plain<T>::in_place(logits, 0, 0, 0) != nullptr;
   const int64_t rows_per_task = std::max<int64_t>(1, 16384 / v), line = logits.col_stride == 1 ? kWidth<T> * bytes : 0;
   for_tasks((logits.rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
     alignas(64) T loaded[block];
@@ -66,6 +67,7 @@ void by_rows(const LogitStatsArgs& args) {
           load_raw<T>(logits, row, first, n, loaded);
           if (args.scale != 1)
             for (int64_t i = 0; i < n; ++i) loaded[i] *= T(args.scale);
+          if (cap) cap.apply(loaded, n);
         }
         state.add(z, n, static_cast<const char*>(logits.data) + next * bytes, line);
       }

@@ -1,4 +1,4 @@
-// linear_stats, forward: tiles of scale * X Wᵀ + bias whose logits are used up in the registers that they arise in.
+// linear_stats, forward: tiles of scale * X Wᵀ + bias, softly capped or not, whose logits are used up in the registers that they arise in.
 //
 // A block takes 128 rows (64 in double) and a run of classes. Where a thread's tile ends, the lanes that share a row hold some
 // of its logits each; sums over the tile meet by shuffles, and one lane joins them, in double, to the row's running state.
@@ -20,13 +20,21 @@ constexpr int64_t kLinearBlocks = 512;  // row blocks x splits that fill any dev
 template <class E>
 using ProductTile = std::conditional_t<sizeof(E) == 2, MmaTile<E>, FmaTile<E>>;
 
-template <class E>
+// A product of features as a logit.
+template <class T, bool Capped>
+struct LogitOf {
+  T scale;
+  Softcap<T, Capped> softcap;
+  __device__ __forceinline__ T operator()(T product, T bias) const { return softcap(multiply_add(product, scale, bias)); }
+};
+
+template <class E, bool Capped>
 struct LinearProblem {
   RowsView<E> x, w;
   const E* bias;          // (V), or null
   const int64_t* target;  // (N), or null
   int64_t ignore_index;
-  Compute<E> scale;
+  LogitOf<Compute<E>, Capped> logit;
 
   __device__ __forceinline__ Compute<E> bias_of(int64_t column) const {
     return bias == nullptr ? Compute<E>(0) : to_compute(__ldg(bias + column));
@@ -57,9 +65,10 @@ struct RowState {
   explicit __device__ __forceinline__ RowState(T target) : target(target) {}
 
   // count: the columns of the whole tile that are classes; those of this warp's part are `part_count` > 0.
-  __device__ __forceinline__ void add(const Tile& tile, int64_t first_class, int count, int part_count, T scale,
+  template <class Logit>
+  __device__ __forceinline__ void add(const Tile& tile, int64_t first_class, int count, int part_count, const Logit& logit,
                                       const T (&bias)[kCols]) {
-    if (seen == 0) start(tile, count, part_count, scale, bias);
+    if (seen == 0) start(tile, count, part_count, logit, bias);
     const T old_max = max;
     T below[kRows], weighted[kRows], squared[kRows], sum[kRows], square[kRows];
     int counts[kRows];  // above the target's, and 2^16 times those at the maximum: a tile has 128 columns
@@ -68,7 +77,7 @@ struct RowState {
       T z[kCols];
 #pragma unroll
       for (int j = 0; j < kCols; ++j)
-        z[j] = Tile::col(j) < count ? multiply_add(tile.at(r, j), scale, bias[j]) : -Limits<T>::inf;
+        z[j] = Tile::col(j) < count ? logit(tile.at(r, j), bias[j]) : -Limits<T>::inf;
       row_moments(r, count, z, sum[r], square[r], counts[r]);
       const T peak = row_candidates(r, first_class, count, z, sum[r]);
       exponentials(z, peak, below[r], weighted[r], squared[r], counts[r]);
@@ -115,13 +124,15 @@ struct RowState {
   }
 
   // Moments are formed about a shift near the mean: that of the classes seen before, at first that of this tile.
-  __device__ __forceinline__ void start(const Tile& tile, int count, int part_count, T scale, const T (&bias)[kCols]) {
+  template <class Logit>
+  __device__ __forceinline__ void start(const Tile& tile, int count, int part_count, const Logit& logit,
+                                        const T (&bias)[kCols]) {
     T sum[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       sum[r] = 0;
 #pragma unroll
-      for (int j = 0; j < kCols; ++j) sum[r] += Tile::col(j) < count ? multiply_add(tile.at(r, j), scale, bias[j]) : T(0);
+      for (int j = 0; j < kCols; ++j) sum[r] += Tile::col(j) < count ? logit(tile.at(r, j), bias[j]) : T(0);
     }
     const T first = owned_total(sum) / T(part_count);
     shift = first - first == 0 ? first : T(0);
@@ -203,9 +214,9 @@ struct RowState {
 };
 
 // Logits of the targets: (N), +inf where a row has none, which nothing outranks. grid: row blocks.
-template <class E, bool Async>
+template <class E, bool Async, bool Capped>
 static __global__ void __launch_bounds__(kTileThreads, 1)
-    target_logits_kernel(LinearProblem<E> problem, Compute<E>* target_logits) {
+    target_logits_kernel(LinearProblem<E, Capped> problem, Compute<E>* target_logits) {
   using Tile = ProductTile<E>;
   NCOPS_SHARED_DYNAMIC(E, shared);
   const int64_t first_row = int64_t(blockIdx.x) * Tile::kRows;
@@ -218,16 +229,16 @@ static __global__ void __launch_bounds__(kTileThreads, 1)
         const int64_t row = first_row + Tile::row(i);
         if (Tile::row(i) != Tile::col(j) || row >= problem.x.rows) continue;
         const int64_t label = problem.label(row);
-        target_logits[row] =
-            label < 0 ? Limits<Compute<E>>::inf : multiply_add(tile.at(i, j), problem.scale, problem.bias_of(label));
+        target_logits[row] = label < 0 ? Limits<Compute<E>>::inf : problem.logit(tile.at(i, j), problem.bias_of(label));
       }
   });
 }
 
 // Shares [row][split] of the rows. grid: (row blocks, splits), `split_tiles` tiles each.
-template <class E, bool Async>
+template <class E, bool Async, bool Capped>
 static __global__ void __launch_bounds__(kTileThreads, 1)
-    linear_stats_kernel(LinearProblem<E> problem, int64_t split_tiles, const Compute<E>* target_logits, LogitShare* shares) {
+    linear_stats_kernel(LinearProblem<E, Capped> problem, int64_t split_tiles, const Compute<E>* target_logits,
+                        LogitShare* shares) {
   using Tile = ProductTile<E>;
   using T = Compute<E>;
   constexpr int kPartCols = Tile::kCols / Tile::kParts;
@@ -250,7 +261,7 @@ static __global__ void __launch_bounds__(kTileThreads, 1)
 #pragma unroll
     for (int j = 0; j < Tile::kThreadCols; ++j)
       bias[j] = Tile::col(j) < count ? problem.bias_of(first_class + Tile::col(j)) : T(0);
-    state.add(tile, first_class, count, part_count, problem.scale, bias);
+    state.add(tile, first_class, count, part_count, problem.logit, bias);
   };
   for_each_tile<Tile, Async>(shared, problem.x, first_row, problem.w, begin, min(begin + split_tiles, tiles), weight_row,
                              epilogue);
@@ -303,12 +314,12 @@ struct StoredLogit {
 };
 
 // One problem and the grid that it runs on; Async: 16-byte copies fit its rows.
-template <class E, bool Async>
+template <class E, bool Async, bool Capped>
 struct LinearLaunch {
   using T = Compute<E>;
   using Tile = ProductTile<E>;
   const LinearStatsArgs& args;
-  LinearProblem<E> problem;
+  LinearProblem<E, Capped> problem;
   int64_t row_blocks = (args.x.rows + Tile::kRows - 1) / Tile::kRows;
 
   template <class Kernel, class... Arguments>
@@ -318,7 +329,7 @@ struct LinearLaunch {
     NCOPS_START("linear_stats", kernel, grid, dim3(kTileThreads), kTileBytes<Tile>, stream, problem, arguments...);
   }
 
-  void targets(T* logits) const { start(target_logits_kernel<E, Async>, 1, logits); }
+  void targets(T* logits) const { start(target_logits_kernel<E, Async, Capped>, 1, logits); }
 
   void columns(const LinearPlan& plan) const {
     const LinearWorkspace work(args.workspace, args.x.rows, plan.splits);
@@ -327,7 +338,7 @@ struct LinearLaunch {
       targets(static_cast<T*>(work.target_logits));
       logits = static_cast<const T*>(work.target_logits);
     }
-    start(linear_stats_kernel<E, Async>, plan.splits, plan.split_tiles, logits, work.shares);
+    start(linear_stats_kernel<E, Async, Capped>, plan.splits, plan.split_tiles, logits, work.shares);
     launch_merge<T>("linear_stats", work.shares, args.x.rows, plan.splits, args, args.shares,
                     StoredLogit<T>{logits});
   }
@@ -337,10 +348,14 @@ struct LinearLaunch {
 template <class E, class Run>
 void with_linear_launch(const LinearStatsArgs& args, Run run) {
   if (args.x.rows == 0) return;
-  const LinearProblem<E> problem{RowsView<E>(args.x), RowsView<E>(args.w), static_cast<const E*>(args.bias.data), args.target,
-                                 args.ignore_index, Compute<E>(args.scale)};
-  if (vectors_fit<E>(args.x) && vectors_fit<E>(args.w)) run(LinearLaunch<E, true>{args, problem});
-  else run(LinearLaunch<E, false>{args, problem});
+  using T = Compute<E>;
+  dispatch_softcap(args.softcap, [&](auto capped) {
+    constexpr bool kCapped = decltype(capped)::value;
+    const LinearProblem<E, kCapped> problem{RowsView<E>(args.x), RowsView<E>(args.w), static_cast<const E*>(args.bias.data),
+                                            args.target, args.ignore_index, {T(args.scale), Softcap<T, kCapped>(args.softcap)}};
+    if (vectors_fit<E>(args.x) && vectors_fit<E>(args.w)) run(LinearLaunch<E, true, kCapped>{args, problem});
+    else run(LinearLaunch<E, false, kCapped>{args, problem});
+  });
 }
 
 template <class E>

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "../logit_share.h"
 #include "kernels.h"
@@ -34,6 +35,28 @@ __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); 
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+__device__ __forceinline__ float hyperbolic_tangent(float x) { return tanhf(x); }  // 2 units in the last place
+__device__ __forceinline__ double hyperbolic_tangent(double x) { return tanh(x); }
+
+// z -> cap * tanh(z / cap) where Capped; infinities and NaN stay, for they mask and poison.
+template <class T, bool Capped>
+struct Softcap {
+  T cap, inverse;
+
+  explicit Softcap(double softcap) : cap(T(softcap)), inverse(T(1 / softcap)) {}
+  __device__ __forceinline__ T operator()(T z) const {
+    if constexpr (Capped) return z - z == 0 ? cap * hyperbolic_tangent(z * inverse) : z;
+    else return z;
+  }
+};
+
+// Calls run(std::bool_constant<whether there is a softcap>).
+template <class Run>
+void dispatch_softcap(double softcap, Run run) {
+  if (softcap > 0) run(std::true_type());
+  else run(std::false_type());
+}
 
 __device__ __forceinline__ bool names_class(int64_t label, int64_t classes, int64_t ignore_index) {
   return label >= 0 && label < classes && label != ignore_index;

@@ -21,15 +21,17 @@ constexpr int64_t kLeastSplit = 8192;               // classes; less does not pa
 constexpr int64_t kMostSplit = int64_t(1) << 20;    // classes: a lane then adds up at most 512 chunks
 constexpr int64_t kFewRows = 512;                   // blocks that fill any device; fewer rows are split
 
-template <class E>
+template <class E, bool Capped>
 struct LogitRows {
   RowsView<E> view;
   const int64_t* target;  // or null
   int64_t ignore_index;
   Compute<E> scale;
+  Softcap<Compute<E>, Capped> softcap;
 
+  __device__ __forceinline__ Compute<E> logit(Compute<E> stored) const { return softcap(scale * stored); }
   __device__ __forceinline__ Compute<E> at(int64_t row, int64_t column) const {
-    return scale * to_compute(*view.at(row, column));
+    return logit(to_compute(*view.at(row, column)));
   }
   // What the target's rivals are compared with: nothing outranks +inf.
   __device__ __forceinline__ Compute<E> operator()(int64_t row) const {
@@ -162,9 +164,9 @@ struct WarpScan {
 };
 
 // One lane's way through a share of `length` logits from `first` on: lane `at` of `lanes` that share it.
-template <class E>
-__device__ __forceinline__ void scan_strided(WarpScan<Compute<E>>& scan, const LogitRows<E>& logits, int64_t row, int64_t first,
-                                             int length, int at, int lanes) {
+template <class E, bool Capped>
+__device__ __forceinline__ void scan_strided(WarpScan<Compute<E>>& scan, const LogitRows<E, Capped>& logits, int64_t row,
+                                             int64_t first, int length, int at, int lanes) {
   using T = Compute<E>;
   constexpr int kChunk = 2 * kScanAhead;
   for (int base = 0; base < length; base += kChunk * lanes) {
@@ -190,9 +192,9 @@ __device__ __forceinline__ Compute<E> element(const uint32_t (&words)[4], int j)
 }
 
 // The same for columns that lie side by side: whole vectors, then what lies before and behind them, one logit a lane.
-template <class E>
-__device__ __forceinline__ void scan_vectors(WarpScan<Compute<E>>& scan, const LogitRows<E>& logits, int64_t row, int64_t first,
-                                             int length, int at, int lanes) {
+template <class E, bool Capped>
+__device__ __forceinline__ void scan_vectors(WarpScan<Compute<E>>& scan, const LogitRows<E, Capped>& logits, int64_t row,
+                                             int64_t first, int length, int at, int lanes) {
   using T = Compute<E>;
   constexpr int V = kVector<E>, kChunk = sizeof(T) == 8 ? 4 : 16;  // logits held at once as T
   const E* const data = logits.view.at(row, first);
@@ -211,7 +213,7 @@ __device__ __forceinline__ void scan_vectors(WarpScan<Compute<E>>& scan, const L
       T z[kChunk];
 #pragma unroll
       for (int j = 0; j < kChunk; ++j)
-        z[j] = valid(j) ? logits.scale * element<E>(raw[(begin + j) / V], (begin + j) % V) : -Limits<T>::inf;
+        z[j] = valid(j) ? logits.logit(element<E>(raw[(begin + j) / V], (begin + j) % V)) : -Limits<T>::inf;
       scan.add(z, valid, index);
     }
   };
@@ -229,9 +231,9 @@ __device__ __forceinline__ void scan_vectors(WarpScan<Compute<E>>& scan, const L
 }
 
 // grid: (rows / rows of a block, splits). Warps: that read one row together. Split rows leave a share each, others columns.
-template <class E, int Warps, bool SideBySide>
+template <class E, int Warps, bool SideBySide, bool Capped>
 static __global__ void __launch_bounds__(32 * kScanWarps, Warps == 1 || sizeof(E) == 8 ? 2 : 3)
-    logit_stats_kernel(LogitRows<E> logits, int split_length, LogitShare* shares, LogitColumns out) {
+    logit_stats_kernel(LogitRows<E, Capped> logits, int split_length, LogitShare* shares, LogitColumns out) {
   NCOPS_SHARED(LogitShare, parts, [kScanWarps]);
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, at = int(threadIdx.x) % (32 * Warps);
   const int64_t row = int64_t(blockIdx.x) * (kScanWarps / Warps) + warp / Warps;
@@ -272,25 +274,29 @@ void launch_logit_stats(const LogitStatsArgs& args) {
   const Rows& rows = args.logits;
   if (rows.rows == 0) return;
   using T = Compute<E>;
-  const LogitRows<E> logits{RowsView<E>(rows), args.target, args.ignore_index, T(args.scale)};
   auto* shares = static_cast<LogitShare*>(args.workspace);
   const auto stream = static_cast<cudaStream_t>(args.stream);
   // Splits are whole vectors long, so that all but a row's first start where the row's first vector would.
   const int64_t wanted = logit_splits(rows.rows, rows.dim), length = ((rows.dim + wanted - 1) / wanted + 15) / 16 * 16;
   const int64_t splits = (rows.dim + length - 1) / length;
-  const auto launch = [&](auto warps, auto side_by_side) {
-    constexpr int kWarps = decltype(warps)::value, kRows = kScanWarps / kWarps;
-    NCOPS_START("logit_stats", (logit_stats_kernel<E, kWarps, decltype(side_by_side)::value>),
-                dim3(unsigned((rows.rows + kRows - 1) / kRows), unsigned(splits)), dim3(32 * kScanWarps), 0, stream, logits,
-                int(length), shares, args.out);
-  };
-  const auto launch_for = [&](auto side_by_side) {
-    if (rows.dim <= kOneWarp) launch(std::integral_constant<int, 1>(), side_by_side);
-    else launch(std::integral_constant<int, kScanWarps>(), side_by_side);
-  };
-  if (rows.col_stride == 1) launch_for(std::true_type());
-  else launch_for(std::false_type());
-  if (splits > 1) launch_merge<T>("logit_stats", shares, rows.rows, int(splits), args, {}, logits);
+  dispatch_softcap(args.softcap, [&](auto capped) {
+    constexpr bool kCapped = decltype(capped)::value;
+    const LogitRows<E, kCapped> logits{RowsView<E>(rows), args.target, args.ignore_index, T(args.scale),
+                                       Softcap<T, kCapped>(args.softcap)};
+    const auto launch = [&](auto warps, auto side_by_side) {
+      constexpr int kWarps = decltype(warps)::value, kRows = kScanWarps / kWarps;
+      NCOPS_START("logit_stats", (logit_stats_kernel<E, kWarps, decltype(side_by_side)::value, kCapped>),
+                  dim3(unsigned((rows.rows + kRows - 1) / kRows), unsigned(splits)), dim3(32 * kScanWarps), 0, stream, logits,
+                  int(length), shares, args.out);
+    };
+    const auto launch_for = [&](auto side_by_side) {
+      if (rows.dim <= kOneWarp) launch(std::integral_constant<int, 1>(), side_by_side);
+      else launch(std::integral_constant<int, kScanWarps>(), side_by_side);
+    };
+    if (rows.col_stride == 1) launch_for(std::true_type());
+    else launch_for(std::false_type());
+    if (splits > 1) launch_merge<T>("logit_stats", shares, rows.rows, int(splits), args, {}, logits);
+  });
 }
 
 }  // namespace ncops::cuda

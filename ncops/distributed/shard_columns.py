@@ -18,20 +18,21 @@ PACKED = len(SHARE_FLOATS) + len(SHARE_INDICES)
 
 
 def target_logits(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, start: int, scale: float, ignore_index: int,
-    tf32: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, start: int, scale: float, softcap: float,
+    ignore_index: int, tf32: bool,
 ) -> Tensor:  # fmt: skip
     """``(N)`` logits of the targets that are among these classes, 0 for the others: their sum over shards is all."""
     own = target - start
     own = own.where((own >= 0) & (own < weight.shape[0]) & (target != ignore_index), -1)
     if not weight.shape[0]:
         return x.new_zeros(x.shape[0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    return torch.ops.ncops.linear_stats_targets(x, weight, bias, own, scale, -1, tf32)
+    return torch.ops.ncops.linear_stats_targets(x, weight, bias, own, scale, softcap, -1, tf32)
 
 
 def local_share(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, start: int, scale: float, tf32: bool
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, start: int, scale: float,
+    softcap: float, tf32: bool,
+) -> Tensor:  # fmt: skip
     """``(PACKED, N)`` float64, the planes of the share; indices are those of all classes (exact below 2^53).
 
     ``target_logit (N)``: the logits of the targets, whose rivals among these classes are counted.
@@ -41,7 +42,7 @@ def local_share(
         nothing[:2] = -INF
         nothing[SHARE_FLOATS.index("rest")] = nothing[SHARE_FLOATS.index("squared")] = -1
         return nothing
-    floats, indices = torch.ops.ncops.linear_stats_share(x, weight, bias, target_logit, scale, tf32)
+    floats, indices = torch.ops.ncops.linear_stats_share(x, weight, bias, target_logit, scale, softcap, tf32)
     # Without a logit above -inf there is nothing to point at, and an index may be anything.
     places = indices[:2].where(floats[:2] > -INF, -start) + start
     return torch.cat([floats, places.double(), indices[2:].double()])
@@ -75,8 +76,8 @@ def merge_shares(
 
 def shard_gradients(
     grad: Tensor, floats: Tensor, indices: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
-    target: Tensor | None, start: int, num_classes: int, scale: float, ignore_index: int, tf32: bool,
-    needs: list[bool],
+    target: Tensor | None, start: int, num_classes: int, scale: float, softcap: float, ignore_index: int,
+    tf32: bool, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """This shard's part of the gradient of ``x``, and all of those of its weight and bias.
 
@@ -100,8 +101,8 @@ def shard_gradients(
     index["argmax"] = _local(index["argmax"], start, classes, classes)
     index["second_index"] = _local(index["second_index"], start, classes, -1)
     return torch.ops.ncops.linear_stats_backward(
-        torch.stack([*g.values()]), floats, torch.stack([*index.values()]), x, weight, bias, own, scale, -1, tf32,
-        *needs,
+        torch.stack([*g.values()]), floats, torch.stack([*index.values()]), x, weight, bias, own, scale, softcap,
+        -1, tf32, *needs,
     )  # fmt: skip
 
 

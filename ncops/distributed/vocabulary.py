@@ -35,7 +35,7 @@ from .shard_columns import (
 def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, target: Tensor | None = None, *,
     group: Group = None, vocab_start: int | None = None, num_classes: int | None = None,
-    scale: float = 1.0, ignore_index: int = -100,
+    scale: float = 1.0, softcap: float | None = None, ignore_index: int = -100,
 ) -> LinearStats:  # fmt: skip
     """:func:`ncops.linear_stats` where each rank of ``group`` holds some of the classes; all ranks get all columns.
 
@@ -54,7 +54,7 @@ def linear_stats(
             exchanged, which synchronises a GPU; give both this and ``num_classes`` to avoid that.
         num_classes: V, over all ranks. Rows of ``weight`` beyond it are padding: no class, gradient zero. None takes
             all rows of all ranks.
-        scale, ignore_index: as for :func:`ncops.linear_stats`.
+        scale, softcap, ignore_index: as for :func:`ncops.linear_stats`.
 
     Returns:
         :class:`ncops.ops.LinearStats` with ``num_classes = V``, indices numbered over all ranks.
@@ -84,28 +84,29 @@ def linear_stats(
     def prepare() -> Offer:
         shard.check()
         rows, targets = _replicated(x, "x"), None if target is None else _replicated(target, "target")
-        checked = check_arguments(rows, weight, bias, targets, scale, ignore_index, "V_local", 0)
+        checked = check_arguments(rows, weight, bias, targets, scale, softcap, ignore_index, "V_local", 0)
         flat, y = checked[0], checked[3]
         alike = {
             "rows of x": flat.shape[0], "columns of x": flat.shape[1], "dtype of x": flat.dtype, "scale": checked[4],
-            "ignore_index": checked[5], "target": "None" if y is None else "given", "num_classes": num_classes,
+            "softcap": checked[5] or None, "ignore_index": checked[6],
+            "target": "None" if y is None else "given", "num_classes": num_classes,
         }  # fmt: skip
         return Offer(checked, alike, weight.shape[0])
 
     one_graph = torch.compiler.is_compiling() and shard.start is not None
     looks = shard.start is None or not isinstance(x, Tensor) or x.device.type == "cpu"
     if looks and not torch.compiler.is_compiling():
-        (flat, weight, bias, y, scale, ignore_index), sizes = together("linear_stats", prepare, shard.group)
+        (flat, weight, bias, y, *options), sizes = together("linear_stats", prepare, shard.group)
         shard = shard.known(sizes)
     else:
-        flat, weight, bias, y, scale, ignore_index = prepare().mine
+        flat, weight, bias, y, *options = prepare().mine
         shard = shard if shard.start is not None else shard.known(_sizes(weight.shape[0], flat.device, shard.group))
     classes = max(0, shard.num_classes - shard.start)  # rows beyond are padding
     weight, bias = weight[:classes], None if bias is None else bias[:classes]
-    planes = _Parallel.apply(flat, weight, bias, y, shard, scale, ignore_index, allow_tf32(x))
+    planes = _Parallel.apply(flat, weight, bias, y, shard, *options, allow_tf32(x))
     if y is not None and not one_graph:  # all ranks have the same by now, and raise the same
-        check_label_values(y, shard.num_classes, ignore_index, "target")
-    return columns_of(planes, tuple(x.shape[:-1]), y, shard.num_classes, ignore_index)
+        check_label_values(y, shard.num_classes, options[-1], "target")
+    return columns_of(planes, tuple(x.shape[:-1]), y, shard.num_classes, options[-1])
 
 
 @dataclass(frozen=True)
@@ -203,13 +204,13 @@ class _Parallel(torch.autograd.Function):
     """The planes of all columns, formed alike on every rank."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, target, shard, scale, ignore_index, tf32):
-        options = (scale, ignore_index, tf32)
+    def forward(ctx, x, weight, bias, target, shard, scale, softcap, ignore_index, tf32):
+        options = (scale, softcap, ignore_index, tf32)
         level = None
         if target is not None:
             level = target_logits(x, weight, bias, target, shard.start, *options)
             reduce_in_place(level, shard.group)
-        share = local_share(x, weight, bias, level, shard.start, scale, tf32)
+        share = local_share(x, weight, bias, level, shard.start, scale, softcap, tf32)
         mine = torch.cat([share, row_marks(x, target)])
         ranks = dist.get_world_size(shard.group)
         every = mine.new_empty((ranks * mine.shape[0], mine.shape[1]))
@@ -236,4 +237,4 @@ class _Parallel(torch.autograd.Function):
             with torch.no_grad():
                 reduce_in_place(g_x, shard.group)
         results = (g if need else None for g, need in zip((g_x, g_weight, g_bias), needs, strict=True))
-        return *results, None, None, None, None, None
+        return *results, None, None, None, None, None, None

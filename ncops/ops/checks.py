@@ -85,6 +85,16 @@ def check_number(value: Any, name: str, instead: str) -> float:
     return found
 
 
+def check_softcap(value: Any) -> float:
+    """The cap on the size of logits as the ops take it, 0 for None; float32 has to hold it and its inverse."""
+    if value is None:
+        return 0.0
+    found = check_number(value, "softcap", "it has no gradient, give float(softcap)")
+    if not 1e-30 <= found <= 1e30:
+        raise ValueError(f"softcap: expected None or a positive number (1e-30 to 1e30), got {found}")
+    return found
+
+
 def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
     """Ops have reverse-mode gradients only; torch would take a missing forward-mode rule for a derivative of zero."""
     if torch.compiler.is_compiling():

@@ -12,7 +12,7 @@ from ..backends.planes import FLOATS, LOSS_TERMS
 from ..names import Reduction
 from .checks import check_beside, check_label_values, check_number
 from .columns import LinearStats, columns_of, fake_planes
-from .linear_stats import check_arguments
+from .linear_stats import check_arguments, refuse_sharded
 from .op import define
 from .precision import allow_tf32
 
@@ -33,8 +33,8 @@ class LinearLoss(NamedTuple):
 def linear_loss(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, target: Tensor | None = None, *,
     nll: float = 1.0, z_loss: float = 0.0, entropy: float = 0.0, label_smoothing: float = 0.0,
-    class_weight: Tensor | None = None, scale: float = 1.0, ignore_index: int = -100, reduction: Reduction = "mean",
-    num_items: float | Tensor | None = None,
+    class_weight: Tensor | None = None, scale: float = 1.0, softcap: float | None = None, ignore_index: int = -100,
+    reduction: Reduction = "mean", num_items: float | Tensor | None = None,
 ) -> LinearLoss:  # fmt: skip
     """``nll * cross entropy + z_loss * lse^2 + entropy * H`` of ``scale * x @ weight.T + bias``, in one sweep.
 
@@ -42,7 +42,7 @@ def linear_loss(
     :func:`linear_stats` and its backward, and nothing larger than a fixed workspace beside the gradients.
 
     Args:
-        x, weight, bias, target, scale, ignore_index: as for :func:`linear_stats`.
+        x, weight, bias, target, scale, softcap, ignore_index: as for :func:`linear_stats`.
         nll: factor of the cross entropy, which is that of ``F.cross_entropy`` with these ``label_smoothing``,
             ``class_weight`` and ``reduction``; it needs a target.
         z_loss: factor of the squared log-sum-exp.
@@ -71,7 +71,9 @@ def linear_loss(
         raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
     if num_items is not None and reduction != "mean":
         raise ValueError(f"num_items: expected None with reduction={reduction!r}, got {num_items!r}")
-    flat, weight, bias, y, scale, ignore_index = check_arguments(x, weight, bias, target, scale, ignore_index, "V", 1)
+    refuse_sharded(weight)
+    flat, weight, bias, y, *options = check_arguments(x, weight, bias, target, scale, softcap, ignore_index, "V", 1)
+    scale, softcap, ignore_index = options
     classes = weight.shape[0]
     if y is None and nll != 0:
         raise ValueError(f"target: expected the class of each row for nll={nll}, got None")
@@ -79,6 +81,11 @@ def linear_loss(
         check_beside(class_weight, "class_weight", (classes,), "(V,)", flat, "x")
         if class_weight.requires_grad:
             raise ValueError("class_weight: expected a tensor that requires no gradient, got one that does")
+        if softcap and label_smoothing:
+            raise ValueError(
+                f"label_smoothing: expected 0 with both class_weight and softcap, got {label_smoothing}: the weighted "
+                "mean of capped logits is no product"
+            )
         class_weight = class_weight.double()
 
     valid = torch.ones(flat.shape[0], dtype=torch.bool, device=flat.device) if y is None else y != ignore_index
@@ -97,12 +104,12 @@ def linear_loss(
     }
     table = torch.stack([coefficients[name] for name in LOSS_TERMS], 1).where(valid[:, None], 0)
     if reduction == "none":
-        planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
+        planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, *options, allow_tf32(x))
         loss = _terms(planes[0], table).sum(1).to(planes[0].dtype)
     else:
         needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (flat, weight, bias)]
         loss, *planes = torch.ops.ncops.linear_loss(
-            flat, weight, bias, y, table, scale, ignore_index, allow_tf32(x), *needs
+            flat, weight, bias, y, table, *options, allow_tf32(x), *needs
         )[:3]  # fmt: skip
     if class_weight is not None and label_smoothing != 0:
         rest = smooth.where(valid, 0) * _weighted_mean(flat, weight, bias, class_weight, scale)
@@ -131,7 +138,7 @@ def _terms(floats: Tensor, table: Tensor) -> Tensor:
     return torch.stack([c * of[name].where(c != 0, 0) for name, c in columns], 1)
 
 
-def _check(x, weight, bias, target, coefficients, scale, ignore_index, *_):
+def _check(x, weight, bias, target, coefficients, scale, softcap, ignore_index, *_):
     if target is not None:
         check_label_values(target, weight.shape[0], ignore_index, "target")
 
@@ -141,8 +148,8 @@ def _with_loss(found, x, weight, bias, target, coefficients, *_):
     return _terms(floats, coefficients).sum().to(floats.dtype), *found
 
 
-def _fake(x, weight, bias, target, coefficients, scale, ignore_index, allow_tf32, need_x, need_weight, need_bias):
-    planes = fake_planes(x)
+def _fake(x, weight, *others):
+    planes, (need_x, need_weight, need_bias) = fake_planes(x), others[-3:]
     g_x = x.new_empty(x.shape if need_x else 0)
     g_weight = weight.new_empty(weight.shape if need_weight else 0)
     g_bias = weight.new_empty(weight.shape[0] if need_bias else 0)
@@ -177,7 +184,7 @@ _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 _GRADIENTS = "Tensor floats, Tensor indices, Tensor g_x, Tensor g_weight, Tensor g_bias"
 define(
     "linear_loss(Tensor x, Tensor weight, Tensor? bias, Tensor? target, Tensor coefficients, float scale,"
-    " int ignore_index, bool allow_tf32, bool need_x, bool need_weight, bool need_bias)"
+    " float softcap, int ignore_index, bool allow_tf32, bool need_x, bool need_weight, bool need_bias)"
     f" -> (Tensor loss, {_GRADIENTS})",
     _fake,
     kernel_returns=f"({_GRADIENTS})",

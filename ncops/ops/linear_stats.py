@@ -14,6 +14,7 @@ from .checks import (
     check_integer,
     check_label_values,
     check_number,
+    check_softcap,
     flatten_labels,
     flatten_rows,
     is_dtensor,
@@ -27,7 +28,7 @@ from .precision import allow_tf32
 
 def linear_stats(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, target: Tensor | None = None, *,
-    scale: float = 1.0, ignore_index: int = -100,
+    scale: float = 1.0, softcap: float | None = None, ignore_index: int = -100,
 ) -> LinearStats:  # fmt: skip
     """Log-sum-exp, top two, target, entropy, mean and variance of ``scale * x @ weight.T + bias`` per row.
 
@@ -41,6 +42,8 @@ def linear_stats(
         target: ``(...)`` integer class of each row, or None.
         scale: multiplies the products, not the bias; a number, which has no gradient: to learn a temperature, scale
             ``x``.
+        softcap: a number c above 0: every logit z becomes c * tanh(z / c), of which all columns are; a masked class
+            stays masked. None: as they are.
         ignore_index: the target to skip: such a row's target columns are 0 (rank -1) and carry no gradient.
 
     Returns:
@@ -48,12 +51,20 @@ def linear_stats(
         and sums are float32.
 
     Raises:
-        ValueError: shape, dtype or device mismatch; a DTensor; mixed dtypes outside autocast; no class; a scale that
-            requires a gradient; on CPU also a target outside ``[0, V)``, naming row and value (elsewhere such a row has
-            nll NaN and rank -1).
+        ValueError: shape, dtype or device mismatch; a DTensor; mixed dtypes outside autocast; no class; a scale or
+            softcap that requires a gradient; on CPU also a target outside ``[0, V)``, naming row and value (elsewhere
+            such a row has nll NaN and rank -1).
 
     Gradients flow to ``x``, ``weight`` and ``bias`` through every float column.
     """
+    refuse_sharded(weight)
+    flat, weight, bias, y, *options = check_arguments(x, weight, bias, target, scale, softcap, ignore_index, "V", 1)
+    planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, *options, allow_tf32(x))
+    return columns_of(planes, tuple(x.shape[:-1]), y, weight.shape[0], options[-1])
+
+
+def refuse_sharded(weight: Any) -> None:
+    """Raises for a DTensor that each rank has a part of, with what to do about it."""
     if is_dtensor(weight) and any(place.is_shard() for place in weight.placements):
         raise ValueError(
             f"weight: expected a plain tensor, got a DTensor placed {tuple(weight.placements)}: of a head sharded with "
@@ -61,16 +72,13 @@ def linear_stats(
             "weight inside the forward of the wrapped module; of one sharded by its vocabulary (tensor parallel; the "
             "same x on every rank), ncops.distributed.linear_stats takes it"
         )
-    flat, weight, bias, y, scale, ignore_index = check_arguments(x, weight, bias, target, scale, ignore_index, "V", 1)
-    planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, scale, ignore_index, allow_tf32(x))
-    return columns_of(planes, tuple(x.shape[:-1]), y, weight.shape[0], ignore_index)
 
 
 def check_arguments(
-    features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: Any, ignore_index: Any,
-    classes: str, least: int,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, int]:  # fmt: skip
-    """The first six as the ops take them: rows and classifier in one dtype, as autocast asks, flat targets.
+    features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: Any, softcap: Any,
+    ignore_index: Any, classes: str, least: int,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, float, int]:  # fmt: skip
+    """The first seven as the ops take them: rows and classifier in one dtype, as autocast asks, flat targets.
 
     At least ``least`` classes, a number that errors call ``classes``.
     """
@@ -88,12 +96,13 @@ def check_arguments(
             raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
     ignore_index = check_integer(ignore_index, "ignore_index")
     scale = check_number(scale, "scale", "fold a learned temperature into x (linear_stats(x * scale, ...))")
+    softcap = check_softcap(softcap)
     y = None if target is None else flatten_labels(target, "target", features, "x")
     refuse_forward_mode("linear_stats", x, weight, bias)
-    return x, weight, bias, y, scale, ignore_index
+    return x, weight, bias, y, scale, softcap, ignore_index
 
 
-def _check(x, weight, bias, target, scale, ignore_index, allow_tf32):
+def _check(x, weight, bias, target, scale, softcap, ignore_index, allow_tf32):
     if target is not None:
         check_label_values(target, weight.shape[0], ignore_index, "target")
 
@@ -103,7 +112,7 @@ def _share_fake(x, *_):
     return floats, x.new_empty((len(SHARE_INDICES), x.shape[0]), dtype=torch.int64)
 
 
-def _zero_elsewhere(logits, x, weight, bias, target, scale, ignore_index, allow_tf32):
+def _zero_elsewhere(logits, x, weight, bias, target, scale, softcap, ignore_index, allow_tf32):
     return logits.masked_fill_((target == ignore_index) | (target < 0) | (target >= weight.shape[0]), 0)
 
 
@@ -112,8 +121,9 @@ def _targets_fake(x, *_):
 
 
 def _backward_fake(
-    grad, floats, indices, x, weight, bias, target, scale, ignore_index, allow_tf32, need_x, need_weight, need_bias
-):
+    grad, floats, indices, x, weight, bias, target, scale, softcap, ignore_index, allow_tf32,
+    need_x, need_weight, need_bias,
+):  # fmt: skip
     return (
         x.new_empty(x.shape if need_x else 0),
         weight.new_empty(weight.shape if need_weight else 0),
@@ -121,10 +131,14 @@ def _backward_fake(
     )
 
 
-_HEAD, _OPTIONS = "Tensor x, Tensor weight, Tensor? bias", "float scale, int ignore_index, bool allow_tf32"
+_HEAD = "Tensor x, Tensor weight, Tensor? bias"
+_OPTIONS = "float scale, float softcap, int ignore_index, bool allow_tf32"  # softcap 0: none
 define(f"linear_stats({_HEAD}, Tensor? target, {_OPTIONS}) -> {PLANES}", fake_planes, check=_check)
 # The share of these classes of a vocabulary that has others, in which targets may lie: their logits are given.
-define(f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, bool allow_tf32) -> {PLANES}", _share_fake)
+define(
+    f"linear_stats_share({_HEAD}, Tensor? target_logit, float scale, float softcap, bool allow_tf32) -> {PLANES}",
+    _share_fake,
+)
 define(
     f"linear_stats_targets({_HEAD}, Tensor target, {_OPTIONS}) -> Tensor",
     _targets_fake,

@@ -12,38 +12,44 @@ from ._blocks import row_blocks
 from .logit_gradient import logit_gradient, rows_of
 from .logit_share import share_of
 from .logit_stats import row_columns
+from .softcap import capped, uncapped_gradient
 
 
 def linear_stats(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, softcap: float,
+    ignore_index: int, allow_tf32: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``(floats, indices)``, the planes of ``backends/planes.py``."""
     blocks = []
     for rows in row_blocks(x.shape[0], weight.shape[0]):
-        z = logits_of(x[rows], weight, bias, scale)
+        z = capped(logits_of(x[rows], weight, bias, scale), softcap)
         blocks.append(row_columns(z, None if target is None else target[rows], ignore_index))
     return tuple(torch.cat(planes, 1) for planes in zip(*blocks, strict=True))
 
 
 def linear_stats_share(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, allow_tf32: bool
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, softcap: float,
+    allow_tf32: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The share of these classes, of a vocabulary that has others; ranks are counted against ``target_logit (N,)``."""
     blocks = []
     for rows in row_blocks(x.shape[0], weight.shape[0]):
-        z = logits_of(x[rows], weight, bias, scale)
+        z = capped(logits_of(x[rows], weight, bias, scale), softcap)
         blocks.append(share_of(z, None if target_logit is None else target_logit[rows]).planes())
     return tuple(torch.cat(planes, 1) for planes in zip(*blocks, strict=True))
 
 
 def linear_stats_targets(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, ignore_index: int, allow_tf32: bool
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, softcap: float, ignore_index: int,
+    allow_tf32: bool,
+) -> Tensor:  # fmt: skip
     """``(N)`` logits of the targets as ``linear_stats`` forms them; any number where one is no class."""
     at = target.clamp(0, weight.shape[0] - 1)[:, None]
-    blocks = row_blocks(x.shape[0], weight.shape[0])
-    return torch.cat([logits_of(x[rows], weight, bias, scale).gather(1, at[rows])[:, 0] for rows in blocks])
+    blocks = []
+    for rows in row_blocks(x.shape[0], weight.shape[0]):
+        z = capped(logits_of(x[rows], weight, bias, scale), softcap)
+        blocks.append(z.gather(1, at[rows])[:, 0])
+    return torch.cat(blocks)
 
 
 def _weight_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -68,14 +74,16 @@ def logits_of(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> T
 
 def linear_stats_backward(
     grad: Tensor, floats: Tensor, indices: Tensor,
-    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, ignore_index: int,
-    allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
+    x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, softcap: float,
+    ignore_index: int, allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed."""
     sums = Gradients(x, weight, bias, scale, need_x, need_weight, need_bias)
     for here in row_blocks(x.shape[0], weight.shape[0]):
         rows = rows_of(here, grad, floats, indices, target, weight.shape[0], ignore_index)
-        sums.add(here, logit_gradient(logits_of(x[here], weight, bias, scale), rows), rows.active)
+        z = logits_of(x[here], weight, bias, scale)
+        g_z = uncapped_gradient(logit_gradient(capped(z, softcap), rows), z, softcap)
+        sums.add(here, g_z, rows.active)
     return sums.results()
 
 

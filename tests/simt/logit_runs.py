@@ -26,27 +26,27 @@ def named(floats, indices):
     return dict(zip(COLUMNS, (*floats, *indices), strict=True))
 
 
-def logit_stats(kernels, logits, target=None, scale=1.0, ignore_index=IGNORE):
+def logit_stats(kernels, logits, target=None, scale=1.0, ignore_index=IGNORE, softcap=0.0):
     out = planes(compute_dtype(logits.dtype), logits.shape[0])
-    kernels.logit_stats(logits, target, scale, ignore_index, *out)
+    kernels.logit_stats(logits, target, scale, softcap, ignore_index, *out)
     return named(*out)
 
 
-def linear_stats(kernels, x, weight, bias=None, target=None, scale=1.0, ignore_index=IGNORE, blocks=512):
+def linear_stats(kernels, x, weight, bias=None, target=None, scale=1.0, ignore_index=IGNORE, blocks=512, softcap=0.0):
     out = planes(compute_dtype(x.dtype), x.shape[0])
-    kernels.linear_stats(x, weight, bias, target, scale, ignore_index, blocks, *out)
+    kernels.linear_stats(x, weight, bias, target, scale, softcap, ignore_index, blocks, *out)
     return named(*out)
 
 
-def linear_stats_share(kernels, x, weight, bias, target_logit, scale=1.0, blocks=512):
+def linear_stats_share(kernels, x, weight, bias, target_logit, scale=1.0, blocks=512, softcap=0.0):
     floats, indices = planes(torch.float64, x.shape[0], SHARE_FLOATS, SHARE_INDICES)
-    kernels.linear_stats_share(x, weight, bias, target_logit, scale, blocks, floats, indices)
+    kernels.linear_stats_share(x, weight, bias, target_logit, scale, softcap, blocks, floats, indices)
     return LogitShare(*floats, *indices)
 
 
-def linear_stats_targets(kernels, x, weight, bias, target, scale=1.0, ignore_index=IGNORE):
+def linear_stats_targets(kernels, x, weight, bias, target, scale=1.0, ignore_index=IGNORE, softcap=0.0):
     out = torch.full((x.shape[0],), float("nan"), dtype=compute_dtype(x.dtype))
-    kernels.linear_stats_targets(x, weight, bias, target, scale, ignore_index, out)
+    kernels.linear_stats_targets(x, weight, bias, target, scale, softcap, ignore_index, out)
     return out
 
 

@@ -22,6 +22,7 @@ from testing import IGNORE, LAYOUTS, assert_accurate, dtypes, exact, layouts, pl
 
 from ncops.reference.logit_share import LogitShare, finish, merge
 from ncops.reference.logit_stats import row_columns
+from ncops.reference.softcap import capped
 
 OP = "linear_stats"
 
@@ -32,11 +33,11 @@ def integers(n, d, v, dtype):
     return x, weight, torch.randint(-3, 4, (v,)).to(dtype), random_labels(n, v)
 
 
-def assert_exact_logits(kernels, x, weight, bias, target, seed=0, blocks=512):
-    """Against the specification on logits that are the same numbers."""
+def assert_exact_logits(kernels, x, weight, bias, target, seed=0, blocks=512, softcap=0.0):
+    """Against the specification on logits that are the same numbers, before the cap."""
     kernels.schedule(seed)
-    ours = linear_stats(kernels, x, weight, bias, target, blocks=blocks)
-    z = dense(*exact(x, weight, bias), 1.0)
+    ours = linear_stats(kernels, x, weight, bias, target, blocks=blocks, softcap=softcap)
+    z = capped(dense(*exact(x, weight, bias), 1.0), softcap)
     size = z[z.isfinite()].abs().max().item() if z.isfinite().any() else 1
     expected = named(*row_columns(z, target, IGNORE))
     for name in COLUMNS:
@@ -82,6 +83,50 @@ def test_every_column(kernels, shape, dtype, bias):
 
 
 @dtypes
+@pytest.mark.parametrize("shape", [(2, 3, 2), (33, 64, 130), (17, 65, 65), (3, 200, 400)], ids=str)
+@pytest.mark.parametrize("softcap", [0.5, 30.0])
+def test_softcap(kernels, shape, dtype, softcap):
+    """Every column is of the capped logits; at 0.5 most are near the cap."""
+    x, weight, bias, target = problem(*shape, dtype)
+    for blocks in (1, 512):
+        ours = linear_stats(kernels, x, weight, bias, target, scale=0.7, blocks=blocks, softcap=softcap)
+        theirs, truth = (capped(dense(*by(x, weight, bias), 0.7), softcap) for by in (plain, exact))
+        assert_columns(ours, theirs, truth, target, indices=False)
+        assert ours["max"].max() <= softcap
+
+
+@dtypes
+def test_softcap_keeps_masks_and_ranks(kernels, dtype):
+    x, weight, bias, target = integers(6, 16, 140, dtype)
+    assert_exact_logits(kernels, x, weight, bias, target, softcap=50.0)
+    bias[::2] = -math.inf
+    assert_exact_logits(kernels, x, weight, bias, target, softcap=50.0)
+    bias[:] = -math.inf
+    assert_exact_logits(kernels, x, weight, bias, target, softcap=50.0)
+
+
+@dtypes
+def test_saturated_logits_are_ties(kernels, dtype):
+    """All at the cap: the lowest class is the argmax, and nothing outranks any target."""
+    x, weight = torch.ones(3, 8, dtype=dtype), torch.linspace(10, 20, 140).to(dtype)[:, None].expand(140, 8)
+    ours = linear_stats(kernels, x, weight, None, torch.tensor([0, 70, 139]), softcap=2.0)
+    assert (ours["max"] == 2).all() and (ours["target_logit"] == 2).all() and (ours["var"] == 0).all()
+    assert [ours[name].tolist() for name in INDICES] == [[0] * 3, [1] * 3, [0] * 3]
+    torch.testing.assert_close(ours["nll"], torch.full_like(ours["nll"], math.log(140)))
+
+
+@dtypes
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_softcap_leaves_a_bad_row_bad(kernels, dtype, value):
+    x, weight, bias, target = problem(5, 24, 150, dtype)
+    weight = weight.abs() + 0.1
+    x[3, 5] = value
+    ours = linear_stats(kernels, x, weight, bias, target, softcap=30.0)
+    assert ours["lse"].isnan().tolist() == [False, False, False, True, False]
+    assert ours["argmax"][3] == -1
+
+
+@dtypes
 @pytest.mark.parametrize("shape", [(3, 8, 200), (70, 24, 129), (129, 72, 65)], ids=str)
 def test_ties_and_ranks(kernels, shape, dtype):
     x, weight, bias, target = integers(*shape, dtype)
@@ -94,26 +139,30 @@ def test_ties_and_ranks(kernels, shape, dtype):
 
 
 @dtypes
-def test_target_logit_has_the_bits_of_its_rivals(kernels, dtype):
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
+def test_target_logit_has_the_bits_of_its_rivals(kernels, dtype, softcap):
     """Where the target is the argmax its logit is the maximum, so nothing outranks it: whatever the place in a tile."""
     x, weight, bias, _ = problem(9, 300, 150, dtype)
-    best = linear_stats(kernels, x, weight, bias, torch.zeros(9, dtype=torch.int64), scale=0.3)
+    options = {"scale": 0.3, "softcap": softcap}
+    best = linear_stats(kernels, x, weight, bias, torch.zeros(9, dtype=torch.int64), **options)
     for name, logit, rank in (("argmax", "max", 0), ("second_index", "second", 1)):
-        ours = linear_stats(kernels, x, weight, bias, best[name], scale=0.3)
+        ours = linear_stats(kernels, x, weight, bias, best[name], **options)
         assert (ours["target_rank"] == rank).all() and torch.equal(ours["target_logit"], best[logit])
 
 
 @dtypes
-def test_shards_of_the_classes(kernels, dtype):
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_shards_of_the_classes(kernels, dtype, softcap):
     """Targets by a launch of their own have the same bits; given to each shard, their rivals add up to the rank."""
     x, weight, bias, target = problem(70, 40, 150, dtype)
-    ours = linear_stats(kernels, x, weight, bias, target, scale=0.3)
-    logits = linear_stats_targets(kernels, x, weight, bias, target, scale=0.3)
+    options = {"scale": 0.3, "softcap": softcap}
+    ours = linear_stats(kernels, x, weight, bias, target, **options)
+    logits = linear_stats_targets(kernels, x, weight, bias, target, **options)
     valid = target != IGNORE
     assert torch.equal(logits[valid], ours["target_logit"][valid]) and (logits[~valid] == float("inf")).all()
     starts = (0, 31, 140, 150)
     shards = [
-        linear_stats_share(kernels, x, weight[s:e], bias[s:e], logits, scale=0.3)
+        linear_stats_share(kernels, x, weight[s:e], bias[s:e], logits, **options)
         for s, e in zip(starts, starts[1:], strict=False)
     ]
     assert torch.equal(sum(s.rank for s in shards)[valid], ours["target_rank"][valid])

@@ -12,6 +12,7 @@ from testing import IGNORE, dtypes, exact, layouts, plain, randn, random_labels
 from testing import LAYOUTS as MEMORY
 
 from ncops.reference.logit_stats import logit_stats as reference
+from ncops.reference.softcap import capped
 
 OP = "logit_stats"
 
@@ -37,6 +38,39 @@ def test_every_column(kernels, shape, dtype):
     logits, target = randn(*shape, dtype=dtype, scale=3), random_labels(*shape)
     ours = logit_stats(kernels, logits, target, scale=0.7)
     assert_columns(ours, 0.7 * plain(logits)[0], 0.7 * exact(logits)[0], target)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(33, 130), (2, 2063), (2, 40_000)], ids=str)
+@pytest.mark.parametrize("softcap", [5.0, 30.0])
+def test_softcap(kernels, shape, dtype, softcap):
+    """Every column is of the capped logits, most of which are far from what they were."""
+    logits, target = randn(*shape, dtype=dtype, scale=9), random_labels(*shape)
+    for view in (logits, MEMORY["column_stride"](logits)):
+        ours = logit_stats(kernels, view, target, scale=0.7, softcap=softcap)
+        theirs, truth = (capped(0.7 * by(logits)[0], softcap) for by in (plain, exact))
+        assert_columns(ours, theirs, truth, target, indices=False)
+        assert ours["max"].max() <= softcap
+
+
+@dtypes
+@pytest.mark.parametrize("classes", [67, 2100])
+def test_softcap_keeps_masks_ties_and_ranks(kernels, dtype, classes):
+    logits, target = torch.randint(-20, 21, (9, classes)).to(dtype), random_labels(9, classes)
+    logits[:, ::3] = -math.inf
+    target = torch.where(target % 3 == 0, target + 1, target)
+    ours, truth = logit_stats(kernels, logits, target, softcap=30.0), naive(capped(logits.double(), 30.0), target)
+    for name in INDICES:
+        assert torch.equal(ours[name], truth[name]), name
+    assert (ours["mean"] == -math.inf).all() and ours["var"].isnan().all()
+    assert logit_stats(kernels, torch.full((1, classes), -math.inf), softcap=30.0)["max"] == -math.inf
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_softcap_leaves_a_bad_row_bad(kernels, value):
+    logits = randn(3, 67, dtype=torch.float32)
+    logits[1, 66] = value
+    assert logit_stats(kernels, logits, softcap=30.0)["lse"].isnan().tolist() == [False, True, False]
 
 
 @dtypes

@@ -247,6 +247,16 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
+        "csrc/cpu/softcap.h",
+        tests("softcap"),
+        (
+            ("return z - z == 0 ? (z < 0 ? -size : size) : z;", "return z < 0 ? -size : size;"),
+            ("fma(-e.power, e.rest, 1 - e.power)", "1 - fma(e.power, e.rest, e.power)"),
+            ("4 * e / (sum * sum)", "2 * e / (sum * sum)"),
+            ("bias ? bias[i / L] : T(0)", "bias ? bias[i / L / 2] : T(0)"),
+        ),
+    ),
+    Source(
         "csrc/cpu/linear_loss_cpu.cpp",
         tests("linear_loss"),
         (
@@ -302,7 +312,7 @@ SOURCES: tuple[Source, ...] = (
         LOGIT_GRADIENTS,
         (
             ("in[(first + i) * step]", "in[first + i * step]"),
-            ("if (c == r.second) g += r.at_second * scale", "if (c == r.second) g += r.at_second"),
+            ("if (c == r.second) g += r.at_second * weight", "if (c == r.second) g += r.at_second"),
             ("first_lane<T>(in + c * step)", "first_lane<T>(in + c)"),
         ),
     ),
@@ -382,8 +392,8 @@ SOURCES: tuple[Source, ...] = (
         tests("across_parts linear_stats class_shards"),
         (
             (
-                "attach(args, x, weight, bias, std::nullopt, scale, -1)",
-                "attach(args, x, weight, bias, std::nullopt, 1, -1)",
+                "attach(args, x, weight, bias, std::nullopt, scale, softcap, -1)",
+                "attach(args, x, weight, bias, std::nullopt, 1, softcap, -1)",
             ),
         ),
     ),

@@ -233,7 +233,7 @@ SOURCES: tuple[Source, ...] = (
         "ncops/reference/logit_stats.py",
         f"tests/test_logit_stats.py {REFERENCE}",
         (
-            ("out[here] = scale * logit_gradient", "out[here] = logit_gradient"),
+            ("out[here] = scale * uncapped_gradient", "out[here] = uncapped_gradient"),
             ("target.where(inside, 0)[:, None]", "target.clamp(0, z.shape[1] - 1).flip(0)[:, None]"),
         ),
     ),

@@ -56,6 +56,9 @@ def small(data: Data) -> Iterator[Case]:
                 yield Case(f"{run.__name__} {d}", dtype, features, run, SUMS[dtype])
             for n in (200, 9):
                 inputs = partial(logits.linear, data, n, d, 700, dtype)
-                yield Case(f"linear_stats {n} {d}", dtype, inputs, logits.linear_columns, SUMS[dtype])
+                for run in (logits.linear_columns, logits.capped_columns):
+                    yield Case(f"{run.__name__} {n} {d}", dtype, inputs, run, SUMS[dtype])
         stored = partial(logits.stored, data, 9, 20001, 0, dtype)
-        yield Case("logit_stats", dtype, stored, lambda *args: columns(ncops.logit_stats(*args)), SUMS[dtype])
+        for softcap in (None, logits.SOFTCAP):
+            run = partial(ncops.logit_stats, softcap=softcap)
+            yield Case("logit_stats", dtype, stored, lambda *args, run=run: columns(run(*args)), SUMS[dtype])

@@ -13,6 +13,8 @@ import ncops
 
 from .data import BF16, F32, GRADIENTS, SUMS, TAIL, Case, Data, Outputs, columns, gradients, last_rows, objective, tail
 
+SOFTCAP = 5.0  # which many logits of every case are near
+
 
 def linear(data: Data, n: int, d: int, v: int, dtype: torch.dtype) -> list[Any]:
     x, weight = data.randn(n, d, dtype=dtype), data.randn(v, d, dtype=dtype, scale=d**-0.5)
@@ -30,6 +32,10 @@ def linear_columns(*args) -> Outputs:
     return columns(ncops.linear_stats(*args, scale=0.7))
 
 
+def capped_columns(*args) -> Outputs:
+    return columns(ncops.linear_stats(*args, scale=0.7, softcap=SOFTCAP))
+
+
 def _few_classes(data: Data, rows: int) -> list[Any]:
     return [*linear(data, 16, 4096, 16, BF16)[1:3], data.labels(rows, 16)]
 
@@ -41,6 +47,7 @@ def linear_stats(data: Data) -> Iterator[Case]:
         (500, 12288, 700),
     )  # fmt: skip
     yield from data.grid(shapes, linear, linear_columns, SUMS)
+    yield from data.grid(((4096, 512, 5000), (40, 250, 999), (5000, 512, 10)), linear, capped_columns, SUMS, "capped")
     for value in (math.inf, -math.inf, math.nan, 1e12):
         make = partial(_spoilt, data, value)
         yield Case(f"one {value:g}", F32, make, linear_columns, SUMS[F32])
@@ -51,11 +58,13 @@ def linear_stats(data: Data) -> Iterator[Case]:
 
 
 def linear_stats_backward(data: Data) -> Iterator[Case]:
-    run = partial(gradients, lambda *args: objective(ncops.linear_stats(*args, scale=0.7)), (0, 1, 2))
+    loss = lambda *args, **options: objective(ncops.linear_stats(*args, scale=0.7, **options))  # noqa: E731
+    run, capped = (partial(gradients, f, (0, 1, 2)) for f in (loss, partial(loss, softcap=SOFTCAP)))
     shapes = (
         (1000, 512, 5000), (300, 250, 1001), (8192, 256, 20000), (40, 264, 70000), (5000, 512, 10), (3000, 250, 60),
     )  # fmt: skip
     yield from data.grid(shapes, linear, run, GRADIENTS)
+    yield from data.grid(((1000, 512, 5000), (5000, 512, 10)), linear, capped, GRADIENTS, "capped")
     few_classes = partial(_few_classes, data)
     only_x = partial(gradients, lambda *args: objective(ncops.linear_stats(*args)), (0,))
     yield data.beyond(4096, tail(only_x), GRADIENTS[BF16], few_classes, partial(last_rows, labels=3))
@@ -77,18 +86,21 @@ def stored(data: Data, n: int, v: int, pad: int, dtype: torch.dtype) -> list[Any
 
 
 def _stored_cases(
-    data: Data, run: Callable[..., Outputs], tolerances: Mapping[torch.dtype, float]
-) -> Iterator[Case]:  # fmt: skip
+    data: Data, run: Callable[..., Outputs], capped: Callable[..., Outputs], tolerances: Mapping[torch.dtype, float]
+) -> Iterator[Case]:
     shapes = ((64, 50257, 0), (600, 128000, 3), (3, 300_000, 0), (2000, 1500, 0), (512, 8193, 3))
     yield from data.grid(shapes, stored, run, tolerances)
+    yield from data.grid(((64, 50257, 0), (2000, 1500, 3)), stored, capped, tolerances, "capped")
     labels = lambda rows: [data.labels(rows, 131072)]  # noqa: E731
     yield data.beyond(131072, tail(run), tolerances[BF16], labels, partial(last_rows, labels=1))
 
 
 def logit_stats(data: Data) -> Iterator[Case]:
-    return _stored_cases(data, lambda *args: columns(ncops.logit_stats(*args, scale=0.7)), SUMS)
+    run = lambda *args, **options: columns(ncops.logit_stats(*args, scale=0.7, **options))  # noqa: E731
+    return _stored_cases(data, run, partial(run, softcap=SOFTCAP), SUMS)
 
 
 def logit_stats_backward(data: Data) -> Iterator[Case]:
-    run = partial(gradients, lambda *args: objective(ncops.logit_stats(*args, scale=0.7)), (0,))
-    return _stored_cases(data, run, GRADIENTS)
+    loss = lambda *args, **options: objective(ncops.logit_stats(*args, scale=0.7, **options))  # noqa: E731
+    run, capped = (partial(gradients, f, (0,)) for f in (loss, partial(loss, softcap=SOFTCAP)))
+    return _stored_cases(data, run, capped, GRADIENTS)
