@@ -170,6 +170,12 @@ def test_split_counts(kernels):
         assert 1 <= splits <= min(tiles, 512) and (splits == 1 or splits * blocks <= 512)
 
 
+def test_chains_end_after_256_products(kernels):
+    """Float32 holds sums of 256 of these numbers exactly, and not of 512."""
+    x, weight = torch.ones(2, 4096), torch.full((3, 4096), 1 + 2**-15)
+    assert (linear_stats(kernels, x, weight)["max"] == 4096.125).all()
+
+
 def test_long_rows_are_summed_in_chains(kernels):
     x, weight = randn(2, 20_000, dtype=torch.float32, shift=1), randn(3, 20_000, dtype=torch.float32, shift=1)
     ours, truth = linear_stats(kernels, x, weight), x.double() @ weight.double().T
