@@ -110,6 +110,16 @@ def test_layouts(kernels, layout, dtype):
     assert_moments(class_moments(kernels, x, labels, 4, shifted), x, labels, 4, center)
 
 
+def test_squares_are_added_up_in_short_chains(kernels, simt_mode):
+    """Squares of which float32 holds 32 exactly, and not 64."""
+    if simt_mode != "plain":
+        pytest.skip("too large for a sanitizer")
+    n = 17_000
+    assert kernels.split_rows(n) == 32
+    x = torch.full((n, 4), 1 + 2**-9)
+    assert class_moments(kernels, x, torch.zeros(n, dtype=torch.int64), 1)[1] == 4 * n * (1 + 2**-9) ** 2
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_value_touches_its_class_alone(kernels, bad):
     x, labels = randn(40, 9, dtype=torch.float32), torch.arange(40) % 5
@@ -138,6 +148,14 @@ def test_invalid_labels_are_counted_and_skipped(kernels):
     assert class_moments(kernels, x, labels, 3, ignore_index=2)[2].tolist() == [3, 3, 0]  # and -100 is invalid then
     assert class_moments(kernels, x, labels, 3, ignore_index=2)[3] == 18
     assert class_moments(kernels, x, torch.full((30,), 9), 3)[3] == 30
+
+
+def test_invalid_labels_in_more_blocks_than_lanes(kernels, simt_mode):
+    if simt_mode != "plain":
+        pytest.skip("too large for a sanitizer")
+    labels = torch.full((70_000,), IGNORE)
+    labels[-50_000:] = 7
+    assert class_moments(kernels, torch.zeros(70_000, 1), labels, 1)[3] == 50_000
 
 
 def test_collapsed_regime(kernels):

@@ -124,6 +124,14 @@ def test_layouts(kernels, layout, dtype):
     assert torch.equal(class_scatter(kernels, x, labels, shifted), class_scatter(kernels, x, labels, center))
 
 
+@layouts
+def test_layouts_of_several_chunks(kernels, layout):
+    assert plan_of(kernels, 4, 300, 16).chunks == 2
+    x, labels, center = problem(300, 16, 4, torch.float32, "classes")
+    x = LAYOUTS[layout](x)
+    assert_scatter(class_scatter(kernels, x, labels, center), x, labels, center)
+
+
 @dtypes
 def test_nan_spreads_to_its_row_and_column_only(kernels, dtype):
     x = randn(40, 9, dtype=dtype)

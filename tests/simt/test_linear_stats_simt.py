@@ -207,10 +207,22 @@ def test_several_tiles_of_one_split(kernels, dtype, blocks):
     assert_exact_logits(kernels, x, weight, bias, target, blocks=blocks)
 
 
+def test_moments_far_from_zero(kernels):
+    x, weight, bias = torch.zeros(2, 1), torch.zeros(639, 1), 1000 + torch.randint(-8, 9, (639,)) / 4
+    ours = linear_stats(kernels, x, weight, bias, blocks=1)
+    torch.testing.assert_close(ours["var"].double(), bias.double().var(correction=0).expand(2), rtol=1e-6, atol=0)
+
+
 def test_split_counts(kernels):
     for rows, classes in [(1, 1), (1, 128_000), (64, 2**31 + 5), (8192, 50_257), (10**7, 260_000)]:
         splits, blocks, tiles = kernels.splits(rows, classes, 128), -(-rows // 128), -(-classes // 128)
         assert 1 <= splits <= min(tiles, 512) and (splits == 1 or splits * blocks <= 512)
+
+
+def test_chains_end_after_256_products(kernels):
+    """Float32 holds sums of 256 of these numbers exactly, and not of 512."""
+    x, weight = torch.ones(2, 4096), torch.full((3, 4096), 1 + 2**-15)
+    assert (linear_stats(kernels, x, weight)["max"] == 4096.125).all()
 
 
 def test_long_rows_are_summed_in_chains(kernels):

@@ -79,9 +79,10 @@ def test_rows_split_over_blocks(kernels, dtype):
     assert kernels.splits(2, classes) == 4
     logits, target = randn(2, classes, dtype=dtype, scale=3), torch.tensor([17, 39_999])
     logits[0, 39_998] = logits[0, 12] = logits[0].max() + 1  # a tie between the first block and the last
+    logits[1, 39_000], logits[1, 39_998] = logits[1].max() + 1, logits[1].max() + 2  # both in the last
     ours = logit_stats(kernels, logits, target)
     assert_columns(ours, plain(logits)[0], exact(logits)[0], target)
-    assert ours["argmax"][0] == 12 and ours["second_index"][0] == 39_998
+    assert ours["argmax"].tolist() == [12, 39_998] and ours["second_index"].tolist() == [39_998, 39_000]
 
 
 def test_split_lengths(kernels):

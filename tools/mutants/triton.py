@@ -2,4 +2,244 @@
 
 from .plants import Source
 
-SOURCES: tuple[Source, ...] = ()
+BLOCKS = "tests/test_blocks_triton.py"
+
+SOURCES: tuple[Source, ...] = (
+    Source(
+        "triton_kernels/_deviations.py",
+        f"{BLOCKS} -k 'class_ or projected or labels or accumulated'",
+        (
+            (" & (y != ignore_index)", ""),
+            ("(y < num_classes)", "(y <= num_classes)"),
+            ("wide * of.stride_cd", "wide * of.stride_xd"),
+            ("labels.stride(0)", "1"),
+            ("mask = keep[:, None] & inside[None, :]", "mask = inside[None, :] & (rows >= 0)[:, None]"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_row_products.py",
+        f"{BLOCKS} -k 'scatter or projected or gradient'",
+        (
+            ("tl.cdiv(width, BLOCK_J)", "(width // BLOCK_J + 1)"),
+            ("        keep &= scale != 0\n", ""),
+            ("d.to(tl.int64)[:, None] * stride_md + wide", "d.to(tl.int64)[:, None] * stride_mj + wide"),
+            ("(d < dim)[:, None] & inside[None, :]", "(d < dim - dim % BLOCK_D)[:, None] & inside[None, :]"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_rows.py",
+        f"{BLOCKS} -k 'means or nearest or pair_stats or coincide'",
+        (
+            ("mask=wanted, other=0) != 0)", "mask=wanted, other=0) >= 0)"),
+            ("triton.cdiv(tiles, splits), **config.options", "tiles // splits, **config.options"),
+            ('total = tl.where(good, total, float("-inf"))', "total = tl.where(good, total, 0.0)"),
+            ("total = -0.5 * total", "total = -1.0 * total"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_sorted_rows.py",
+        f"{BLOCKS} tests/test_class_moments_triton.py -k 'moments_in or accumulated or invalid or sorted or narrow'",
+        (
+            (
+                "tl.where(y == ignore_index, num_classes + 1, key)",
+                "tl.where((y == ignore_index) & (y < 0), num_classes + 1, key)",
+            ),
+            ("(y >= 0) & (y < num_classes)", "(y >= -1) & (y < num_classes)"),
+            ("rows.bit_length()", "rows.bit_length() - 1"),
+            ("labels.stride(0), BLOCK", "1, BLOCK"),
+            ("(key >= wanted), middle, high)", "(key > wanted), middle, high)"),
+        ),
+    ),
+    Source(
+        "triton_kernels/class_moments.py",
+        f"{BLOCKS} tests/test_class_moments_triton.py -k 'moments or accumulated or projected or gradient or labels'",
+        (
+            ("late = (begin > low * CHUNK)", "late = (begin >= low * CHUNK)"),
+            ("(first != begin).to(tl.int64)", "(stop == end).to(tl.int64)"),
+            (
+                "        if tl.program_id(1) == 0:\n            squares = tl",
+                "        if True:\n            squares = tl",
+            ),
+            ("slot = block * chunks * 2 + part * 2", "slot = block * chunks + part * 2"),
+        ),
+    ),
+    Source(
+        "triton_kernels/class_scatter.py",
+        f"{BLOCKS} -k 'scatter'",
+        (
+            ("total += part", "total = part"),
+            ("for split in range(splits)", "for split in range(1, splits)"),
+            ("(split * pairs + pair)", "(split * splits + pair)"),
+            ("g = g + g.t()", "g = g + g"),
+            (
+                "j += ((j + 1) * (j + 2) // 2 <= index)",
+                "j += ((j + 1) * (j + 2) // 2 < index)",
+                "the interpreter's root of a square is exact, as a GPU's need not be",
+            ),
+            (
+                "rows < end, num_classes",
+                "rows < n, num_classes",
+                "splits are whole folds, and folds whole blocks of rows",
+            ),
+        ),
+    ),
+    Source(
+        "triton_kernels/projected_sqnorms.py",
+        f"{BLOCKS} -k 'projected or gradient or labels'",
+        (
+            ("out.sum(0).to(dtype)", "out[-1].to(dtype)"),
+            ("total += part", "total = part"),
+            (
+                "y, center, basis.t(), ignore_index, allow_tf32, factor=g[rows]",
+                "y, center, basis.t(), ignore_index, allow_tf32, factor=g",
+            ),
+            ("x[rows], y, center, g[rows], ignore_index", "x[rows], y, center, g, ignore_index"),
+        ),
+    ),
+    Source(
+        "triton_kernels/nearest_class_mean.py",
+        f"{BLOCKS} -k 'nearest'",
+        (
+            ("better = top > best", "better = top >= best"),
+            ("better = (value > best)", "better = (value >= best)"),
+            ("c[None, :], NO_CLASS), 1)", "c[None, :], -1), 1)"),
+        ),
+    ),
+    Source(
+        "triton_kernels/pair_stats.py",
+        f"{BLOCKS} tests/test_pair_stats_triton.py -k 'pair_stats_in or coincide or nan_in or grouping or infinite'",
+        (
+            (
+                "other = (other_value > value) | ((other_value == value) & (other_index < index))",
+                "other = other_value > value",
+            ),
+            ("(seen * number / together)", "(number * number / together)"),
+            ("poisoned = tl.maximum(poisoned, (index_along < 0)", "poisoned = ((index_along < 0)"),
+            ("own + found * delta * delta", "own + delta * delta"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_pair_values.py",
+        f"{BLOCKS} tests/test_pair_stats_triton.py -k 'pair_stats_in or coincide or nan_in or powers or close'",
+        (
+            ("a[:, None] < b[None, :]", "a[:, None] <= b[None, :]"),
+            ("some_a * (some_a - 1) // 2", "some_a * some_a // 2"),
+            ("at = 64 * part + bit", "at = bit"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_pair_backward.py",
+        f"{BLOCKS} tests/test_pair_stats_triton.py -k 'pair_stats_in or coincide or strips or partner'",
+        (
+            ("tl.where(from_b[None, :] == a[:, None]", "tl.where(from_b[None, :] > count + a[:, None]"),
+            ("total += part", "total = part"),
+            ("tl.full((), 64 * word, tl.int64)", "tl.full((), 0, tl.int64)"),
+            ("factor = tl.where(flagged[None, :], 0, factor)", "factor = tl.where(flagged[None, :], factor, factor)"),
+        ),
+    ),
+    Source(
+        "triton_kernels/linear_stats.py",
+        f"{BLOCKS} tests/test_linear_stats_triton.py "
+        "-k 'linear_stats_in or splits or launch or share or halves or one_tile'",
+        (
+            ("tl.minimum(first + other, num_rows - 1) * stride_target", "tl.minimum(first + other, num_rows - 1)"),
+            ("        start += BLOCK_V // 2\n", ""),
+            ("        column += BLOCK_V // 2\n", ""),
+            ("target_logit[rows]", "target_logit"),
+            (
+                "start = tl.maximum(first, whole)",
+                "start = whole",
+                "no split is empty",
+            ),
+        ),
+    ),
+    Source(
+        "triton_kernels/linear_stats_backward.py",
+        f"{BLOCKS} tests/test_linear_stats_triton.py -k 'linear_stats_in or chunks or float16'",
+        (
+            ("first_class + column", "column"),
+            ("first_row + read", "read"),
+            ("part.unbind(), weight, first_class == 0", "part.unbind(), weight, True"),
+            ("own, start == 0)", "own, True)"),
+            (
+                "(self.indices[KIND.value, here] != 0)",
+                "(self.indices[KIND.value, here] == 1)",
+                "a poisoned row's gradient is NaN, and so are the sums",
+            ),
+        ),
+    ),
+    Source(
+        "triton_kernels/logit_stats.py",
+        f"{BLOCKS} -k 'logit'",
+        (
+            ("target + row * stride_target", "target + row"),
+            ("gradient + rows[:, None] * out_n", "gradient + rows[:, None] * stride_n"),
+            ("y = None if target is None else target[rows]", "y = target"),
+            ("column, first, start, num_classes, z, True, True)", "column, start, start, num_classes, z, True, True)"),
+            ("there, 0.0)", "there | True, 0.0)", "a masked tile counts no column from num_classes on"),
+            ("if split == 0:", "if split == splits - 1:", "every split has the target's logit"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_logit_columns.py",
+        f"{BLOCKS} tests/test_linear_stats_triton.py -k 'linear_stats_in or logit or launch or share'",
+        (
+            ("out[0][:, rows], out[1][:, rows]", "out[0][:, rows], out[1]"),
+            ("0 if target is None else target.stride(0)", "1"),
+            ("out[0].stride(0),", "n,"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_logit_gradient.py",
+        f"{BLOCKS} tests/test_linear_stats_gradients.py tests/test_linear_stats_triton.py "
+        "-k 'linear_stats_in or logit_stats_in or finite or outside or (triton and collapsed)'",
+        (
+            ("g_nll = tl.where(y >= 0, g_nll, 0)", "g_nll = tl.where(y >= -1, g_nll, 0)"),
+            ("g_var * 2 / num_classes", "g_var / num_classes"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_logit_state.py",
+        f"{BLOCKS} tests/test_linear_stats_triton.py -k 'linear_stats_in or logit or splits or share or same_bits'",
+        (
+            ("(count * part)", "(other_count * part)"),
+            ("tl.where(newer, low >= second, low > second)", "low > second"),
+            ("newer = peak > share.max", "newer = peak >= share.max"),
+            ("winner = parts.argmax == argmax[:, None]", "winner = parts.max == max[:, None]"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_logits_tile.py",
+        f"{BLOCKS} tests/test_linear_stats_triton.py -k 'linear_stats_in or no_rows'",
+        (
+            ("ws += BLOCK_D * tl.cast(of.stride_wd", "ws += BLOCK_D * tl.cast(of.stride_xd"),
+            ("of.bias + column * of.stride_b", "of.bias + column"),
+            ("feature < of.num_features - start", "feature < of.num_features"),
+            ("z = scaled(products, of.scale)", "z = scaled(products, 1.0)"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_products.py",
+        f"{BLOCKS} -k 'nearest or linear_stats_in'",
+        (
+            ("tl.dot(a, b, products, input_precision", "tl.dot(a, b, None, input_precision"),
+            ("products + tl.dot", "tl.dot", "plain products are those of ROCm"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_launch.py",
+        f"{BLOCKS} -k 'nearest'",
+        (
+            (
+                'return "ieee" if across',
+                'return "tf32" if across',
+                "the interpreter multiplies exactly whatever is asked for",
+            ),
+            (
+                "return max(1, -(-tiles // per_split))",
+                "return max(1, tiles // per_split)",
+                "callers cut their tiles into so many parts anew",
+            ),
+        ),
+    ),
+)

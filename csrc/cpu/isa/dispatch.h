@@ -1,7 +1,11 @@
 // The instruction sets of this build, best first, and the call that picks one.
 #pragma once
 
+#if __has_include("isas.h")
 #include "isas.h"  // NCOPS_EACH_ISA, which setup.py writes: DO(avx512, name, Args) DO(avx2, name, Args) ...
+#else  // the CUDA kernels, which call none of them
+#define NCOPS_EACH_ISA(DO, name, Args) DO(generic, name, Args)
+#endif
 
 #define NCOPS_ISA_VALUE(set, name, Args) set,
 #define NCOPS_ISA_DECLARE(set, name, Args) \
