@@ -170,7 +170,7 @@ def test_minus_infinity(kernels, classes):
     logits[2, 1] = 2.0
     logits[3] = torch.linspace(-1, 1, classes)
     target = torch.tensor([0, 1, 1, 2])
-    expected = named(*reference(logits, target, 1.0, IGNORE))
+    expected = named(*reference(logits, target, 1.0, 0.0, IGNORE))
     ours = logit_stats(kernels, logits, target)
     for name in COLUMNS:
         torch.testing.assert_close(ours[name], expected[name], equal_nan=True, rtol=1e-6, atol=1e-6, msg=name)
