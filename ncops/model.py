@@ -165,8 +165,15 @@ class FeatureTrap:
             self._armed = True
 
 
+def other_parameters(classifier: nn.Module) -> list[str]:
+    """Names of the parameters beside ``weight`` and ``bias``, such as those of an adapter, which may not show yet."""
+    return [name for name, _ in classifier.named_parameters() if name not in ("weight", "bias")]
+
+
 @torch.no_grad()
-def prove_product(classifier: nn.Module, x: Tensor) -> None:
+def prove_product(
+    classifier: nn.Module, x: Tensor, name: str = "classifier", otherwise: str = "would not be measured"
+) -> None:
     """Raises ValueError where a classifier makes of rows of ``x`` anything else than x @ weight.T + bias."""
     weight, bias = rows(classifier)
     some = x.detach().reshape(-1, x.shape[-1])[:8].to(weight.dtype)  # autocast may have made them coarser
@@ -182,9 +189,9 @@ def prove_product(classifier: nn.Module, x: Tensor) -> None:
         allowed = {torch.float64: 1e-9, torch.float32: 2e-3}.get(coarsest, 5e-2)  # 2e-3: tf32
     if error > allowed:  # rows with a NaN tell nothing
         raise ValueError(
-            f"classifier: {type(classifier).__name__} gives something else than x @ weight.T + bias"
+            f"{name}: {type(classifier).__name__} gives something else than x @ weight.T + bias"
             + (f" (off by {error:.1e})" if same else "")
-            + ": an adapter on it, or another step inside it, would not be measured"
+            + f": an adapter on it, or another step inside it, {otherwise}"
         )
 
 

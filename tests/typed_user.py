@@ -24,6 +24,7 @@ logits = ncops.linear_stats(x, weight, None, y)
 assert_type(logits.loss("nll", reduction="none"), Tensor)
 assert_type(logits.nll, Tensor | None)
 ncops.pair_stats(x, "cosine")
+assert_type(ncops.nn.LinearHead.from_linear(torch.nn.Linear(3, 4)), ncops.nn.LinearHead)
 with ncops.use_backend("reference"):
     pass
 

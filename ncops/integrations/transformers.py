@@ -1,4 +1,4 @@
-"""Neural collapse at the end of every evaluation of a transformers Trainer, causal language models included."""
+"""transformers: neural collapse at the end of every evaluation of a Trainer, and a causal model's loss without logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ try:
 except ModuleNotFoundError:
     raise missing("transformers", "lm") from None
 
-__all__ = ["NeuralCollapseCallback"]
+from ._loss_patch import LossPatch, patch
+
+__all__ = ["LossPatch", "NeuralCollapseCallback", "patch"]
 
 LABELS = ("labels", "label")
 

@@ -1,0 +1,5 @@
+"""Modules for training: ``LinearHead``."""
+
+from .head import LinearHead
+
+__all__ = ["LinearHead"]
