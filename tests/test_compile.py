@@ -43,6 +43,7 @@ def accumulate(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 def columns(stats: ncops.LinearStats) -> tuple[Tensor, ...]:
     losses = (stats.loss("nll"), stats.loss("z_loss"), stats.loss("entropy"), stats.loss("margin"), stats.max_prob)
+    losses += stats.loss("nll", label_smoothing=0.1), stats.logprob
     return (*losses, stats.target_rank, stats.correct)
 
 

@@ -22,6 +22,8 @@ assert_type(report["nc1_pinv"], float)
 
 logits = ncops.linear_stats(x, weight, None, y)
 assert_type(logits.loss("nll", reduction="none"), Tensor)
+assert_type(logits.loss("nll", label_smoothing=0.1, weight=torch.ones(4)), Tensor)
+assert_type(logits.logprob, Tensor)
 assert_type(logits.nll, Tensor | None)
 ncops.pair_stats(x, "cosine")
 assert_type(ncops.nn.LinearHead.from_linear(torch.nn.Linear(3, 4)), ncops.nn.LinearHead)

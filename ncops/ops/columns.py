@@ -11,6 +11,7 @@ from .. import tables
 from ..backends.dtypes import compute_dtype
 from ..backends.planes import FLOATS, INDICES
 from ..names import Loss, Reduction
+from .checks import check_beside, check_number, shape
 
 LOSSES, REDUCTIONS = get_args(Loss), get_args(Reduction)
 SHOWN = 10
@@ -102,6 +103,12 @@ class LinearStats(NamedTuple):
         return torch.where(self.valid, self.target_logit - rival, 0.0)
 
     @property
+    def logprob(self) -> Tensor:
+        """Log-probability of the target, ``-nll``; 0 on ignored rows."""
+        self._need_target("logprob")
+        return -self.nll
+
+    @property
     def max_prob(self) -> Tensor:
         """The largest probability, ``exp(-gap)``."""
         return torch.exp(-self.gap)
@@ -124,7 +131,9 @@ class LinearStats(NamedTuple):
         mean, var = self.mean.masked_fill(masked, 0.0), self.var.masked_fill(masked, 0.0)
         return (self.num_classes * (var + mean.square())).masked_fill(masked, torch.inf)
 
-    def loss(self, kind: Loss, reduction: Reduction = "mean") -> Tensor:
+    def loss(
+        self, kind: Loss, reduction: Reduction = "mean", *, label_smoothing: float = 0.0, weight: Tensor | None = None
+    ) -> Tensor:
         """A training loss from the columns; differentiable.
 
         Args:
@@ -132,30 +141,69 @@ class LinearStats(NamedTuple):
                 (``-margin``: smaller is better separated). ``nll`` and ``margin`` need a target.
             reduction: ``"mean"`` over valid rows (NaN if there is none, as ``F.cross_entropy``), ``"sum"``, or
                 ``"none"``: one value per row, 0 on ignored rows. Without a target every row is valid.
+            label_smoothing: of ``nll``, as in ``F.cross_entropy``: share of the target that is spread evenly over all
+                V classes, in [0, 1]; ``lse - mean`` is their mean ``nll``, +inf where a class is masked.
+            weight: of ``nll``, as in ``F.cross_entropy``: ``(V,)`` factors by the row's target, which ``"mean"``
+                divides by; rows of weight 0 count nowhere. Not with label smoothing, whose weighted mean of logits no
+                column has: :func:`ncops.linear_loss` forms it.
 
         Raises:
-            ValueError: another kind or reduction, or a kind that needs a target where there was none.
+            ValueError: another kind or reduction, or a kind that needs a target where there was none; label smoothing
+                or a weight of another kind, or both; a weight that requires a gradient.
         """
         if kind not in LOSSES:
             raise ValueError(f"kind: expected one of {', '.join(LOSSES)}, got {kind!r}")
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-        if kind in ("nll", "cross_entropy", "margin"):
-            self._need_target(f"loss({kind!r})")
+        label_smoothing = check_number(label_smoothing, "label_smoothing", "it has none, give float(label_smoothing)")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        if kind in ("nll", "cross_entropy"):
+            return self._cross_entropy(kind, reduction, label_smoothing, weight)
+        if label_smoothing:
+            raise ValueError(f"label_smoothing: expected 0 for loss({kind!r}), got {label_smoothing}")
+        if weight is not None:
+            raise ValueError(f"weight: expected None for loss({kind!r}), got a tensor of shape {shape(weight)}")
         if kind == "margin":
+            self._need_target(f"loss({kind!r})")
             values = -self._margin()  # torch 2.10 traces methods, not properties
         elif kind == "z_loss":
             # Masked before the square: the gradient of an ignored NaN row would be 0 * NaN.
             values = (self.lse if self.valid is None else self.lse.where(self.valid, 0.0)).square()
         else:
-            values = self.entropy if kind == "entropy" else self.nll
-            values = values if self.valid is None else values.where(self.valid, 0.0)
-        if reduction == "none":
-            return values
-        total = values.sum()
-        if reduction == "sum":
-            return total
-        return total / (values.numel() if self.valid is None else self.valid.sum())
+            values = self.entropy if self.valid is None else self.entropy.where(self.valid, 0.0)
+        return _reduced(values, reduction, values.numel() if self.valid is None else self.valid)
+
+    def _cross_entropy(self, kind: str, reduction: str, label_smoothing: float, weight: Tensor | None) -> Tensor:
+        self._need_target(f"loss({kind!r})")
+        if weight is None:
+            values = self.nll.where(self.valid, 0.0)
+            if label_smoothing == 1:
+                values = torch.zeros_like(values)  # not 0 * inf, where the target is masked
+            if label_smoothing:
+                even = (self.lse - self.mean).where(self.valid, 0.0)
+                values = (1 - label_smoothing) * values + label_smoothing * even
+            return _reduced(values, reduction, self.valid)
+        check_beside(weight, "weight", (self.num_classes,), "(V,)", self.lse, "the columns")
+        if weight.requires_grad:
+            raise ValueError("weight: expected a tensor that requires no gradient, got one that does")
+        if label_smoothing:
+            raise ValueError(
+                f"weight: expected None with label_smoothing={label_smoothing}, for no column has the weighted mean of "
+                "the logits: ncops.linear_loss(..., class_weight=weight, label_smoothing=...) forms it"
+            )
+        of_row = weight.to(self.nll.dtype)[self.target.clamp(0, self.num_classes - 1)].where(self.valid, 0.0)
+        return _reduced(of_row * self.nll.where(of_row != 0, 0.0), reduction, of_row)
+
+
+def _reduced(values: Tensor, reduction: str, counts: Tensor | int) -> Tensor:
+    """``counts``: what the mean divides by, or what adds up to it."""
+    if reduction == "none":
+        return values
+    total = values.sum()
+    if reduction == "sum":
+        return total
+    return total / (counts.sum() if isinstance(counts, Tensor) else counts)
 
 
 def columns_of(

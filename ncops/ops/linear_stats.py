@@ -55,7 +55,8 @@ def linear_stats(
             softcap that requires a gradient; on CPU also a target outside ``[0, V)``, naming row and value (elsewhere
             such a row has nll NaN and rank -1).
 
-    Gradients flow to ``x``, ``weight`` and ``bias`` through every float column.
+    Gradients flow to ``x``, ``weight`` and ``bias`` through every float column. For which numbers of rows a row has the
+    same bits: docs/reinforcement-learning.md.
     """
     refuse_sharded(weight)
     flat, weight, bias, y, *options = check_arguments(x, weight, bias, target, scale, softcap, ignore_index, "V", 1)

@@ -1,0 +1,90 @@
+"""The bits of a row's results do not depend on the rows beside it, where docs/reinforcement-learning.md says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from logit_columns import problem
+from testing import bits, dtypes, randn, random_labels
+
+import ncops
+from ncops.backends import native
+from ncops.backends.dtypes import compute_dtype
+
+D = 16
+RANGES = {300: (600,), 700: (256, 600), 4200: (4096, 4110)}
+"""Of V classes: the last number of rows of each range, after the few rows that weight is read in place for."""
+
+
+pytestmark = pytest.mark.skipif(native.load() is not None, reason="needs the native extension")
+
+
+@pytest.fixture(params=("generic", "avx2", "avx512", "avx512_bf16"), autouse=True)
+def isa(request, monkeypatch):
+    monkeypatch.setenv("NCOPS_CPU_ISA", request.param)
+    try:
+        native.op("cpu_isa")()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    with ncops.use_backend("cpu"):
+        yield request.param
+
+
+def few_rows(isa: str, dtype: torch.dtype) -> int:
+    lanes = {"generic": 16, "avx2": 32}.get(isa, 64) // compute_dtype(dtype).itemsize
+    return 0 if dtype == torch.float16 else min(8, lanes)
+
+
+def assert_the_same_in_ranges(run, lasts) -> None:
+    """``run(n)``: results of the last ``n`` of all rows, which lie in other lanes for every ``n``."""
+    first = 1
+    for last in lasts:
+        sizes = sorted({n for n in (first, first + 1, first + 7, 129) if first <= n < last})
+        most = bits(run(last))
+        for n in sizes:
+            for mine, theirs in zip(bits(run(n)), most, strict=True):
+                assert torch.equal(mine, theirs[-n:]), (n, last)
+        first = last + 1
+
+
+@dtypes
+@pytest.mark.parametrize("v", RANGES)
+def test_linear_stats(isa, v, dtype):
+    x, weight, bias, target = problem(RANGES[v][-1], D, v, dtype)
+
+    def run(n):
+        own = x[-n:].clone().requires_grad_()
+        stats = ncops.linear_stats(own, weight, bias, target[-n:])
+        (stats.nll + 0.3 * stats.entropy).sum().backward()
+        return [*stats.to_dict().values(), own.grad]
+
+    assert_the_same_in_ranges(run, [n for n in (few_rows(isa, dtype), *RANGES[v]) if n])
+
+
+@dtypes
+@pytest.mark.parametrize("v", RANGES)
+def test_linear_loss(isa, v, dtype):
+    x, weight, bias, target = problem(RANGES[v][-1], D, v, dtype)
+    target = target.clamp(min=0)  # rows that are ignored do not count
+
+    def run(n):
+        own = x[-n:].clone().requires_grad_()
+        result = ncops.linear_loss(own, weight, bias, target[-n:], z_loss=0.1, reduction="sum")
+        result.loss.backward()
+        return [*result.stats.to_dict().values(), own.grad]
+
+    assert_the_same_in_ranges(run, RANGES[v] if v == 700 else RANGES[v][-1:])
+
+
+@dtypes
+@pytest.mark.parametrize("v", [300, 1000])
+def test_logit_stats(v, dtype):
+    logits, target = randn(600, v, dtype=dtype, scale=3), random_labels(600, v)
+
+    def run(n):
+        own = logits[-n:].clone().requires_grad_()
+        stats = ncops.logit_stats(own, target[-n:])
+        (stats.nll + 0.3 * stats.entropy).sum().backward()
+        return [*stats.to_dict().values(), own.grad]
+
+    assert_the_same_in_ranges(run, (600,))
