@@ -7,7 +7,7 @@ SHARDS = "tests/test_class_shards.py tests/test_class_shard_files.py"
 SOURCES: tuple[Source, ...] = (
     Source(
         "ncops/stats/collectives.py",
-        "tests/test_distributed.py -k 'one_row or class_statistics or unlike'",
+        "tests/test_distributed.py -k 'one_row or class_statistics or unlike or other_kept'",
         (
             ("((counts[rows] > 0) & (owner[rows] != rank))", "((counts[rows] > 1) & (owner[rows] != rank))"),
             ("        center[rows] = anchors\n", ""),
