@@ -152,6 +152,9 @@ def test_conventions_are_arguments(point):
             assert float(ours.cv) == pytest.approx(spread(dots, ddof), rel=1e-9)
             error = metrics.duality_error(w, m, **options)
             assert float(error) == pytest.approx(simplex_distance(rows @ centred.T), rel=1e-9)
+            apart = rows / np.linalg.norm(rows) - centred / np.linalg.norm(centred)
+            distance = metrics.duality_distance(w, m, **options)
+            assert float(distance) == pytest.approx((apart**2).sum(), rel=1e-9)
     raw = metrics.log_uniformity(m, center=False)
     unit = (m / m.norm(dim=1, keepdim=True)).numpy()
     logs = [-math.log(np.linalg.norm(unit[i] - unit[j])) for i in range(k) for j in range(i + 1, k)]

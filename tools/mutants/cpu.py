@@ -292,7 +292,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/isa/dispatch.cpp",
-        tests("linear_stats parity"),
+        tests("backend_choice", "instruction"),
         (("found && (*wanted() == 0 ||", "found && (*wanted() != 0 ||"),),
     ),
     Source(
