@@ -64,6 +64,10 @@ def test_hand_computed_variability():
     assert metrics.nc1_cdnv(torch.tensor([0.0, 4.0]), m, counts=torch.tensor([1, 5]), ddof=1).isnan()
     total = within + torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
     assert float(metrics.vci(within, m)) == pytest.approx(1 - float(torch.linalg.inv(total)[0, 0]))
+    g = torch.tensor([0.0, 1.0], dtype=torch.float64)  # about which Sigma_B is the identity
+    assert float(metrics.nc1_quotient(torch.tensor(3.5), m, global_mean=g)) == pytest.approx(1.75)
+    shares = torch.linalg.inv(within + torch.eye(2, dtype=torch.float64))
+    assert float(metrics.vci(within, m, global_mean=g)) == pytest.approx(1 - float(shares.trace()) / 2)
 
 
 def test_vci_is_invariant_to_linear_maps():

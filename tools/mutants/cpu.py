@@ -322,7 +322,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/linear_stats.cpp",
-        tests("across_parts linear_stats class_shards"),
+        tests("across_parts linear_stats vocabulary_shards"),
         (
             (
                 "attach(args, x, weight, bias, std::nullopt, scale, -1)",
@@ -439,7 +439,7 @@ SOURCES: tuple[Source, ...] = (
         ROUNDING,
         (
             ("size - 0x38000000 + 0xfff + (size >> 13 & 1)", "size - 0x38000000 + 0x1000"),
-            ("size >= 0x477ff000 ?", "size >= 0x47800000 ?"),
+            ("size >= 0x477ff000 ?", "size >= 0x47800000 ?", "between the two, rounding carries into infinity"),
             ("size < 0x38800000 ? subnormal", "size < 0x38000000 ? subnormal"),
         ),
         isa="generic",
