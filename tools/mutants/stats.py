@@ -344,7 +344,8 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/report/numbers.py",
-        "tests/test_collapse.py tests/test_report_output.py -k 'json or mapping or frames or tables or column'",
+        "tests/test_collapse.py tests/test_report_output.py tests/test_html.py"
+        " -k 'json or mapping or frames or tables or column or format_value'",
         (
             (
                 "None if isinstance(value, float) and not math.isfinite(value) else value",
