@@ -285,7 +285,7 @@ def test_pairs_in_several_tiles(kernel, k):
         assert torch.equal(stats.row_argmax, (values == best[:, None]).double().argmax(1))
 
 
-@pytest.mark.parametrize("row", [0, 300, 699])
+@pytest.mark.parametrize("row", [0, 300, 310, 699])
 def test_a_nan_in_one_tile_of_several(row):
     rows = integers(700, 40)
     rows[row, 5] = math.nan

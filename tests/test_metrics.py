@@ -94,6 +94,16 @@ def test_float32_rounding_in_the_means_is_not_a_direction():
     assert float(ours) == pytest.approx(float(truth), rel=1e-4)
     assert metrics.nc1_pinv(within, rounded) > 1e6 * truth  # what the float64 rule alone would report
     assert metrics.rounding_rtol(exact, torch.float64) is None
+    assert float(metrics.nc1_pinv(within, rounded, input_dtype=torch.float32)) == pytest.approx(float(truth), rel=1e-4)
+    assert len(metrics.nc1_basis(rounded, input_dtype=torch.float32)) == 2
+    assert len(metrics.nc1_basis(rounded)) == 12
+
+
+def test_directions_no_wider_than_what_rounding_made_are_lost():
+    """Eigenvalues -1e-6, 5e-7 and two near 2: a covariance has no negative one, so that 1e-6 is its rounding."""
+    blocks = [torch.tensor([[1.0, r], [r, 1.0]], dtype=torch.float64) for r in (1 + 1e-6, 1 - 5e-7)]
+    assert metrics.lost_directions(torch.block_diag(*blocks)) == 2
+    assert metrics.lost_directions(blocks[1]) == 0
 
 
 @pytest.mark.parametrize("k, dim", ((5, 9), (10, 9), (11, 9), (60, 9)))

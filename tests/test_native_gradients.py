@@ -203,7 +203,8 @@ def test_a_nan_row_reaches_every_gradient_of_the_mean(kernel):
 def test_half_results_are_rounded_as_torch_rounds(isa, dtype):
     # Classes of one row whose g_sqnorms are 0: the gradient is g_sums, over all exponents, subnormals, infinities and ties.
     bits = torch.arange(-(2**31), 2**31, 65521 * 16, dtype=torch.int64)
-    ties = torch.arange(2**16).to(torch.int16).view(dtype).float().view(torch.int32).long() + (1 << 12)
+    ties = torch.arange(2**16).to(torch.int16).view(dtype).float().view(torch.int32).long()
+    ties += 1 << (12 if dtype == torch.float16 else 15)
     values = torch.cat([bits, ties]).to(torch.int32).view(torch.float32)
     for width in (len(values), 7):  # vectors, and less than one
         rows = values[: len(values) // width * width].view(-1, width)
