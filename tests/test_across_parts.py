@@ -307,6 +307,15 @@ def test_gradient_at_rows_that_coincide(kernel):
     torch.testing.assert_close(mine.double(), exact.grad, rtol=1e-4, atol=1e-8, equal_nan=True)
 
 
+def test_gradient_of_a_best_pair_that_coincides():
+    rows = integers(400, 12)
+    rows[390] = rows[2]
+    best = ncops.pair_stats(rows.requires_grad_(), "riesz").row_max
+    assert best[2] == best[390] == math.inf
+    best[[2, 390]].sum().backward()
+    assert not rows.grad.any()  # NaN would be
+
+
 def test_gradients_of_cdnv_in_several_tiles():
     k, d = 300, 12
     rows, variances = torch.randn(k, d, requires_grad=True), torch.rand(k, requires_grad=True)
