@@ -201,7 +201,7 @@ def test_a_nan_row_reaches_every_gradient_of_the_mean(kernel):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_results_are_rounded_as_torch_rounds(isa, dtype):
-    # Classes of one row whose g_sqnorms are 0: the gradient is g_sums, over all exponents, subnormals, infinities and ties.
+    # g_sqnorms are 0: the gradient is g_sums, over all exponents, subnormals, infinities and ties.
     bits = torch.arange(-(2**31), 2**31, 65521 * 16, dtype=torch.int64)
     ties = torch.arange(2**16).to(torch.int16).view(dtype).float().view(torch.int32).long()
     ties += 1 << (12 if dtype == torch.float16 else 15)

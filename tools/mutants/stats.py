@@ -290,7 +290,8 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/lm/collect.py",
-        "tests/test_lm.py tests/test_lm_jobs.py -k 'padding or hidden_layers or agrees or killed or torchrun or interrupted'",
+        "tests/test_lm.py tests/test_lm_jobs.py"
+        " -k 'padding or hidden_layers or agrees or killed or torchrun or interrupted'",
         (
             ("statistics.update(hidden[layer], rows)", "statistics.update(hidden[layer - 1], rows)"),
             ("torch.where(labels == IGNORE, labels, self._row[labels.clamp_min(0)])", "self._row[labels.clamp_min(0)]"),
