@@ -114,3 +114,12 @@ def test_far_pairs_keep_their_order():
     rows = torch.tensor([[0.0], [9.8], [9.5], [-9.6]])
     stats = ncops.pair_stats(rows, "gaussian")
     assert stats.row_argmax.tolist() == [2, 2, 1, 0]
+
+
+def test_gradient_of_a_best_pair_that_coincides():
+    rows = integers(400, 12)
+    rows[390] = rows[2]
+    best = ncops.pair_stats(rows.requires_grad_(), "riesz").row_max
+    assert best[2] == best[390] == math.inf
+    best[[2, 390]].sum().backward()
+    assert not rows.grad.any()  # NaN would be

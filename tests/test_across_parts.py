@@ -269,9 +269,9 @@ def test_nearest_of_equal_means_is_the_lowest_whatever_tile_it_is_in(native, tri
 
 
 # ---- pairs
-@pytest.mark.parametrize("kernel", ["dot", "distance"])
-def test_pairs_in_several_tiles(kernel, cut):
-    k, d = cut((700, 40), (300, 20))
+@pytest.mark.parametrize(("kernel", "size"), [("dot", 700), ("distance", 700), ("dot", 3300)])
+def test_pairs_in_several_tiles(kernel, size, cut):
+    k, d = cut((size, 40), (300, 20))
     rows = integers(k, d)
     rows[k - 2] = rows[3]  # a pair at distance 0, in tiles far apart
     stats = ncops.pair_stats(rows, kernel)
@@ -290,7 +290,7 @@ def test_pairs_in_several_tiles(kernel, cut):
         assert torch.equal(stats.row_argmax, (values == best[:, None]).double().argmax(1))
 
 
-@pytest.mark.parametrize("place", [0, 0.4, 1])
+@pytest.mark.parametrize("place", [0, 0.4, 0.444, 1])
 def test_a_nan_in_one_tile_of_several(place, cut):
     k, d = cut((700, 40), (300, 20))
     rows = integers(k, d)

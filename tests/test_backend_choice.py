@@ -10,6 +10,7 @@ import torch
 
 import ncops
 from ncops import backends
+from ncops.backends import native
 
 
 def in_thread(function):
@@ -92,3 +93,18 @@ def test_a_gradient_runs_where_its_op_ran(op, monkeypatch):
     in_thread(lambda: loss.backward())
     assert (f"{op}_backward", "reference") in ran and {backend for _, backend in ran} == {"reference"}
     assert backends.forced() is None
+
+
+def test_a_forced_instruction_set_is_the_one_that_runs(monkeypatch):
+    if native.op("cpu_isa") is None:
+        pytest.skip("needs the native extension")
+    runs = []
+    for name in ("avx512_bf16", "avx512", "avx2", "generic"):
+        monkeypatch.setenv("NCOPS_CPU_ISA", name)
+        try:
+            assert native.op("cpu_isa")() == name
+        except RuntimeError:  # not built, or not for this machine
+            continue
+        runs.append(name)
+    monkeypatch.delenv("NCOPS_CPU_ISA")
+    assert native.op("cpu_isa")() == runs[0]

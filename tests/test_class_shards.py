@@ -72,6 +72,22 @@ def test_equals_one_process(on_ranks, ranks, classes, dtype, scatter, receive_by
     assert on_ranks(ranks, agree_with_one_process, ranks, classes, dtype, scatter, receive_bytes) == ranges
 
 
+def class_left_out(rank, ranks, classes, ignored):
+    one = ncops.ClassStatistics(classes, D, ignore_index=ignored)
+    shards = ShardedClassStatistics(classes, D, ignore_index=ignored)
+    for r in range(ranks):
+        x, y = batch(r, ranks, 0, classes, torch.float32)
+        y = y.where(y >= 0, ignored)
+        one.update(x, y)
+        if r == rank:
+            shards.update(x, y)
+    check_same_geometry(shards.compute(), one.compute(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_class_that_is_the_ignore_index_counts_nowhere(on_ranks):
+    on_ranks(2, class_left_out, 2, 7, 3)
+
+
 def spoilt(rank, step, ranks, classes):
     x, y = batch(rank, ranks, step, classes, torch.float32)
     if len(x):

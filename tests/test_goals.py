@@ -15,6 +15,7 @@ import ncops
 from ncops.conventions import PRESETS
 from ncops.metrics.goals import Goals, equal_norm_spread, simplex_floor, simplex_uniformity
 from ncops.report import compare
+from ncops.report.caveats import caveats
 from ncops.report.console import show_report
 from ncops.report.details import document
 from ncops.report.page import render
@@ -54,6 +55,9 @@ def test_goals_of_what_compares_with_no_simplex_of_means():
     rows = dataclasses.replace(PRESETS["ncops"], etf_of="weight")
     assert "nc2_etf_error" not in Goals(2, 7, rows).forced and "nc2_etf_error" in Goals(2, 7).forced
     assert Goals(5, 2, PRESETS["papyan"])["nc3_duality_error"].target == 0.0  # a distance, which can vanish
+    products = dataclasses.replace(PRESETS["ncops"], similarity="dot")
+    assert Goals(5, 2)["nc2_cos_std"].target == equal_norm_spread(5, 2)
+    assert Goals(5, 2, products)["nc2_cos_std"].target is None
 
 
 def test_nothing_is_below_the_floors():
@@ -149,6 +153,14 @@ def test_an_accuracy_that_rows_without_a_mean_cap():
     goals = Goals(10, 20, unkept=0.25)
     assert goals["ncc_accuracy"].target == 0.75 and goals["nc4_agreement"].target == 1.0
     assert goals.direction("ncc_accuracy").startswith("↑ 0.75 = most")
+    (told,) = caveats({}, goals)
+    assert told.startswith("25 % of the decision samples") and "the nearest-mean accuracy at 0.750 and" in told
+    assert caveats({}, Goals(10, 20, unkept=0.02)) == []
+
+
+def test_the_uniformity_that_takes_the_place_of_a_simplex_is_that_of_the_classes():
+    (told,) = caveats({"classes_kept": 6}, Goals(6, 4))
+    assert f"(a mean above {simplex_uniformity(6):.4g}, a spread above 0)" in told
 
 
 def test_tiny_coverage_is_said():

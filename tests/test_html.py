@@ -247,6 +247,7 @@ def test_every_metric_is_explained(page):
         (12345, "12,345"),
         (1.5e-5, "1.500e-05"),
         (float("inf"), "∞"),
+        (float("-inf"), "-∞"),
         (-0.25, "-0.2500"),
     ],
 )

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from test_lm import llama, save, sentence
 
 import ncops
 from ncops import cli
+from ncops.errors import CommandError
 from ncops.lm import collect
+from ncops.measure.saved import read_saved
+from ncops.stats.files import read_origin, save_statistics
 
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
@@ -101,17 +105,17 @@ def test_jobs_that_share_nothing_are_merged(tiny, capsys, tmp_path):
 
 
 def test_merge_refuses_what_does_not_fit(tmp_path, capsys):
-    def save_statistics(name, classes=3, dtype=torch.float32):
+    def saved(name, classes=3, dtype=torch.float32):
         stats = ncops.ClassStatistics(classes, 4)
         stats.update(torch.randn(6, 4, dtype=dtype), torch.arange(6) % 3)
         stats.save(tmp_path / name)
         return str(tmp_path / name)
 
-    first, wide = save_statistics("a"), save_statistics("b", classes=5)
+    first, wide = saved("a"), saved("b", classes=5)
     out = str(tmp_path / "out")
     for files, message in (
         ([first, wide], "does not fit .*num_classes: expected 3, got 5"),
-        ([first, save_statistics("c", dtype=torch.float64)], "input_dtype"),
+        ([first, saved("c", dtype=torch.float64)], "input_dtype"),
         ([first, str(tmp_path / "none")], "no file"),
     ):
         assert cli.main(["merge", *files, "-o", out]) == 2
@@ -143,6 +147,20 @@ def test_merge_looks_before_it_reads(tmp_path, capsys, monkeypatch):
     assert not out.exists()
     assert cli.main(["merge", str(a), str(b), "-o", str(out)]) == 0
     assert torch.equal(ncops.load(out).counts, 2 * stats.counts)
+
+
+def test_merged_statistics_are_of_the_model_that_any_of_the_files_names(tmp_path):
+    stats = ncops.ClassStatistics(3, 4)
+    stats.update(torch.randn(6, 4), torch.arange(6) % 3)
+    first, second, out = (str(tmp_path / name) for name in ("first", "second", "out"))
+    stats.save(first)  # by hand: of no model
+    origin = {"model": "tiny", "dtype": "float32", "parameters": "1f"}
+    save_statistics(second, stats, origin)
+    assert cli.main(["merge", first, second, "-o", out]) == 0
+    assert read_origin(out) == origin
+    ncops.DecisionStatistics(stats.compute(), torch.ones(3, 4)).save(first)
+    with pytest.raises(CommandError, match="DecisionStatistics"):
+        read_saved(Path(first), "--statistics", "ClassStatistics")
 
 
 def test_statistics_of_another_model_are_refused(tiny, capsys, tmp_path):

@@ -283,6 +283,14 @@ def test_long_rows(classes, dtype, strided):
     assert stats.second_index[1] == middle and stats.second_index[6] == 1 and stats.target_rank[6] == 0
 
 
+def test_a_first_block_unlike_millions_of_other_logits():
+    """The shift of the moments follows the mean: that of the first block would cost the variance two digits."""
+    logits = torch.randn(1, 2_000_000)
+    logits[:, 2048:] += 3000
+    found = ncops.logit_stats(logits).var.double()
+    torch.testing.assert_close(found, logits.double().var(1, correction=0), rtol=1e-6, atol=0)
+
+
 @dtypes
 def test_long_rows_far_from_zero(dtype):
     """Moments about a shift: neither a large common offset nor a first block unlike the rest may cost their digits."""

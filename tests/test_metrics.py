@@ -64,6 +64,10 @@ def test_hand_computed_variability():
     assert metrics.nc1_cdnv(torch.tensor([0.0, 4.0]), m, counts=torch.tensor([1, 5]), ddof=1).isnan()
     total = within + torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64))
     assert float(metrics.vci(within, m)) == pytest.approx(1 - float(torch.linalg.inv(total)[0, 0]))
+    g = torch.tensor([0.0, 1.0], dtype=torch.float64)  # about which Sigma_B is the identity
+    assert float(metrics.nc1_quotient(torch.tensor(3.5), m, global_mean=g)) == pytest.approx(1.75)
+    shares = torch.linalg.inv(within + torch.eye(2, dtype=torch.float64))
+    assert float(metrics.vci(within, m, global_mean=g)) == pytest.approx(1 - float(shares.trace()) / 2)
 
 
 def test_vci_is_invariant_to_linear_maps():
@@ -90,6 +94,16 @@ def test_float32_rounding_in_the_means_is_not_a_direction():
     assert float(ours) == pytest.approx(float(truth), rel=1e-4)
     assert metrics.nc1_pinv(within, rounded) > 1e6 * truth  # what the float64 rule alone would report
     assert metrics.rounding_rtol(exact, torch.float64) is None
+    assert float(metrics.nc1_pinv(within, rounded, input_dtype=torch.float32)) == pytest.approx(float(truth), rel=1e-4)
+    assert len(metrics.nc1_basis(rounded, input_dtype=torch.float32)) == 2
+    assert len(metrics.nc1_basis(rounded)) == 12
+
+
+def test_directions_no_wider_than_what_rounding_made_are_lost():
+    """Eigenvalues -1e-6, 5e-7 and two near 2: a covariance has no negative one, so that 1e-6 is its rounding."""
+    blocks = [torch.tensor([[1.0, r], [r, 1.0]], dtype=torch.float64) for r in (1 + 1e-6, 1 - 5e-7)]
+    assert metrics.lost_directions(torch.block_diag(*blocks)) == 2
+    assert metrics.lost_directions(blocks[1]) == 0
 
 
 @pytest.mark.parametrize("k, dim", ((5, 9), (10, 9), (11, 9), (60, 9)))
@@ -152,6 +166,9 @@ def test_conventions_are_arguments(point):
             assert float(ours.cv) == pytest.approx(spread(dots, ddof), rel=1e-9)
             error = metrics.duality_error(w, m, **options)
             assert float(error) == pytest.approx(simplex_distance(rows @ centred.T), rel=1e-9)
+            apart = rows / np.linalg.norm(rows) - centred / np.linalg.norm(centred)
+            distance = metrics.duality_distance(w, m, **options)
+            assert float(distance) == pytest.approx((apart**2).sum(), rel=1e-9)
     raw = metrics.log_uniformity(m, center=False)
     unit = (m / m.norm(dim=1, keepdim=True)).numpy()
     logs = [-math.log(np.linalg.norm(unit[i] - unit[j])) for i in range(k) for j in range(i + 1, k)]

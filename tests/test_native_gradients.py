@@ -201,10 +201,13 @@ def test_a_nan_row_reaches_every_gradient_of_the_mean(kernel):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_results_are_rounded_as_torch_rounds(isa, dtype):
-    # One class whose g_sqnorms is 0: the gradient is g_sums, over all exponents, subnormals, infinities and ties.
+    # g_sqnorms are 0: the gradient is g_sums, over all exponents, subnormals, infinities and ties.
     bits = torch.arange(-(2**31), 2**31, 65521 * 16, dtype=torch.int64)
-    ties = torch.arange(2**16).to(torch.int16).view(dtype).float().view(torch.int32).long() + (1 << 12)
-    values = torch.cat([bits, ties]).to(torch.int32).view(torch.float32)[None]
-    x, zero = torch.zeros(values.shape, dtype=dtype), torch.zeros(1, dtype=torch.float64)
-    (ours,) = native("class_moments", (values, zero, x, torch.zeros(1, dtype=torch.int64), 1, None, IGNORE))
-    torch.testing.assert_close(ours, values.to(dtype), rtol=0, atol=0, equal_nan=True)
+    ties = torch.arange(2**16).to(torch.int16).view(dtype).float().view(torch.int32).long()
+    ties += 1 << (12 if dtype == torch.float16 else 15)
+    values = torch.cat([bits, ties]).to(torch.int32).view(torch.float32)
+    for width in (len(values), 7):  # vectors, and less than one
+        rows = values[: len(values) // width * width].view(-1, width)
+        x, zeros, labels = torch.zeros(rows.shape, dtype=dtype), torch.zeros(len(rows)), torch.arange(len(rows))
+        (ours,) = native("class_moments", (rows, zeros.double(), x, labels, len(rows), None, IGNORE))
+        torch.testing.assert_close(ours, rows.to(dtype), rtol=0, atol=0, equal_nan=True)

@@ -215,6 +215,9 @@ def refusals(rank):
             None if rank else target)  # fmt: skip
     refused("linear_stats: softcap differs between ranks: 30.0 on rank 0, None on rank 1", x, weight,
             softcap=None if rank else 30)  # fmt: skip
+    refused("linear_stats: scale differs between ranks: 1.0 on rank 0, 2.0 on rank 1", x, weight, scale=1.0 + rank)
+    refused("linear_stats: ignore_index differs between ranks: 0 on rank 0, 1 on rank 1", x, weight, None, target,
+            ignore_index=rank)  # fmt: skip
     refused("linear_stats: dtype of x differs", *(t.to((torch.float64, torch.float32)[rank]) for t in (x, weight)))
     leaf = x.clone().requires_grad_()
     y = call(leaf, weight).lse.square().sum()

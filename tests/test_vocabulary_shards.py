@@ -171,6 +171,27 @@ def test_gradients_equal_those_of_all_classes(backend, cuts, dtype, softcap):
         assert_accurate(a, b, c, what=f"gradient of {name}", eps=8)
 
 
+@pytest.mark.parametrize("ignored", [2, 30])
+def test_a_class_that_is_the_ignore_index_counts_nowhere(backend, monkeypatch, ignored):
+    monkeypatch.setitem(globals(), "IGNORE", ignored)
+    x, weight, bias, target = problem(19, 12, 41, torch.float64)
+    target = target.where(target >= 0, ignored)
+    target[0] = ignored
+    inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    together = ncops.linear_stats(*inputs, target, scale=SCALE, ignore_index=ignored)._asdict()
+    assert_same(sharded(x, weight, bias, target, (9, 30)), together)
+    grads = randn(len(FLOATS), 19)  # of ignored rows too
+    truth = torch.autograd.grad(sum((g * together[n]).sum() for g, n in zip(grads, FLOATS, strict=True)), inputs)
+    planes = merged_planes(x, weight, bias, target, (9, 30))
+    parts = [
+        shard_gradients(grads, *planes, x, w, b, target, start, 41, SCALE, IGNORE, False, [True] * 3)
+        for start, w, b in cut(weight, bias, (9, 30))
+    ]
+    ours = sum(p[0] for p in parts), *(torch.cat([p[i] for p in parts]) for i in (1, 2))
+    for a, b in zip(ours, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
 def test_gradient_of_one_column_wherever_its_class_is(backend):
     """The argmax, the second and the target each in another shard than the rest."""
     x, weight, bias, target = problem(12, 5, 9, torch.float64)

@@ -359,7 +359,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/isa/dispatch.cpp",
-        tests("linear_stats parity"),
+        tests("backend_choice", "instruction"),
         (("found && (*wanted() == 0 ||", "found && (*wanted() != 0 ||"),),
     ),
     Source(
@@ -389,7 +389,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/linear_stats.cpp",
-        tests("across_parts linear_stats class_shards"),
+        tests("across_parts linear_stats vocabulary_shards"),
         (
             (
                 "attach(args, x, weight, bias, std::nullopt, scale, softcap, -1)",
@@ -506,7 +506,7 @@ SOURCES: tuple[Source, ...] = (
         ROUNDING,
         (
             ("size - 0x38000000 + 0xfff + (size >> 13 & 1)", "size - 0x38000000 + 0x1000"),
-            ("size >= 0x477ff000 ?", "size >= 0x47800000 ?"),
+            ("size >= 0x477ff000 ?", "size >= 0x47800000 ?", "between the two, rounding carries into infinity"),
             ("size < 0x38800000 ? subnormal", "size < 0x38000000 ? subnormal"),
         ),
         isa="generic",

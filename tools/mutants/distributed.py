@@ -7,7 +7,7 @@ SHARDS = "tests/test_class_shards.py tests/test_class_shard_files.py"
 SOURCES: tuple[Source, ...] = (
     Source(
         "ncops/stats/collectives.py",
-        "tests/test_distributed.py -k 'one_row or class_statistics or unlike'",
+        "tests/test_distributed.py -k 'one_row or class_statistics or unlike or other_kept'",
         (
             ("((counts[rows] > 0) & (owner[rows] != rank))", "((counts[rows] > 1) & (owner[rows] != rank))"),
             ("        center[rows] = anchors\n", ""),
@@ -16,7 +16,7 @@ SOURCES: tuple[Source, ...] = (
                 "    if scatter is not None:\n        reduce",
             ),
             ("sum_over_ranks([counts, sqnorms], group)", "sum_over_ranks([counts], group)"),
-            ("        sums[rows] = part\n", ""),
+            ("        sums[rows] = part\n", "", "rows of contiguous sums are a view, which has been reduced in place"),
             ("if value != expected:", "if type(value) is not type(expected):"),
             (
                 "torch.where((owner[rows] == rank)[:, None], center[rows], 0)",
@@ -106,8 +106,16 @@ SOURCES: tuple[Source, ...] = (
         (
             ("-start) + start\n", "-start)\n"),
             ("own = target - start\n    own =", "own = target\n    own ="),
-            ("(own < weight.shape[0]) & (target != ignore_index)", "(own < weight.shape[0])"),
-            ('nothing[SHARE_FLOATS.index("rest")] = nothing[SHARE_FLOATS.index("squared")] = -1\n', "pass\n"),
+            (
+                "(own < weight.shape[0]) & (target != ignore_index)",
+                "(own < weight.shape[0])",
+                "no column of an ignored row depends on its logit",
+            ),
+            (
+                'nothing[SHARE_FLOATS.index("rest")] = nothing[SHARE_FLOATS.index("squared")] = -1\n',
+                "pass\n",
+                "terms of no class weigh 0 beside any other's",
+            ),
             ("g[name] * (classes / num_classes)", "g[name]"),
             ("(counted & ~here, 0)", "(counted, 0)"),
             (

@@ -64,9 +64,14 @@ SOURCES: tuple[Source, ...] = (
             ("self.valid & (self.target == self.argmax)", "(self.target == self.argmax)"),
             ("(var + mean.square())", "(var - mean.square())"),
             ("target != ignore_index", "target >= 0"),
-            ("(values.numel() if self.valid is None else self.valid.sum())", "values.numel()"),
+            ("values.numel() if self.valid is None else self.valid)", "values.numel())"),
+            ("label_smoothing * even", "even"),
+            (
+                "_reduced(of_row * self.nll.where(of_row != 0, 0.0), reduction, of_row)",
+                "_reduced(of_row * self.nll, reduction, of_row)",
+            ),
             ("self.lse if self.valid is None else self.lse.where(self.valid, 0.0)", "self.lse"),
-            ("values if self.valid is None else values.where(self.valid, 0.0)", "values"),
+            ("self.entropy if self.valid is None else self.entropy.where(self.valid, 0.0)", "self.entropy"),
         ),
     ),
     Source(

@@ -290,7 +290,8 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/lm/collect.py",
-        "tests/test_lm.py tests/test_lm_jobs.py -k 'hidden_layers or agrees or killed or torchrun or interrupted'",
+        "tests/test_lm.py tests/test_lm_jobs.py"
+        " -k 'padding or hidden_layers or agrees or killed or torchrun or interrupted'",
         (
             ("statistics.update(hidden[layer], rows)", "statistics.update(hidden[layer - 1], rows)"),
             ("torch.where(labels == IGNORE, labels, self._row[labels.clamp_min(0)])", "self._row[labels.clamp_min(0)]"),
@@ -344,7 +345,8 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/report/numbers.py",
-        "tests/test_collapse.py tests/test_report_output.py -k 'json or mapping or frames or tables or column'",
+        "tests/test_collapse.py tests/test_report_output.py tests/test_html.py"
+        " -k 'json or mapping or frames or tables or column or format_value'",
         (
             (
                 "None if isinstance(value, float) and not math.isfinite(value) else value",

@@ -158,7 +158,7 @@ SOURCES: tuple[Source, ...] = (
         f"{BLOCKS} tests/test_linear_stats_triton.py -k 'linear_stats_in or chunks or float16'",
         (
             ("first_class + column", "column"),
-            ("first_row + read", "read"),
+            ("read = first_row + tl.minimum", "read = tl.minimum"),
             ("part.unbind(), weight, first_class == 0", "part.unbind(), weight, True"),
             ("own, start == 0)", "own, True)"),
             (
