@@ -8,7 +8,6 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from op_cases import BY_REFERENCE
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -133,8 +132,6 @@ def check_autocast_is_not_felt(call):
 @calls
 @pytest.mark.parametrize("cpu_backend", ["cpu", "reference"])
 def test_autocast_is_not_felt_inside(call, cpu_backend):
-    if cpu_backend == "cpu" and call.op in BY_REFERENCE:
-        pytest.skip("it has no kernel")
     with ncops.use_backend(cpu_backend):
         check_autocast_is_not_felt(call)
 
