@@ -100,9 +100,7 @@ def check(tensors, ours, theirs):
     rounded = max(4.0, len(mine[0]["kl"]) ** 0.5)  # a gradient is a sum over rows of terms of about 1
     for i, (a, b, c) in enumerate(zip(mine[1], torchs[1], truth[1], strict=True)):
         eps = 8 if a.element_size() > 2 else 1
-        assert_accurate(
-            a, b.to(a.dtype), c, what=f"gradient {i}", eps=eps, scale=rounded
-        )
+        assert_accurate(a, b.to(a.dtype), c, what=f"gradient {i}", eps=eps, scale=rounded)
 
 
 def check_linear(tensors, scale=1.0, **more):
