@@ -8,6 +8,13 @@ namespace ncops {
 enum FloatColumn : int { kLse, kGap, kMax, kSecond, kTargetLogit, kNll, kEntropy, kMean, kVar, kSumSquaredProb, kFloatColumns };
 enum IndexColumn : int { kArgmax, kSecondIndex, kTargetRank, kIndexColumns };
 
+// The columns of linear_divergence and logit_divergence, in the same way.
+namespace divergence {
+enum Column : int {
+  kKl, kReverseKl, kJs, kOverlap, kEntropy, kOtherEntropy, kLse, kOtherLse, kShift, kMixtureKl, kOtherMixtureKl, kBelow, kColumns
+};
+}
+
 // The columns of `rows` rows, plane after plane; floats in the compute dtype.
 struct LogitColumns {
   void* floats = nullptr;       // (kFloatColumns, rows)

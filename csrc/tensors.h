@@ -200,4 +200,17 @@ inline std::array<Tensor, 3> attach_planes(LogitBackward& args, int64_t rows, Sc
   return planes;
 }
 
+// The gradients by the planes of divergences and those planes, checked; returns the dense ones that args points into.
+inline std::array<Tensor, 2> attach_divergences(DivergenceArgs& args, int64_t rows, ScalarType type, const Tensor& grad,
+                                                const Tensor& floats) {
+  std::array<Tensor, 2> planes = {dense(grad, "grad", type), dense(floats, "floats", type)};
+  for (const Tensor& plane : planes) {
+    check_size(plane, "floats", 0, divergence::kColumns);
+    check_size(plane, "floats", 1, rows);
+  }
+  args.grad = data_of(planes[0]);
+  args.floats = data_of(planes[1]);
+  return planes;
+}
+
 }  // namespace ncops

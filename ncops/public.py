@@ -8,6 +8,7 @@ from ._version import __version__
 from .backends import use_backend
 from .ops import (
     ClassMoments,
+    LinearDivergence,
     LinearLoss,
     LinearStats,
     NearestClassMean,
@@ -15,8 +16,10 @@ from .ops import (
     accumulate_class_moments_,
     class_moments,
     class_scatter,
+    linear_divergence,
     linear_loss,
     linear_stats,
+    logit_divergence,
     logit_stats,
     nearest_class_mean,
     pair_stats,
@@ -32,6 +35,7 @@ from .stats.load import load
 
 __all__ = [
     "ClassMoments",
+    "LinearDivergence",
     "LinearLoss",
     "LinearStats",
     "NearestClassMean",
@@ -39,8 +43,10 @@ __all__ = [
     "accumulate_class_moments_",
     "class_moments",
     "class_scatter",
+    "linear_divergence",
     "linear_loss",
     "linear_stats",
+    "logit_divergence",
     "logit_stats",
     "nearest_class_mean",
     "pair_stats",

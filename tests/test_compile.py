@@ -51,6 +51,10 @@ def loss_and_columns(result: ncops.LinearLoss) -> tuple[Tensor, ...]:
     return result.loss, result.stats.lse.nan_to_num(), result.stats.argmax
 
 
+def divergences(result: ncops.LinearDivergence) -> tuple[Tensor, ...]:
+    return result.kl, result.js, result.other_entropy, result.agree
+
+
 CALLS = (
     Call("class_moments", lambda x, y: ncops.class_moments(x, y, C, center=CENTER)[1:3]),
     Call("accumulate_class_moments_", accumulate, False),
@@ -59,6 +63,8 @@ CALLS = (
     Call("linear_stats", lambda x, y: columns(ncops.linear_stats(x, WEIGHT, BIAS, y))),
     Call("linear_loss", lambda x, y: loss_and_columns(ncops.linear_loss(x, WEIGHT, BIAS, y, z_loss=0.1))),
     Call("logit_stats", lambda x, y: columns(ncops.logit_stats(x, y.clamp_max(D - 1)))),
+    Call("logit_divergence", lambda x, y: divergences(ncops.logit_divergence(x, x.sin()))),
+    Call("linear_divergence", lambda x, y: divergences(ncops.linear_divergence(x, WEIGHT, x.sin(), None, BIAS))),
     Call("nearest_class_mean", lambda x, y: tuple(ncops.nearest_class_mean(x, CENTER)), False),
     Call("pair_stats", lambda x, y: tuple(ncops.pair_stats(x, "log_distance"))[:1]),
     Call("pinv_trace", lambda x, y: (ncops.pinv_trace(EYE, x),)),

@@ -16,6 +16,8 @@ CALLS = {
     "projected_sqnorms": lambda x: ncops.projected_sqnorms(x, torch.eye(3)),
     "linear_stats": lambda x: ncops.linear_stats(x, torch.eye(3)).lse,
     "logit_stats": lambda x: ncops.logit_stats(x).lse,
+    "logit_divergence": lambda x: ncops.logit_divergence(x, x).kl,
+    "linear_divergence": lambda x: ncops.linear_divergence(x, torch.eye(3), torch.ones(6, 3)).kl,
     "pair_stats": lambda x: ncops.pair_stats(x, "dot").mean,
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ncops.backends.planes import FLOATS, INDICES, SHARE_FLOATS, SHARE_INDICES
+from ncops.backends.planes import DIVERGENCE_PLANES, FLOATS, INDICES, SHARE_FLOATS, SHARE_INDICES
 from ncops.ops import LinearStats
 from ncops.reference.logit_share import LogitShare
 
@@ -19,9 +19,11 @@ def test_the_result_and_the_reference_have_every_plane():
     assert LogitShare._fields == (*SHARE_FLOATS, *SHARE_INDICES)
 
 
-@pytest.mark.parametrize(("enum", "names"), [("FloatColumn", FLOATS), ("IndexColumn", INDICES)])
+@pytest.mark.parametrize(
+    ("enum", "names"), [("FloatColumn", FLOATS), ("IndexColumn", INDICES), ("Column", DIVERGENCE_PLANES)]
+)
 def test_the_enumerators_of_cpp(enum, names):
-    body = re.search(rf"enum {enum} : int {{(.*?)}}", (ROOT / "csrc" / "columns.h").read_text())[1]
+    body = re.search(rf"enum {enum} : int {{(.*?)}}", (ROOT / "csrc" / "columns.h").read_text(), re.S)[1]
     *found, last = (name.strip() for name in body.split(","))
     assert [re.sub(r"(?<!^)(?=[A-Z])", "_", name.removeprefix("k")).lower() for name in found] == [*names]
     assert last == f"k{enum}s"

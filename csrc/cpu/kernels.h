@@ -51,6 +51,29 @@ struct LinearLossArgs : LogitOptions {
 };
 NCOPS_KERNEL(linear_loss, LinearLossArgs)
 
+struct DivergenceArgs {
+  double scale = 1, softcap = 0, beta = 0.5;
+  // Planes (divergence::kColumns, N) in the compute dtype:
+  void* out = nullptr;                            // of a forward, with ...
+  bool* agree = nullptr;                          // ... (N)
+  const void *grad = nullptr, *floats = nullptr;  // of a backward: the gradient by the columns, and the columns
+};
+struct LinearDivergenceArgs : DivergenceArgs {
+  Rows x, w, other, other_w, bias, other_bias;
+  bool one_head = false;  // other_w and other_bias are w and bias
+  // In the compute dtype but for those of x and other; null: not wanted. With one head its gradient is that of both.
+  void *g_x = nullptr, *g_weight = nullptr, *g_other = nullptr, *g_other_weight = nullptr, *g_bias = nullptr, *g_other_bias = nullptr;
+};
+NCOPS_KERNEL(linear_divergence, LinearDivergenceArgs)
+NCOPS_KERNEL(linear_divergence_backward, LinearDivergenceArgs)
+
+struct LogitDivergenceArgs : DivergenceArgs {
+  Rows logits, other;
+  void *g_logits = nullptr, *g_other = nullptr;  // (N, V) dense, in the dtype of the logits; null: not wanted
+};
+NCOPS_KERNEL(logit_divergence, LogitDivergenceArgs)
+NCOPS_KERNEL(logit_divergence_backward, LogitDivergenceArgs)
+
 struct LogitStatsArgs : LogitOptions {
   Rows logits;
   LogitColumns out;

@@ -11,3 +11,8 @@ SHARE_FLOATS = ("max", "second", "rest", "weighted", "squared", "mean", "squares
 SHARE_INDICES = ("argmax", "second_index", "count", "rank")
 LOSS_TERMS = ("nll", "lse", "lse_squared", "entropy", "mean")
 """What the coefficients (N, len(LOSS_TERMS)) of ``linear_loss`` multiply, row by row."""
+DIVERGENCES = ("kl", "reverse_kl", "js", "overlap", "entropy", "other_entropy", "lse", "other_lse")
+"""The columns that linear_divergence and logit_divergence return, followed by those that only their gradients read."""
+DIVERGENCE_PLANES = (*DIVERGENCES, "shift", "mixture_kl", "other_mixture_kl", "below")
+"""``shift`` is other_lse - lse from sums of the difference of the logits, the next two are KL(p || m) and KL(q || m) of
+the mixture m, and ``below`` is the sum of p where p < q, half of it where they are equal."""

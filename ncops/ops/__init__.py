@@ -3,8 +3,11 @@
 from .class_moments import ClassMoments, accumulate_class_moments_, class_moments
 from .class_scatter import class_scatter
 from .columns import LinearStats
+from .divergences import LinearDivergence
+from .linear_divergence import linear_divergence
 from .linear_loss import LinearLoss, linear_loss
 from .linear_stats import linear_stats
+from .logit_divergence import logit_divergence
 from .logit_stats import logit_stats
 from .nearest_class_mean import NearestClassMean, nearest_class_mean
 from .pair_stats import PairStats, pair_stats
@@ -15,6 +18,7 @@ from .projected_sqnorms import projected_sqnorms
 
 __all__ = [
     "ClassMoments",
+    "LinearDivergence",
     "LinearLoss",
     "LinearStats",
     "NearestClassMean",
@@ -22,8 +26,10 @@ __all__ = [
     "accumulate_class_moments_",
     "class_moments",
     "class_scatter",
+    "linear_divergence",
     "linear_loss",
     "linear_stats",
+    "logit_divergence",
     "logit_stats",
     "nearest_class_mean",
     "pair_stats",

@@ -1,0 +1,387 @@
+// Divergences of the distributions of two tiles of logits, lane by lane: each lane is a row. What the formulas are stands in
+// ncops/reference/logit_divergence.py.
+//
+// A row's classes are passed over three times. The first finds both maxima and the sums of exponentials, alone and with the
+// difference d of the logits; the second KL both ways; the third what needs the log of the ratio of the probabilities, which is d
+// less a number that is known by then. Inside a tile sums are in T, between tiles in double.
+#pragma once
+
+#include "kernels.h"
+#include "softcap.h"
+
+namespace ncops::NCOPS_ISA {
+
+template <class T>
+constexpr T kNear = T(0.5);  // series below it; above, nothing cancels by more than a factor of ten
+
+// e^t - 1 - t for |t| < kNear.
+template <class T>
+NCOPS_INLINE Vec<T> exp_rest(Vec<T> t) {
+  constexpr int terms = sizeof(T) == 4 ? 8 : 14;
+  constexpr double factorials[] = {2, 6, 24, 120, 720, 5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800., 87178291200.,
+                                   1307674368000.};
+  Vec<T> p = splat<T>(T(1 / factorials[terms - 1]));
+#pragma GCC unroll 16
+  for (int k = terms - 2; k >= 0; --k) p = fma(p, t, splat<T>(T(1 / factorials[k])));
+  return p * (t * t);
+}
+// w - log(1 + w) for what |t| < kNear comes to.
+template <class T>
+NCOPS_INLINE Vec<T> log_rest(Vec<T> w) {
+  constexpr int terms = sizeof(T) == 4 ? 6 : 13;
+  const Vec<T> u = w / (2 + w), square = u * u;
+  Vec<T> p = splat<T>(T(2.0 / (2 * terms + 1)));
+#pragma GCC unroll 16
+  for (int k = terms - 1; k >= 1; --k) p = fma(p, square, splat<T>(T(2.0 / (2 * k + 1))));
+  return u * (w - square * p);
+}
+template <class T>
+NCOPS_INLINE Vec<T> size_of(Vec<T> v) {
+  return v < 0 ? -v : v;
+}
+// e^x, at most that of a number far above where results are looked at.
+template <class T>
+NCOPS_INLINE Vec<T> bounded_exp(Vec<T> x) {
+  return exp_nonpositive<T>(min_of(x, splat<T>(sizeof(T) == 4 ? T(80) : T(700))));
+}
+
+// Both logits of a class and their difference y - z, from what tiles hold: products of z, and those of y or of y - z (`one` head).
+template <class T>
+struct Both {
+  Vec<T> z, y, d;
+  IntVec<T> masked, other_masked;
+};
+template <class T>
+struct PairReader {
+  T scale;
+  bool one;
+  Softcap<T> cap;
+  double softcap;
+  const T *bias, *other_bias;  // by class, or null
+
+  NCOPS_INLINE Both<T> operator()(const T* first, const T* second, int64_t c) const {
+    constexpr T inf = std::numeric_limits<T>::infinity();
+    const Vec<T> b = splat<T>(bias ? bias[c] : T(0)), ob = one ? b : splat<T>(other_bias ? other_bias[c] : T(0));
+    Both<T> v;
+    v.z = fma(load(first), splat<T>(scale), b);
+    if (one) {
+      v.d = load(second) * scale;
+      v.y = v.z + v.d;
+    } else {
+      v.y = fma(load(second), splat<T>(scale), ob);
+      v.d = fma(load(second) - load(first), splat<T>(scale), ob - b);
+    }
+    if (cap) capped(v);
+    v.masked = v.z == -inf, v.other_masked = v.y == -inf;
+    v.d = v.masked & v.other_masked ? Vec<T>{} : v.d;
+    return v;
+  }
+  // tanh b - tanh a = tanh(b - a) (1 - tanh a tanh b)
+  NCOPS_INLINE void capped(Both<T>& v) const {
+    const T inverse = T(1 / softcap);
+    const Vec<T> z = cap(v.z), y = cap(v.y);
+    v.d = v.d - v.d == 0 ? cap(v.d) * (1 - (z * inverse) * (y * inverse)) : v.d;
+    v.z = z, v.y = y;
+  }
+  // dz / dz' and dy / dy' of class c.
+  NCOPS_INLINE void slopes(const T* first, const T* second, int64_t c, Vec<T>& slope, Vec<T>& other_slope) const {
+    const Vec<T> b = splat<T>(bias ? bias[c] : T(0)), ob = one ? b : splat<T>(other_bias ? other_bias[c] : T(0));
+    const Vec<T> z = fma(load(first), splat<T>(scale), b);
+    slope = cap.slope(z);
+    other_slope = cap.slope(one ? z + load(second) * scale : fma(load(second), splat<T>(scale), ob));
+  }
+};
+
+// What the first pass knows of one row.
+struct DivergenceShare {
+  double max, other_max, sum, other_sum, weighted, other_weighted;  // sums of e^(z - max), and of that times z - max
+  double d, other_d;                                                // ... times d
+  int64_t argmax, other_argmax;
+  bool poisoned, lost, other_lost;  // lost: a class that only q masks, other_lost: only p
+
+  static void lower(double& sum, double& weighted, double& d, double by) {
+    const double factor = std::exp(by);
+    weighted = factor == 0 ? 0 : factor * (weighted + by * sum);
+    sum *= factor, d *= factor;
+  }
+  void merge(DivergenceShare s) {
+    join(max, argmax, sum, weighted, d, s.max, s.argmax, s.sum, s.weighted, s.d);
+    join(other_max, other_argmax, other_sum, other_weighted, other_d, s.other_max, s.other_argmax, s.other_sum, s.other_weighted,
+         s.other_d);
+    poisoned |= s.poisoned, lost |= s.lost, other_lost |= s.other_lost;
+  }
+
+ private:
+  static void join(double& max, int64_t& at, double& sum, double& weighted, double& d, double max2, int64_t at2, double sum2,
+                   double weighted2, double d2) {
+    if (max < max2) {
+      lower(sum, weighted, d, max - max2);
+      max = max2, at = at2;
+    } else if (max2 < max) {
+      lower(sum2, weighted2, d2, max2 - max);
+    }
+    sum += sum2, weighted += weighted2, d += d2;
+  }
+};
+
+template <class T, int L>
+struct DivergenceState {
+  alignas(64) T max[2][L];
+  alignas(64) LaneInt<T> argmax[2][L], poisoned[L], lost[2][L];
+  double sum[2][L], weighted[2][L], d[2][L];
+
+  void begin() {
+    for (int o = 0; o < 2; ++o)
+      for (int i = 0; i < L; ++i) {
+        max[o][i] = -std::numeric_limits<T>::infinity();
+        argmax[o][i] = poisoned[i] = lost[o][i] = 0;
+        sum[o][i] = weighted[o][i] = d[o][i] = 0;
+      }
+  }
+
+  void add(const PairReader<T>& read, const T* z, const T* y, int64_t first, int64_t count) {
+    for (int lane = 0; lane < L; lane += kWidth<T>) add_lanes(read, z + lane, y + lane, lane, first, count);
+  }
+
+  DivergenceShare row(int i) const {
+    return {max[0][i], max[1][i], sum[0][i], sum[1][i], weighted[0][i], weighted[1][i], d[0][i], d[1][i], argmax[0][i], argmax[1][i],
+            poisoned[i] != 0, lost[0][i] != 0, lost[1][i] != 0};
+  }
+
+ private:
+  void add_lanes(const PairReader<T>& read, const T* first_tile, const T* second_tile, int lane, int64_t first, int64_t count) {
+    constexpr T inf = std::numeric_limits<T>::infinity();
+    Vec<T> top[2] = {load(max[0] + lane), load(max[1] + lane)};
+    IntVec<T> at[2] = {load_int<T>(argmax[0] + lane), load_int<T>(argmax[1] + lane)};
+    IntVec<T> bad = load_int<T>(poisoned + lane), gone[2] = {load_int<T>(lost[0] + lane), load_int<T>(lost[1] + lane)};
+    for (int64_t j = 0; j < count; ++j) {
+      const Both<T> v = read(first_tile + j * L, second_tile + j * L, first + j);
+      const IntVec<T> c = IntVec<T>{} + LaneInt<T>(first + j);
+      at[0] = v.z > top[0] ? c : at[0], top[0] = max_of(v.z, top[0]);
+      at[1] = v.y > top[1] ? c : at[1], top[1] = max_of(v.y, top[1]);
+      bad |= ~((IntVec<T>)(v.z < inf) & (IntVec<T>)(v.y < inf));
+      gone[0] |= v.other_masked & ~v.masked;
+      gone[1] |= v.masked & ~v.other_masked;
+    }
+    store_int<T>(poisoned + lane, bad);
+    Vec<T> sums[2] = {}, weights[2] = {}, ds[2] = {}, peak[2];
+    for (int o = 0; o < 2; ++o) {
+      raise(o, lane, top[o]);
+      store_int<T>(argmax[o] + lane, at[o]);
+      store_int<T>(lost[o] + lane, gone[o]);
+      peak[o] = top[o] == -inf ? Vec<T>{} : top[o];
+    }
+    const Vec<T> low = splat<T>(ExpConstants<T>::lowest);
+    for (int64_t j = 0; j < count; ++j) {
+      const Both<T> v = read(first_tile + j * L, second_tile + j * L, first + j);
+      const Vec<T> d = v.masked | v.other_masked ? Vec<T>{} : v.d;
+      const Vec<T> below[2] = {v.z - peak[0], v.y - peak[1]};
+#pragma GCC unroll 2
+      for (int o = 0; o < 2; ++o) {
+        const Vec<T> e = exp_nonpositive<T>(below[o]);
+        sums[o] += e;
+        weights[o] = fma(max_of(below[o], low), e, weights[o]);
+        ds[o] = fma(d, e, ds[o]);
+      }
+    }
+    for (int o = 0; o < 2; ++o)
+      for (int i = 0; i < kWidth<T>; ++i) {
+        sum[o][lane + i] += double(sums[o][i]);
+        weighted[o][lane + i] += double(weights[o][i]);
+        d[o][lane + i] += double(ds[o][i]);
+      }
+  }
+
+  void raise(int o, int lane, Vec<T> top) {
+    for (int i = 0; i < kWidth<T>; ++i) {
+      const T old = max[o][lane + i];
+      if (old < top[i]) DivergenceShare::lower(sum[o][lane + i], weighted[o][lane + i], d[o][lane + i], double(old) - double(top[i]));
+      max[o][lane + i] = top[i];
+    }
+  }
+};
+
+// What a row's later passes read, and what it ends as.
+struct DivergenceRow {
+  DivergenceShare share;
+  double lse, other_lse, mean, other_mean, kl, reverse, shift, mixture, other_mixture, below, other_below;
+
+  void first() {
+    lse = share.max + std::log(share.sum), other_lse = share.other_max + std::log(share.other_sum);
+    mean = share.d / share.sum, other_mean = share.other_d / share.other_sum;
+  }
+  void second(double rest, double other_rest) {
+    constexpr double inf = std::numeric_limits<double>::infinity();
+    const double rise = other_lse - lse, direct = rise - mean, other_direct = other_mean - rise;
+    kl = share.lost ? inf : direct > 0.5 ? direct : std::log1p(rest);
+    reverse = share.other_lost ? inf : other_direct > 0.5 ? other_direct : std::log1p(other_rest);
+    shift = kl < inf ? mean + kl : reverse < inf ? other_mean - reverse : rise;
+  }
+};
+
+// The numbers of L rows that the vectors of later passes read.
+template <class T, int L>
+struct DivergenceLanes {
+  alignas(64) T max[2][L], gap[2][L], mean[2][L], lift[2][L], shift[L];
+
+  void begin(int i, const DivergenceRow& r) {
+    max[0][i] = T(r.share.max), max[1][i] = T(r.share.other_max);
+    gap[0][i] = T(r.lse - r.share.max), gap[1][i] = T(r.other_lse - r.share.other_max);
+    mean[0][i] = T(r.mean), mean[1][i] = T(r.other_mean);
+    lift[0][i] = T(r.lse + r.mean - r.share.other_max), lift[1][i] = T(r.other_lse - r.other_mean - r.share.max);
+  }
+
+  // Adds to rest[o][L] the terms of KL both ways.
+  void add_rests(const PairReader<T>& read, const T* first_tile, const T* second_tile, int64_t first, int64_t count,
+                 double (*rest)[L]) const {
+    for (int lane = 0; lane < L; lane += kWidth<T>) {
+      const Vec<T> top[2] = {load(max[0] + lane), load(max[1] + lane)}, low[2] = {load(gap[0] + lane), load(gap[1] + lane)};
+      const Vec<T> m = load(mean[0] + lane), om = load(mean[1] + lane), up[2] = {load(lift[0] + lane), load(lift[1] + lane)};
+      Vec<T> sums[2] = {};
+      for (int64_t j = 0; j < count; ++j) {
+        const Both<T> v = read(first_tile + j * L + lane, second_tile + j * L + lane, first + j);
+        const Vec<T> z = v.z - top[0], y = v.y - top[1];
+        sums[0] += term(exp_nonpositive<T>(z - low[0]), y - up[0], v.d - m, v.masked, v.other_masked);
+        sums[1] += term(exp_nonpositive<T>(y - low[1]), z - up[1], om - v.d, v.other_masked, v.masked);
+      }
+      for (int o = 0; o < 2; ++o)
+        for (int i = 0; i < kWidth<T>; ++i) rest[o][lane + i] += double(sums[o][i]);
+    }
+  }
+
+  // Adds to sums[0..3][L]: KL of the mixture from p and from q, p where p < q, q where q < p, half of each where they are equal.
+  void add_ratios(const PairReader<T>& read, const T* first_tile, const T* second_tile, int64_t first, int64_t count, T beta,
+                  double (*sums)[L]) const {
+    for (int lane = 0; lane < L; lane += kWidth<T>) {
+      const Vec<T> top[2] = {load(max[0] + lane), load(max[1] + lane)}, low[2] = {load(gap[0] + lane), load(gap[1] + lane)};
+      const Vec<T> by = load(shift + lane);
+      Vec<T> found[4] = {};
+      for (int64_t j = 0; j < count; ++j) {
+        const Both<T> v = read(first_tile + j * L + lane, second_tile + j * L + lane, first + j);
+        const Vec<T> p = exp_nonpositive<T>(v.z - top[0] - low[0]), q = exp_nonpositive<T>(v.y - top[1] - low[1]);
+        const Vec<T> s = v.masked & v.other_masked ? Vec<T>{} : v.d - by;
+        const IntVec<T> near = size_of<T>(s) < kNear<T>;
+        const Vec<T> t = near ? s : Vec<T>{}, w = (1 - beta) * (t + exp_rest<T>(t)), u = beta * (exp_rest<T>(-t) - t);
+        Vec<T> over_p, over_q;
+        mixture_logs(s, beta, over_p, over_q);
+        const Vec<T> none{}, far = (1 - beta) * (q - p) - (v.masked ? none : p * over_p);
+        const Vec<T> other_far = beta * (p - q) - (v.other_masked ? none : q * over_q);
+        found[0] += near ? p * log_rest<T>(w) : max_of(far, none);
+        found[1] += near ? q * log_rest<T>(u) : max_of(other_far, none);
+        found[2] += s > 0 ? p : (s == 0 ? p * T(0.5) : none);
+        found[3] += s < 0 ? q : (s == 0 ? q * T(0.5) : none);
+      }
+      for (int o = 0; o < 4; ++o)
+        for (int i = 0; i < kWidth<T>; ++i) sums[o][lane + i] += double(found[o][i]);
+    }
+  }
+
+  // log(m / p) and log(m / q) of m = beta p + (1 - beta) q, for s = log(q / p) that is not small.
+  static NCOPS_INLINE void mixture_logs(Vec<T> s, T beta, Vec<T>& over_p, Vec<T>& over_q) {
+    const Vec<T> power = exp_nonpositive<T>(-size_of<T>(s));
+    const Vec<T> low = log_of<T>(beta + (1 - beta) * power), high = log_of<T>((1 - beta) + beta * power);
+    over_p = s <= 0 ? low : s + high;
+    over_q = s <= 0 ? low - s : high;
+  }
+
+ private:
+  // p f(t), with p e^t as e^power where it does not cancel.
+  static NCOPS_INLINE Vec<T> term(Vec<T> p, Vec<T> power, Vec<T> t, IntVec<T> masked, IntVec<T> other_masked) {
+    const Vec<T> whole = bounded_exp<T>(power), far = masked ? whole : whole - p * (1 + t);
+    const Vec<T> found = size_of<T>(t) < kNear<T> ? p * exp_rest<T>(t) : max_of(far, Vec<T>{});
+    return other_masked ? Vec<T>{} : found;
+  }
+};
+
+// The gradients of L rows by their logits, from the planes.
+template <class T, int L>
+struct DivergenceGradient {
+  alignas(64) T g[divergence::kColumns][L], f[divergence::kColumns][L];
+  alignas(64) LaneInt<T> active[L], poisoned[L];
+  bool any_active, wants_mixture;
+
+  void begin(const T* grad, const T* floats, int64_t rows, int64_t row, int64_t count) {
+    any_active = wants_mixture = false;
+    for (int i = 0; i < L; ++i) {
+      bool on = false;
+      for (int c = 0; c < divergence::kColumns; ++c) {
+        g[c][i] = i < count ? grad[c * rows + row + i] : T(0);
+        f[c][i] = i < count ? floats[c * rows + row + i] : T(0);
+        on |= g[c][i] != 0;
+      }
+      wants_mixture |= g[divergence::kJs][i] != 0;
+      active[i] = on ? -1 : 0;
+      poisoned[i] = f[divergence::kLse][i] - f[divergence::kLse][i] != 0 ? -1 : 0;
+      any_active |= on;
+    }
+  }
+
+  // first_tile and second_tile [count][L] become the gradients by the products of z and of y.
+  void apply(const PairReader<T>& read, T* first_tile, T* second_tile, int64_t first, int64_t count, T beta) const {
+    constexpr T nan = std::numeric_limits<T>::quiet_NaN();
+    for (int lane = 0; lane < L; lane += kWidth<T>) {
+      const auto at = [&](const T (*of)[L], int c) __attribute__((always_inline)) { return load(of[c] + lane); };
+      const IntVec<T> on = load_int<T>(active + lane), bad = load_int<T>(poisoned + lane);
+      const Vec<T> none{};
+      for (int64_t j = 0; j < count; ++j) {
+        T *zp = first_tile + j * L + lane, *yp = second_tile + j * L + lane;
+        const Both<T> v = read(zp, yp, first + j);
+        const Vec<T> log_p = v.masked ? none : v.z - at(f, divergence::kLse), log_q = v.other_masked ? none : v.y - at(f, divergence::kOtherLse);
+        const Vec<T> p = v.masked ? none : exp_nonpositive<T>(log_p), q = v.other_masked ? none : exp_nonpositive<T>(log_q);
+        const Vec<T> s = v.masked & v.other_masked ? none : v.d - at(f, divergence::kShift);
+        const IntVec<T> near = size_of<T>(s) < kNear<T>;
+        const Vec<T> t = near ? s : none, rise = near ? p * (t + exp_rest<T>(t)) : q - p;
+        const Vec<T> above = s > 0 ? splat<T>(1) : (s == 0 ? splat<T>(T(0.5)) : none), other_above = 1 - above;
+        Vec<T> of_p = at(g, divergence::kLse) - times(at(g, divergence::kKl), s + at(f, divergence::kKl)) + times(at(g, divergence::kOverlap), above - at(f, divergence::kBelow)) -
+                      times(at(g, divergence::kEntropy), log_p + at(f, divergence::kEntropy));
+        Vec<T> of_q = at(g, divergence::kOtherLse) + times(at(g, divergence::kReverseKl), s - at(f, divergence::kReverseKl)) +
+                      times(at(g, divergence::kOverlap), other_above - (at(f, divergence::kOverlap) - at(f, divergence::kBelow))) -
+                      times(at(g, divergence::kOtherEntropy), log_q + at(f, divergence::kOtherEntropy));
+        if (wants_mixture) {
+          Vec<T> over_p, over_q;
+          DivergenceLanes<T, L>::mixture_logs(s, beta, over_p, over_q);
+          const Vec<T> w = (1 - beta) * (t + exp_rest<T>(t)), u = beta * (exp_rest<T>(-t) - t);
+          over_p = near ? w - log_rest<T>(w) : over_p;
+          over_q = near ? u - log_rest<T>(u) : over_q;
+          of_p -= times(at(g, divergence::kJs) * beta, over_p + at(f, divergence::kMixtureKl));
+          of_q -= times(at(g, divergence::kJs) * (1 - beta), over_q + at(f, divergence::kOtherMixtureKl));
+        }
+        Vec<T> dz = (v.masked ? none : p * of_p) - times(at(g, divergence::kReverseKl), rise);
+        Vec<T> dy = (v.other_masked ? none : q * of_q) + times(at(g, divergence::kKl), rise);
+        if (read.cap) {
+          Vec<T> slope, other_slope;
+          read.slopes(zp, yp, first + j, slope, other_slope);
+          dz = v.masked ? none : dz * slope;
+          dy = v.other_masked ? none : dy * other_slope;
+        }
+        dz = bad ? splat<T>(nan) : dz, dy = bad ? splat<T>(nan) : dy;
+        store(zp, on ? dz : none);
+        store(yp, on ? dy : none);
+      }
+    }
+  }
+
+ private:
+  // The product, 0 where the gradient is, whatever the value.
+  static NCOPS_INLINE Vec<T> times(Vec<T> gradient, Vec<T> value) { return gradient == 0 ? Vec<T>{} : gradient * value; }
+};
+
+// Row `row` of the planes, from sums [4] of DivergenceLanes::add_ratios.
+template <class T>
+inline void write_divergence(const DivergenceArgs& args, int64_t rows, int64_t row, const DivergenceRow& r, const double* sums) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  double value[divergence::kColumns];
+  value[divergence::kKl] = r.kl, value[divergence::kReverseKl] = r.reverse;
+  value[divergence::kJs] = args.beta * sums[0] + (1 - args.beta) * sums[1];
+  value[divergence::kOverlap] = sums[2] + sums[3];
+  value[divergence::kEntropy] = std::log(r.share.sum) - r.share.weighted / r.share.sum;
+  value[divergence::kOtherEntropy] = std::log(r.share.other_sum) - r.share.other_weighted / r.share.other_sum;
+  value[divergence::kLse] = r.lse, value[divergence::kOtherLse] = r.other_lse, value[divergence::kShift] = r.shift;
+  value[divergence::kMixtureKl] = sums[0], value[divergence::kOtherMixtureKl] = sums[1], value[divergence::kBelow] = sums[2];
+  const bool poisoned = r.share.poisoned || !(r.share.max > -inf) || !(r.share.other_max > -inf);
+  for (int c = 0; c < divergence::kColumns; ++c)
+    static_cast<T*>(args.out)[c * rows + row] = poisoned ? std::numeric_limits<T>::quiet_NaN() : T(value[c]);
+  args.agree[row] = !poisoned && r.share.argmax == r.share.other_argmax;
+}
+
+}  // namespace ncops::NCOPS_ISA

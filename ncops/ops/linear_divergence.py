@@ -1,0 +1,88 @@
+"""Divergences between the distributions of two linear classifiers, or of one for two states, row by row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends.dtypes import autocast_dtype
+from .checks import check_beside, flatten_rows, refuse_forward_mode, shape
+from .divergences import RESULTS, LinearDivergence, check_options, fake_results, result
+from .linear_stats import refuse_sharded
+from .op import define, differentiable
+from .precision import allow_tf32
+
+
+def linear_divergence(
+    x: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor | None = None, bias: Tensor | None = None,
+    other_bias: Tensor | None = None, *, scale: float = 1.0, softcap: float | None = None, beta: float = 0.5,
+) -> LinearDivergence:  # fmt: skip
+    """KL both ways, Jensen-Shannon divergence, overlap, entropies of two linear classifiers per row.
+
+    ``p = softmax(scale * x @ weight.T + bias)`` and ``q = softmax(scale * other @ other_weight.T + other_bias)``. The
+    N x V logits never exist; the gradient recomputes them block by block.
+
+    Args:
+        x: ``(..., D)`` features; float32, float64, bfloat16 or float16; any strides.
+        weight: ``(V, D)`` classifier rows, V >= 1, dtype of ``x``.
+        other: features of the other distribution, with the rows and the dtype of ``x``.
+        other_weight: ``(V, E)`` for ``other (..., E)``, dtype of ``x``. None: one head, ``weight`` and ``bias``, for
+            both states. Then the difference of the logits is the product of the difference of the states, whose digits
+            it keeps; of two heads it is a difference of products, each of which float32 rounds.
+        bias, other_bias: ``(V,)`` or None, dtype of ``x``. ``-inf`` masks a class.
+        scale: multiplies the products, not the biases; a number, which has no gradient.
+        softcap: a number c above 0: every logit z becomes c * tanh(z / c). None: as they are.
+        beta: weight of p in the mixture of ``js``, between 0 and 1.
+
+    Returns:
+        :class:`LinearDivergence`. Under autocast tensors are cast to its dtype, except from float64; products and sums
+        are float32.
+
+    Raises:
+        ValueError: shape, dtype or device mismatch; a DTensor; mixed dtypes outside autocast; no class; an
+            ``other_bias`` with one head; a beta outside (0, 1); an option that requires a gradient.
+
+    Gradients flow to all six tensors through every float column.
+    """
+    refuse_sharded(weight)
+    flat = flatten_rows(x)
+    check_beside(weight, "weight", (None, flat.shape[1]), "(V, D)", flat, "x")
+    classes = weight.shape[0]
+    if classes < 1:
+        raise ValueError(f"weight: expected at least one class, got shape {shape(weight)}")
+    check_beside(other, "other", (*x.shape[:-1], None), "x.shape[:-1] + (E,)", flat, "x")
+    states = other.reshape(-1, other.shape[-1]) if other.ndim != 2 else other
+    if other_weight is None:
+        check_beside(states, "other", tuple(flat.shape), "that of x without other_weight", flat, "x")
+        if other_bias is not None:
+            raise ValueError(f"other_bias: expected None without other_weight (one head), got {shape(other_bias)}")
+    else:
+        check_beside(other_weight, "other_weight", (classes, states.shape[1]), "(V, E)", flat, "x")
+    for t, name in ((bias, "bias"), (other_bias, "other_bias")):
+        if t is not None:
+            check_beside(t, name, (classes,), "(V,)", flat, "x")
+    tensors = {"x": flat, "weight": weight, "other": states, "other_weight": other_weight, "bias": bias,
+               "other_bias": other_bias}  # fmt: skip
+    dtype = autocast_dtype(flat.device)
+    if dtype is not None:  # which leaves float64 alone, in torch's own ops too
+        tensors = {n: t if t is None or t.dtype == torch.float64 else t.to(dtype) for n, t in tensors.items()}
+    for name, t in tensors.items():
+        if t is not None and t.dtype != tensors["x"].dtype:
+            expected = tensors["x"].dtype
+            raise ValueError(f"{name}: expected the dtype of x, {expected}, got {t.dtype} (only autocast casts)")
+    options = check_options(scale, softcap, beta, "fold it into x and other")
+    refuse_forward_mode("linear_divergence", *tensors.values())
+    found = torch.ops.ncops.linear_divergence(*tensors.values(), *options, allow_tf32(x))
+    return result(found, tuple(x.shape[:-1]))
+
+
+_NAMES = ("x", "weight", "other", "other_weight", "bias", "other_bias")
+_TENSORS = "Tensor x, Tensor weight, Tensor other, Tensor? other_weight, Tensor? bias, Tensor? other_bias"
+_INPUTS = f"{_TENSORS}, float scale, float softcap, float beta, bool allow_tf32"  # softcap 0: none
+define(f"linear_divergence({_INPUTS}) -> {RESULTS}", fake_results)
+define(
+    f"linear_divergence_backward(Tensor g_floats, Tensor floats, {_INPUTS}, "
+    + ", ".join(f"bool need_{name}" for name in _NAMES)
+    + f") -> ({', '.join(f'Tensor g_{name}' for name in _NAMES)})"
+)
+differentiable("linear_divergence")
