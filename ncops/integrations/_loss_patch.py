@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -119,16 +120,7 @@ class LossPatch:
             errors = []
             for self.scale in dict.fromkeys(stated_scales(config)):
                 for self.softcap in dict.fromkeys((softcap, None)):
-                    try:
-                        found = self._tried(ids, stretch)
-                    except Exception as error:
-                        if self._reached:
-                            raise
-                        raise ValueError(
-                            f"model: {name} computes its loss by other means than loss_function"
-                        ) from error
-                    if not self._reached:
-                        raise ValueError(f"model: {name} computes its loss by other means than loss_function")
+                    found = self._reaching(lambda: self._tried(ids, stretch))
                     errors.append(_distance(found, own))
                     if errors[-1] <= _tolerance(self._head.weight.dtype):
                         return
@@ -136,6 +128,20 @@ class LossPatch:
             f"model: loss and gradient of {name} are not those of softcap(scale * (x @ weight.T) + bias) with what its "
             f"configuration states (off by {min(errors):.1e}): an adapter on the head, a step after it or another loss"
         )
+
+    def _reaching(self, run: Callable[[], Any]) -> Any:
+        """What ``run()`` gives; ValueError where the model's loss does not come by here, whatever became of it."""
+        found = reason = None
+        try:
+            found = run()
+        except Exception as error:
+            if self._reached:
+                raise
+            reason = error
+        if not self._reached:
+            name = type(self._model).__name__
+            raise ValueError(f"model: {name} computes its loss by other means than loss_function") from reason
+        return found
 
     def _tried(self, ids: Tensor, stretch: float) -> tuple[Tensor, Tensor]:
         """The model's loss on ``ids``, features stretched, and the gradient by these."""

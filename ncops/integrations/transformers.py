@@ -1,4 +1,4 @@
-"""transformers: neural collapse at the end of every evaluation of a Trainer, and a causal model's loss without logits."""
+"""For transformers: neural collapse at the end of a Trainer's evaluations, a causal model's loss without logits."""
 
 from __future__ import annotations
 
