@@ -16,7 +16,9 @@ SOURCES: tuple[Source, ...] = (
             ("e < to; e += 32) square", "e < min(to, from + 32); e += 32) square"),
             ("      square += double(chain);\n      chain = 0;\n", ""),
             ("NCOPS_SHARED(double, totals, [kMomentWarps][128])", "NCOPS_SHARED(float, totals, [kMomentWarps][128])"),
+            ("sqnorms[c] = 0", "sqnorms[c] += 0"),
             ("< border - split_rows) return", "<= border - split_rows) return"),
+            ("anchor && seen[c] != 0", "anchor && seen[c] > 1"),
             ("sqnorms[c] += square", "sqnorms[c] = square"),
         ),
     ),
@@ -29,6 +31,7 @@ SOURCES: tuple[Source, ...] = (
             ("inside && !ignored ? label", "inside ? label"),
             ("b < invalid_count; b += 32", "b < min(invalid_count, 32); b += 32"),
             ("*invalid_total += total", "*invalid_total = total"),
+            ("order[i] = uint32_t(i)", "order[i] = uint32_t(i % kLabelThreads)"),
         ),
     ),
     Source(
@@ -49,7 +52,9 @@ SOURCES: tuple[Source, ...] = (
             ("row <= lane ? block[row][lane]", "true ? block[row][lane]"),
             ("ti * (ti - 1) / 2", "ti * ti / 2"),
             ("begin * x.row_stride", "begin * x.dim"),
+            ("chunk < chunks; ++chunk) total", "chunk < min(chunks, int64_t(4)); ++chunk) total"),
             ("double total = 0;", "T total = 0;", "float32 sums of at most 1024 chunks stay within the bound"),
+            ("min(x.rows - begin, chunk_rows)", "x.rows - begin"),
         ),
     ),
     Source(
@@ -96,6 +101,8 @@ SOURCES: tuple[Source, ...] = (
             ("if (two.max > max) {", "if (two.max >= max) {"),
             ("else if (two.max > second)", "else if (two.max >= second)"),
             ("(double(seen) * part)", "(added * part)"),
+            ("part_count, double(owned_total(sum))", "count, double(owned_total(sum))"),
+            ("above += z[j] > rival", "above += z[j] >= rival"),
             ("const T next = T(mean);", "const T next = T(offset);"),
             (
                 "min(begin + split_tiles, tiles)",
@@ -113,6 +120,7 @@ SOURCES: tuple[Source, ...] = (
             ("else if (before(m, i, second, second_index))", "else if (m > second)"),
             ("(u == v && i < j)", "(u == v && i > j)"),
             ("lane + step < count", "lane + step < count - 1"),
+            ("label < classes && label", "label <= classes && label", "the columns know such a label again"),
         ),
     ),
     Source(
@@ -124,6 +132,8 @@ SOURCES: tuple[Source, ...] = (
             ("(squared + T(equal)) * factor * factor", "(squared + T(equal)) * factor"),
             ("kNoClass : first + top.second_index", "kNoClass : top.second_index"),
             ("words[j / 2] << 16 : words[j / 2] & 0xffff0000u", "words[j / 2] & 0xffff0000u : words[j / 2] << 16"),
+            ("equal += x >= 0", "equal = x >= 0"),
+            ("(chunk_sum - chunk_sum == 0)", "(chunk_sum == chunk_sum)"),
             (
                 "base + step <= vectors; base += step",
                 "base + step < vectors; base += step",

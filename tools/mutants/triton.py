@@ -24,6 +24,7 @@ SOURCES: tuple[Source, ...] = (
             ("        keep &= scale != 0\n", ""),
             ("d.to(tl.int64)[:, None] * stride_md + wide", "d.to(tl.int64)[:, None] * stride_mj + wide"),
             ("(d < dim)[:, None] & inside[None, :]", "(d < dim - dim % BLOCK_D)[:, None] & inside[None, :]"),
+            ("factor.stride(0)", "1"),
         ),
     ),
     Source(
@@ -34,6 +35,8 @@ SOURCES: tuple[Source, ...] = (
             ("triton.cdiv(tiles, splits), **config.options", "tiles // splits, **config.options"),
             ('total = tl.where(good, total, float("-inf"))', "total = tl.where(good, total, 0.0)"),
             ("total = -0.5 * total", "total = -1.0 * total"),
+            ("tl.sqrt(total)", "total"),
+            ("found += wanted.to(tl.float64)", "found += (row < count).to(tl.float64)"),
         ),
     ),
     Source(
@@ -48,6 +51,7 @@ SOURCES: tuple[Source, ...] = (
             ("rows.bit_length()", "rows.bit_length() - 1"),
             ("labels.stride(0), BLOCK", "1, BLOCK"),
             ("(key >= wanted), middle, high)", "(key > wanted), middle, high)"),
+            ("num_classes + 1 <= torch.iinfo(dtype).max", "num_classes <= torch.iinfo(dtype).max"),
         ),
     ),
     Source(
@@ -61,6 +65,8 @@ SOURCES: tuple[Source, ...] = (
                 "        if True:\n            squares = tl",
             ),
             ("slot = block * chunks * 2 + part * 2", "slot = block * chunks + part * 2"),
+            ("mask=all_rows < end, other=1), 0) > 0", "mask=all_rows < end, other=0), 0) >= 0"),
+            ("total / (stop - first)", "total / (end - begin)"),
         ),
     ),
     Source(
@@ -71,6 +77,8 @@ SOURCES: tuple[Source, ...] = (
             ("for split in range(splits)", "for split in range(1, splits)"),
             ("(split * pairs + pair)", "(split * splits + pair)"),
             ("g = g + g.t()", "g = g + g"),
+            ("ignore_index, allow_tf32, scale=-1.0", "ignore_index, allow_tf32, scale=1.0"),
+            ("row_columns = i * BLOCK_D + index", "row_columns = j * BLOCK_D + index"),
             (
                 "j += ((j + 1) * (j + 2) // 2 <= index)",
                 "j += ((j + 1) * (j + 2) // 2 < index)",
@@ -94,6 +102,8 @@ SOURCES: tuple[Source, ...] = (
                 "y, center, basis.t(), ignore_index, allow_tf32, factor=g",
             ),
             ("x[rows], y, center, g[rows], ignore_index", "x[rows], y, center, g, ignore_index"),
+            ("y = None if labels is None else labels[rows]", "y = labels"),
+            ("            keep &= tl.load(factor + rows * stride_f, mask=keep, other=0) != 0\n", ""),
         ),
     ),
     Source(
@@ -103,6 +113,11 @@ SOURCES: tuple[Source, ...] = (
             ("better = top > best", "better = top >= best"),
             ("better = (value > best)", "better = (value >= best)"),
             ("c[None, :], NO_CLASS), 1)", "c[None, :], -1), 1)"),
+            (
+                "minimum(first + tiles_per_split * BLOCK_C, classes)",
+                "minimum(first + tiles_per_split * BLOCK_C, classes // BLOCK_C * BLOCK_C)",
+            ),
+            ("later += count", "later += 1"),
         ),
     ),
     Source(
@@ -116,15 +131,18 @@ SOURCES: tuple[Source, ...] = (
             ("(seen * number / together)", "(number * number / together)"),
             ("poisoned = tl.maximum(poisoned, (index_along < 0)", "poisoned = ((index_along < 0)"),
             ("own + found * delta * delta", "own + delta * delta"),
+            ("weighted += tl.where(some, found * tl", "weighted += tl.where(some, tl"),
         ),
     ),
     Source(
         "triton_kernels/_pair_values.py",
-        f"{BLOCKS} tests/test_pair_stats_triton.py -k 'pair_stats_in or coincide or nan_in or powers or close'",
+        f"{BLOCKS} tests/test_pair_stats_triton.py -k 'pair_stats_in or coincide or nan_in or powers'",
         (
             ("a[:, None] < b[None, :]", "a[:, None] <= b[None, :]"),
             ("some_a * (some_a - 1) // 2", "some_a * some_a // 2"),
+            ("CLOSE = tl.constexpr(0.01)", "CLOSE = tl.constexpr(0.00001)"),
             ("at = 64 * part + bit", "at = bit"),
+            ("tl.where(place // 64 == PART, ", "tl.where(place >= 0, "),
         ),
     ),
     Source(
@@ -135,6 +153,7 @@ SOURCES: tuple[Source, ...] = (
             ("total += part", "total = part"),
             ("tl.full((), 64 * word, tl.int64)", "tl.full((), 0, tl.int64)"),
             ("factor = tl.where(flagged[None, :], 0, factor)", "factor = tl.where(flagged[None, :], factor, factor)"),
+            ("theirs = theirs * tl.load(scale + friend)", "theirs = theirs * tl.load(scale + i)"),
         ),
     ),
     Source(
@@ -146,6 +165,7 @@ SOURCES: tuple[Source, ...] = (
             ("        start += BLOCK_V // 2\n", ""),
             ("        column += BLOCK_V // 2\n", ""),
             ("target_logit[rows]", "target_logit"),
+            ("in_block[:, None] == other[None, :]", "in_block[:, None] == (other - start)[None, :]"),
             (
                 "start = tl.maximum(first, whole)",
                 "start = whole",
@@ -161,6 +181,7 @@ SOURCES: tuple[Source, ...] = (
             ("read = first_row + tl.minimum", "read = tl.minimum"),
             ("part.unbind(), weight, first_class == 0", "part.unbind(), weight, True"),
             ("own, start == 0)", "own, True)"),
+            ("        add_product(out, a[1], b[0], False)\n", ""),
             (
                 "(self.indices[KIND.value, here] != 0)",
                 "(self.indices[KIND.value, here] == 1)",
@@ -178,6 +199,10 @@ SOURCES: tuple[Source, ...] = (
             ("column, first, start, num_classes, z, True, True)", "column, start, start, num_classes, z, True, True)"),
             ("there, 0.0)", "there | True, 0.0)", "a masked tile counts no column from num_classes on"),
             ("if split == 0:", "if split == splits - 1:", "every split has the target's logit"),
+            (
+                "grad = scaled(logit_gradient(z, column, row, coefficients, indices, num_rows), scale)",
+                "grad = logit_gradient(z, column, row, coefficients, indices, num_rows)",
+            ),
         ),
     ),
     Source(
@@ -192,10 +217,13 @@ SOURCES: tuple[Source, ...] = (
     Source(
         "triton_kernels/_logit_gradient.py",
         f"{BLOCKS} tests/test_linear_stats_gradients.py tests/test_linear_stats_triton.py "
-        "-k 'linear_stats_in or logit_stats_in or finite or outside or (triton and collapsed)'",
+        "-k 'linear_stats_in or logit_stats_in or finite or outside or collapse and blocks or (triton and collapsed)'",
         (
             ("g_nll = tl.where(y >= 0, g_nll, 0)", "g_nll = tl.where(y >= -1, g_nll, 0)"),
             ("g_var * 2 / num_classes", "g_var / num_classes"),
+            ("    squared = tl.minimum(tl.maximum(squared, term * term), term * rest)\n", ""),
+            ("tl.where(gradient == 0, 0, gradient * value)", "gradient * value"),
+            ("(y >= 0) & (y < num_classes), y, -1)", "(y >= 0) & (y <= num_classes), y, -1)"),
         ),
     ),
     Source(
@@ -206,6 +234,7 @@ SOURCES: tuple[Source, ...] = (
             ("tl.where(newer, low >= second, low > second)", "low > second"),
             ("newer = peak > share.max", "newer = peak >= share.max"),
             ("winner = parts.argmax == argmax[:, None]", "winner = parts.max == max[:, None]"),
+            ("(parts.weighted.to(tl.float64) + delta * rests)", "parts.weighted.to(tl.float64)"),
         ),
     ),
     Source(
@@ -216,6 +245,7 @@ SOURCES: tuple[Source, ...] = (
             ("of.bias + column * of.stride_b", "of.bias + column"),
             ("feature < of.num_features - start", "feature < of.num_features"),
             ("z = scaled(products, of.scale)", "z = scaled(products, 1.0)"),
+            ("column[None, :] * of.stride_wv", "column[None, :] * of.num_features"),
         ),
     ),
     Source(
