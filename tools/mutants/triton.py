@@ -200,8 +200,8 @@ SOURCES: tuple[Source, ...] = (
             ("there, 0.0)", "there | True, 0.0)", "a masked tile counts no column from num_classes on"),
             ("if split == 0:", "if split == splits - 1:", "every split has the target's logit"),
             (
-                "grad = scaled(logit_gradient(z, column, row, coefficients, indices, num_rows), scale)",
-                "grad = logit_gradient(z, column, row, coefficients, indices, num_rows)",
+                "grad = scaled(logit_gradient(z, column, row, coefficients, indices, num_rows, SOFTCAP), scale)",
+                "grad = logit_gradient(z, column, row, coefficients, indices, num_rows, SOFTCAP)",
             ),
         ),
     ),
