@@ -10,7 +10,7 @@ import pytest
 
 from ncops.backends import native
 
-KERNELS = ("multiply_group", "multiply_features", "add_input_gradient", "add_weight_gradient")
+KERNELS = ("multiply_group", "multiply_features", "weight_columns")
 
 
 @pytest.fixture(scope="module")

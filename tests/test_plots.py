@@ -142,9 +142,10 @@ def results(count: int = 60):
 def test_benchmark_plots_print_nothing_over_anything(tmp_path, monkeypatch, count):
     from matplotlib.figure import Figure
 
-    figures = {}
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: figures.update({path.stem: self}))
-    plots.save_plots(list(results(count)), tmp_path)
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    paths = plots.save_plots(list(results(count)), tmp_path)
+    figures = {path.stem: figure for path, figure in zip(paths, drawn, strict=True)}
     assert set(figures) == {"roofline", "speedup"}
     for name, figure in figures.items():
         figure.draw_without_rendering()
@@ -170,10 +171,10 @@ def test_benchmark_plots_print_nothing_over_anything(tmp_path, monkeypatch, coun
 def test_benchmark_plots_follow_a_dark_style(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    figures = {}
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: figures.update({path.stem: self}))
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     with style.context("dark_background"):
         plots.save_plots(list(results(5)), tmp_path)
-        for figure in figures.values():
+        for figure in drawn:
             for text in texts(figure.axes[0]):
                 assert contrast(text.get_color(), "black") > 4.5

@@ -184,7 +184,7 @@ def test_a_class_that_is_the_ignore_index_counts_nowhere(backend, monkeypatch, i
     truth = torch.autograd.grad(sum((g * together[n]).sum() for g, n in zip(grads, FLOATS, strict=True)), inputs)
     planes = merged_planes(x, weight, bias, target, (9, 30))
     parts = [
-        shard_gradients(grads, *planes, x, w, b, target, start, 41, SCALE, IGNORE, False, [True] * 3)
+        shard_gradients(grads, *planes, x, w, b, target, start, 41, SCALE, 0.0, IGNORE, False, [True] * 3)
         for start, w, b in cut(weight, bias, (9, 30))
     ]
     ours = sum(p[0] for p in parts), *(torch.cat([p[i] for p in parts]) for i in (1, 2))

@@ -49,8 +49,10 @@ RESULTS = "(Tensor floats, Tensor agree)"
 
 def result(found: tuple[Tensor, Tensor], rows: tuple[int, ...]) -> LinearDivergence:
     floats, agree = found
-    columns = {name: floats[i].reshape(rows) for i, name in enumerate(DIVERGENCES)}
-    return LinearDivergence(agree=agree.reshape(rows), **columns)
+    if len(rows) != 1:
+        floats, agree = floats.reshape(floats.shape[0], *rows), agree.reshape(rows)
+    planes = dict(zip(DIVERGENCE_PLANES, floats.unbind(), strict=True))
+    return LinearDivergence(agree=agree, **{name: planes[name] for name in DIVERGENCES})
 
 
 def check_options(scale: Any, softcap: Any, beta: Any, instead: str) -> tuple[float, float, float]:
