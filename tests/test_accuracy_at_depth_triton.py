@@ -69,7 +69,7 @@ def test_linear_stats():
 
     x, weight = torch.rand(6, DEPTH), torch.rand(9, DEPTH)
     with launch.override("linear_stats_16_classes", BLOCK_D=32):
-        peak = linear_stats(x, weight, None, None, 1.0, -100, False)[0][FLOATS.index("max")]
+        peak = linear_stats(x, weight, None, None, 1.0, 0.0, -100, False)[0][FLOATS.index("max")]
     truth = (x.double() @ weight.double().t()).amax(1)
     assert worst(peak, truth) <= 2 * worst((x @ weight.t()).amax(1), truth) + A_FEW_EPS
 

@@ -85,7 +85,15 @@ def names(wheel: Path) -> set[str]:
 
 
 def test_native_wheel(source, tmp_path):
-    wheel = wheel_of(source, tmp_path, "--no-build-isolation", NCOPS_REQUIRE_EXT="1", NCOPS_CUDA="0", MAX_JOBS="2")
+    wheel = wheel_of(
+        source,
+        tmp_path,
+        "--no-build-isolation",
+        NCOPS_REQUIRE_EXT="1",
+        NCOPS_CUDA="0",
+        NCOPS_ISAS="generic",
+        MAX_JOBS="2",
+    )
     assert "cp310-abi3" in wheel.name
     content = names(wheel)
     assert "ncops/_C.abi3.so" in content and "ncops/py.typed" in content
@@ -114,7 +122,7 @@ def test_editable_install(source, tmp_path):
     python = environment(tmp_path / "venv")
     pip(
         "--python", python, "install", "--no-deps", "--no-build-isolation", "--editable", source,
-        cwd=tmp_path, NCOPS_REQUIRE_EXT="1", NCOPS_CUDA="0", MAX_JOBS="2",
+        cwd=tmp_path, NCOPS_REQUIRE_EXT="1", NCOPS_CUDA="0", NCOPS_ISAS="generic", MAX_JOBS="2",
     )  # fmt: skip
     seen = probe(python, tmp_path)
     assert seen["backend"] == "cpu" and str(source) in seen["file"]
