@@ -55,7 +55,7 @@ def test_equal_squares_round_alike(value):
     """So that their errors add up: a float32 chain over 512 rows would have 3e-6."""
     x = torch.full((2_000, 80), value)
     sqnorms = ncops.class_moments(x, torch.zeros(2_000, dtype=torch.int64), 1).sqnorms
-    assert abs(float(sqnorms[0] / x.double().square().sum()) - 1) <= 1e-6
+    assert abs(float(sqnorms[0] / x.double().square().sum()) - 1) <= 2e-6
 
 
 # One thread computes one column of tiles after the other, in place.
