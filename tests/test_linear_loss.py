@@ -248,6 +248,15 @@ def test_bits(backend):
     assert_deterministic(lambda: value_and_gradients(ours, (x, weight, bias), target, None, z_loss=0.1), backend)
 
 
+def test_float16_gradients_are_formed_after_a_scaler(backend):
+    """The mean's are below 6e-8, the least that float16 holds, before it has multiplied the loss."""
+    x, weight = randn(512, 6, dtype=torch.float16), randn(300, 6, dtype=torch.float16, scale=0.3).requires_grad_()
+    target, factor = torch.randint(300, (512,)), 2.0**16
+    (ours,) = torch.autograd.grad(factor * ncops.linear_loss(x, weight, None, target).loss, weight)
+    truth = value_and_gradients(expected, exact(x, weight.detach()), target, None)[2]
+    assert (ours.double() / factor - truth).norm() <= 1e-3 * truth.norm()
+
+
 def test_autocast(backend):
     x, weight, bias, target = problem(8, 5, 9, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):

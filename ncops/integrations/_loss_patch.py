@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from ..backends.dtypes import autocast_dtype
 from ..model import evaluating, other_parameters, stated_scales, stated_softcap, text_config
 from ..ops import linear_loss
 from ..ops.checks import is_dtensor
@@ -101,11 +100,7 @@ class LossPatch:
             num_items_in_batch = num_items_in_batch.to(x.device)
         options = {"scale": self.scale, "softcap": self.softcap, "ignore_index": ignore_index}
         rows = x.reshape(-1, x.shape[-1])
-        if (autocast_dtype(x.device) or x.dtype) != torch.float16:
-            return self._head(rows, target, num_items=num_items_in_batch, **options)
-        # A scaler multiplies the loss: gradients formed before that would be below what float16 holds.
-        count = (target != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
-        return self._head(rows, target, reduction="none", **options).sum() / count
+        return self._head(rows, target, num_items=num_items_in_batch, **options)
 
     def prove(self) -> None:
         """Finds scale and softcap, and holds loss and gradient by the head's input against the model's own."""

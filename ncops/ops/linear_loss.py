@@ -51,7 +51,8 @@ def linear_loss(
         class_weight: ``(V,)`` factors of the cross entropy by the row's target; they have no gradient.
         reduction: ``"mean"``: the cross entropy divided by the sum of its rows' class weights, the other terms by the
             number of rows that are not ignored; ``"sum"``; or ``"none"``, a value per row, whose gradient takes the
-            fourth product, since nobody knows yet what will be made of the values.
+            fourth product, since nobody knows yet what will be made of the values. So does that of float16 inputs:
+            formed before a gradient scaler has multiplied the loss, it would be below what float16 holds.
         num_items: what ``"mean"`` divides by instead, as in gradient accumulation: a number or a scalar tensor.
 
     Returns:
@@ -103,9 +104,9 @@ def linear_loss(
         "mean": -smooth if class_weight is None else torch.zeros_like(smooth),
     }
     table = torch.stack([coefficients[name] for name in LOSS_TERMS], 1).where(valid[:, None], 0)
-    if reduction == "none":
+    if reduction == "none" or flat.dtype == torch.float16:
         planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, *options, allow_tf32(x))
-        loss = _terms(planes[0], table).sum(1).to(planes[0].dtype)
+        loss = _terms(planes[0], table).sum(1 if reduction == "none" else None).to(planes[0].dtype)
     else:
         needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (flat, weight, bias)]
         loss, *planes = torch.ops.ncops.linear_loss(
