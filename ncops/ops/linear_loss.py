@@ -107,6 +107,8 @@ def linear_loss(
     if reduction == "none" or flat.dtype == torch.float16:
         planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, *options, allow_tf32(x))
         loss = _terms(planes[0], table).sum(1 if reduction == "none" else None).to(planes[0].dtype)
+        if reduction != "none":
+            planes = _without(planes, (table == 0).all(1))
     else:
         needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (flat, weight, bias)]
         loss, *planes = torch.ops.ncops.linear_loss(
@@ -119,6 +121,13 @@ def linear_loss(
         loss = loss.where(valid.any(), torch.nan)
     stats = columns_of((planes[0].detach(), planes[1]), tuple(x.shape[:-1]), y, classes, ignore_index)
     return LinearLoss(loss.reshape(x.shape[:-1]) if reduction == "none" else loss, stats)
+
+
+def _without(planes: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The planes where ``rows (N,)`` are left out."""
+    of_target = torch.tensor([name in ("target_logit", "nll") for name in FLOATS], device=rows.device)[:, None]
+    nothing = torch.where(of_target, 0.0, torch.nan).to(planes[0].dtype)
+    return torch.where(rows, nothing, planes[0].detach()), planes[1].masked_fill(rows, -1)
 
 
 def _weighted_mean(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor, scale: float) -> Tensor:
