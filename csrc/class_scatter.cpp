@@ -39,8 +39,7 @@ static std::tuple<Tensor, Tensor> class_scatter_backward_cpu(const Tensor& g, co
   check_size(g, "g", 0, args.x.dim);
   check_size(g, "g", 1, args.x.dim);
   args.total = deviations.rows.rows;
-  const Tensor g_x = need_x ? fresh(x, {args.total, args.x.dim}, x.scalar_type()) : fresh(x, {0}, x.scalar_type());
-  if (need_x) args.g_x = writable(g_x);
+  const Tensor g_x = gradient(x, need_x, {args.total, args.x.dim}, x.scalar_type(), args.g_x);
   Tensor g_center = fresh(x, {0}, type);
   if (need_center) {
     STD_TORCH_CHECK(center.has_value(), "center: its gradient is asked for, got None");

@@ -1,4 +1,4 @@
-#include "tensors.h"
+#include "linear_inputs.h"
 
 namespace ncops {
 namespace {
@@ -14,33 +14,20 @@ struct Attached {
     args.one_head = !other_weight;
     STD_TORCH_CHECK(other_weight || !other_bias, "other_bias: expected none without other_weight");
     args.x = rows_of(x, "x", &x);
-    args.w = classifier(weight, "weight", args.x);
+    args.w = classifier_of(weight, "weight", x, args.x);
     args.other = rows_of(other, "other", &x);
-    args.other_w = other_weight ? classifier(*other_weight, "other_weight", args.other) : args.w;
+    args.other_w = other_weight ? classifier_of(*other_weight, "other_weight", x, args.other) : args.w;
     STD_TORCH_CHECK(args.other.dtype == args.x.dtype && args.other_w.dtype == args.x.dtype, "other: expected the dtype of x");
     STD_TORCH_CHECK(args.other.dim == args.other_w.dim, "other: expected as many columns as the weight");
     check_size(other, "other", 0, args.x.rows);
     STD_TORCH_CHECK(args.other_w.rows == args.w.rows, "other_weight: expected as many rows as weight");
-    args.bias = vector(bias, "bias", x);
-    args.other_bias = vector(other_bias, "other_bias", x);
+    attach(args.bias, bias, "bias", x);
+    attach(args.other_bias, other_bias, "other_bias", x);
   }
 
  private:
-  Rows classifier(const Tensor& weight, const char* name, const Rows& x) const {
-    const Rows w = rows_of(weight, name);
-    STD_TORCH_CHECK(w.dtype == x.dtype, name, ": expected the dtype of x");
-    STD_TORCH_CHECK(w.rows > 0, name, ": expected at least one row");
-    check_size(weight, name, 1, x.dim);
-    return w;
-  }
-  Rows vector(const OptionalTensor& given, const char* name, const Tensor& x) {
-    Rows out;
-    if (!given) return out;
-    held.push_back(dense(*given, name, x.scalar_type()));
-    check_size(held.back(), name, 0, args.w.rows);
-    out.data = data_of(held.back());
-    out.dtype = args.x.dtype;
-    return out;
+  void attach(Rows& bias, const OptionalTensor& given, const char* name, const Tensor& x) {
+    if (auto made = attach_bias(bias, given, name, x, args.w)) held.push_back(*made);
   }
 };
 
@@ -67,22 +54,17 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_diverge
   Attached of(x, weight, other, other_weight, bias, other_bias, scale, softcap, beta);
   const auto planes = attach_divergences(of.args, of.args.x.rows, compute_type(x), grad, floats);
   const ScalarType type = compute_type(x);
-  const auto wanted = [&](bool need, std::initializer_list<int64_t> sizes, ScalarType type, void*& out) {
-    Tensor t = need ? fresh(x, sizes, type) : fresh(x, {0}, type);
-    if (need) out = writable(t);
-    return t;
-  };
   LinearDivergenceArgs& args = of.args;
   const int64_t rows = args.x.rows, classes = args.w.rows;
-  const Tensor g_x = wanted(need_x, {rows, args.x.dim}, x.scalar_type(), args.g_x);
-  const Tensor g_weight = wanted(need_weight, {classes, args.x.dim}, type, args.g_weight);
-  const Tensor g_other = wanted(need_other, {rows, args.other.dim}, x.scalar_type(), args.g_other);
+  const Tensor g_x = gradient(x, need_x, {rows, args.x.dim}, x.scalar_type(), args.g_x);
+  const Tensor g_weight = gradient(x, need_weight, {classes, args.x.dim}, type, args.g_weight);
+  const Tensor g_other = gradient(x, need_other, {rows, args.other.dim}, x.scalar_type(), args.g_other);
   const Tensor g_other_weight =
-      wanted(need_other_weight && other_weight, {classes, args.other.dim}, type, args.g_other_weight);
-  const Tensor g_bias = wanted(need_bias && bias, {classes}, type, args.g_bias);
-  const Tensor g_other_bias = wanted(need_other_bias && other_bias, {classes}, type, args.g_other_bias);
+      gradient(x, need_other_weight && other_weight, {classes, args.other.dim}, type, args.g_other_weight);
+  const Tensor g_bias = gradient(x, need_bias && bias, {classes}, type, args.g_bias);
+  const Tensor g_other_bias = gradient(x, need_other_bias && other_bias, {classes}, type, args.g_other_bias);
   linear_divergence_backward(args);
-  const auto stored = [&](const Tensor& t) { return x.scalar_type() == type ? t : torch::stable::to(t, x.scalar_type()); };
+  const auto stored = [&](const Tensor& t) { return stored_as(t, x.scalar_type()); };
   return {g_x, stored(g_weight), g_other, stored(g_other_weight), stored(g_bias), stored(g_other_bias)};
 }
 

@@ -1,12 +1,11 @@
 #include <algorithm>
-#include <limits>
 
 #include "linear_inputs.h"
 
 namespace ncops {
 namespace {
 
-// Rows that count in no term are left out of the sweep. Their columns are NaN, but for those of an ignored target.
+// Rows that count in no term are left out of the sweep, and their columns unwritten.
 struct Kept {
   std::vector<int64_t> index, target;
   std::vector<double> coefficients;
@@ -28,17 +27,11 @@ struct Kept {
 template <class T>
 void spread(const Planes& from, const std::vector<int64_t>& index, const Planes& to) {
   const LogitColumns in = from.columns(), out = to.columns();
-  for (int64_t plane = 0; plane < kFloatColumns; ++plane) {
-    T* row = static_cast<T*>(out.floats) + plane * out.rows;
-    const bool of_target = plane == kTargetLogit || plane == kNll;
-    std::fill_n(row, out.rows, of_target ? T(0) : std::numeric_limits<T>::quiet_NaN());
-    for (int64_t i = 0; i < in.rows; ++i) row[index[i]] = static_cast<const T*>(in.floats)[plane * in.rows + i];
-  }
-  for (int64_t plane = 0; plane < kIndexColumns; ++plane) {
-    int64_t* row = out.indices + plane * out.rows;
-    std::fill_n(row, out.rows, -1);
-    for (int64_t i = 0; i < in.rows; ++i) row[index[i]] = in.indices[plane * in.rows + i];
-  }
+  for (int64_t plane = 0; plane < kFloatColumns; ++plane)
+    for (int64_t i = 0; i < in.rows; ++i)
+      static_cast<T*>(out.floats)[plane * out.rows + index[i]] = static_cast<const T*>(in.floats)[plane * in.rows + i];
+  for (int64_t plane = 0; plane < kIndexColumns; ++plane)
+    for (int64_t i = 0; i < in.rows; ++i) out.indices[plane * out.rows + index[i]] = in.indices[plane * in.rows + i];
 }
 
 }  // namespace
@@ -57,13 +50,9 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_loss_cpu(
   const Planes columns(x, args.x.rows);
   args.out = columns.columns();
   const ScalarType type = compute_type(x);
-  const auto empty = [&] { return fresh(x, {0}, type); };
-  Tensor g_x = need_x ? fresh(x, {args.total, args.x.dim}, x.scalar_type()) : fresh(x, {0}, x.scalar_type());
-  Tensor g_weight = need_weight ? fresh(x, {args.w.rows, args.x.dim}, type) : empty();
-  Tensor g_bias = need_bias ? fresh(x, {args.w.rows}, type) : empty();
-  if (need_x) args.g_x = writable(g_x);
-  if (need_weight) args.g_weight = writable(g_weight);
-  if (need_bias) args.g_bias = writable(g_bias);
+  const Tensor g_x = gradient(x, need_x, {args.total, args.x.dim}, x.scalar_type(), args.g_x);
+  const Tensor g_weight = gradient(x, need_weight, {args.w.rows, args.x.dim}, type, args.g_weight);
+  const Tensor g_bias = gradient(x, need_bias, {args.w.rows}, type, args.g_bias);
   if (need_x || need_weight || need_bias) {
     linear_loss(args);
   } else {
@@ -74,8 +63,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_loss_cpu(
   }
   if (type == ScalarType::Double) spread<double>(columns, kept.index, out);
   else spread<float>(columns, kept.index, out);
-  const auto stored = [&](const Tensor& t) { return x.scalar_type() == type ? t : torch::stable::to(t, x.scalar_type()); };
-  return {out.floats, out.indices, g_x, stored(g_weight), stored(g_bias)};
+  return {out.floats, out.indices, g_x, stored_as(g_weight, x.scalar_type()), stored_as(g_bias, x.scalar_type())};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) { m.impl("linear_loss", TORCH_BOX(&linear_loss_cpu)); }

@@ -71,16 +71,11 @@ static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
   const auto inputs = attach(args, x, weight, bias, target, scale, softcap, ignore_index);
   const ScalarType type = compute_type(x);
   const auto planes = attach_planes(args, args.x.rows, type, grad, floats, indices);
-  const auto empty = [&] { return fresh(x, {0}, type); };
-  Tensor g_x = need_x ? fresh(x, {args.x.rows, args.x.dim}, type) : empty();
-  Tensor g_weight = need_weight ? fresh(x, {args.w.rows, args.x.dim}, type) : empty();
-  Tensor g_bias = need_bias ? fresh(x, {args.w.rows}, type) : empty();
-  if (need_x) args.g_x = writable(g_x);
-  if (need_weight) args.g_weight = writable(g_weight);
-  if (need_bias) args.g_bias = writable(g_bias);
+  const Tensor g_x = gradient(x, need_x, {args.x.rows, args.x.dim}, type, args.g_x);
+  const Tensor g_weight = gradient(x, need_weight, {args.w.rows, args.x.dim}, type, args.g_weight);
+  const Tensor g_bias = gradient(x, need_bias, {args.w.rows}, type, args.g_bias);
   linear_stats_backward(args);
-  const auto stored = [&](const Tensor& t) { return x.scalar_type() == type ? t : torch::stable::to(t, x.scalar_type()); };
-  return {stored(g_x), stored(g_weight), stored(g_bias)};
+  return {stored_as(g_x, x.scalar_type()), stored_as(g_weight, x.scalar_type()), stored_as(g_bias, x.scalar_type())};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {

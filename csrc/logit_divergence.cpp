@@ -30,12 +30,9 @@ static std::tuple<Tensor, Tensor> logit_divergence_backward_cpu(const Tensor& gr
                                                                 double beta, bool need_logits, bool need_other_logits) {
   LogitDivergenceArgs args = attach(logits, other_logits, scale, softcap, beta);
   const auto planes = attach_divergences(args, args.logits.rows, compute_type(logits), grad, floats);
-  const auto wanted = [&](bool need, void*& out) {
-    Tensor t = need ? fresh(logits, {args.logits.rows, args.logits.dim}, logits.scalar_type()) : fresh(logits, {0}, logits.scalar_type());
-    if (need) out = writable(t);
-    return t;
-  };
-  const Tensor g_logits = wanted(need_logits, args.g_logits), g_other = wanted(need_other_logits, args.g_other);
+  const std::initializer_list<int64_t> sizes = {args.logits.rows, args.logits.dim};
+  const Tensor g_logits = gradient(logits, need_logits, sizes, logits.scalar_type(), args.g_logits);
+  const Tensor g_other = gradient(logits, need_other_logits, sizes, logits.scalar_type(), args.g_other);
   logit_divergence_backward(args);
   return {g_logits, g_other};
 }

@@ -62,18 +62,15 @@ static std::tuple<Tensor, Tensor, Tensor> projected_sqnorms_backward_cpu(
   };
   if (type == ScalarType::Double) select(0.0);
   else select(0.0f);
-  const auto empty = [&] { return fresh(x, {0}, type); };
-  const Tensor g_x = need_x ? fresh(x, {n, dim}, x.scalar_type()) : fresh(x, {0}, x.scalar_type());
-  const Tensor g_basis = need_basis ? fresh(x, {args.basis.rows, dim}, type) : empty();
-  Tensor g_center = empty();
+  const Tensor g_x = gradient(x, need_x, {n, dim}, x.scalar_type(), args.g_x);
+  const Tensor g_basis = gradient(x, need_basis, {args.basis.rows, dim}, type, args.g_basis);
+  Tensor g_center = fresh(x, {0}, type);
   if (need_x || need_basis) {
     args.x = rows;
     args.x.index = index.data();
     args.x.rows = int64_t(index.size());
     args.factor = data_of(factor);
     args.total = n;
-    if (need_x) args.g_x = writable(g_x);
-    if (need_basis) args.g_basis = writable(g_basis);
     projected_sqnorms_backward(args);
   }
   if (need_center) {

@@ -109,6 +109,15 @@ inline Tensor fresh(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
   return out;
 }
 
+// A fresh gradient that `out` then points to; of size 0 where it is not needed, and `out` stays.
+inline Tensor gradient(const Tensor& like, bool need, std::initializer_list<int64_t> sizes, ScalarType type, void*& out) {
+  Tensor t = need ? fresh(like, sizes, type) : fresh(like, {0}, type);
+  if (need) out = writable(t);
+  return t;
+}
+
+inline Tensor stored_as(const Tensor& t, ScalarType type) { return t.scalar_type() == type ? t : torch::stable::to(t, type); }
+
 // Leaves of `rows` those that count, keeps(row); returns the indices that they point into.
 template <class Keeps>
 inline std::vector<int64_t> keep_rows(Rows& rows, Keeps keeps) {

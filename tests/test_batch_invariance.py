@@ -73,7 +73,8 @@ def test_linear_loss(isa, v, dtype):
         result.loss.backward()
         return [*result.stats.to_dict().values(), own.grad]
 
-    assert_the_same_in_ranges(run, RANGES[v] if v == 700 else RANGES[v][-1:])
+    as_linear_stats = v == 700 or dtype == torch.float16
+    assert_the_same_in_ranges(run, RANGES[v] if as_linear_stats else RANGES[v][-1:])
 
 
 @dtypes

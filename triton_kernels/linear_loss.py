@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ..backends.planes import FLOATS, INDICES
 from ..reference.linear_loss import column_gradients
 from ._launch import device_of
+from ._logit_columns import empty_columns
 from .linear_stats_backward import add_parts, add_product, parts_of
 from .logit_stats import logit_stats, logit_stats_backward
 
@@ -23,15 +23,13 @@ def linear_loss(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, coefficients: Tensor, scale: float,
     softcap: float, ignore_index: int, allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """``(floats, indices, g_x, g_weight, g_bias)``: planes, NaN and -1 in rows that count nowhere; gradients.
+    """``(floats, indices, g_x, g_weight, g_bias)``: planes, of rows that count somewhere, and gradients.
 
     Workspace: a block's logits and their gradient; for half precision float32 sums of g_weight. Rows that count
     nowhere are left out, which waits for the GPU to tell how many do.
     """
-    (n, d), v, dtype = x.shape, weight.shape[0], compute_dtype(x.dtype)
-    floats = x.new_full((len(FLOATS), n), torch.nan, dtype=dtype)
-    floats[[FLOATS.index("target_logit"), FLOATS.index("nll")]] = 0
-    indices = torch.full((len(INDICES), n), -1, device=x.device)
+    d, v, dtype = x.shape[1], weight.shape[0], compute_dtype(x.dtype)
+    floats, indices = empty_columns(x)
     g_x = x.new_zeros(x.shape if need_x else 0)
     sums = weight.new_zeros(weight.shape if need_weight else 0, dtype=dtype)
     g_bias = weight.new_zeros(v if need_bias else 0, dtype=torch.float64)

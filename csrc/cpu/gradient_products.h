@@ -9,8 +9,6 @@
 
 namespace ncops::NCOPS_ISA {
 
-constexpr int kStep = kRegisters / 4;  // columns of g_x per register tile
-
 // out[features][L] += w^T dz for a panel's class_steps of dz[classes][L] and its tile of w, packed by pack_turned; features up to a
 // whole group.
 template <class Mode, class T = typename Mode::T>
@@ -67,10 +65,14 @@ void multiply_by(T* dz, const T* slopes, int64_t n) {
   for (int64_t i = 0; i < n; i += kWidth<T>) store(dz + i, load(dz + i) * load(slopes + i));
 }
 
+// Gradients by the logits, dz[classes][L], summed into that of the bias (V), unless null, and turned into those by the products.
 template <class T>
-void add_bias_gradient(const T* dz, T* out, int64_t classes) {
+void complete_gradients(T* dz, int64_t classes, T scale, T* bias) {
   constexpr int L = 2 * kWidth<T>;
-  for (int64_t c = 0; c < classes; ++c) out[c] += reduce_add<T>(load(dz + c * L) + load(dz + c * L + L / 2));
+  if (bias)
+    for (int64_t c = 0; c < classes; ++c) bias[c] += reduce_add<T>(load(dz + c * L) + load(dz + c * L + L / 2));
+  if (scale != 1)
+    for (int64_t i = 0; i < classes * L; ++i) dz[i] *= scale;
 }
 
 // A sum that groups of rows add to: each to a share of its own where there are several, merged in order.

@@ -1,12 +1,8 @@
 // linear_divergence and its gradient. A block of rows keeps its tiles of both products, which the passes of divergence_lanes.h
-// and the products of the gradient read; what a block keeps is bounded, so N x V never exists.
-//
-// With many classes, tasks own ranges of them and meet between passes; with few, tasks own groups of rows, each with a block of
-// its own, and their shares of the gradients of the classifiers are merged in order: as in linear_loss_cpu.cpp.
+// and the products of the gradient read.
 #include "divergence_lanes.h"
-#include "gradient_products.h"
+#include "kept_tiles.h"
 #include "linear_logits.h"
-#include "blocks/store.h"
 
 namespace ncops::NCOPS_ISA {
 namespace {
@@ -14,9 +10,7 @@ namespace {
 template <class T>
 class Divergence {
   using Mode = Plain<T>;
-  static constexpr int L = 2 * kWidth<T>;
-  static constexpr int64_t kTile = kTileRows * L, kTasks = 16, kMostRows = 512;
-  static constexpr int64_t kShareBytes = int64_t(64) << 20, kBlockBytes = int64_t(88) << 20, kGroupBytes = int64_t(1) << 20;
+  static constexpr int L = KeptTiles<T>::L;
   using State = DivergenceState<T, L>;
   using Lanes = DivergenceLanes<T, L>;
   using Gradient = DivergenceGradient<T, L>;
@@ -34,27 +28,22 @@ class Divergence {
     double rests[2][L], ratios[4][L];
   };
 
-  // Rows [row, end): per side products, then their gradients, [tile of w][panel][class][lane], packed rows, and shares of g_x
-  // [split][panel][column][lane].
-  struct Block {
+  // Per side tiles of products, then of their gradients; packed rows; shares of g_x [split][panel][column][lane].
+  struct Block : KeptRows<T> {
     T *tiles[2], *panels[2], *columns[2], *inputs[2];
     DivergenceShare* shares;  // [split][row]
     Sums* sums;               // [split][panel]
     DivergenceRow* rows;
     Lanes* lanes;
     Gradient* gradients;
-    int64_t row = 0, end = 0;
 
-    int64_t number() const { return pieces(end - row, L); }
-    int64_t first(int64_t p) const { return row + p * L; }
-    int64_t count(int64_t p) const { return std::min<int64_t>(L, end - first(p)); }
-    T* tile(int side, int64_t t, int64_t p) const { return tiles[side] + (t * number() + p) * kTile; }
+    T* tile(int side, int64_t t, int64_t p) const { return KeptRows<T>::tile(tiles[side], t, p); }
   };
 
   const LinearDivergenceArgs& args_;
   bool backward_;
   Side sides_[2];
-  int64_t classes_, tiles_, groups_, tiles_per_split_, splits_, rows_per_group_, rows_per_block_, panels_;
+  KeptTiles<T> plan_;
   Bias<T> bias_, other_bias_;
   PairReader<T> read_;
 
@@ -63,48 +52,34 @@ class Divergence {
       : args_(args), backward_(backward),
         sides_{{args.x, args.w, args.g_x, args.g_weight, args.g_bias},
                {args.other, args.one_head ? args.w : args.other_w, args.g_other, args.g_other_weight, args.g_other_bias}},
-        classes_(args.w.rows), tiles_(pieces(classes_, kTileRows)), bias_(args.bias, classes_), other_bias_(args.other_bias, classes_),
-        read_{T(args.scale), args.one_head, Softcap<T>(args.softcap), args.softcap, bias_.data, other_bias_.data} {
-    const int64_t n = args.x.rows, width = sides_[0].dim + sides_[1].dim;
-    const int64_t splits = std::max<int64_t>(1, std::min<int64_t>(kTasks, classes_ / 256));
-    const int64_t affordable = kShareBytes / std::max<int64_t>(1, classes_ * width * int64_t(sizeof(T)));
-    groups_ = std::max<int64_t>(1, std::min({int64_t(kTasks), affordable, pieces(n, 128)}));
-    if (splits >= groups_) groups_ = 1;
-    tiles_per_split_ = groups_ > 1 ? tiles_ : pieces(tiles_, splits);
-    splits_ = pieces(tiles_, tiles_per_split_);
-    const int64_t inputs = backward ? splits_ * (sides_[0].features + sides_[1].features) : 0;
-    const int64_t row_bytes = (2 * tiles_ * kTileRows + inputs) * int64_t(sizeof(T));
-    const int64_t kept = (groups_ > 1 ? kGroupBytes : kBlockBytes) / row_bytes;
-    rows_per_group_ = round_up(pieces(n, groups_), L);
-    rows_per_block_ = std::min(rows_per_group_, std::max<int64_t>(L, std::min(kMostRows, kept) / L * L));
-    panels_ = rows_per_block_ / L;
-  }
+        plan_(args.x.rows, args.w.rows, sides_[0].dim + sides_[1].dim, 2, backward ? sides_[0].features + sides_[1].features : 0),
+        bias_(args.bias, args.w.rows), other_bias_(args.other_bias, args.w.rows),
+        read_{T(args.scale), args.one_head, Softcap<T>(args.softcap), args.softcap, bias_.data, other_bias_.data} {}
 
   void run() {
     const int64_t n = args_.x.rows;
-    GroupSums<T> weights[2] = {sum_of(sides_[0].g_weight, classes_ * sides_[0].dim), sum_of(sides_[1].g_weight, classes_ * sides_[1].dim)};
-    GroupSums<T> biases[2] = {sum_of(sides_[0].g_bias, classes_), sum_of(sides_[1].g_bias, classes_)};
+    GroupSums<T> weights[2] = {sum_of(sides_[0].g_weight, plan_.classes * sides_[0].dim), sum_of(sides_[1].g_weight, plan_.classes * sides_[1].dim)};
+    GroupSums<T> biases[2] = {sum_of(sides_[0].g_bias, plan_.classes), sum_of(sides_[1].g_bias, plan_.classes)};
     for (int s = 0; s < 2; ++s) weights[s].clear(), biases[s].clear();
     if (n == 0) return;
     Layout block, worker;
     size_t tiles_at[2], panels_at[2], columns_at[2], inputs_at[2], w_size = 0;
     for (int s = 0; s < 2; ++s) {
       const Side& side = sides_[s];
-      tiles_at[s] = block.add<T>(panels_ * tiles_ * kTile);
-      panels_at[s] = block.add<T>(panels_ * L * side.dim);
-      columns_at[s] = block.add<T>(sides_[args_.one_head ? 0 : s].g_weight ? rows_per_block_ * side.columns : 0);
-      inputs_at[s] = block.add<T>(side.g_x ? splits_ * rows_per_block_ * side.features : 0);
+      tiles_at[s] = block.add<T>(plan_.panels * plan_.tiles * plan_.kTile);
+      panels_at[s] = block.add<T>(plan_.panels * L * side.dim);
+      columns_at[s] = block.add<T>(sides_[args_.one_head ? 0 : s].g_weight ? plan_.rows_per_block * side.columns : 0);
+      inputs_at[s] = block.add<T>(side.g_x ? plan_.splits * plan_.rows_per_block * side.features : 0);
       w_size = std::max<size_t>(w_size, std::max(kTileRows / kMR * group_size<Mode>(side.dim), turned_size<Mode>(kTileRows, side.dim)));
     }
-    const size_t shares_at = block.add<DivergenceShare>(backward_ ? 0 : splits_ * rows_per_block_);
-    const size_t sums_at = block.add<Sums>(backward_ ? 0 : splits_ * panels_), rows_at = block.add<DivergenceRow>(rows_per_block_);
-    const size_t lanes_at = block.add<Lanes>(panels_), gradients_at = block.add<Gradient>(backward_ ? panels_ : 0);
-    const size_t w_at = worker.add<T>(w_size), states_at = worker.add<State>(panels_);
-    const int64_t at_once = std::min<int64_t>(groups_, workers());
-    const Scratch blocks(block.bytes * at_once), own(worker.bytes * workers());
-    const auto work = [&](int64_t group, int64_t at, const auto& each) {
+    const size_t shares_at = block.add<DivergenceShare>(backward_ ? 0 : plan_.splits * plan_.rows_per_block);
+    const size_t sums_at = block.add<Sums>(backward_ ? 0 : plan_.splits * plan_.panels), rows_at = block.add<DivergenceRow>(plan_.rows_per_block);
+    const size_t lanes_at = block.add<Lanes>(plan_.panels), gradients_at = block.add<Gradient>(backward_ ? plan_.panels : 0);
+    const size_t w_at = worker.add<T>(w_size), states_at = worker.add<State>(plan_.panels);
+    const Scratch blocks(block.bytes * plan_.at_once()), own(worker.bytes * workers());
+    plan_.run([&](int64_t row, int64_t end, int64_t group, int64_t at, const auto& each) {
       const size_t base = at * block.bytes;
-      Block b;
+      Block b{{row, end}};
       for (int s = 0; s < 2; ++s) {
         b.tiles[s] = blocks.at<T>(base + tiles_at[s]), b.panels[s] = blocks.at<T>(base + panels_at[s]);
         b.columns[s] = blocks.at<T>(base + columns_at[s]), b.inputs[s] = blocks.at<T>(base + inputs_at[s]);
@@ -112,52 +87,38 @@ class Divergence {
       b.shares = blocks.at<DivergenceShare>(base + shares_at), b.sums = blocks.at<Sums>(base + sums_at);
       b.rows = blocks.at<DivergenceRow>(base + rows_at), b.lanes = blocks.at<Lanes>(base + lanes_at);
       b.gradients = blocks.at<Gradient>(base + gradients_at);
-      const int64_t end = std::min(n, (group + 1) * rows_per_group_);
-      for (b.row = group * rows_per_group_; b.row < end; b.row = b.end) {
-        b.end = std::min(end, b.row + rows_per_block_);
-        const auto w = [&](int number) { return own.at<T>(number * worker.bytes + w_at); };
-        each(b.number(), [&](int64_t p, int) { pack(b, p); });
-        each(splits_, [&](int64_t split, int k) { multiply(b, split, w(k), own.at<State>(k * worker.bytes + states_at)); });
-        if (backward_) {
-          each(splits_, [&](int64_t split, int k) { multiply_back(b, split, weights, biases, group, w(k)); });
-          each(b.number(), [&](int64_t p, int) { write_inputs(b, p); });
-          continue;
-        }
-        each(b.number(), [&](int64_t p, int) { join_shares(b, p); });
-        for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
-          b.lanes[p].add_rests(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, sums.rests);
+      const auto w = [&](int number) { return own.at<T>(number * worker.bytes + w_at); };
+      each(b.number(), [&](int64_t p, int) { pack(b, p); });
+      each(plan_.splits, [&](int64_t split, int k) { multiply(b, split, w(k), own.at<State>(k * worker.bytes + states_at)); });
+      if (backward_) {
+        each(plan_.splits, [&](int64_t split, int k) { multiply_back(b, split, weights, biases, group, w(k)); });
+        each(b.number(), [&](int64_t p, int) {
+          for (int s = 0; s < 2; ++s)
+            if (sides_[s].g_x) b.store_inputs(b.inputs[s], plan_.splits, sides_[s].features, sides_[s].x, p, sides_[s].g_x);
         });
-        each(b.number(), [&](int64_t p, int) { join_rests(b, p); });
-        for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
-          b.lanes[p].add_ratios(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, T(args_.beta), sums.ratios);
-        });
-        each(b.number(), [&](int64_t p, int) { write(b, p); });
+        return;
       }
-    };
-    if (groups_ == 1)
-      work(0, 0, [](int64_t tasks, const auto& f) { for_tasks(tasks, [&](int64_t task, int k) { f(task, k); }); });
-    else
-      for_tasks(groups_, [&](int64_t group, int k) {
-        work(group, k, [&](int64_t tasks, const auto& f) {
-          for (int64_t task = 0; task < tasks; ++task) f(task, k);
-        });
+      each(b.number(), [&](int64_t p, int) { join_shares(b, p); });
+      for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
+        b.lanes[p].add_rests(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, sums.rests);
       });
+      each(b.number(), [&](int64_t p, int) { join_rests(b, p); });
+      for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
+        b.lanes[p].add_ratios(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, T(args_.beta), sums.ratios);
+      });
+      each(b.number(), [&](int64_t p, int) { write(b, p); });
+    });
     for (int s = 0; s < 2; ++s) weights[s].merge(), biases[s].merge();
   }
 
  private:
-  GroupSums<T> sum_of(void* out, int64_t size) const { return GroupSums<T>(out, size, groups_); }
+  GroupSums<T> sum_of(void* out, int64_t size) const { return GroupSums<T>(out, size, plan_.groups); }
 
-  template <class F>
-  void for_tiles(int64_t split, F f) const {
-    for (int64_t t = split * tiles_per_split_; t < std::min(tiles_, (split + 1) * tiles_per_split_); ++t)
-      f(t, t * kTileRows, std::min(kTileRows, classes_ - t * kTileRows));
-  }
   template <class Each, class F>
   void for_each_tile(const Each& each, const Block& b, F f) const {
-    each(splits_, [&](int64_t split, int) {
-      for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
-        for (int64_t p = 0; p < b.number(); ++p) f(t, p, first, count, b.sums[split * panels_ + p]);
+    each(plan_.splits, [&](int64_t split, int) {
+      plan_.for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
+        for (int64_t p = 0; p < b.number(); ++p) f(t, p, first, count, b.sums[split * plan_.panels + p]);
       });
     });
   }
@@ -181,41 +142,25 @@ class Divergence {
   void multiply(const Block& b, int64_t split, T* w, State* states) const {
     const int64_t number = b.number();
     if (!backward_)
-      for (int64_t p = 0; p < number; ++p) states[p].begin(), b.sums[split * panels_ + p] = Sums{};
-    for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
+      for (int64_t p = 0; p < number; ++p) states[p].begin(), b.sums[split * plan_.panels + p] = Sums{};
+    plan_.for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
       for (int s = 0; s < 2; ++s) {
         if (s == 0 || !args_.one_head) pack_rows<Mode>(sides_[s].w, first, count, w);
-        multiply_tile(b, s, t, count, w);
+        const int64_t depth = sides_[s].dim, steps = plan_product<T>(plan_.rows, plan_.classes, depth, L).steps;
+        b.template multiply<Mode>(b.panels[s], depth, steps, w, group_size<Mode>(depth), t, count, b.tiles[s], [](int64_t) {});
       }
       if (!backward_)
         for (int64_t p = 0; p < number; ++p) states[p].add(read_, b.tile(0, t, p), b.tile(1, t, p), first, count);
     });
     if (!backward_)
-      for (int64_t i = 0; i < b.end - b.row; ++i) b.shares[split * rows_per_block_ + i] = states[i / L].row(i % L);
-  }
-
-  void multiply_tile(const Block& b, int s, int64_t t, int64_t count, const T* w) const {
-    const int64_t depth = sides_[s].dim, group = group_size<Mode>(depth);
-    const int64_t steps = plan_product<T>(args_.x.rows, classes_, depth, L).steps;
-    for (int64_t k = 0; k == 0 || k < depth; k += steps) {
-      const int64_t n = std::min(steps, depth - k);
-      for (int64_t p = 0; p < b.number(); ++p) {
-        const T* panel = b.panels[s] + p * L * depth + k * L;
-        for (int64_t g = 0; g * kMR < count; ++g) {
-          const T* rows = w + g * group + k * kMR;
-          T* out = b.tile(s, t, p) + g * kMR * L;
-          if (k == 0) multiply_group<Mode, 2>(panel, rows, n, out);
-          else multiply_group<Mode, 2, true>(panel, rows, n, out);
-        }
-      }
-    }
+      for (int64_t i = 0; i < b.end - b.row; ++i) b.shares[split * plan_.rows_per_block + i] = states[i / L].row(i % L);
   }
 
   void join_shares(const Block& b, int64_t p) const {
     for (int i = 0; i < L; ++i) {
       const int64_t at = p * L + std::min<int64_t>(i, b.count(p) - 1);
       DivergenceShare total = b.shares[at];
-      for (int64_t split = 1; split < splits_; ++split) total.merge(b.shares[split * rows_per_block_ + at]);
+      for (int64_t split = 1; split < plan_.splits; ++split) total.merge(b.shares[split * plan_.rows_per_block + at]);
       DivergenceRow row;
       row.share = total;
       row.first();
@@ -231,8 +176,8 @@ class Divergence {
         continue;
       }
       double rests[2] = {};
-      for (int64_t split = 0; split < splits_; ++split)
-        for (int o = 0; o < 2; ++o) rests[o] += b.sums[split * panels_ + p].rests[o][i];
+      for (int64_t split = 0; split < plan_.splits; ++split)
+        for (int o = 0; o < 2; ++o) rests[o] += b.sums[split * plan_.panels + p].rests[o][i];
       DivergenceRow& row = b.rows[p * L + i];
       row.second(rests[0], rests[1]);
       b.lanes[p].shift[i] = T(row.shift);
@@ -242,8 +187,8 @@ class Divergence {
   void write(const Block& b, int64_t p) const {
     for (int64_t i = 0; i < b.count(p); ++i) {
       double sums[4] = {};
-      for (int64_t split = 0; split < splits_; ++split)
-        for (int o = 0; o < 4; ++o) sums[o] += b.sums[split * panels_ + p].ratios[o][i];
+      for (int64_t split = 0; split < plan_.splits; ++split)
+        for (int o = 0; o < 4; ++o) sums[o] += b.sums[split * plan_.panels + p].ratios[o][i];
       write_divergence<T>(args_, args_.x.rows, b.first(p) + i, b.rows[p * L + i], sums);
     }
   }
@@ -253,9 +198,8 @@ class Divergence {
     const int64_t number = b.number();
     for (int s = 0; s < 2; ++s)
       if (sides_[s].g_x) std::memset(inputs(b, s, split, 0), 0, number * L * sides_[s].features * sizeof(T));
-    bool zero[2][kMostRows / L];
-    for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
-      const int64_t whole = round_up(count, kMR);
+    bool zero[2][KeptTiles<T>::kMostRows / L];
+    plan_.for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
       for (int64_t p = 0; p < number; ++p) {
         zero[0][p] = zero[1][p] = !b.gradients[p].any_active;
         if (zero[0][p]) continue;
@@ -264,10 +208,8 @@ class Divergence {
           T* dz = b.tile(s, t, p);
           zero[s][p] = !any_gradient<T>(dz, count);
           if (zero[s][p]) continue;
-          std::memset(dz + count * L, 0, (whole - count) * L * sizeof(T));
-          if (T* g_bias = biases[args_.one_head ? 0 : s].share(group)) add_bias_gradient<T>(dz, g_bias + first, count);
-          if (args_.scale != 1)
-            for (int64_t i = 0; i < count * L; ++i) dz[i] *= T(args_.scale);
+          T* g_bias = biases[args_.one_head ? 0 : s].share(group);
+          complete_gradients<T>(dz, count, T(args_.scale), g_bias ? g_bias + first : nullptr);
         }
       }
       for (int s = 0; s < 2; ++s) {
@@ -278,26 +220,13 @@ class Divergence {
             if (!zero[s][p]) add_input_gradient<Mode>(w, side.dim, count, b.tile(s, t, p), inputs(b, s, split, p));
         }
         if (T* g_weight = weights[args_.one_head ? 0 : s].share(group))
-          add_weight_gradient<Mode>(b.tile(s, t, 0), kTile, number, zero[s], b.columns[s], side.dim, g_weight + first * side.dim, count);
+          add_weight_gradient<Mode>(b.tile(s, t, 0), plan_.kTile, number, zero[s], b.columns[s], side.dim, g_weight + first * side.dim, count);
       }
     });
   }
 
   T* inputs(const Block& b, int s, int64_t split, int64_t p) const {
     return b.inputs[s] + (split * b.number() + p) * L * sides_[s].features;
-  }
-
-  void write_inputs(const Block& b, int64_t p) const {
-    for (int s = 0; s < 2; ++s) {
-      const Side& side = sides_[s];
-      if (!side.g_x) continue;
-      T* sum = inputs(b, s, 0, p);
-      for (int64_t split = 1; split < splits_; ++split) {
-        const T* share = inputs(b, s, split, p);
-        for (int64_t i = 0; i < side.dim * L; i += kWidth<T>) store(sum + i, load(sum + i) + load(share + i));
-      }
-      store_lanes<T, L>(sum, side.dim, side.x, b.first(p), b.count(p), 0, side.g_x);
-    }
   }
 };
 

@@ -105,7 +105,7 @@ class Backward {
     bool zero[kChunk / L];
     const int64_t last = std::min(args_.w.rows, (split + 1) * w_per_split_);
     for (int64_t first = split * w_per_split_; first < last; first += kTileRows) {
-      const int64_t classes = std::min(kTileRows, last - first), whole = round_up(classes, kMR);
+      const int64_t classes = std::min(kTileRows, last - first);
       bool packed = false, some = false;
       for (int64_t p = 0; p < number; ++p) {
         T* out = dz + p * tile;
@@ -117,12 +117,10 @@ class Backward {
         if (zero[p]) continue;
         if (share && !some) pack_turned<Mode>(args_.w, first, classes, turned);
         some = true;
-        std::memset(out + classes * L, 0, (whole - classes) * L * sizeof(T));
-        if (g_bias) add_bias_gradient<T>(out, g_bias + first, classes);
-        scale(out, classes);
+        complete_gradients<T>(out, classes, T(args_.scale), g_bias ? g_bias + first : nullptr);
         if (share)
           add_input_gradient<Mode>(turned, dim_, classes, class_steps<Mode>(out, classes, steps), share + p * features_ * L);
-        if (g_weight) turn_into_row_steps<Mode>(out, whole);
+        if (g_weight) turn_into_row_steps<Mode>(out, classes);
       }
       if (g_weight && some) add_weight_gradient<Mode>(dz, tile, number, zero, columns, dim_, g_weight + first * dim_, classes);
     }
@@ -132,19 +130,13 @@ class Backward {
   bool logit_gradients(const Panel& gradients, const T* panel, const T* w, int64_t first, int64_t classes, T* out) const {
     const T* bias = bias_.data ? bias_.data + first : nullptr;
     if (gradients.soft || cap_)
-      for (int64_t g = 0; g * kMR < classes; ++g)
-        multiply_group<Mode, 2>(panel, w + g * group_, depth_, out + g * kMR * L);
+      multiply_panel<Mode, 2>(panel, w, group_, classes, depth_, false, out);
     alignas(64) T slopes[kTileRows * L];
     if (cap_) cap_.logits_and_slopes(out, slopes, classes * L, L, T(args_.scale), bias);
     if (gradients.soft) gradients.apply(out, first, classes, cap_ ? T(1) : T(args_.scale), cap_ ? nullptr : bias);
     else gradients.apply_hard(out, first, classes);
     if (cap_) multiply_by<T>(out, slopes, classes * L);
     return any_gradient<T>(out, classes);
-  }
-
-  void scale(T* dz, int64_t classes) const {
-    if (args_.scale == 1) return;
-    for (int64_t i = 0; i < classes * L; ++i) dz[i] *= T(args_.scale);
   }
 
   void merge(int64_t begin, int64_t end, const T* shares) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -153,11 +153,8 @@ class LinearStats(NamedTuple):
         """
         if kind not in LOSSES:
             raise ValueError(f"kind: expected one of {', '.join(LOSSES)}, got {kind!r}")
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-        label_smoothing = check_number(label_smoothing, "label_smoothing", "it has none, give float(label_smoothing)")
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        check_reduction(reduction)
+        label_smoothing = check_smoothing(label_smoothing)
         if kind in ("nll", "cross_entropy"):
             return self._cross_entropy(kind, reduction, label_smoothing, weight)
         if label_smoothing:
@@ -184,9 +181,7 @@ class LinearStats(NamedTuple):
                 even = (self.lse - self.mean).where(self.valid, 0.0)
                 values = (1 - label_smoothing) * values + label_smoothing * even
             return _reduced(values, reduction, self.valid)
-        check_beside(weight, "weight", (self.num_classes,), "(V,)", self.lse, "the columns")
-        if weight.requires_grad:
-            raise ValueError("weight: expected a tensor that requires no gradient, got one that does")
+        check_class_weight(weight, "weight", self.num_classes, self.lse, "the columns")
         if label_smoothing:
             raise ValueError(
                 f"weight: expected None with label_smoothing={label_smoothing}, for no column has the weighted mean of "
@@ -194,6 +189,24 @@ class LinearStats(NamedTuple):
             )
         of_row = weight.to(self.nll.dtype)[self.target.clamp(0, self.num_classes - 1)].where(self.valid, 0.0)
         return _reduced(of_row * self.nll.where(of_row != 0, 0.0), reduction, of_row)
+
+
+def check_reduction(reduction: Any) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+
+
+def check_smoothing(label_smoothing: Any) -> float:
+    found = check_number(label_smoothing, "label_smoothing", "it has none, give float(label_smoothing)")
+    if not 0 <= found <= 1:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {found}")
+    return found
+
+
+def check_class_weight(weight: Any, name: str, classes: int, like: Tensor, like_name: str) -> None:
+    check_beside(weight, name, (classes,), "(V,)", like, like_name)
+    if weight.requires_grad:
+        raise ValueError(f"{name}: expected a tensor that requires no gradient, got one that does")
 
 
 def _reduced(values: Tensor, reduction: str, counts: Tensor | int) -> Tensor:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends.dtypes import autocast_dtype
 from .checks import check_beside, flatten_rows, refuse_forward_mode, shape
 from .divergences import RESULTS, LinearDivergence, check_options, fake_results, result
-from .linear_stats import refuse_sharded
+from .linear_stats import in_one_dtype, refuse_sharded
 from .op import define, differentiable
 from .precision import allow_tf32
 
@@ -61,18 +60,12 @@ def linear_divergence(
     for t, name in ((bias, "bias"), (other_bias, "other_bias")):
         if t is not None:
             check_beside(t, name, (classes,), "(V,)", flat, "x")
-    tensors = {"x": flat, "weight": weight, "other": states, "other_weight": other_weight, "bias": bias,
-               "other_bias": other_bias}  # fmt: skip
-    dtype = autocast_dtype(flat.device)
-    if dtype is not None:  # which leaves float64 alone, in torch's own ops too
-        tensors = {n: t if t is None or t.dtype == torch.float64 else t.to(dtype) for n, t in tensors.items()}
-    for name, t in tensors.items():
-        if t is not None and t.dtype != tensors["x"].dtype:
-            expected = tensors["x"].dtype
-            raise ValueError(f"{name}: expected the dtype of x, {expected}, got {t.dtype} (only autocast casts)")
+    tensors = in_one_dtype(
+        x=flat, weight=weight, other=states, other_weight=other_weight, bias=bias, other_bias=other_bias
+    )
     options = check_options(scale, softcap, beta, "fold it into x and other")
-    refuse_forward_mode("linear_divergence", *tensors.values())
-    found = torch.ops.ncops.linear_divergence(*tensors.values(), *options, allow_tf32(x))
+    refuse_forward_mode("linear_divergence", *tensors)
+    found = torch.ops.ncops.linear_divergence(*tensors, *options, allow_tf32(x))
     return result(found, tuple(x.shape[:-1]))
 
 

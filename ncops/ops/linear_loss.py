@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from torch import Tensor
 from ..backends.dtypes import compute_dtype
 from ..backends.planes import FLOATS, LOSS_TERMS
 from ..names import Reduction
-from .checks import check_beside, check_label_values, check_number
-from .columns import LinearStats, columns_of, fake_planes
-from .linear_stats import check_arguments, refuse_sharded
+from .checks import check_label_values, check_number
+from .columns import LinearStats, check_class_weight, check_reduction, check_smoothing, columns_of, fake_planes
+from .linear_stats import check_arguments, fake_head_gradients, refuse_sharded
 from .op import define
 from .precision import allow_tf32
 
@@ -65,11 +65,8 @@ def linear_loss(
     instead = "multiply a loss by it"
     nll, z_loss = check_number(nll, "nll", instead), check_number(z_loss, "z_loss", instead)
     entropy = check_number(entropy, "entropy", instead)
-    label_smoothing = check_number(label_smoothing, "label_smoothing", instead)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+    label_smoothing = check_smoothing(label_smoothing)
+    check_reduction(reduction)
     if num_items is not None and reduction != "mean":
         raise ValueError(f"num_items: expected None with reduction={reduction!r}, got {num_items!r}")
     refuse_sharded(weight)
@@ -79,9 +76,7 @@ def linear_loss(
     if y is None and nll != 0:
         raise ValueError(f"target: expected the class of each row for nll={nll}, got None")
     if class_weight is not None:
-        check_beside(class_weight, "class_weight", (classes,), "(V,)", flat, "x")
-        if class_weight.requires_grad:
-            raise ValueError("class_weight: expected a tensor that requires no gradient, got one that does")
+        check_class_weight(class_weight, "class_weight", classes, flat, "x")
         if softcap and label_smoothing:
             raise ValueError(
                 f"label_smoothing: expected 0 with both class_weight and softcap, got {label_smoothing}: the weighted "
@@ -108,7 +103,7 @@ def linear_loss(
         planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, *options, allow_tf32(x))
         loss = _terms(planes[0], table).sum(1 if reduction == "none" else None).to(planes[0].dtype)
         if reduction != "none":
-            planes = _without(planes, (table == 0).all(1))
+            planes = _counted(planes[0].detach(), planes[1], table)
     else:
         needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (flat, weight, bias)]
         loss, *planes = torch.ops.ncops.linear_loss(
@@ -123,11 +118,13 @@ def linear_loss(
     return LinearLoss(loss.reshape(x.shape[:-1]) if reduction == "none" else loss, stats)
 
 
-def _without(planes: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The planes where ``rows (N,)`` are left out."""
-    of_target = torch.tensor([name in ("target_logit", "nll") for name in FLOATS], device=rows.device)[:, None]
-    nothing = torch.where(of_target, 0.0, torch.nan).to(planes[0].dtype)
-    return torch.where(rows, nothing, planes[0].detach()), planes[1].masked_fill(rows, -1)
+def _counted(floats: Tensor, indices: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """The planes without what stands in the rows that count nowhere: 0 in the columns of the target, NaN, -1."""
+    nowhere = (table == 0).all(1)
+    floats = floats.masked_fill(nowhere, torch.nan)
+    for name in ("target_logit", "nll"):
+        floats[FLOATS.index(name)].masked_fill_(nowhere, 0)
+    return floats, indices.masked_fill(nowhere, -1)
 
 
 def _weighted_mean(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor, scale: float) -> Tensor:
@@ -154,16 +151,14 @@ def _check(x, weight, bias, target, coefficients, scale, softcap, ignore_index, 
 
 
 def _with_loss(found, x, weight, bias, target, coefficients, *_):
-    floats = found[0]
-    return _terms(floats, coefficients).sum().to(floats.dtype), *found
+    floats, indices, *gradients = found
+    loss = _terms(floats, coefficients).sum().to(floats.dtype)
+    return loss, *_counted(floats, indices, coefficients), *gradients
 
 
 def _fake(x, weight, *others):
-    planes, (need_x, need_weight, need_bias) = fake_planes(x), others[-3:]
-    g_x = x.new_empty(x.shape if need_x else 0)
-    g_weight = weight.new_empty(weight.shape if need_weight else 0)
-    g_bias = weight.new_empty(weight.shape[0] if need_bias else 0)
-    return planes[0].new_empty(()), *planes, g_x, g_weight, g_bias
+    planes = fake_planes(x)
+    return planes[0].new_empty(()), *planes, *fake_head_gradients(x, weight, *others[-3:])
 
 
 def _setup(ctx, inputs, output):

@@ -89,18 +89,35 @@ def check_arguments(
         raise ValueError(f"weight: expected at least one class, got shape {shape(weight)}")
     if bias is not None:
         check_beside(bias, "bias", (weight.shape[0],), f"({classes},)", x, "x")
-    dtype = autocast_dtype(x.device)
-    if dtype is not None:  # which leaves float64 alone, in torch's own ops too
-        x, weight, bias = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias))
-    for t, name in ((weight, "weight"), (bias, "bias")):
-        if t is not None and t.dtype != x.dtype:
-            raise ValueError(f"{name}: expected the dtype of x, {x.dtype}, got {t.dtype} (only autocast casts)")
+    x, weight, bias = in_one_dtype(x=x, weight=weight, bias=bias)
     ignore_index = check_integer(ignore_index, "ignore_index")
     scale = check_number(scale, "scale", "fold a learned temperature into x (linear_stats(x * scale, ...))")
     softcap = check_softcap(softcap)
     y = None if target is None else flatten_labels(target, "target", features, "x")
     refuse_forward_mode("linear_stats", x, weight, bias)
     return x, weight, bias, y, scale, softcap, ignore_index
+
+
+def in_one_dtype(x: Tensor, **others: Tensor | None) -> list[Tensor | None]:
+    """``x`` and the others as autocast casts them; ValueError, by name, for one that has not the dtype of x then."""
+    tensors = {"x": x, **others}
+    dtype = autocast_dtype(x.device)
+    if dtype is not None:  # which leaves float64 alone, in torch's own ops too
+        tensors = {n: t if t is None or t.dtype == torch.float64 else t.to(dtype) for n, t in tensors.items()}
+    expected = tensors["x"].dtype
+    for name, t in tensors.items():
+        if t is not None and t.dtype != expected:
+            raise ValueError(f"{name}: expected the dtype of x, {expected}, got {t.dtype} (only autocast casts)")
+    return list(tensors.values())
+
+
+def fake_head_gradients(x, weight, need_x, need_weight, need_bias):
+    """Fakes of the gradients of rows, classifier and bias, of size 0 where not needed."""
+    return (
+        x.new_empty(x.shape if need_x else 0),
+        weight.new_empty(weight.shape if need_weight else 0),
+        weight.new_empty(weight.shape[0] if need_bias else 0),
+    )
 
 
 def _check(x, weight, bias, target, scale, softcap, ignore_index, allow_tf32):
@@ -121,15 +138,8 @@ def _targets_fake(x, *_):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
 
-def _backward_fake(
-    grad, floats, indices, x, weight, bias, target, scale, softcap, ignore_index, allow_tf32,
-    need_x, need_weight, need_bias,
-):  # fmt: skip
-    return (
-        x.new_empty(x.shape if need_x else 0),
-        weight.new_empty(weight.shape if need_weight else 0),
-        weight.new_empty(weight.shape[0] if need_bias else 0),
-    )
+def _backward_fake(grad, floats, indices, x, weight, *others):
+    return fake_head_gradients(x, weight, *others[-3:])
 
 
 _HEAD = "Tensor x, Tensor weight, Tensor? bias"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends.dtypes import compute_dtype
-from ..backends.planes import FLOATS, INDICES, LOSS_TERMS
+from ..backends.planes import FLOATS, LOSS_TERMS
 from ._blocks import row_blocks
 from .linear_stats import Gradients, logits_of
 from .logit_gradient import logit_gradient, rows_of
@@ -18,22 +17,18 @@ def linear_loss(
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, coefficients: Tensor, scale: float,
     softcap: float, ignore_index: int, allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """``(floats, indices, g_x, g_weight, g_bias)``: planes, NaN and -1 in rows that count nowhere; gradients."""
-    floats = torch.full((len(FLOATS), x.shape[0]), torch.nan, dtype=compute_dtype(x.dtype), device=x.device)
-    indices = torch.full((len(INDICES), x.shape[0]), -1, device=x.device)
-    floats[[FLOATS.index("target_logit"), FLOATS.index("nll")]] = 0
-    counts = (coefficients != 0).any(1)
+    """``(floats, indices, g_x, g_weight, g_bias)``: planes, of rows that count somewhere, and gradients."""
+    blocks = []
     sums = Gradients(x, weight, bias, scale, need_x, need_weight, need_bias)
     for here in row_blocks(x.shape[0], weight.shape[0]):
         stored, y = logits_of(x[here], weight, bias, scale), None if target is None else target[here]
         z = capped(stored, softcap)
         planes = row_columns(z, y, ignore_index)
-        floats[:, here] = planes[0].where(counts[here], floats[:, here])
-        indices[:, here] = planes[1].where(counts[here], -1)
+        blocks.append(planes)
         grad = column_gradients(coefficients[here], planes[0])
         rows = rows_of(slice(None), grad, *planes, y, weight.shape[0], ignore_index)
         sums.add(here, uncapped_gradient(logit_gradient(z, rows), stored, softcap), rows.active)
-    return floats, indices, *sums.results()
+    return *(torch.cat(planes, 1) for planes in zip(*blocks, strict=True)), *sums.results()
 
 
 def column_gradients(coefficients: Tensor, floats: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
-"""Defects of the native CPU kernels and of the ops' C++ side.
+"""Defects of the native CPU kernels and of the ops' C++ side; those of what kernels share stand in blocks.py.
 
-Most matter only beyond one block: several chunks, splits, tiles, column blocks, folds. A header that every kernel
-includes has few, each of which is a build of everything; a file that only declares has none.
+Most matter only beyond one block: several chunks, splits, tiles, column blocks, folds.
 """
 
 from .plants import Source
@@ -27,8 +26,6 @@ LOGITS = tests("across_parts logit_stats", "logit")
 LOGIT_GRADIENTS = tests("logit_stats_gradients")
 LINEAR = tests("across_parts linear_stats", "linear or an_overflow")
 LINEAR_GRADIENTS = tests("across_parts linear_stats_gradients", "linear or products")
-EVERYTHING = tests("parity across_parts native_gradients logit_stats")
-ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
 
 SOURCES: tuple[Source, ...] = (
     Source(
@@ -231,19 +228,19 @@ SOURCES: tuple[Source, ...] = (
             ("for (int64_t group = 1; group < groups; ++group)", "for (int64_t group = 2; group < groups; ++group)"),
             ("if (!zero[p]) sums", "sums"),
             ("x + k * (panels * L / kPerStep<Mode>)", "x"),
+            ("  if (scale != 1)", "  if (scale == 2)"),
         ),
     ),
     Source(
-        "csrc/cpu/blocks/steps.h",
-        tests("linear_stats_gradients linear_loss", "grad or float64 or blocks"),
+        "csrc/cpu/kept_tiles.h",
+        tests("linear_loss divergences", "float64 or blocks or groups"),
         (
-            ("(low & 0xffff) | high << 16", "low | high << 16"),
-            ("store(out + k / L * (all / 2) * L + k % L, Vec<T>{});", ";"),
             (
-                "store(block[r] + i, row_pairs(src, row + at, at < count, at + 1 < count, k + i));",
-                "store(block[r] + i, row_pairs(src, row + at, at < count, at < count, k + i));",
+                "for (int64_t split = 1; split < splits; ++split) {",
+                "for (int64_t split = 2; split < splits; ++split) {",
             ),
-            ("k + W <= src.dim)", "k < src.dim)"),
+            ("std::min(steps, depth - k), k > 0,", "std::min(steps, depth - k), false,"),
+            ("std::min(end, row + rows_per_block), group, at, each", "row + rows_per_block, group, at, each"),
         ),
     ),
     Source(
@@ -261,19 +258,13 @@ SOURCES: tuple[Source, ...] = (
         tests("linear_loss"),
         (
             (
-                "for (int64_t split = 1; split < splits_; ++split) total",
-                "for (int64_t split = 2; split < splits_; ++split) total",
-            ),
-            (
-                "for (int64_t split = 1; split < splits_; ++split) {",
-                "for (int64_t split = 2; split < splits_; ++split) {",
+                "for (int64_t split = 1; split < plan_.splits; ++split) total",
+                "for (int64_t split = 2; split < plan_.splits; ++split) total",
             ),
             ("2 * term[kOfLseSquared] * lse", "term[kOfLseSquared] * lse"),
             ("set(kMean, term[kOfMean]);", "set(kMean, -term[kOfMean]);"),
-            ("b.row == 0 && groups_ == 1", "groups_ == 1"),
+            ("b.row == 0 && plan_.groups == 1", "plan_.groups == 1"),
             ("row < b.end && b.gradients[p].rows[row - b.first(p)].active", "row < b.end"),
-            ("if (args_.scale != 1)", "if (args_.scale == 2)"),
-            ("(whole - count) * L * sizeof(T)", "0 * L * sizeof(T)"),
             ("number * panel * sizeof(T)", "panel * sizeof(T)"),
         ),
     ),
@@ -282,7 +273,7 @@ SOURCES: tuple[Source, ...] = (
         tests("linear_loss"),
         (
             ("[](double c) { return c != 0; }", "[](double c) { return c > 0; }"),
-            ("plane == kTargetLogit || plane == kNll", "plane == kTargetLogit"),
+            ("plane * out.rows + index[i]] = static_cast", "plane * out.rows + i] = static_cast"),
             ("target.push_back(args.target[row])", "target.push_back(args.target[target.size()])"),
         ),
     ),
@@ -328,56 +319,6 @@ SOURCES: tuple[Source, ...] = (
             ("row < end && gradients[(row - begin) / L].rows[(row - begin) % L].active", "row < end"),
         ),
     ),
-    Source(
-        "csrc/cpu/blocks/few_rows.h",
-        tests("across_parts accuracy_at_depth linear_stats", "linear"),
-        (
-            ("out[r] += reduce_add<T>(acc[r])", "out[r] = reduce_add<T>(acc[r])"),
-            ("if (k < end) {", "if (k + 1 < end) {"),
-        ),
-    ),
-    Source(
-        "csrc/cpu/blocks/pair_rows.h",
-        PAIRS,
-        (
-            ("if (!(x[i] >= ExpConstants<T>::lowest && x[i] <= 0))", "if (!(x[i] <= 0))"),
-            ("kClose = 0.01", "kClose = 0.0001"),
-        ),
-    ),
-    Source(
-        "csrc/cpu/blocks/sorted_rows.cpp",
-        MOMENTS,
-        (
-            ("std::upper_bound", "std::lower_bound"),
-            ("invalid_ += c != ignore_index", "invalid_ += c > ignore_index"),
-        ),
-    ),
-    Source(
-        "csrc/cpu/blocks/scratch.cpp",
-        tests("public_classes", "fork"),
-        (("forked = true", "forked = false"),),
-    ),
-    Source(
-        "csrc/cpu/isa/dispatch.cpp",
-        tests("backend_choice", "instruction"),
-        (("found && (*wanted() == 0 ||", "found && (*wanted() != 0 ||"),),
-    ),
-    Source(
-        "csrc/cpu/blocks/two_products.h",
-        tests("across_parts native_gradients", f"grad and ({KERNELS} or projected)"),
-        (
-            ("if (first == 0) multiply_group", "if (first >= 0) multiply_group"),
-            ("first / kMR + g", "g"),
-        ),
-    ),
-    Source(
-        "csrc/cpu/blocks/store.h",
-        CLASS_GRADIENTS,
-        (
-            ("task + 1 == tasks ? x.rows + 1 : ", "task + 1 == tasks ? x.rows : "),
-            ("x.dim + first + k", "x.dim + k"),
-        ),
-    ),
     Source("csrc/class_moments.cpp", MOMENTS, (("args.ignore_index = ignore_index;", "args.ignore_index = -100;"),)),
     Source(
         "csrc/class_scatter.cpp",
@@ -418,97 +359,5 @@ SOURCES: tuple[Source, ...] = (
             ("? 2 * gradient[i] : zero", "? gradient[i] : zero"),
             ("!rows.labels || is_class(rows.labels[i], classes, ignore_index)", "true"),
         ),
-    ),
-    Source(
-        "csrc/tensors.h",
-        EVERYTHING,
-        (("r.col_stride = t.stride(1)", "r.col_stride = 1"),),
-    ),
-    Source(
-        "csrc/cpu/blocks/product.h",
-        tests("accuracy_at_depth parity across_parts", "linear or pair"),
-        (
-            ("kChain = 256", "kChain = 65536"),
-            ("tile + (depth > plan.steps ? p * tile_size : 0)", "tile"),
-            ("first + count <= row + 1", "first + count <= row + L"),
-        ),
-    ),
-    Source(
-        "csrc/cpu/blocks/load.h",
-        EVERYTHING,
-        (
-            ("src.labels[stored] * src.dim : 0) + k", "src.labels[stored] * src.dim : 0)"),
-            ("src.labels[stored] *", "src.labels[r] *"),
-        ),
-    ),
-    Source(
-        "csrc/cpu/blocks/pack.h",
-        tests("linear_stats native_gradients"),
-        (("2 * (k + n) > src.dim", "2 * k + n > src.dim"),),
-    ),
-    Source("csrc/cpu/blocks/scratch.h", EVERYTHING, (("(context))(task, worker)", "(context))(task, 0)"),)),
-    Source(
-        "csrc/cpu/rows.h",
-        EVERYTHING,
-        (
-            ("label < num_classes &&", "label <= num_classes &&"),
-            (" && label != ignore_index", ""),
-        ),
-    ),
-    Source(
-        "csrc/cpu/kernels.h",
-        PAIRS,
-        (("kernel != PairKernel::dot && kernel != PairKernel::cosine", "kernel != PairKernel::dot"),),
-    ),
-    Source("csrc/columns.h", LINEAR, (("kMean, kVar, kSumSquaredProb", "kVar, kMean, kSumSquaredProb"),)),
-    Source(
-        "csrc/cpu/isa/vec.h",
-        EVERYTHING,
-        (
-            ("fma(p * s2, s, n * ExpConstants<T>::ln2_low)", "(p * s2) * s"),
-            ("fma(n, splat<T>(-C::ln2_low), fma(n,", "(fma(n,"),
-        ),
-    ),
-    Source(
-        "csrc/cpu/isa/convert.h",
-        ROUNDING,
-        (
-            ("bits + 0x7fff + (bits >> 16 & 1)", "bits + 0x8000"),
-            (
-                "value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : I{} + 0x7fc0",
-                "(bits + 0x7fff + (bits >> 16 & 1)) >> 16",
-            ),
-        ),
-    ),
-    Source(
-        "csrc/cpu/isa/avx512.h",
-        tests("logit_stats native_gradients logit_stats_gradients"),
-        (
-            ("_mm512_cvtps_ph((__m512)v, 0)", "_mm512_cvtps_ph((__m512)v, 3)"),
-            ("_CMP_GT_OQ", "_CMP_GE_OQ"),
-        ),
-        isa="avx512",
-    ),
-    Source(
-        "csrc/cpu/isa/avx2.h",
-        ROUNDING,
-        (("_mm256_cvtps_ph((__m256)v, 0)", "_mm256_cvtps_ph((__m256)v, 3)"),),
-        isa="avx2",
-    ),
-    Source(
-        "csrc/cpu/isa/x86.h",
-        ROUNDING,
-        (("_cvtss_sh(value, 0)", "_cvtss_sh(value, 3)"),),
-        isa="avx2",
-    ),
-    Source(
-        "csrc/cpu/isa/convert.h",
-        ROUNDING,
-        (
-            ("size - 0x38000000 + 0xfff + (size >> 13 & 1)", "size - 0x38000000 + 0x1000"),
-            ("size >= 0x477ff000 ?", "size >= 0x47800000 ?", "between the two, rounding carries into infinity"),
-            ("size < 0x38800000 ? subnormal", "size < 0x38000000 ? subnormal"),
-        ),
-        isa="generic",
     ),
 )

@@ -81,7 +81,21 @@ SOURCES: tuple[Source, ...] = (
         (
             ("target, weight.shape[0], ignore_index", "target, weight.shape[0] + 1, ignore_index"),
             ("t is None or t.dtype == torch.float64 else", "t is None else"),
-            ("if t is not None and t.dtype != x.dtype:", "if t is not None and t.dtype.itemsize > x.dtype.itemsize:"),
+            ("if t is not None and t.dtype != expected:", "if t is not None and t.dtype.itemsize > expected.itemsize:"),
+        ),
+    ),
+    Source(
+        "ncops/ops/linear_loss.py",
+        "tests/test_linear_loss.py -m 'not triton'",
+        (
+            ('for name in ("target_logit", "nll"):', 'for name in ("nll",):'),
+            ("indices.masked_fill(nowhere, -1)", "indices"),
+            ("z_loss * counts / per_row", "z_loss * counts / per_weight"),
+            ("smooth * class_weight.mean()", "smooth"),
+            (").where(valid[:, None], 0)\n", ")\n"),
+            ("loss.where(valid.any(), torch.nan)", "loss"),
+            ("or g_loss != 1:", "and g_loss != 1:"),
+            ("or flat.dtype == torch.float16:", "or False:"),
         ),
     ),
     Source(

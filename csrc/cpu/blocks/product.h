@@ -69,6 +69,16 @@ __attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t de
   }
 }
 
+// A tile of a panel, [count][NV * W], from `w` as packed by pack_rows, `group` elements from group to group; see multiply_group.
+template <class Mode, int NV, class T = typename Mode::T>
+NCOPS_INLINE void multiply_panel(const T* panel, const T* w, int64_t group, int64_t count, int64_t steps, bool continues, T* out) {
+  constexpr int L = NV * kWidth<T>;
+  for (int64_t g = 0; g * kMR < count; ++g) {
+    if (continues) multiply_group<Mode, NV, true>(panel, w + g * group, steps, out + g * kMR * L);
+    else multiply_group<Mode, NV>(panel, w + g * group, steps, out + g * kMR * L);
+  }
+}
+
 // The diagonal of such a tile: out[lane] = sum over k of w[k][lane] * x[k][lane], in the same order and arithmetic, so a
 // target's logit equals the tile's entry for the same pair to the bit.
 template <class Mode, int NV, class T = typename Mode::T>
@@ -162,12 +172,7 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
         for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
           if (plan.upper && first + count <= row + 1) break;
           T* out = tile + (depth > plan.steps ? p * tile_size : 0);
-          const T* panel = x_packed + p * L * depth + k * L;
-          for (int64_t g = 0; g * kMR < count; ++g) {
-            const T* rows = w_packed + g * group + k * kMR;
-            if (k == 0) multiply_group<Mode, NV>(panel, rows, steps, out + g * kMR * L);
-            else multiply_group<Mode, NV, true>(panel, rows, steps, out + g * kMR * L);
-          }
+          multiply_panel<Mode, NV>(x_packed + p * L * depth + k * L, w_packed + k * kMR, group, count, steps, k > 0, out);
           if (k + steps >= depth) epilogue.tile(states[p], out, first, count);
         }
       }

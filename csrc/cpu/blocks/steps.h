@@ -82,7 +82,8 @@ inline const T* class_steps(const T* dz, int64_t classes, T* out) {
     for (int64_t c = 0; c < classes; c += 2)
       for (int lane = 0; lane < L; lane += kWidth<T>) {
         const IntVec<T> low = narrow_bits<IntVec<T>>(load(dz + c * L + lane), Bf16{});
-        const IntVec<T> high = narrow_bits<IntVec<T>>(load(dz + (c + 1) * L + lane), Bf16{});
+        const bool odd = c + 1 == classes;
+        const IntVec<T> high = odd ? IntVec<T>{} : narrow_bits<IntVec<T>>(load(dz + (c + 1) * L + lane), Bf16{});
         store(out + c / 2 * L + lane, (Vec<T>)((low & 0xffff) | high << 16));
       }
     return out;

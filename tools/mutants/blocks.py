@@ -1,0 +1,169 @@
+"""Defects of what the native CPU kernels share: packing, products, conversions, instruction sets, tensors.
+
+A header that every kernel includes has few, each of which is a build of everything; a file that only declares has none.
+"""
+
+from .cpu import CLASS_GRADIENTS, KERNELS, LINEAR, MOMENTS, PAIRS, tests
+from .plants import Source
+
+EVERYTHING = tests("parity across_parts native_gradients logit_stats")
+ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
+
+SOURCES: tuple[Source, ...] = (
+    Source(
+        "csrc/cpu/blocks/steps.h",
+        tests("linear_stats_gradients linear_loss", "grad or float64 or blocks"),
+        (
+            ("(low & 0xffff) | high << 16", "low | high << 16"),
+            ("odd ? IntVec<T>{} : narrow_bits", "narrow_bits"),
+            ("store(out + k / L * (all / 2) * L + k % L, Vec<T>{});", ";"),
+            (
+                "store(block[r] + i, row_pairs(src, row + at, at < count, at + 1 < count, k + i));",
+                "store(block[r] + i, row_pairs(src, row + at, at < count, at < count, k + i));",
+            ),
+            ("k + W <= src.dim)", "k < src.dim)"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/few_rows.h",
+        tests("across_parts accuracy_at_depth linear_stats", "linear"),
+        (
+            ("out[r] += reduce_add<T>(acc[r])", "out[r] = reduce_add<T>(acc[r])"),
+            ("if (k < end) {", "if (k + 1 < end) {"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/pair_rows.h",
+        PAIRS,
+        (
+            ("if (!(x[i] >= ExpConstants<T>::lowest && x[i] <= 0))", "if (!(x[i] <= 0))"),
+            ("kClose = 0.01", "kClose = 0.0001"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/sorted_rows.cpp",
+        MOMENTS,
+        (
+            ("std::upper_bound", "std::lower_bound"),
+            ("invalid_ += c != ignore_index", "invalid_ += c > ignore_index"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/scratch.cpp",
+        tests("public_classes", "fork"),
+        (("forked = true", "forked = false"),),
+    ),
+    Source(
+        "csrc/cpu/isa/dispatch.cpp",
+        tests("backend_choice", "instruction"),
+        (("found && (*wanted() == 0 ||", "found && (*wanted() != 0 ||"),),
+    ),
+    Source(
+        "csrc/cpu/blocks/two_products.h",
+        tests("across_parts native_gradients", f"grad and ({KERNELS} or projected)"),
+        (
+            ("if (first == 0) multiply_group", "if (first >= 0) multiply_group"),
+            ("first / kMR + g", "g"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/store.h",
+        CLASS_GRADIENTS,
+        (
+            ("task + 1 == tasks ? x.rows + 1 : ", "task + 1 == tasks ? x.rows : "),
+            ("x.dim + first + k", "x.dim + k"),
+        ),
+    ),
+    Source(
+        "csrc/tensors.h",
+        EVERYTHING,
+        (("r.col_stride = t.stride(1)", "r.col_stride = 1"),),
+    ),
+    Source(
+        "csrc/cpu/blocks/product.h",
+        tests("accuracy_at_depth parity across_parts", "linear or pair"),
+        (
+            ("kChain = 256", "kChain = 65536"),
+            ("tile + (depth > plan.steps ? p * tile_size : 0)", "tile"),
+            ("first + count <= row + 1", "first + count <= row + L"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/load.h",
+        EVERYTHING,
+        (
+            ("src.labels[stored] * src.dim : 0) + k", "src.labels[stored] * src.dim : 0)"),
+            ("src.labels[stored] *", "src.labels[r] *"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/blocks/pack.h",
+        tests("linear_stats native_gradients"),
+        (("2 * (k + n) > src.dim", "2 * k + n > src.dim"),),
+    ),
+    Source("csrc/cpu/blocks/scratch.h", EVERYTHING, (("(context))(task, worker)", "(context))(task, 0)"),)),
+    Source(
+        "csrc/cpu/rows.h",
+        EVERYTHING,
+        (
+            ("label < num_classes &&", "label <= num_classes &&"),
+            (" && label != ignore_index", ""),
+        ),
+    ),
+    Source(
+        "csrc/cpu/kernels.h",
+        PAIRS,
+        (("kernel != PairKernel::dot && kernel != PairKernel::cosine", "kernel != PairKernel::dot"),),
+    ),
+    Source("csrc/columns.h", LINEAR, (("kMean, kVar, kSumSquaredProb", "kVar, kMean, kSumSquaredProb"),)),
+    Source(
+        "csrc/cpu/isa/vec.h",
+        EVERYTHING,
+        (
+            ("fma(p * s2, s, n * ExpConstants<T>::ln2_low)", "(p * s2) * s"),
+            ("fma(n, splat<T>(-C::ln2_low), fma(n,", "(fma(n,"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/isa/convert.h",
+        ROUNDING,
+        (
+            ("bits + 0x7fff + (bits >> 16 & 1)", "bits + 0x8000"),
+            (
+                "value == value ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : I{} + 0x7fc0",
+                "(bits + 0x7fff + (bits >> 16 & 1)) >> 16",
+            ),
+        ),
+    ),
+    Source(
+        "csrc/cpu/isa/avx512.h",
+        tests("logit_stats native_gradients logit_stats_gradients"),
+        (
+            ("_mm512_cvtps_ph((__m512)v, 0)", "_mm512_cvtps_ph((__m512)v, 3)"),
+            ("_CMP_GT_OQ", "_CMP_GE_OQ"),
+        ),
+        isa="avx512",
+    ),
+    Source(
+        "csrc/cpu/isa/avx2.h",
+        ROUNDING,
+        (("_mm256_cvtps_ph((__m256)v, 0)", "_mm256_cvtps_ph((__m256)v, 3)"),),
+        isa="avx2",
+    ),
+    Source(
+        "csrc/cpu/isa/x86.h",
+        ROUNDING,
+        (("_cvtss_sh(value, 0)", "_cvtss_sh(value, 3)"),),
+        isa="avx2",
+    ),
+    Source(
+        "csrc/cpu/isa/convert.h",
+        ROUNDING,
+        (
+            ("size - 0x38000000 + 0xfff + (size >> 13 & 1)", "size - 0x38000000 + 0x1000"),
+            ("size >= 0x477ff000 ?", "size >= 0x47800000 ?", "between the two, rounding carries into infinity"),
+            ("size < 0x38800000 ? subnormal", "size < 0x38000000 ? subnormal"),
+        ),
+        isa="generic",
+    ),
+)
