@@ -27,6 +27,16 @@ struct LinearStatsArgs : LogitOptions {
 NCOPS_KERNEL(linear_stats, LinearStatsArgs)
 NCOPS_KERNEL(linear_stats_targets, LinearStatsArgs)
 
+struct LinearTopkArgs {
+  Rows x, w, bias;       // bias: one row of V, or data == nullptr
+  int64_t k = 1;         // of at most V
+  double scale = 1, softcap = 0;
+  // (N, k) and, planes of N, the log-sum-exp and what it is above the largest, in the compute dtype; (N, k) classes.
+  void *values = nullptr, *sums = nullptr;
+  int64_t* indices = nullptr;
+};
+NCOPS_KERNEL(linear_topk, LinearTopkArgs)
+
 // What the gradient by a row's logits needs besides the logits; see logit_gradient.h.
 struct LogitBackward : LogitOptions {
   const void* grad = nullptr;        // (kFloatColumns, N) by the float columns, in the compute dtype, as are ...

@@ -7,6 +7,7 @@ from .divergences import LinearDivergence
 from .linear_divergence import linear_divergence
 from .linear_loss import LinearLoss, linear_loss
 from .linear_stats import linear_stats
+from .linear_topk import LinearTopk, linear_topk
 from .logit_divergence import logit_divergence
 from .logit_stats import logit_stats
 from .nearest_class_mean import NearestClassMean, nearest_class_mean
@@ -21,6 +22,7 @@ __all__ = [
     "LinearDivergence",
     "LinearLoss",
     "LinearStats",
+    "LinearTopk",
     "NearestClassMean",
     "PairStats",
     "accumulate_class_moments_",
@@ -29,6 +31,7 @@ __all__ = [
     "linear_divergence",
     "linear_loss",
     "linear_stats",
+    "linear_topk",
     "logit_divergence",
     "logit_stats",
     "nearest_class_mean",

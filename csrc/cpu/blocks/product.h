@@ -118,7 +118,7 @@ struct Plan {
 };
 
 template <class T>
-inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
+inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes, int64_t most_splits = 32) {
   Plan p;
   const int64_t row_bytes = std::max<int64_t>(1, dim) * int64_t(sizeof(T));
   p.w_per_tile = kTileRows;
@@ -128,7 +128,7 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
   if (v <= p.w_per_tile) rows = 4 * lanes;  // one tile of w: nothing to amortise, keep x in the first cache
   p.blocks = std::max<int64_t>(1, pieces(n, rows));
   p.rows_per_block = round_up(pieces(n, p.blocks), lanes);
-  const int64_t splits = std::min(pieces(32, p.blocks), std::max<int64_t>(1, v / 512));  // 32 tasks keep every thread busy
+  const int64_t splits = std::min({pieces(32, p.blocks), std::max<int64_t>(1, v / 512), most_splits});  // 32 tasks keep every thread busy
   p.w_per_split = std::max<int64_t>(p.w_per_tile, round_up(pieces(v, splits), p.w_per_tile));
   p.splits = std::max<int64_t>(1, pieces(v, p.w_per_split));
   return p;
