@@ -102,7 +102,7 @@ def test_across_blocks_and_splits(cpu_backend, shape, k, dtype):
 @pytest.mark.parametrize("k", [1, 7, 100])
 @pytest.mark.parametrize("order", ["rising", "falling", "shuffled"])
 def test_equal_logits_by_class(cpu_backend, n, k, order):
-    """Logits of eleven values, whatever their order: of those that are equal the lowest classes, wherever they are cut."""
+    """Logits of eleven values, in any order: of those that are equal the lowest classes, wherever they are cut."""
     z = torch.randint(-5, 6, (20_000,)).float()
     if order != "shuffled":
         z = z.sort(descending=order == "falling")[0]
@@ -297,7 +297,8 @@ def test_opcheck():
 
 def test_refusals():
     x, weight = torch.randn(3, 4), torch.randn(9, 4)
-    for k, message in ((0, "k: expected an integer of 1"), (10, "k: expected at most the 9"), (2.5, "k: expected an int")):
+    errors = {0: "k: expected an integer of 1", 10: "k: expected at most the 9", 2.5: "k: expected an int"}
+    for k, message in errors.items():
         with pytest.raises(ValueError, match=message):
             ncops.linear_topk(x, weight, k=k)
     with pytest.raises(ValueError, match=r"weight: expected shape \(V, D\)"):

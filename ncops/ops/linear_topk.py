@@ -51,8 +51,7 @@ def linear_topk(
     Raises:
         ValueError: what :func:`linear_stats` refuses; a k outside [1, V].
 
-    Gradients flow to ``x``, ``weight`` and ``bias`` through values, lse and logprob; which classes are the largest counts
-    as given.
+    Gradients flow to ``x``, ``weight`` and ``bias`` through values, lse and logprob, for the classes that they are of.
     """
     refuse_sharded(weight)
     flat, weight, bias, _, scale, softcap, _ = check_arguments(x, weight, bias, None, scale, softcap, -100, "V", 1)
@@ -82,7 +81,7 @@ _INPUTS = "Tensor x, Tensor weight, Tensor? bias, int k, float scale, float soft
 define(
     f"linear_topk({_INPUTS}) -> (Tensor values, Tensor logprob, Tensor lse, Tensor indices)",
     _fake,
-    kernel_returns="(Tensor values, Tensor sums, Tensor indices)",  # sums (2, N): the lse and what it is above the largest
+    kernel_returns="(Tensor values, Tensor sums, Tensor indices)",  # sums (2, N): the lse, and less the largest
     after=_with_logprob,
 )
 define(

@@ -34,8 +34,8 @@ def linear_topk_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Through the log-sum-exp by linear_stats_backward, beside that a gradient at k logits of each row.
 
-    The log-probability of the largest logit is ``-gap``; the others' are ``values - lse``. Sums over rows go in the order
-    of the rows: the entries are sorted by class.
+    The log-probability of the largest logit is ``-gap``; the others' are ``values - lse``. The k entries are sorted by
+    class, so that sums over rows go in the order of the rows.
     """
     poisoned = lse.isnan()
     active = (g_values != 0).any(1) | (g_logprob != 0).any(1) | (g_lse != 0)
