@@ -29,25 +29,41 @@ void run_few(const LinearStatsArgs& args, const Products& products, const Plan& 
   products.run(args.x.rows, plan, epilogue, [&](auto& state, int64_t) { state.begin(targets); });
 }
 
+constexpr int64_t kRowsAtOnce = 8192;  // of several splits, whose shares take 30 MB then
+
 template <class Mode, int NV>
-void all_columns(const LinearStatsArgs& args) {
+void all_columns(const LinearStatsArgs& args, const Plan& plan, const typename Mode::T* bias) {
   using T = typename Mode::T;
-  const int64_t n = args.x.rows, v = args.w.rows;
-  const Plan plan = plan_product<T>(n, v, Mode::depth(args.x.dim), NV * kWidth<T>);
-  const Bias<T> bias(args.bias, args.w.rows);
+  const int64_t n = args.x.rows;
   const Scratch targets(args.target ? n * sizeof(T) : 0);
   const Scratch partials(plan.splits > 1 ? plan.splits * n * sizeof(LogitShare) : 0);
-  LinearStats<Mode, NV> epilogue{args, bias.data, plan.splits > 1 ? partials.at<LogitShare>() : nullptr,
+  LinearStats<Mode, NV> epilogue{args, bias, plan.splits > 1 ? partials.at<LogitShare>() : nullptr,
                                  args.target ? targets.at<T>() : static_cast<T*>(args.target_logit)};
   const bool done = with_few_rows<Mode, NV>(args.x, args.w, [&](const auto& products) {
     if constexpr (NV == 1) run_few<T>(args, products, plan, epilogue);
   });
   if (!done) run_product<Mode, NV>(args.x, args.w, plan, epilogue);
   if (plan.splits == 1) return;
-  for (int64_t row = 0; row < n; ++row) {
-    LogitShare total = epilogue.partials[row];
-    for (int64_t split = 1; split < plan.splits; ++split) total.merge(epilogue.partials[split * n + row]);
-    epilogue.write(row, total);
+  for_blocks(n, 64, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      LogitShare total = epilogue.partials[row];
+      for (int64_t split = 1; split < plan.splits; ++split) total.merge(epilogue.partials[split * n + row]);
+      epilogue.write(row, total);
+    }
+  });
+}
+
+template <class Mode, int NV>
+void in_ranges_of_rows(const LinearStatsArgs& args) {
+  using T = typename Mode::T;
+  const Bias<T> bias(args.bias, args.w.rows);
+  const auto plan_of = [&](int64_t rows) {
+    return plan_product<T>(rows, args.w.rows, Mode::depth(args.x.dim), NV * kWidth<T>, kMostSplits);
+  };
+  const int64_t rows = args.x.rows, at_once = plan_of(rows).splits > 1 ? kRowsAtOnce : rows;
+  for (int64_t row = 0; row < rows; row += at_once) {
+    const int64_t count = std::min(at_once, rows - row);
+    all_columns<Mode, NV>(args.some<T>(row, count), plan_of(count), bias.data);
   }
 }
 
@@ -77,7 +93,7 @@ void only_targets(const LinearStatsArgs& args) {
 }  // namespace
 
 void linear_stats(const LinearStatsArgs& args) {
-  by_shape(args.x, [&](auto mode, auto nv) { all_columns<decltype(mode), decltype(nv)::value>(args); });
+  by_shape(args.x, [&](auto mode, auto nv) { in_ranges_of_rows<decltype(mode), decltype(nv)::value>(args); });
 }
 
 void linear_stats_targets(const LinearStatsArgs& args) {

@@ -230,12 +230,10 @@ void write_row(const LinearTopkArgs& args, int64_t row, const Plan& plan, const 
 }
 
 template <class Mode, int NV>
-void some_rows(const LinearTopkArgs& args, int64_t first_row, int64_t total_rows, int64_t room, const typename Mode::T* bias) {
+void some_rows(const LinearTopkArgs& args, const Plan& plan, int64_t first_row, int64_t total_rows, int64_t room,
+               const typename Mode::T* bias) {
   using T = typename Mode::T;
-  const int64_t n = args.x.rows, v = args.w.rows, row_bytes = room * int64_t(sizeof(Key<T>));
-  // A split begins with k candidates that mean little: no more than eight times as many classes each.
-  const int64_t splits = std::max<int64_t>(1, std::min(v / (8 * args.k), kCandidateBytes / (n * row_bytes)));
-  const Plan plan = plan_product<T>(n, v, Mode::depth(args.x.dim), NV * kWidth<T>, splits);
+  const int64_t n = args.x.rows, row_bytes = room * int64_t(sizeof(Key<T>));
   Layout layout;
   const size_t at = layout.add<Key<T>>(plan.splits * n * room), peaks_at = layout.add<Peak>(plan.splits * n);
   const size_t floors_at = layout.add<std::atomic<T>>(n);
@@ -264,12 +262,17 @@ void linear_topk(const LinearTopkArgs& args) {
     using T = typename Mode::T;
     const Bias<T> bias(args.bias, args.w.rows);
     const int64_t room = args.k + std::max<int64_t>(args.k, 32);
-    const int64_t at_once = std::max<int64_t>(1024, kCandidateBytes / (room * int64_t(sizeof(Key<T>))) / 1024 * 1024);
+    // A split begins with k candidates that mean little: at least eight times as many classes each.
+    const auto plan_of = [&](int64_t rows) {
+      return plan_product<T>(rows, args.w.rows, Mode::depth(args.x.dim), decltype(nv)::value * kWidth<T>,
+                             std::min(kMostSplits, std::max<int64_t>(1, args.w.rows / (8 * args.k))));
+    };
+    const int64_t row_bytes = plan_of(args.x.rows).splits * room * int64_t(sizeof(Key<T>));
+    const int64_t at_once = std::max<int64_t>(1024, kCandidateBytes / row_bytes / 1024 * 1024);
     for (int64_t row = 0; row < args.x.rows; row += at_once) {
       LinearTopkArgs part = args;
-      part.x.rows = std::min(at_once, args.x.rows - row);
-      part.x.data = static_cast<const char*>(args.x.data) + row * args.x.row_stride * element_bytes(args.x.dtype);
-      some_rows<Mode, decltype(nv)::value>(part, row, args.x.rows, room, bias.data);
+      part.x = args.x.some(row, std::min(at_once, args.x.rows - row));
+      some_rows<Mode, decltype(nv)::value>(part, plan_of(part.x.rows), row, args.x.rows, room, bias.data);
     }
   });
 }

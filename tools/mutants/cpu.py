@@ -297,7 +297,6 @@ SOURCES: tuple[Source, ...] = (
             ("sums[row] = sums[total_rows + row] = nan;", "sums[row] = nan;"),
             ("if (next < found && int64_t(all[next]) == c) ++next;", "if (int64_t(all[next]) == c) ++next;"),
             ("some_rows<Mode, decltype(nv)::value>(part, row,", "some_rows<Mode, decltype(nv)::value>(part, 0,"),
-            ("row * args.x.row_stride * element_bytes", "row * args.x.dim * element_bytes"),
         ),
     ),
     Source(
