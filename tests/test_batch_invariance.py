@@ -13,7 +13,7 @@ from ncops.backends.dtypes import compute_dtype
 
 D = 16
 RANGES = {300: (600,), 700: (256, 600), 4200: (4110,)}
-"""Of V classes: the last number of rows of each range of gradients, after the few rows that weight is read in place for."""
+"""Of V classes: the last number of rows of each range of gradients, after that of the few rows."""
 
 
 pytestmark = pytest.mark.skipif(native.load() is not None, reason="needs the native extension")

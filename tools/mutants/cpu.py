@@ -24,7 +24,7 @@ PAIRS = tests("across_parts pair_stats", "pair or nan_in_one")
 PAIR_GRADIENTS = tests("across_parts native_gradients pair_stats", f"coincide or grad and ({KERNELS})")
 LOGITS = tests("across_parts logit_stats", "logit")
 LOGIT_GRADIENTS = tests("logit_stats_gradients")
-LINEAR = tests("across_parts linear_stats", "linear or an_overflow")
+LINEAR = tests("across_parts linear_stats batch_invariance", "linear or an_overflow or columns")
 LINEAR_GRADIENTS = tests("across_parts linear_stats_gradients", "linear or products")
 
 SOURCES: tuple[Source, ...] = (
@@ -210,6 +210,8 @@ SOURCES: tuple[Source, ...] = (
         (
             ("for (int64_t split = 1; split < plan.splits", "for (int64_t split = 1; split + 1 < plan.splits"),
             ("logits[row] = epilogue.logit(out[row], args.target[row]);", "logits[row] = out[row];"),
+            ("args.some<T>(row, count)", "args.some<T>(0, count)"),
+            ("NV * kWidth<T>, kMostSplits);", "NV * kWidth<T>);"),
         ),
     ),
     Source(
@@ -296,7 +298,7 @@ SOURCES: tuple[Source, ...] = (
             ("if (count > k) std::nth_element", "if (count > k + 1) std::nth_element"),
             ("sums[row] = sums[total_rows + row] = nan;", "sums[row] = nan;"),
             ("if (next < found && int64_t(all[next]) == c) ++next;", "if (int64_t(all[next]) == c) ++next;"),
-            ("some_rows<Mode, decltype(nv)::value>(part, row,", "some_rows<Mode, decltype(nv)::value>(part, 0,"),
+            ("plan_of(part.x.rows), row, args", "plan_of(part.x.rows), 0, args"),
         ),
     ),
     Source(
