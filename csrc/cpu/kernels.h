@@ -135,6 +135,16 @@ struct NearestClassMeanArgs {
 };
 NCOPS_KERNEL(nearest_class_mean, NearestClassMeanArgs)
 
+struct NearestNeighborsArgs {
+  Rows x, rows;
+  const bool* valid = nullptr;  // (rows), or null
+  bool exclude_self = false;    // x and rows are the same
+  int64_t k = 1;                // of at most all rows
+  void* sqdist = nullptr;       // (N, k) in the compute dtype
+  int64_t* index = nullptr;     // (N, k)
+};
+NCOPS_KERNEL(nearest_neighbors, NearestNeighborsArgs)
+
 struct ProjectedSqnormsArgs {
   Rows x, basis;
   const bool* keep = nullptr;  // (N), rows that are not ignored; null: all

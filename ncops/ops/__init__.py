@@ -11,6 +11,7 @@ from .linear_topk import LinearTopk, linear_topk
 from .logit_divergence import logit_divergence
 from .logit_stats import logit_stats
 from .nearest_class_mean import NearestClassMean, nearest_class_mean
+from .nearest_neighbors import NearestNeighbors, nearest_neighbors
 from .pair_stats import PairStats, pair_stats
 from .pinv_trace import between_spectrum as between_spectrum
 from .pinv_trace import between_svd as between_svd
@@ -24,6 +25,7 @@ __all__ = [
     "LinearStats",
     "LinearTopk",
     "NearestClassMean",
+    "NearestNeighbors",
     "PairStats",
     "accumulate_class_moments_",
     "class_moments",
@@ -35,6 +37,7 @@ __all__ = [
     "logit_divergence",
     "logit_stats",
     "nearest_class_mean",
+    "nearest_neighbors",
     "pair_stats",
     "pinv_trace",
     "projected_sqnorms",
