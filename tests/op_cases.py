@@ -248,6 +248,23 @@ def _negative_distances(inputs: Inputs) -> Tensor:
     return -distances.masked_fill(~inputs["valid"], math.inf)
 
 
+def _points(n: int, d: int, m: int):
+    return lambda dtype: {"x": randn(n, d, dtype=dtype), "rows": randn(m, d, dtype=dtype)}
+
+
+def _nearest_neighbors(x, rows):
+    k = min(3, len(rows))
+    found = ncops.nearest_neighbors(x, rows, k=k)
+    return {f"index {j}": found.index[:, j] for j in range(k)} | {"sqdist": found.sqdist}
+
+
+def _nearest_neighbors_gradients(x, rows):
+    x = x.requires_grad_()
+    sqdist = ncops.nearest_neighbors(x, rows, k=3).sqdist
+    weight = torch.linspace(-1, 1, 3, dtype=torch.float64, device=x.device)
+    return {"g_x": torch.autograd.grad((sqdist * weight).sum(), x)[0]}
+
+
 # ---- pairs
 def _pairs(k: int, d: int, kernel: str):
     def make(dtype):
@@ -326,6 +343,8 @@ CASES = (
     OpCase("projected_sqnorms", "forward", _projection(65, 33, 20), _projected_sqnorms),
     OpCase("projected_sqnorms", "backward", _projection(65, 33, 20), _projected_sqnorms_gradients, gradient=True),
     OpCase("nearest_class_mean", "forward", _means(65, 33, 40), _nearest_class_mean, score=_negative_distances),
+    OpCase("nearest_neighbors", "forward", _points(65, 33, 40), _nearest_neighbors),
+    OpCase("nearest_neighbors", "backward", _points(65, 33, 40), _nearest_neighbors_gradients, gradient=True),
     *(
         OpCase("pair_stats", kernel, _pairs(40, 17, kernel), _pair_stats, _pair_scale)
         for kernel in ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")

@@ -66,6 +66,7 @@ CALLS = (
     Call("logit_divergence", lambda x, y: divergences(ncops.logit_divergence(x, x.sin()))),
     Call("linear_divergence", lambda x, y: divergences(ncops.linear_divergence(x, WEIGHT, x.sin(), None, BIAS))),
     Call("nearest_class_mean", lambda x, y: tuple(ncops.nearest_class_mean(x, CENTER)), False),
+    Call("nearest_neighbors", lambda x, y: tuple(ncops.nearest_neighbors(x, CENTER, k=2))),
     Call("pair_stats", lambda x, y: tuple(ncops.pair_stats(x, "log_distance"))[:1]),
     Call("pinv_trace", lambda x, y: (ncops.pinv_trace(EYE, x),)),
     Call("solve_trace", lambda x, y: (ncops.solve_trace(EYE, x),)),

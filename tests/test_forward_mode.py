@@ -18,6 +18,7 @@ CALLS = {
     "logit_stats": lambda x: ncops.logit_stats(x).lse,
     "logit_divergence": lambda x: ncops.logit_divergence(x, x).kl,
     "linear_divergence": lambda x: ncops.linear_divergence(x, torch.eye(3), torch.ones(6, 3)).kl,
+    "nearest_neighbors": lambda x: ncops.nearest_neighbors(x, torch.eye(3), k=2).sqdist,
     "pair_stats": lambda x: ncops.pair_stats(x, "dot").mean,
 }
 

@@ -28,17 +28,17 @@ struct Neighbors {
   }
 
   void tile(State& s, T* tile, int64_t first, int64_t count) const {
-    for (int64_t j = 0; j < count; ++j)
-      for (int lane = 0; lane < L; lane += kWidth<T>) {
-        T* p = tile + j * L + lane;
-        store(p, load(p) + bias[first + j]);
-      }
     if (args.exclude_self)
       for (int64_t i = std::max<int64_t>(0, first - s.row); i < std::min(s.count, first + count - s.row); ++i)
         tile[(s.row + i - first) * L + i] = -inf;
     for (int lane = 0; lane < L; lane += kWidth<T>) {
       Vec<T> top = splat<T>(-inf);
-      for (int64_t j = 0; j < count; ++j) top = max_of(load(tile + j * L + lane), top);
+      for (int64_t j = 0; j < count; ++j) {
+        T* p = tile + j * L + lane;
+        const Vec<T> z = load(p) + bias[first + j];
+        top = max_of(z, top);
+        store(p, z);
+      }
       s.largest.add(tile + lane, lane, top, first, count);
     }
   }
@@ -116,10 +116,13 @@ void run(NearestNeighborsArgs args) {
       bias.at<T>()[r] = std::isfinite(square) ? T(-0.5 * square) : -std::numeric_limits<T>::infinity();
     }
   });
+  // Which are the nearest does not depend on the cut: no more splits than keep every thread busy.
   const auto plan_of = [&](int64_t count) {
-    return plan_product<T>(count, rows, args.x.dim, NV * kWidth<T>, Candidates<T>::most_splits(k, rows));
+    const Plan plan = plan_product<T>(count, rows, args.x.dim, NV * kWidth<T>);
+    const int64_t most = std::min(Candidates<T>::most_splits(k, rows), std::max<int64_t>(1, Candidates<T>::rows_at_once(k, 1) / count));
+    return plan.splits <= most ? plan : plan_product<T>(count, rows, args.x.dim, NV * kWidth<T>, most);
   };
-  const int64_t at_once = Candidates<T>::rows_at_once(k, plan_of(n).splits);
+  const int64_t at_once = Candidates<T>::rows_at_once(k, 1);
   for (int64_t row = 0; row < n; row += at_once) {
     const Rows part = args.x.some(row, std::min(at_once, n - row));
     some_rows<T, NV>(args, k, plan_of(part.rows), row, part, bias.at<T>());

@@ -6,5 +6,5 @@ that every figure is a ratio between neighbours in time. Nothing here is importe
 
 OPS = (
     "linear_stats", "linear_loss", "linear_topk", "logit_stats", "linear_divergence", "logit_divergence",
-    "class_moments", "class_scatter", "pair_stats", "nearest_class_mean", "projected_sqnorms",
+    "class_moments", "class_scatter", "pair_stats", "nearest_class_mean", "nearest_neighbors", "projected_sqnorms",
 )  # fmt: skip

@@ -17,8 +17,12 @@ from ..backends.dtypes import compute_dtype
 Sizes = Mapping[str, int]
 OURS, EAGER, COMPILE = "ncops", "eager", "compile"
 # Contestants that need a package, or one kind of device.
-PACKAGES = {"neural_collapse": "neural_collapse", "liger": "liger_kernel", "cut_cross_entropy": "cut_cross_entropy"}
-ON_CPU, ON_CUDA = ("numpy", "one thread", "neural_collapse"), ("liger", "cut_cross_entropy")
+PACKAGES = {
+    "neural_collapse": "neural_collapse", "liger": "liger_kernel", "cut_cross_entropy": "cut_cross_entropy",
+    "faiss": "faiss", "scikit-learn": "sklearn",
+}  # fmt: skip
+ON_CPU = ("numpy", "one thread", "neural_collapse", "faiss", "scikit-learn")
+ON_CUDA = ("liger", "cut_cross_entropy")
 EVERYTHING = ("speed", "memory", "accuracy")  # what a case can measure
 
 
