@@ -337,7 +337,6 @@ CASES = (
 )
 
 
-
 def _few_terms(name: str, inputs: Inputs) -> float:
     """A gradient of one class is a sum over rows of terms of about 1, of both signs, rounded in half precision."""
     return 4.0
@@ -359,9 +358,7 @@ def _zero_sizes() -> Iterable[OpCase]:
         if c:
             logits, stored = _logits_case(n, d, c), _stored(n, c)
             yield OpCase("linear_stats", name, logits, _linear_stats, _logit_scale, _z)
-            yield OpCase(
-                "linear_stats", f"{name} backward", logits, _linear_stats_gradients, _few_terms, gradient=True
-            )
+            yield OpCase("linear_stats", f"{name} backward", logits, _linear_stats_gradients, _few_terms, gradient=True)
             yield OpCase("linear_loss", name, logits, _linear_loss, _loss_scale, _z, gradient=True)
             for way, gradient in ((_divergence, False), (_divergence_gradients, True)):
                 for two in (False, True):

@@ -22,7 +22,7 @@ from testing import (
 import ncops
 from ncops.backends.planes import DIVERGENCE_PLANES, DIVERGENCES
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", pytest.param("triton", marks=pytest.mark.triton))
 HEADS = {"one": {}, "two": {"two": True}, "no bias": {"bias": False}, "two no bias": {"two": True, "bias": False}}
 OPTIONS = {"plain": {}, "scaled": {"scale": 0.6, "beta": 0.2}, "capped": {"scale": 1.3, "softcap": 2.0, "beta": 0.7}}
 heads = pytest.mark.parametrize("head", HEADS)
