@@ -337,6 +337,7 @@ CASES = (
 )
 
 
+
 def _few_terms(name: str, inputs: Inputs) -> float:
     """A gradient of one class is a sum over rows of terms of about 1, of both signs, rounded in half precision."""
     return 4.0
@@ -358,7 +359,9 @@ def _zero_sizes() -> Iterable[OpCase]:
         if c:
             logits, stored = _logits_case(n, d, c), _stored(n, c)
             yield OpCase("linear_stats", name, logits, _linear_stats, _logit_scale, _z)
-            yield OpCase("linear_stats", f"{name} backward", logits, _linear_stats_gradients, _few_terms, gradient=True)
+            yield OpCase(
+                "linear_stats", f"{name} backward", logits, _linear_stats_gradients, _few_terms, gradient=True
+            )
             yield OpCase("linear_loss", name, logits, _linear_loss, _loss_scale, _z, gradient=True)
             for way, gradient in ((_divergence, False), (_divergence_gradients, True)):
                 for two in (False, True):
@@ -376,11 +379,8 @@ def _zero_sizes() -> Iterable[OpCase]:
 
 ZERO_SIZES = tuple(_zero_sizes())
 
-# Ops whose Triton kernels and GPU cases are still to be written: on a GPU they run by the reference.
-WITHOUT_TRITON = ("logit_divergence", "linear_divergence")
-
 # What each backend of CUDA tensors is designed to run. Its tests force it, so that where it does not run they fail.
-GPU_OPS = {"cuda": backends.CUDA_OPS, "triton": tuple(op for op in info.OPS if op not in WITHOUT_TRITON)}
+GPU_OPS = {"cuda": backends.CUDA_OPS, "triton": tuple(info.OPS)}
 
 
 def gpu_backends(*ops: str) -> pytest.MarkDecorator:

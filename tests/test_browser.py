@@ -121,7 +121,7 @@ def test_figures_under_a_policy_that_lets_no_style_in(browser, pages, keep, tmp_
     assert len(set(colours)) > 4, set(colours)
     fills = page.run('[...document.querySelectorAll("figure svg text")].map(e => getComputedStyle(e).fill)')
     assert "rgb(31, 36, 48)" in fills  # the ink of a light page, on which it then is
-    assert page.run("getComputedStyle(document.documentElement).colorScheme") == "normal"
+    assert page.run('getComputedStyle(document.documentElement).colorScheme') == "normal"
     page.screenshot(keep(f"{name}-strict-{'dark' if dark else 'light'}.png"))
 
 

@@ -88,9 +88,7 @@ def serve(rank: int, port: int, results, function, args) -> None:
 @pytest.mark.parametrize(
     ("function", "after", "args"),
     [
-        (all_reduce, 0, ("classes",)),
-        (all_reduce, 5, ("classes",)),
-        (all_reduce, 4, ("decisions",)),
+        (all_reduce, 0, ("classes",)), (all_reduce, 5, ("classes",)), (all_reduce, 4, ("decisions",)),
         (linear_stats, 0, ()),
     ],  # fmt: skip
     ids=["classes-first", "classes-middle", "decisions", "linear_stats"],

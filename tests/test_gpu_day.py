@@ -160,7 +160,9 @@ def test_a_process_that_dies_is_a_wrong_row(day, monkeypatch):
     ends = {"linear_stats": "os.abort()", "logit_stats": "pass", "pair_stats": "time.sleep(60)"}
     monkeypatch.setattr(cases, "jobs", lambda only: [(op, "triton", False) for op in ends])
     monkeypatch.setattr(steps, "GRACE", 0.5)
-    monkeypatch.setattr(steps, "module", lambda name, op, *_: [sys.executable, "-c", f"import os, time; {ends[op]}"])
+    monkeypatch.setattr(
+        steps, "module", lambda name, op, *_: [sys.executable, "-c", f"import os, time; {ends[op]}"]
+    )
     steps.smoke(day, 3)
     why = {row["op"]: row["why"] for row in table.read(day.out / "smoke.jsonl")}
     assert "-6" in why["linear_stats"] and "checked nothing" in why["logit_stats"] and "limit" in why["pair_stats"]

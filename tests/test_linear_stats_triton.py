@@ -223,7 +223,9 @@ def test_chunks_count_the_padding_of_few_classes(monkeypatch):
 def test_gradients_are_deterministic(dtype):
     x, weight, bias, target = problem(40, 9, 50, dtype)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    assert_deterministic(lambda: torch.autograd.grad(ncops.linear_stats(*inputs, target).loss("nll"), inputs), "triton")
+    assert_deterministic(
+        lambda: torch.autograd.grad(ncops.linear_stats(*inputs, target).loss("nll"), inputs), "triton"
+    )
 
 
 def test_no_rows_and_no_features():

@@ -1,7 +1,5 @@
 """Gradients of divergences by the logits before the cap, from the planes and one read of the pair."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,7 +20,7 @@ from ._divergence_terms import (
 )
 from ._launch import Launch
 from ._logits_tile import capped_slope, scaled
-from .logit_stats import row_blocks
+from .logit_stats import blocks_of
 
 (
     KL, REVERSE_KL, JS, OVERLAP, ENTROPY, OTHER_ENTROPY, LSE, OTHER_LSE, SHIFT, MIXTURE_KL, OTHER_MIXTURE_KL, BELOW,
@@ -116,7 +114,7 @@ def gradients(
 ) -> None:  # fmt: skip
     """Fills ``out`` and ``other_out (n, V)`` where they are tensors; planes ``(12, n)`` with rows side by side."""
     n, v = rows.first.shape
-    block_n, block_v = row_blocks(config, rows.first, rows.second)
+    block_n, block_v = blocks_of(config, rows.first, rows.second)
     (out_n, out_v), (other_out_n, other_out_v) = ((0, 0) if t is None else t.stride() for t in (out, other_out))
     _gradients[(triton.cdiv(n, block_n), triton.cdiv(v, block_v))](
         grad=grad, floats=floats, plane=floats.stride(0), out=out, other_out=other_out, out_n=out_n, out_v=out_v,

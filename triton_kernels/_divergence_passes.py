@@ -7,8 +7,6 @@ t: with c = shift - mean it is e^(KL - c) - 1 + c whatever the shift, so KL = c 
 other sums err by delta^2, and by delta times themselves.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -22,7 +20,7 @@ from ._divergence_terms import NEAR, Pair, exp_rests, load_pair, log_ratio, log_
 from ._launch import Launch, capability, split_count, tuned
 from ._logit_columns import TRITON
 from ._logit_state import NOWHERE, UNDERFLOW, log1p, store_planes
-from .logit_stats import row_blocks
+from .logit_stats import blocks_of
 
 ROWS_AT_ONCE = 1 << 19  # bounds the shares at 40 MB where rows are not split
 SHARES_PER_PROGRAM = 256
@@ -282,7 +280,7 @@ class Rows(NamedTuple):
     softcap: float
     one_head: bool
 
-    def __getitem__(self, rows: slice) -> Rows:
+    def __getitem__(self, rows: slice) -> "Rows":
         return self._replace(first=self.first[rows], second=self.second[rows])
 
     @property
@@ -326,7 +324,7 @@ class _Cut(NamedTuple):
 
 def _cut(rows: Rows, config: Launch) -> _Cut:
     n, v = rows.first.shape
-    block_n, block_v = row_blocks(config, rows.first, rows.second)
+    block_n, block_v = blocks_of(config, rows.first, rows.second)
     blocks, tiles = triton.cdiv(n, block_n), triton.cdiv(v, block_v)
     splits = split_count(capability(rows.first.device), blocks, tiles, waves=4)
     return _Cut(block_n, block_v, blocks, splits, triton.cdiv(tiles, splits))

@@ -151,7 +151,9 @@ def _search(share, z, peak, column):
     rest = tl.where(newer, tile_rest, share.rest) + factor * low_rest
     weighted = tl.where(newer, tile_weighted, share.weighted) + factor * (low_weighted + delta * low_rest)
     squared = tl.where(newer, tile_squared, share.squared) + factor * factor * low_squared
-    return LogitShare(max, second, rest, weighted, squared, share.mean, share.squares, argmax, second_index, share.rank)
+    return LogitShare(
+        max, second, rest, weighted, squared, share.mean, share.squares, argmax, second_index, share.rank
+    )
 
 
 @triton.jit

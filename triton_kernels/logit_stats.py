@@ -76,7 +76,7 @@ def _gradient(
     tl.store(gradient + rows[:, None] * out_n + wide * out_v, grad, mask)
 
 
-def row_blocks(config: Launch, *logits: Tensor) -> tuple[int, int]:
+def blocks_of(config: Launch, *logits: Tensor) -> tuple[int, int]:
     """Rows and columns per block: rows that do not lie contiguous are read in square blocks, short ones together."""
     n, v = logits[0].shape
     if interpreted():  # which takes as long for a block of 1 as for a block of 1000
@@ -109,7 +109,7 @@ def _run(
     ignore_index: int,
 ) -> None:  # fmt: skip
     n, v = logits.shape
-    block_n, block_v = row_blocks(config, logits)
+    block_n, block_v = blocks_of(config, logits)
     row_blocks, tiles = triton.cdiv(n, block_n), triton.cdiv(v, block_v)
     splits = split_count(capability(logits.device), row_blocks, tiles, waves=4)
     per_split = triton.cdiv(tiles, splits)
@@ -138,7 +138,7 @@ def logit_stats_backward(
 
     def run(config: Launch) -> None:
         rows = row_coefficients(grad, columns, target, v, ignore_index)
-        block_n, block_v = row_blocks(config, logits)
+        block_n, block_v = blocks_of(config, logits)
         _gradient[(triton.cdiv(n, block_n), triton.cdiv(v, block_v))](
             logits, gradient, *rows, n, v, scale, *logits.stride(), *gradient.stride(),
             DTYPE=TRITON[compute_dtype(logits.dtype)], SOFTCAP=softcap or None,
