@@ -398,11 +398,8 @@ def _zero_sizes() -> Iterable[OpCase]:
 
 ZERO_SIZES = tuple(_zero_sizes())
 
-# Ops whose Triton kernels and GPU cases are still to be written: on a GPU they run by the reference.
-WITHOUT_TRITON = ("logit_divergence", "linear_divergence")
-
 # What each backend of CUDA tensors is designed to run. Its tests force it, so that where it does not run they fail.
-GPU_OPS = {"cuda": backends.CUDA_OPS, "triton": tuple(op for op in info.OPS if op not in WITHOUT_TRITON)}
+GPU_OPS = {"cuda": backends.CUDA_OPS, "triton": tuple(info.OPS)}
 
 
 def gpu_backends(*ops: str) -> pytest.MarkDecorator:

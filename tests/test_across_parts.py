@@ -13,9 +13,11 @@ from contextlib import ExitStack
 import pytest
 import torch
 from logit_columns import FLOATS, naive
+from test_divergences import naive as naive_divergences
 from testing import dtypes
 
 import ncops
+from ncops.backends.planes import DIVERGENCES
 
 pytestmark = pytest.mark.parametrize(
     "cpu_backend", ["reference", "cpu", pytest.param("triton", marks=pytest.mark.triton)]
@@ -34,6 +36,7 @@ BLOCKS = {
     "pair_gradient": {"FOLD": 32},
 }
 CONSTANTS = {
+    "_divergence_passes.SHARES_PER_PROGRAM": 16,
     "_logit_columns.SHARES_PER_PROGRAM": 32,
     "_logit_gradient.BLOCK": 4,
     "logit_stats.INTERPRETED_BLOCKS": (4, 16),
@@ -152,6 +155,32 @@ def test_gradients_of_logits_in_several_splits(form, v):
     (truth["nll"] + 0.5 * truth["entropy"] + 0.1 * truth["var"] + 0.3 * truth["mean"]).sum().backward()
     expected = exact.grad.T @ x.double() if form == "linear" else exact.grad
     torch.testing.assert_close(mine.grad.double(), expected, rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["linear", "stored"])
+def test_divergences_in_several_splits(form, v):
+    z, y = ramp(9, v), ramp(9, v)
+    z[:, 17] = y[:, 4 * v // 7] = 13
+    y[0], y[1:, v - 1] = z[0], 12
+    if form == "linear":
+        (x, weight), (other, other_weight) = as_product(z), as_product(y)
+        mine = [weight.requires_grad_(), other_weight.requires_grad_()]
+        found = ncops.linear_divergence(x, weight, other, other_weight)
+    else:
+        mine = [z.float().requires_grad_(), y.float().requires_grad_()]
+        found = ncops.logit_divergence(*mine)
+    exact = [z.requires_grad_(), y.requires_grad_()]
+    truth = naive_divergences(*exact)
+    for name in DIVERGENCES:
+        torch.testing.assert_close(getattr(found, name).double(), truth[name], rtol=2e-6, atol=1e-9, msg=name)
+    names = ("kl", "reverse_kl", "js", "entropy", "other_lse")
+    sum(getattr(found, name).sum() for name in names).backward()
+    sum(truth[name].sum() for name in names).backward()
+    expected = [t.grad for t in exact]
+    if form == "linear":
+        expected = [g.T @ rows.double() for g, rows in zip(expected, (x, other), strict=True)]
+    for g, true in zip(mine, expected, strict=True):
+        torch.testing.assert_close(g.grad.double(), true, rtol=1e-5, atol=1e-7)
 
 
 # ---- classes

@@ -8,7 +8,6 @@ import time
 
 import pytest
 import torch
-from op_cases import WITHOUT_TRITON
 
 from ncops import cli
 from ncops.bench import OPS, accuracy, limits, memory, plan, records, runner, table, timing, verdict
@@ -239,7 +238,7 @@ def test_a_run_that_ends_early_keeps_what_it_measured(monkeypatch, tmp_path):
 def test_cases_of_a_gpu(monkeypatch):
     """Where there is no GPU: what is asked for, what it is held against, and the code around it on the CPU."""
     cases = plan.cuda()
-    assert {case.bench.op for case in cases} == {*OPS} - {*WITHOUT_TRITON}
+    assert {case.bench.op for case in cases} == {*OPS}
     assert all(case.device == "cuda" for case in cases)
     assert all(case.goal == Goal() for case in cases), "nothing is promised that nobody measured"
     for case in cases:

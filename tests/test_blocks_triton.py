@@ -15,17 +15,20 @@ from logit_columns import FLOATS, objective
 from testing import IGNORE
 
 import ncops
+from ncops.backends.planes import DIVERGENCES
 from ncops.reference import class_moments as moments_reference
 from ncops.reference import class_scatter as scatter_reference
 from ncops.reference import projected_sqnorms as projected_reference
 
 launch = pytest.importorskip("ncops.triton_kernels._launch")
-from ncops.triton_kernels import _pair_backward as pair_backward  # noqa: E402
 from ncops.triton_kernels import (  # noqa: E402
+    _divergence_passes,
+    _gradient_sums,
     _rows,
     _sorted_rows,
     class_moments,
     class_scatter,
+    linear_divergence,
     linear_stats,
     linear_stats_backward,
     logit_stats,
@@ -33,6 +36,7 @@ from ncops.triton_kernels import (  # noqa: E402
     pair_stats,
     projected_sqnorms,
 )
+from ncops.triton_kernels import _pair_backward as pair_backward  # noqa: E402
 
 pytestmark = [
     pytest.mark.triton,
@@ -45,7 +49,8 @@ SMALL = {"CHUNK": 8, "FOLD": 8, "ROWS": 2, "PARTS": 2, "CLASSES": 2}
 def _blocks(monkeypatch):
     monkeypatch.setattr(_sorted_rows, "_BLOCK", 8)
     monkeypatch.setattr(logit_stats, "INTERPRETED_BLOCKS", (4, 8))
-    monkeypatch.setattr(logit_stats, "split_count", lambda *_, **__: 3)
+    for module in (logit_stats, _divergence_passes):
+        monkeypatch.setattr(module, "split_count", lambda *_, **__: 3)
     monkeypatch.setattr(pair_stats, "INTERPRETED_MULTIPROCESSORS", 1)  # two groups a side, of several tiles each
     with ExitStack() as stack:
         for kernel, rows in launch.TABLE.items():
@@ -191,6 +196,51 @@ def test_sum_squared_prob_near_collapse():
 
     ours, truth = (found["gradient 0"][:, 7].double() for found in both(run, z))
     torch.testing.assert_close(ours, truth, rtol=1e-4, atol=0)
+
+
+# ---- divergences
+def run_divergences(op, *inputs):
+    """Columns, agreement and a loss of what is finite of them."""
+    found = op(*inputs, scale=0.5, beta=0.3)
+    columns = {name: getattr(found, name) for name in DIVERGENCES}
+    finite = [c.where(c.isfinite(), 0) * torch.arange(1, 1 + len(c)) for c in columns.values()]
+    weights = (0.7, -1.1, 1.3, 0.4, -0.6, 0.9, 0.5, -0.3)
+    return columns | {"agree": found.agree}, sum(w * c.sum() for w, c in zip(weights, finite, strict=True))
+
+
+@pytest.mark.parametrize("layout", [transposed, torch.clone])
+def test_logit_divergence_in_blocks(monkeypatch, layout):
+    """Masked in both, in either, in all classes; NaN, infinities; the same twice; maxima that tie across splits."""
+    monkeypatch.setattr(_divergence_passes, "ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(_divergence_passes, "SHARES_PER_PROGRAM", 8)
+    z = steps(11, 43)
+    y = z + integers(11, 43, most=1)
+    y[0, 3], y[1], y[2] = 14, z[1], z[2].flip(0)
+    z[3, [5, 30]] = y[3, [5, 30]] = y[4, 42] = z[5, 0] = -math.inf
+    z[6, 9], y[7, 40], y[8] = math.nan, math.inf, -math.inf
+    ours, truth = both(lambda *t: run_divergences(ncops.logit_divergence, *t), layout(z), y)
+    assert_same(ours, truth)
+    assert ours["agree"][:2].all() and ours["kl"][6:9].isnan().all()
+    assert ours["kl"][4] == ours["reverse_kl"][5] == math.inf
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_linear_divergence_in_blocks(monkeypatch, two):
+    """Blocks of four rows; a row that is NaN and has no gradient; a class that the bias masks."""
+    monkeypatch.setattr(linear_divergence, "WORKSPACE_BYTES", 4 * 2 * 22 * 4)
+    monkeypatch.setattr(_gradient_sums, "CLASSES", 8)
+    x, weight, bias = transposed(integers(11, 7)), integers(22, 7, most=1), integers(22)
+    other, biases = (integers(11, 5), [integers(22)]) if two else (x + integers(11, 7, most=1), [])
+    weights = [integers(22, 5, most=1)] if two else []
+    x[5, 3] = math.nan
+    for b in (bias, *biases):
+        b[20] = -math.inf
+
+    def run(x, weight, other, bias, *rest):
+        other_weight, other_bias = rest or (None, None)
+        return run_divergences(ncops.linear_divergence, x, weight, other, other_weight, bias, other_bias)
+
+    assert_same(*both(run, x, weight, other, bias, *weights, *biases))
 
 
 # ---- classes

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import test_compile
 import test_forward_mode
-from op_cases import CASES, WITHOUT_TRITON
+from op_cases import CASES
 
 from ncops import backends, bench
 from ncops.bench import gpu
@@ -19,9 +19,7 @@ from ncops.cli import info
 from ncops.ops.op import DEFINED
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERY_GRADIENT = {name.removesuffix("_backward") for name in DEFINED if name.endswith("_backward")}
-DIFFERENTIABLE = EVERY_GRADIENT - {*WITHOUT_TRITON}
-OPS = [op for op in info.OPS if op not in WITHOUT_TRITON]
+DIFFERENTIABLE = {name.removesuffix("_backward") for name in DEFINED if name.endswith("_backward")}
 UPDATES = {"accumulate_class_moments_"}  # measured with class_moments, whose file it lies in
 
 
@@ -34,26 +32,25 @@ def test_backends_of_the_compiled_kernels():
     for path in (ROOT / "csrc").glob("*.cpp"):
         for key, body in re.findall(r"LIBRARY_IMPL\(ncops_C, (CPU|CUDA), m\) (\{.*?\n?\})", path.read_text(), re.S):
             registered[key] |= set(re.findall(r'm\.impl\("(\w+)"', body))
-    assert {*info.OPS, *(f"{name}_backward" for name in EVERY_GRADIENT)} <= registered["CPU"]
-    assert {name for name in registered["CUDA"] if name in OPS} == set(backends.CUDA_OPS)
+    assert {*info.OPS, *(f"{name}_backward" for name in DIFFERENTIABLE)} <= registered["CPU"]
+    assert {name for name in registered["CUDA"] if name in info.OPS} == set(backends.CUDA_OPS)
 
 
 def test_triton_kernels():
     pytest.importorskip("triton")
-    assert all(backends._no_triton(name) for name in WITHOUT_TRITON)
-    assert not [name for name in (*OPS, *(f"{n}_backward" for n in DIFFERENTIABLE)) if backends._no_triton(name)]
+    assert not [name for name in (*info.OPS, *(f"{n}_backward" for n in DIFFERENTIABLE)) if backends._no_triton(name)]
 
 
 def test_cases_of_tests():
     assert not missing(info.OPS, (case.op for case in CASES))
-    assert not missing(EVERY_GRADIENT, (case.op for case in CASES if case.gradient))
+    assert not missing(DIFFERENTIABLE, (case.op for case in CASES if case.gradient))
     assert not missing(info.OPS, (call.op for call in test_compile.CALLS))
-    assert not missing(EVERY_GRADIENT, test_forward_mode.CALLS)
+    assert not missing(DIFFERENTIABLE, test_forward_mode.CALLS)
 
 
 def test_benchmarks():
     assert not missing(info.OPS, {*bench.OPS, *UPDATES})
-    assert not missing(OPS, {*(case.bench.op for case in gpu.CASES), *UPDATES})
+    assert not missing(info.OPS, {*(case.bench.op for case in gpu.CASES), *UPDATES})
 
 
 def test_production_shapes():
@@ -61,7 +58,7 @@ def test_production_shapes():
     from tools import launches
     from tools.gpu_day import cases
 
-    assert not missing(OPS, {*cases.OPS, *UPDATES})
+    assert not missing(info.OPS, {*cases.OPS, *UPDATES})
     assert not missing(DIFFERENTIABLE, (name.removesuffix("_backward") for name in cases.OPS))
     assert launched() and not missing(launched(), launches.NAMES)
 

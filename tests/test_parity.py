@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, WITHOUT_TRITON, ZERO_SIZES, check
+from op_cases import CASES, ZERO_SIZES, check
 from testing import dtypes, nan_in_fresh_memory
 
 on_each_backend = pytest.mark.parametrize(
@@ -16,20 +16,13 @@ on_each_backend = pytest.mark.parametrize(
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 @on_each_backend
 def test_parity(cpu_backend, case, dtype):
-    skip_without_kernel(cpu_backend, case.op)
     check(case, cpu_backend, dtype)
-
-
-def skip_without_kernel(cpu_backend, op):
-    if cpu_backend == "triton" and op in WITHOUT_TRITON:
-        pytest.skip("it has no Triton kernel")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", dict.fromkeys(case.op for case in ZERO_SIZES))
 @on_each_backend
 def test_sizes_of_nothing(cpu_backend, op, dtype):
-    skip_without_kernel(cpu_backend, op)
     with nan_in_fresh_memory():
         for case in ZERO_SIZES:
             if case.op == op:

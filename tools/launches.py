@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from ncops.backends.planes import FLOATS, INDICES
+from ncops.backends.planes import DIVERGENCE_PLANES, FLOATS, INDICES
 from ncops.triton_kernels import (
     class_moments,
     class_scatter,
+    linear_divergence,
     linear_stats,
+    logit_divergence,
     logit_stats,
     nearest_class_mean,
     pair_stats,
@@ -38,6 +40,11 @@ NAMES = {
     "linear_stats_backward._chunk_gradient": "{row}[{kind}{variant}]",
     "logit_stats._splits": "{row}[{kind}{variant}]",
     "logit_stats._gradient": "{row}[{kind}{variant}]",
+    "_divergence_passes._shares": "{row}.shares[{kind}{variant}]",
+    "_divergence_passes._merge_shares": "{row}.merge[{sums}]",
+    "_divergence_passes._sums": "{row}.sums[{kind}{variant}]",
+    "_divergence_passes._finish": "{row}.finish[{sums}]",
+    "_divergence_gradient._gradients": "{row}[{kind}{variant}]",
     "_logit_state.merge_kernel": "logit_{FINISH}[{sums}]",
     "_logit_gradient.fold": "logit_gradient_fold[{sums}]",
     "class_moments._segments": "class_moments.{MODE}[{kind}]",
@@ -109,6 +116,9 @@ def launch_all(start: Callable[..., Problem]) -> None:
     for kind in ("fp32", "bf16", "fp64"):
         _stored(start(kind))
         _moments(start(kind))
+    for kind in ("fp32", "bf16"):
+        _heads(start(kind, ",one head"), 1)
+        _heads(start(kind, ",two heads"), 2)
     for kind in ("fp32", "tf32", "bf16", "fp64"):
         _deviations(kind, start)
     for kind in ("bf16", "fp16"):
@@ -160,6 +170,19 @@ def _stored(p: Problem, softcap: float = 0.0) -> None:
     rest = (p.x(n, 50304), p.index(n), 1.0, softcap, IGNORE)
     logit_stats.logit_stats(*rest)
     logit_stats.logit_stats_backward(*p.planes(n), *rest)
+    rest = (p.x(n, 50304), p.x(n, 50304), 1.0, softcap, 0.5)
+    logit_divergence.logit_divergence(*rest)
+    planes = p.wide(len(DIVERGENCE_PLANES), n)
+    logit_divergence.logit_divergence_backward(planes, planes, *rest, True, True)
+
+
+def _heads(p: Problem, heads: int) -> None:
+    n, d, v = 4097, 1024, 50304
+    other_weight, other_bias = (p.x(v, d), p.x(v)) if heads == 2 else (None, None)
+    rest = (p.x(n, d), p.x(v, d), p.x(n, d), other_weight, p.x(v), other_bias, 1.0, 0.0, 0.5, p.tf32)
+    linear_divergence.linear_divergence(*rest)
+    planes = p.wide(len(DIVERGENCE_PLANES), n)
+    linear_divergence.linear_divergence_backward(planes, planes, *rest, *[True] * 6)
 
 
 def _moments(p: Problem) -> None:

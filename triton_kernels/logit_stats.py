@@ -76,13 +76,13 @@ def _gradient(
     tl.store(gradient + rows[:, None] * out_n + wide * out_v, grad, mask)
 
 
-def _config(logits: Tensor, config: Launch) -> tuple[int, int]:
+def blocks_of(config: Launch, *logits: Tensor) -> tuple[int, int]:
     """Rows and columns per block: rows that do not lie contiguous are read in square blocks, short ones together."""
-    n, v = logits.shape
+    n, v = logits[0].shape
     if interpreted():  # which takes as long for a block of 1 as for a block of 1000
         return INTERPRETED_BLOCKS
     area = config["BLOCK_N"] * config["BLOCK_V"]
-    if logits.stride(1) != 1 and v > 1:
+    if v > 1 and any(t.stride(1) != 1 for t in logits):
         side = 1 << (area.bit_length() - 1) // 2
         return area // side, side
     block_v = min(config["BLOCK_V"], max(2, triton.next_power_of_2(v)))
@@ -109,7 +109,7 @@ def _run(
     ignore_index: int,
 ) -> None:  # fmt: skip
     n, v = logits.shape
-    block_n, block_v = _config(logits, config)
+    block_n, block_v = blocks_of(config, logits)
     row_blocks, tiles = triton.cdiv(n, block_n), triton.cdiv(v, block_v)
     splits = split_count(capability(logits.device), row_blocks, tiles, waves=4)
     per_split = triton.cdiv(tiles, splits)
@@ -138,7 +138,7 @@ def logit_stats_backward(
 
     def run(config: Launch) -> None:
         rows = row_coefficients(grad, columns, target, v, ignore_index)
-        block_n, block_v = _config(logits, config)
+        block_n, block_v = blocks_of(config, logits)
         _gradient[(triton.cdiv(n, block_n), triton.cdiv(v, block_v))](
             logits, gradient, *rows, n, v, scale, *logits.stride(), *gradient.stride(),
             DTYPE=TRITON[compute_dtype(logits.dtype)], SOFTCAP=softcap or None,

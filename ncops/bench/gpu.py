@@ -13,8 +13,10 @@ import torch
 from . import (
     class_moments,
     class_scatter,
+    linear_divergence,
     linear_loss,
     linear_stats,
+    logit_divergence,
     logit_stats,
     nearest_class_mean,
     pair_stats,
@@ -61,6 +63,10 @@ CASES = (
         measures=EVERYTHING,
     ),
     _case(logit_stats.FORWARD, "float32", F32, {"N": 8192, "V": 50257}, "cross_entropy"),
+    _case(linear_divergence.FORWARD, "two heads, bfloat16", BF16, _SMALL_LM, "matmul", EAGER),
+    _case(linear_divergence.FULL, "two heads, forward + backward, bfloat16", BF16, _SMALL_LM, EAGER),
+    _case(logit_divergence.FORWARD, "bfloat16", BF16, {"N": 8192, "V": 131072}, "kl_div"),
+    _case(logit_divergence.FORWARD, "float32", F32, {"N": 8192, "V": 50257}, EAGER, "kl_div"),
     _case(
         class_moments.FORWARD, "1000 classes", F32, _MOMENTS, EAGER, COMPILE, "index_add_", measures=EVERYTHING,
     ),

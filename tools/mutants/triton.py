@@ -206,6 +206,60 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
+        "triton_kernels/_divergence_terms.py",
+        f"{BLOCKS} -k 'divergence'",
+        (
+            ("(other_bias - bias)", "(bias - other_bias)"),
+            ("tl.where(there[None, :], y, lowest)", "y"),
+            ("return even + odd, even - odd", "return even + odd, even + odd"),
+            ("tl.where(s <= 0, low - s, high)", "tl.where(s <= 0, low, high)"),
+            ("tl.where(pair.masked, FAR, pair.d - shift[:, None])", "pair.d - shift[:, None]"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_divergence_passes.py",
+        f"{BLOCKS} -k 'divergence'",
+        (
+            ("newer = peak > share.max", "newer = peak >= share.max"),
+            ("share.sum * factor + tl.sum(terms, 1)", "share.sum + tl.sum(terms, 1)"),
+            ("(weighted + lower * sums)", "weighted"),
+            ('tl.where(lost > 0, float("-inf"), mean)', "mean"),
+            ("(1 - above) * q", "above * q"),
+            ("(floats[:, here], agree[here])", "(floats[:, here], agree)"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_divergence_gradient.py",
+        f"{BLOCKS} -k 'divergence'",
+        (
+            ("+ _times(g_kl, rise)", "- _times(g_kl, rise)"),
+            ("(1 - above) - (_of", "above - (_of"),
+            ("tl.where(near, p * (t + rest), q - p)", "tl.where(near, p * t, q - p)"),
+            ("_mixture(g_js * (1 - beta), over_q", "_mixture(g_js * beta, over_q"),
+            ("beta=beta, factor=factor", "beta=beta, factor=1.0"),
+        ),
+    ),
+    Source(
+        "triton_kernels/linear_divergence.py",
+        f"{BLOCKS} tests/test_parity.py -k 'linear_divergence and (blocks or triton and one and bfloat16)'",
+        (
+            ("        others.g_weight, others.g_bias = sums.g_weight, sums.g_bias\n", ""),
+            ("return upper, (difference", "return upper, 0 * (difference"),
+            ("weight.mT, k == 0)", "weight.mT, True)"),
+            ("grad[:, here], floats[:, here], beta, rows", "grad[:, here], floats, beta, rows"),
+        ),
+    ),
+    Source(
+        "triton_kernels/_gradient_sums.py",
+        f"{BLOCKS} -k 'linear_divergence'",
+        (
+            ("own.where(active[:, None], 0)", "own"),
+            ("self.scale * g_z", "g_z"),
+            ("parts_of(self.weight[these])", "parts_of(self.weight[: len(part[0].mT)])"),
+            ("self.g_x[rows] = block", "self.g_x[: len(own)] = block"),
+        ),
+    ),
+    Source(
         "triton_kernels/_logit_columns.py",
         f"{BLOCKS} tests/test_linear_stats_triton.py -k 'linear_stats_in or logit or launch or share'",
         (

@@ -21,13 +21,15 @@ OPS = {
     for maker in (
         logits.linear_stats, logits.linear_stats_backward, logits.linear_loss,
         logits.logit_stats, logits.logit_stats_backward,
+        logits.linear_divergence, logits.linear_divergence_backward,
+        logits.logit_divergence, logits.logit_divergence_backward,
         classes.class_moments, classes.class_moments_backward, classes.class_scatter, classes.class_scatter_backward,
         pairs.nearest_class_mean, pairs.projected_sqnorms, pairs.projected_sqnorms_backward,
         pairs.pair_stats, pairs.pair_stats_backward,
     )
 }  # fmt: skip
 # The ops that multiply float32 features: torch's switch for tf32 concerns them.
-WITH_TF32 = tuple(name for name in OPS if not name.startswith(("logit_stats", "class_moments")))
+WITH_TF32 = tuple(name for name in OPS if not name.startswith(("logit_", "class_moments")))
 
 
 def cases(name: str, data: Data, tf32: bool = False) -> list[Case]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ncops.backends.dtypes import compute_dtype
-from ncops.backends.planes import FLOATS, INDICES
+from ncops.backends.planes import DIVERGENCES, FLOATS, INDICES
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 DTYPES = (F32, BF16, F16, F64)
@@ -113,6 +113,16 @@ def columns(stats) -> Outputs:
 
 def objective(stats) -> Tensor:
     return sum(k * getattr(stats, name).double().sum() for k, name in zip(COEFFICIENTS, FLOATS, strict=True))
+
+
+def divergences(found) -> Outputs:
+    return {name: getattr(found, name) for name in DIVERGENCES}
+
+
+def divergence(found) -> Tensor:
+    """Without the overlap: where p and q agree to all digits of a logit, its gradient is either's."""
+    columns = [value.double().sum() for name, value in divergences(found).items() if name != "overlap"]
+    return sum(k * column for k, column in zip(COEFFICIENTS[: len(columns)], columns, strict=True))
 
 
 def gradients(loss: Callable[..., Tensor], which: tuple[int, ...], *args) -> Outputs:

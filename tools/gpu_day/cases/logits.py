@@ -1,4 +1,4 @@
-"""linear_stats, linear_loss and logit_stats."""
+"""linear_stats, linear_loss, logit_stats and the divergences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,23 @@ import torch
 
 import ncops
 
-from .data import BF16, F32, GRADIENTS, SUMS, TAIL, Case, Data, Outputs, columns, gradients, last_rows, objective, tail
+from .data import (
+    BF16,
+    F32,
+    GRADIENTS,
+    SUMS,
+    TAIL,
+    Case,
+    Data,
+    Outputs,
+    columns,
+    divergence,
+    divergences,
+    gradients,
+    last_rows,
+    objective,
+    tail,
+)
 
 SOFTCAP = 5.0  # which many logits of every case are near
 
@@ -86,13 +102,14 @@ def stored(data: Data, n: int, v: int, pad: int, dtype: torch.dtype) -> list[Any
 
 
 def _stored_cases(
-    data: Data, run: Callable[..., Outputs], capped: Callable[..., Outputs], tolerances: Mapping[torch.dtype, float]
-) -> Iterator[Case]:
+    data: Data, run: Callable[..., Outputs], capped: Callable[..., Outputs], tolerances: Mapping[torch.dtype, float],
+    make: Callable[..., list[Any]] = stored,
+) -> Iterator[Case]:  # fmt: skip
     shapes = ((64, 50257, 0), (600, 128000, 3), (3, 300_000, 0), (2000, 1500, 0), (512, 8193, 3))
-    yield from data.grid(shapes, stored, run, tolerances)
-    yield from data.grid(((64, 50257, 0), (2000, 1500, 3)), stored, capped, tolerances, "capped")
-    labels = lambda rows: [data.labels(rows, 131072)]  # noqa: E731
-    yield data.beyond(131072, tail(run), tolerances[BF16], labels, partial(last_rows, labels=1))
+    yield from data.grid(shapes, make, run, tolerances)
+    yield from data.grid(((64, 50257, 0), (2000, 1500, 3)), make, capped, tolerances, "capped")
+    rest = lambda rows: [data.labels(rows, 131072) if make is stored else data.tailed(131072).mul_(2)]  # noqa: E731
+    yield data.beyond(131072, tail(run), tolerances[BF16], rest, partial(last_rows, labels=1))
 
 
 def logit_stats(data: Data) -> Iterator[Case]:
@@ -104,3 +121,46 @@ def logit_stats_backward(data: Data) -> Iterator[Case]:
     loss = lambda *args, **options: objective(ncops.logit_stats(*args, scale=0.7, **options))  # noqa: E731
     run, capped = (partial(gradients, f, (0,)) for f in (loss, partial(loss, softcap=SOFTCAP)))
     return _stored_cases(data, run, capped, GRADIENTS)
+
+
+def _states(data: Data, n: int, d: int, v: int, two: bool, dtype: torch.dtype) -> list[Any]:
+    """Of two heads, or of one for two states that are near each other."""
+    x, weight, bias, _ = linear(data, n, d, v, dtype)
+    if not two:
+        return [x, weight, x + data.randn(n, d, dtype=dtype, scale=0.1), None, bias, None]
+    other, other_weight = data.randn(n, d + 8, dtype=dtype), data.randn(v, d + 8, dtype=dtype, scale=d**-0.5)
+    return [x, weight, other, other_weight, bias, data.randn(v, dtype=dtype, scale=0.5)]
+
+
+def _state_cases(data: Data, run: Callable[..., Outputs], tolerances: Mapping[torch.dtype, float]) -> Iterator[Case]:
+    for name, two in (("one head", False), ("two heads", True)):
+        make = lambda data, n, d, v, dtype, two=two: _states(data, n, d, v, two, dtype)  # noqa: E731
+        shapes = ((1000, 512, 5000), (300, 250, 1001), (900, 264, 70000), (40, 512, 70000), (5000, 512, 10))
+        yield from data.grid(shapes, make, partial(run, two), tolerances, name)
+
+
+def linear_divergence(data: Data) -> Iterator[Case]:
+    run = lambda two, *args: divergences(ncops.linear_divergence(*args, scale=0.7, beta=0.3))  # noqa: E731
+    return _state_cases(data, run, SUMS)
+
+
+def linear_divergence_backward(data: Data) -> Iterator[Case]:
+    loss = lambda *args: divergence(ncops.linear_divergence(*args, scale=0.7, beta=0.3))  # noqa: E731
+    run = lambda two, *args: gradients(loss, tuple(range(6)) if two else (0, 1, 2, 4), *args)  # noqa: E731
+    return _state_cases(data, run, GRADIENTS)
+
+
+def _two_stored(data: Data, n: int, v: int, pad: int, dtype: torch.dtype) -> list[Any]:
+    logits = data.randn(n, v + pad, dtype=dtype, scale=3)
+    return [logits[:, :v], (logits + data.randn(n, v + pad, dtype=dtype, scale=0.3))[:, :v]]
+
+
+def logit_divergence(data: Data) -> Iterator[Case]:
+    run = lambda *args, **options: divergences(ncops.logit_divergence(*args, scale=0.7, **options))  # noqa: E731
+    return _stored_cases(data, run, partial(run, softcap=SOFTCAP), SUMS, _two_stored)
+
+
+def logit_divergence_backward(data: Data) -> Iterator[Case]:
+    loss = lambda *args, **options: divergence(ncops.logit_divergence(*args, scale=0.7, **options))  # noqa: E731
+    run, capped = (partial(gradients, f, (0, 1)) for f in (loss, partial(loss, softcap=SOFTCAP)))
+    return _stored_cases(data, run, capped, GRADIENTS, _two_stored)
