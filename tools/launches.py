@@ -17,6 +17,7 @@ from ncops.triton_kernels import (
     class_moments,
     class_scatter,
     linear_stats,
+    linear_topk,
     logit_stats,
     nearest_class_mean,
     pair_stats,
@@ -36,6 +37,9 @@ NAMES = {
     "linear_stats._target_logits": "{row}_target[{kind}{variant}]",
     "linear_stats._one_tile": "{row}_only[{kind}]",
     "linear_stats_backward._chunk_gradient": "{row}[{kind}{variant}]",
+    "linear_topk._logits": "linear_topk.logits[{sums}{GROUP}{variant}]",
+    "linear_topk._sums": "linear_topk.sums[{sums}]",
+    "linear_topk._largest": "linear_topk.{WHOLE}[{sums}{GROUP}]",
     "logit_stats._splits": "{row}[{kind}{variant}]",
     "logit_stats._gradient": "{row}[{kind}{variant}]",
     "_logit_state.merge_kernel": "logit_{FINISH}[{sums}]",
@@ -64,7 +68,12 @@ NAMES = {
     "_sorted_rows._label_keys": "label_keys",
     "_sorted_rows._class_starts": "class_starts",
 }
-WORDS = {"FINISH": {True: "columns", False: "share"}, "MODE": {0: "fresh", 1: "state", 2: "anchor"}}
+WORDS = {
+    "FINISH": {True: "columns", False: "share"},
+    "MODE": {0: "fresh", 1: "state", 2: "anchor"},
+    "GROUP": {1: "", 4: ",4", 16: ",16", 64: ",64"},
+    "WHOLE": {True: "largest", False: "largest_of_many"},
+}
 
 
 class Launch(NamedTuple):
@@ -109,6 +118,7 @@ def launch_all(start: Callable[..., Problem]) -> None:
     for kind in ("fp32", "bf16", "fp64"):
         _stored(start(kind))
         _moments(start(kind))
+        _topk(start(kind))
     for kind in ("fp32", "tf32", "bf16", "fp64"):
         _deviations(kind, start)
     for kind in ("bf16", "fp16"):
@@ -153,6 +163,12 @@ def _capped(p: Problem) -> None:
     linear_stats.linear_stats(*rest)
     linear_stats.linear_stats_backward(*p.planes(n), *rest, True, True, True)
     _stored(p, softcap)
+    _topk(p, softcap)
+
+
+def _topk(p: Problem, softcap: float = 0.0) -> None:
+    for v, k in ((128256, 64), (50257, 1000), (50257, 50257)):
+        linear_topk.linear_topk(p.x(4097, 4096), p.x(v, 4096), p.x(v), k, 1.0, softcap, p.tf32)
 
 
 def _stored(p: Problem, softcap: float = 0.0) -> None:
