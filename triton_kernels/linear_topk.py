@@ -154,7 +154,7 @@ def _largest(
     for first in range(0, count, BLOCK_V):
         value, column, there = _numbers(z, chosen, rows, first, count, k, num_classes, stride, GROUP, BLOCK_V)
         key = _keys(value, there)
-        larger, same = key > threshold[:, None], there & (key == threshold[:, None])
+        larger, same = key > threshold[:, None], key == threshold[:, None]
         seen = tl.cumsum(larger.to(tl.int32) + same.to(tl.int32) * BOTH, 1)
         equals = equal[:, None] + seen // BOTH
         place = more[:, None] + seen % BOTH + tl.minimum(equals, spare) - 1
@@ -176,14 +176,16 @@ def linear_topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(values (N, k), sums (2, N), indices (N, k))``: sums are the log-sum-exp, and what it is above the largest.
 
-    Workspace: a block's logits and the maxima of their groups, 256 MB, or one row's; to sort them, the results again.
+    Workspace: logits of a block, the maxima of groups and which are chosen, 256 MB or one row's; the results once more,
+    to sort them.
     """
     n, v, dtype = x.shape[0], weight.shape[0], compute_dtype(x.dtype)
     values, indices = x.new_empty((n, k), dtype=dtype), x.new_empty((n, k), dtype=torch.int64)
     sums = x.new_empty((2, n), dtype=dtype)
     group = group_size(v, k)
     width = triton.cdiv(v, ALIGNED) * ALIGNED
-    step = max(1, WORKSPACE_BYTES // (dtype.itemsize * (width + (v // group if group > 1 else 0))))
+    kept = width + (triton.cdiv(v, group) + k if group > 1 else 0)
+    step = max(1, WORKSPACE_BYTES // (dtype.itemsize * kept))
     if step > PRODUCT_ROWS:
         step -= step % PRODUCT_ROWS
     with device_of(x):

@@ -19,7 +19,7 @@ from .data import DTYPES, F32, SUMS, TF32, TF32_GRADIENTS, Case, Data, columns
 OPS = {
     maker.__name__: maker
     for maker in (
-        logits.linear_stats, logits.linear_stats_backward, logits.linear_loss,
+        logits.linear_stats, logits.linear_stats_backward, logits.linear_loss, logits.linear_topk,
         logits.logit_stats, logits.logit_stats_backward,
         classes.class_moments, classes.class_moments_backward, classes.class_scatter, classes.class_scatter_backward,
         pairs.nearest_class_mean, pairs.projected_sqnorms, pairs.projected_sqnorms_backward,
