@@ -87,6 +87,19 @@ def _linear_loss(x, weight, bias, target, softcap=None):
     return {"loss": loss.detach(), **columns, **dict(zip(("g_x", "g_weight", "g_bias"), gradients, strict=True))}
 
 
+def _linear_topk(x, weight, bias, target, softcap=None):
+    found = ncops.linear_topk(x, weight, bias, k=min(7, len(weight)), scale=0.7, softcap=softcap)
+    return {"values": found.values, "lse": found.lse, "logprob": found.logprob, "index": found.indices}
+
+
+def _linear_topk_gradients(x, weight, bias, target, softcap=None):
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    found = _linear_topk(*inputs, target, softcap)
+    ranks = torch.linspace(1, -0.4, found["values"].shape[1], dtype=torch.float64, device=x.device)
+    loss = (found["values"] * ranks + found["logprob"] * ranks.flip(0)).sum() - 0.3 * found["lse"].sum()
+    return dict(zip(("g_x", "g_weight", "g_bias"), torch.autograd.grad(loss, inputs), strict=True))
+
+
 def _logit_stats(logits, target, softcap=None):
     return _columns(ncops.logit_stats(logits, target, scale=0.7, softcap=softcap))
 
@@ -319,6 +332,11 @@ CASES = (
     OpCase(
         "linear_loss", "capped", _logits_case(37, 40, 90, softcap=1.5), _linear_loss, _loss_scale, _z, gradient=True
     ),
+    OpCase("linear_topk", "forward", _logits_case(37, 40, 90), _linear_topk, _logit_scale, _z),
+    OpCase("linear_topk", "capped few rows", _logits_case(2, 24, 300, softcap=1.5), _linear_topk, _logit_scale, _z),
+    OpCase(
+        "linear_topk", "backward", _logits_case(37, 40, 90), _linear_topk_gradients, lambda *_: 4.0, gradient=True
+    ),
     OpCase("logit_stats", "capped", _stored(37, 90, softcap=1.5), _logit_stats, _logit_scale, _z),
     OpCase("logit_stats", "capped backward", _stored(37, 90, softcap=1.5), _logit_stats_gradients, gradient=True),
     OpCase("logit_stats", "forward", _stored(37, 90), _logit_stats, _logit_scale, _z),
@@ -382,6 +400,8 @@ def _zero_sizes() -> Iterable[OpCase]:
                 "linear_stats", f"{name} backward", logits, _linear_stats_gradients, _few_terms, gradient=True
             )
             yield OpCase("linear_loss", name, logits, _linear_loss, _loss_scale, _z, gradient=True)
+            yield OpCase("linear_topk", name, logits, _linear_topk, _logit_scale, _z)
+            yield OpCase("linear_topk", f"{name} backward", logits, _linear_topk_gradients, _few_terms, gradient=True)
             for way, gradient in ((_divergence, False), (_divergence_gradients, True)):
                 for two in (False, True):
                     make, run = _divergence_case(n, d, c, two), way(ncops.linear_divergence)
@@ -465,7 +485,7 @@ def _check_indices(case: OpCase, exact: Inputs, mine: Tensor, truth: Tensor, wha
     assert torch.equal(mine >= 0, chosen), what
     if not chosen.any():
         return
-    score, mine, truth = case.score(exact)[chosen], mine[chosen], truth[chosen]
+    score, mine, truth = case.score(exact)[chosen.nonzero()[:, 0]], mine[chosen], truth[chosen]
     picked, best = (score.gather(1, index[:, None]).squeeze(1) for index in (mine, truth))
     assert (picked >= best - _near(score, exact)).all(), what
     assert (mine == truth).sum() >= 0.9 * mine.numel(), what

@@ -39,6 +39,9 @@ CONSTANTS = {
     "_divergence_passes.SHARES_PER_PROGRAM": 16,
     "_logit_columns.SHARES_PER_PROGRAM": 32,
     "_logit_gradient.BLOCK": 4,
+    "linear_topk.GROUPS": (1, 4),
+    "linear_topk.INTERPRETED_BLOCKS": (4, 16),
+    "linear_topk.WORKSPACE_BYTES": 1 << 12,
     "logit_stats.INTERPRETED_BLOCKS": (4, 16),
     "_sorted_rows._BLOCK": 16,
     "pair_stats.INTERPRETED_MULTIPROCESSORS": 1,  # two groups of tiles a side
@@ -120,6 +123,19 @@ def test_logits_in_several_splits(rows, form, v):
         assert torch.equal(getattr(stats, name).double(), truth[name]), name
     for name in FLOATS:
         torch.testing.assert_close(getattr(stats, name).double(), truth[name], rtol=2e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize(("native", "triton"), [(1, 1), (300, 7), (40_000, 60)], ids=["one", "few", "many"])
+def test_largest_logits_of_several_splits(rows, native, triton, v, cut):
+    """Of a dozen values in steps along the classes, so that there are ties at every border."""
+    z, k = ramp(rows, v), cut(native, triton)
+    x, weight = as_product(z)
+    found = ncops.linear_topk(x, weight, k=k)
+    values, indices = z.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(found.values.double(), values[:, :k]) and torch.equal(found.indices, indices[:, :k])
+    torch.testing.assert_close(found.lse.double(), z.logsumexp(1), rtol=2e-6, atol=0)
+    torch.testing.assert_close(found.logprob.double(), z.log_softmax(1).gather(1, indices[:, :k]), rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

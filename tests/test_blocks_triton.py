@@ -31,6 +31,7 @@ from ncops.triton_kernels import (  # noqa: E402
     linear_divergence,
     linear_stats,
     linear_stats_backward,
+    linear_topk,
     logit_stats,
     nearest_class_mean,
     pair_stats,
@@ -49,6 +50,8 @@ SMALL = {"CHUNK": 8, "FOLD": 8, "ROWS": 2, "PARTS": 2, "CLASSES": 2}
 def _blocks(monkeypatch):
     monkeypatch.setattr(_sorted_rows, "_BLOCK", 8)
     monkeypatch.setattr(logit_stats, "INTERPRETED_BLOCKS", (4, 8))
+    monkeypatch.setattr(linear_topk, "INTERPRETED_BLOCKS", (4, 8))
+    monkeypatch.setattr(linear_topk, "GROUPS", (1, 2, 4))
     for module in (logit_stats, _divergence_passes):
         monkeypatch.setattr(module, "split_count", lambda *_, **__: 3)
     monkeypatch.setattr(pair_stats, "INTERPRETED_MULTIPROCESSORS", 1)  # two groups a side, of several tiles each
@@ -241,6 +244,55 @@ def test_linear_divergence_in_blocks(monkeypatch, two):
         return run_divergences(ncops.linear_divergence, x, weight, other, other_weight, bias, other_bias)
 
     assert_same(*both(run, x, weight, other, bias, *weights, *biases))
+
+
+# ---- the largest logits
+def run_topk(k, **options):
+    def run(x, weight, bias):
+        found = ncops.linear_topk(x, weight, bias, k=k, **options)
+        columns = {name: getattr(found, name) for name in ("values", "lse", "logprob", "indices")}
+        return columns, found.lse.nan_to_num(0, 0, 0).sum()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("v", "k", "options"),
+    [
+        (59, 1, {}), (59, 3, {"scale": 0.5}), (64, 3, {"softcap": 4.0}), (59, 8, {}), (64, 30, {}), (59, 59, {}),
+        (5, 3, {"scale": -1.5, "softcap": 4.0}), (1, 1, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_linear_topk_in_blocks(monkeypatch, v, k, options):
+    """Groups of four, two and one; ties in and across groups and tiles, masked classes, two rows that are poisoned."""
+    monkeypatch.setattr(linear_topk, "WORKSPACE_BYTES", 700)  # blocks of 1 to 8 rows
+    monkeypatch.setattr(linear_topk, "PRODUCT_ROWS", 2)
+    monkeypatch.setattr(linear_topk, "SHARES_PER_PROGRAM", 16)
+    x, weight, bias = transposed(integers(11, 7)), integers(v, 7, most=1), integers(v)
+    if v > 5:
+        equal = [0, 2, 9, 30, v - 1]
+        weight[equal], bias[equal] = weight[2].clone(), 3.0
+        bias[10:25] = -math.inf
+    x[4], x[8] = math.nan, 0
+    x[9, 3], weight[:, 3] = math.inf, weight[:, 3].abs() + 1  # in all classes
+    assert_same(*both(run_topk(k, **options), x, weight, bias))
+
+
+def test_linear_topk_of_masked_classes():
+    """Fewer than k that are not, none at all; zeros of both signs are equal."""
+    for there in ([], [3], [40, 3, 17]):
+        bias = torch.full((59,), -math.inf)
+        bias[there] = torch.tensor([0.0, -0.0, 1.0])[: len(there)]
+        ours, truth = both(run_topk(5), torch.zeros(5, 2), torch.zeros(59, 2), bias)
+        assert_same(ours, truth)
+
+
+def test_groups_are_more_than_k():
+    for v in (1, 2, 15, 16, 17, 1000, 128256):
+        for k in {1, 2, v // 100, v // 5, v // 2, v - 1, v} - {0}:
+            group = linear_topk.group_size(v, k) if k <= v else 1
+            assert group == 1 or -(-v // group) > k and k * group < v
 
 
 # ---- classes

@@ -62,6 +62,7 @@ CALLS = (
     Call("projected_sqnorms", lambda x, y: (ncops.projected_sqnorms(x, BASIS, y, CENTER),)),
     Call("linear_stats", lambda x, y: columns(ncops.linear_stats(x, WEIGHT, BIAS, y))),
     Call("linear_loss", lambda x, y: loss_and_columns(ncops.linear_loss(x, WEIGHT, BIAS, y, z_loss=0.1))),
+    Call("linear_topk", lambda x, y: tuple(ncops.linear_topk(x, WEIGHT, BIAS, k=3))),
     Call("logit_stats", lambda x, y: columns(ncops.logit_stats(x, y.clamp_max(D - 1)))),
     Call("logit_divergence", lambda x, y: divergences(ncops.logit_divergence(x, x.sin()))),
     Call("linear_divergence", lambda x, y: divergences(ncops.linear_divergence(x, WEIGHT, x.sin(), None, BIAS))),

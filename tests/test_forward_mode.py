@@ -15,6 +15,7 @@ CALLS = {
     "class_scatter": ncops.class_scatter,
     "projected_sqnorms": lambda x: ncops.projected_sqnorms(x, torch.eye(3)),
     "linear_stats": lambda x: ncops.linear_stats(x, torch.eye(3)).lse,
+    "linear_topk": lambda x: ncops.linear_topk(x, torch.eye(3), k=2).lse,
     "logit_stats": lambda x: ncops.logit_stats(x).lse,
     "logit_divergence": lambda x: ncops.logit_divergence(x, x).kl,
     "linear_divergence": lambda x: ncops.linear_divergence(x, torch.eye(3), torch.ones(6, 3)).kl,

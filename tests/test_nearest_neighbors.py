@@ -21,14 +21,8 @@ from testing import (
 import ncops
 
 INF = math.inf
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu")  # of sizes that are too large for Triton's interpreter
 blocks = interpreter_blocks({})
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    with ncops.use_backend(request.param):
-        yield request.param
 
 
 def naive(x, rows=None, valid=None, metric="euclidean"):
@@ -99,6 +93,7 @@ def test_across_blocks_and_splits(cpu_backend, n, m, d, k, dtype):
 @pytest.mark.parametrize("m", [30, 2_000])
 def test_points_among_themselves(backend, m):
     """No point is its own neighbour, wherever it lies in a tile; its copy is, at distance 0."""
+    m = m if backend != "triton" else min(m, 100)
     x = randn(m, 4, dtype=torch.float32)
     x[m - 1] = x[3]
     found = check(x, k=3)
@@ -213,7 +208,8 @@ def test_over_blocks(monkeypatch):
 
 
 def test_determinism(backend):
-    x, rows = randn(200, 6, dtype=torch.float32), randn(2_000, 6, dtype=torch.float32)
+    m = 2_000 if backend != "triton" else 70
+    x, rows = randn(m // 10, 6, dtype=torch.float32), randn(m, 6, dtype=torch.float32)
     assert_deterministic(lambda: ncops.nearest_neighbors(x, rows, k=30), backend)
 
 

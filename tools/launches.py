@@ -18,9 +18,11 @@ from ncops.triton_kernels import (
     class_scatter,
     linear_divergence,
     linear_stats,
+    linear_topk,
     logit_divergence,
     logit_stats,
     nearest_class_mean,
+    nearest_neighbors,
     pair_stats,
     projected_sqnorms,
 )
@@ -38,6 +40,9 @@ NAMES = {
     "linear_stats._target_logits": "{row}_target[{kind}{variant}]",
     "linear_stats._one_tile": "{row}_only[{kind}]",
     "linear_stats_backward._chunk_gradient": "{row}[{kind}{variant}]",
+    "linear_topk._logits": "linear_topk.logits[{sums}{GROUP}{variant}]",
+    "linear_topk._sums": "linear_topk.sums[{sums}]",
+    "linear_topk._largest": "linear_topk.{WHOLE}[{sums}{GROUP}]",
     "logit_stats._splits": "{row}[{kind}{variant}]",
     "logit_stats._gradient": "{row}[{kind}{variant}]",
     "_divergence_passes._shares": "{row}.shares[{kind}{variant}]",
@@ -57,6 +62,7 @@ NAMES = {
     "projected_sqnorms._basis_gradient": "projected_sqnorms.basis[{kind}]",
     "nearest_class_mean._nearest": "nearest[{kind}]",
     "nearest_class_mean._distance": "nearest_distance[{sums}]",
+    "nearest_neighbors._distances": "neighbor_distances[{sums}]",
     "pair_stats._pairs": "pairs[{kind}{variant}]",
     "pair_stats._merge_moments": "merge_moments[{sums}]",
     "pair_stats._merge_partners": "merge_partners[{sums}]",
@@ -71,7 +77,12 @@ NAMES = {
     "_sorted_rows._label_keys": "label_keys",
     "_sorted_rows._class_starts": "class_starts",
 }
-WORDS = {"FINISH": {True: "columns", False: "share"}, "MODE": {0: "fresh", 1: "state", 2: "anchor"}}
+WORDS = {
+    "FINISH": {True: "columns", False: "share"},
+    "MODE": {0: "fresh", 1: "state", 2: "anchor"},
+    "GROUP": {1: "", 4: ",4", 16: ",16", 64: ",64"},
+    "WHOLE": {True: "largest", False: "largest_of_many"},
+}
 
 
 class Launch(NamedTuple):
@@ -116,6 +127,7 @@ def launch_all(start: Callable[..., Problem]) -> None:
     for kind in ("fp32", "bf16", "fp64"):
         _stored(start(kind))
         _moments(start(kind))
+        _topk(start(kind))
     for kind in ("fp32", "bf16"):
         _heads(start(kind, ",one head"), 1)
         _heads(start(kind, ",two heads"), 2)
@@ -144,6 +156,7 @@ def launch_all(start: Callable[..., Problem]) -> None:
         p = start(kind)
         means, valid = p.x(1001, 1024, dtype=torch.float64), p.x(1001, dtype=torch.bool)
         nearest_class_mean.nearest_class_mean(p.x(5001, 1024), means, valid, p.tf32)
+        nearest_neighbors.nearest_neighbors(p.x(5001, 1024), p.x(20001, 1024), 20, p.x(20001, dtype=torch.bool), p.tf32)
 
 
 def _linear(p: Problem) -> None:
@@ -163,6 +176,12 @@ def _capped(p: Problem) -> None:
     linear_stats.linear_stats(*rest)
     linear_stats.linear_stats_backward(*p.planes(n), *rest, True, True, True)
     _stored(p, softcap)
+    _topk(p, softcap)
+
+
+def _topk(p: Problem, softcap: float = 0.0) -> None:
+    for v, k in ((128256, 64), (50257, 1000), (50257, 50257)):
+        linear_topk.linear_topk(p.x(4097, 4096), p.x(v, 4096), p.x(v), k, 1.0, softcap, p.tf32)
 
 
 def _stored(p: Problem, softcap: float = 0.0) -> None:

@@ -72,6 +72,9 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("float64", 80): Launch({"BLOCK_N": 1, "BLOCK_V": 1024}, 8, 3),
     },
     "logit_divergence_backward": {("any", 80): Launch({"BLOCK_N": 1, "BLOCK_V": 1024}, 4, 2)},
+    # Of one row, or as many short ones: counting costs a few instructions per number.
+    "linear_topk": {("any", 80): Launch({"BLOCK_V": 4096}, 8, 2)},
+    "linear_topk.largest": {("any", 80): Launch({"BLOCK_V": 4096}, 16, 2)},
     "linear_stats_backward": {
         ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 64}, 8, 3),
         ("half", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64}, 8, 3),

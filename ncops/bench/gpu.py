@@ -19,6 +19,7 @@ from . import (
     logit_divergence,
     logit_stats,
     nearest_class_mean,
+    nearest_neighbors,
     pair_stats,
     projected_sqnorms,
 )
@@ -82,6 +83,7 @@ CASES = (
     _case(pair_stats.FORWARD, "log distance", F32, _PAIRS, EAGER, data="log_distance"),
     _case(nearest_class_mean.FORWARD, "float32", F32, {"N": 100_000, "D": 512, "C": 1000}, EAGER, "matmul"),
     _case(nearest_class_mean.FORWARD, "128256 classes", F32, {"N": 20_000, "D": 512, "C": 128256}, "matmul"),
+    _case(nearest_neighbors.FORWARD, "20 of 50,000", F32, {"N": 50_000, "D": 256, "K": 20}),
     _case(
         projected_sqnorms.FORWARD, "full rank", F32, {"N": 200_000, "D": 512, "R": 512, "C": 1000}, EAGER, "matmul"
     ),

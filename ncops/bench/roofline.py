@@ -25,6 +25,7 @@ EPILOGUE = {
     "class_moments": (lambda s: s["N"] * s["D"], 4),
     "pair_stats": (lambda s: s["K"] * (s["K"] - 1) / 2, 16),
     "nearest_class_mean": (lambda s: s["N"] * s["C"], 4),
+    "nearest_neighbors": (lambda s: s["N"] ** 2, 40),  # two passes and 32 counts over the maxima of groups; not counted
 }
 STREAMING = ("logit_stats", "class_moments")  # no products there: what they add up is in the epilogue
 BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype; raw ones in theirs

@@ -38,13 +38,19 @@ def nearest_neighbors(
         at = score.sort(dim=1, descending=True, stable=True).indices[:, : k + SPARE].sort(dim=1).values
         there = score.gather(1, at) > -INF
         distance = torch.stack([(points - chosen[one].double()).square().sum(1) for one in at.unbind(1)], 1)
-        distance, order = distance.masked_fill(~there, INF).sort(dim=1, stable=True)
-        index = kept[at].gather(1, order)
-        none = (distance == INF) | ~points.isfinite().all(1, keepdim=True)
-        short = max(0, k - index.shape[1])
-        distance = F.pad(distance.masked_fill(none, NAN)[:, :k].to(dtype), (0, short), value=NAN)
-        blocks.append((distance, F.pad(index.masked_fill(none, -1)[:, :k], (0, short), value=-1)))
+        distance = distance.where(there & points.isfinite().all(1, keepdim=True), INF)
+        blocks.append(in_order(distance, kept[at], k, dtype))
     return tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
+
+
+def in_order(sqdist: Tensor, index: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The k nearest of candidates ``(n, some)`` in the order of their index; NaN and -1 for those that are infinitely
+    far, and beyond the last."""
+    sqdist, order = sqdist.sort(dim=1, stable=True)
+    sqdist, index = sqdist[:, :k], index.gather(1, order)[:, :k]
+    none, short = sqdist == INF, max(0, k - index.shape[1])
+    sqdist = F.pad(sqdist.masked_fill(none, NAN).to(dtype), (0, short), value=NAN)
+    return sqdist, F.pad(index.masked_fill(none, -1), (0, short), value=-1)
 
 
 def nearest_neighbors_backward(

@@ -19,12 +19,13 @@ from .data import DTYPES, F32, SUMS, TF32, TF32_GRADIENTS, Case, Data, columns
 OPS = {
     maker.__name__: maker
     for maker in (
-        logits.linear_stats, logits.linear_stats_backward, logits.linear_loss,
+        logits.linear_stats, logits.linear_stats_backward, logits.linear_loss, logits.linear_topk,
         logits.logit_stats, logits.logit_stats_backward,
         logits.linear_divergence, logits.linear_divergence_backward,
         logits.logit_divergence, logits.logit_divergence_backward,
         classes.class_moments, classes.class_moments_backward, classes.class_scatter, classes.class_scatter_backward,
-        pairs.nearest_class_mean, pairs.projected_sqnorms, pairs.projected_sqnorms_backward,
+        pairs.nearest_class_mean, pairs.nearest_neighbors, pairs.nearest_neighbors_backward,
+        pairs.projected_sqnorms, pairs.projected_sqnorms_backward,
         pairs.pair_stats, pairs.pair_stats_backward,
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""linear_stats, linear_loss, logit_stats and the divergences."""
+"""linear_stats, linear_loss, linear_topk, logit_stats and the divergences."""
 
 from __future__ import annotations
 
@@ -94,6 +94,23 @@ def _loss(x, weight, bias, target):
 def linear_loss(data: Data) -> Iterator[Case]:
     shapes = ((1000, 512, 5000), (300, 250, 1001), (2100, 264, 70000), (40, 512, 70000), (5000, 512, 10))
     yield from data.grid(shapes, linear, partial(gradients, _loss, (0, 1, 2)), GRADIENTS)
+
+
+def _largest(k: int, softcap: float | None, x, weight, bias, target) -> Outputs:
+    found = ncops.linear_topk(x, weight, bias, k=min(k, len(weight)), scale=0.7, softcap=softcap)
+    return {"values": found.values, "lse": found.lse, "logprob": found.logprob, "index": found.indices.flatten()}
+
+
+def linear_topk(data: Data) -> Iterator[Case]:
+    """Groups of every size, rows that fit a block of the selection and that do not, all classes."""
+    for k, softcap, *shapes in (
+        (1, None, (300, 250, 1001), (40, 512, 70000)), (20, None, (2048, 768, 50257), (5000, 512, 33)),
+        (50, None, (1, 768, 50257)), (50, SOFTCAP, (40, 250, 5000)), (1000, None, (130, 250, 50257)),
+        (5000, None, (40, 250, 20001), (40, 250, 5000)),
+    ):  # fmt: skip
+        yield from data.grid(shapes, linear, partial(_largest, k, softcap), SUMS, f"k={k}")
+    shape = data.sizes(8192, 4096, 128256)
+    yield Case(f"k=64 {shape}", BF16, partial(linear, data, *shape, BF16), partial(_largest, 64, None), SUMS[BF16])
 
 
 def stored(data: Data, n: int, v: int, pad: int, dtype: torch.dtype) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What multiplies rows with rows: nearest_class_mean, projected_sqnorms and pair_stats."""
+"""What multiplies rows with rows: nearest_class_mean, nearest_neighbors, projected_sqnorms and pair_stats."""
 
 from __future__ import annotations
 
@@ -26,6 +26,27 @@ def nearest_class_mean(data: Data) -> Iterator[Case]:
 
     yield from data.grid(((5000, 512, 1000), (300, 250, 3000), (200, 1030, 7)), _points, run, SUMS)
     yield data.beyond(512, tail(run), SUMS[BF16], lambda rows: [data.randn(10, 512)])
+
+
+def _candidates(data: Data, n: int, d: int, m: int, dtype: torch.dtype) -> list[Any]:
+    return [data.randn(n, d, dtype=dtype), data.randn(m, d, dtype=dtype)]
+
+
+def nearest_neighbors(data: Data) -> Iterator[Case]:
+    def run(x, rows):
+        found = ncops.nearest_neighbors(x, rows, k=20)
+        return {"sqdist": found.sqdist, "nearest": found.index[:, 0]}
+
+    yield from data.grid(((5000, 512, 50_000), (300, 250, 3000)), _candidates, run, SUMS)
+    alone = lambda x: {"sqdist": ncops.nearest_neighbors(x, k=5).sqdist}  # noqa: E731
+    yield Case("among themselves", F32, lambda: [data.randn(20_000, 64)], alone, SUMS[F32])
+
+
+def nearest_neighbors_backward(data: Data) -> Iterator[Case]:
+    def loss(x, rows):
+        return ncops.nearest_neighbors(x, rows, k=20).sqdist.sqrt().sum()
+
+    yield from data.grid(((3000, 250, 5000),), _candidates, partial(gradients, loss, (0,)), GRADIENTS)
 
 
 def _projection(data: Data, n: int, d: int, r: int, dtype: torch.dtype) -> list[Any]:
