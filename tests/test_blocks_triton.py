@@ -50,7 +50,7 @@ SMALL = {"CHUNK": 8, "FOLD": 8, "ROWS": 2, "PARTS": 2, "CLASSES": 2}
 def _blocks(monkeypatch):
     monkeypatch.setattr(_sorted_rows, "_BLOCK", 8)
     monkeypatch.setattr(logit_stats, "INTERPRETED_BLOCKS", (4, 8))
-    monkeypatch.setattr(linear_topk, "INTERPRETED_BLOCKS", (4, 8))
+    monkeypatch.setattr(linear_topk, "INTERPRETED_BLOCKS", (4, 16))
     monkeypatch.setattr(linear_topk, "GROUPS", (1, 2, 4))
     for module in (logit_stats, _divergence_passes):
         monkeypatch.setattr(module, "split_count", lambda *_, **__: 3)
@@ -266,7 +266,7 @@ def run_topk(k, **options):
 )  # fmt: skip
 def test_linear_topk_in_blocks(monkeypatch, v, k, options):
     """Groups of four, two and one; ties in and across groups and tiles, masked classes, two rows that are poisoned."""
-    monkeypatch.setattr(linear_topk, "WORKSPACE_BYTES", 700)  # blocks of 1 to 8 rows
+    monkeypatch.setattr(linear_topk, "WORKSPACE_BYTES", 1 << 11)  # of 4 rows and more
     monkeypatch.setattr(linear_topk, "PRODUCT_ROWS", 2)
     monkeypatch.setattr(linear_topk, "SHARES_PER_PROGRAM", 16)
     x, weight, bias = transposed(integers(11, 7)), integers(v, 7, most=1), integers(v)

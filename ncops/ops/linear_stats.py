@@ -77,7 +77,7 @@ def refuse_sharded(weight: Any) -> None:
 
 def check_arguments(
     features: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: Any, softcap: Any,
-    ignore_index: Any, classes: str, least: int,
+    ignore_index: Any, classes: str, least: int, op: str = "linear_stats",
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, float, float, int]:  # fmt: skip
     """The first seven as the ops take them: rows and classifier in one dtype, as autocast asks, flat targets.
 
@@ -94,7 +94,7 @@ def check_arguments(
     scale = check_number(scale, "scale", "fold a learned temperature into x (linear_stats(x * scale, ...))")
     softcap = check_softcap(softcap)
     y = None if target is None else flatten_labels(target, "target", features, "x")
-    refuse_forward_mode("linear_stats", x, weight, bias)
+    refuse_forward_mode(op, x, weight, bias)
     return x, weight, bias, y, scale, softcap, ignore_index
 
 

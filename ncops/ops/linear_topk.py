@@ -54,7 +54,8 @@ def linear_topk(
     Gradients flow to ``x``, ``weight`` and ``bias`` through values, lse and logprob, for the classes that they are of.
     """
     refuse_sharded(weight)
-    flat, weight, bias, _, scale, softcap, _ = check_arguments(x, weight, bias, None, scale, softcap, -100, "V", 1)
+    arguments = check_arguments(x, weight, bias, None, scale, softcap, -100, "V", 1, "linear_topk")
+    flat, weight, bias, _, scale, softcap, _ = arguments
     k = check_integer(k, "k", 1)
     if k > weight.shape[0]:
         raise ValueError(f"k: expected at most the {weight.shape[0]} classes of weight, got {k}")
