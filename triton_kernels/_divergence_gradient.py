@@ -12,8 +12,8 @@ from ._divergence_terms import (
     capped_pair,
     exp_rests,
     log_ratio,
-    log_rest,
     mixture_logs,
+    near_mixture_logs,
     of_dtype,
     q_above,
     uncapped_pair,
@@ -89,8 +89,8 @@ def _gradients(
     of_q -= _times(g_other_entropy, log_q + _of(floats, OTHER_ENTROPY, plane, row))
     if tl.max((g_js != 0).to(tl.int32)) > 0:  # which costs as much as everything else
         over_p, over_q = mixture_logs(s, beta)
-        w, u = (1 - beta) * (t + rest), beta * (other_rest - t)
-        over_p, over_q = tl.where(near, w - log_rest(w), over_p), tl.where(near, u - log_rest(u), over_q)
+        near_p, near_q = near_mixture_logs(t, rest, other_rest, beta)
+        over_p, over_q = tl.where(near, near_p, over_p), tl.where(near, near_q, over_q)
         of_p -= _mixture(g_js * beta, over_p, floats, MIXTURE_KL, plane, row)
         of_q -= _mixture(g_js * (1 - beta), over_q, floats, OTHER_MIXTURE_KL, plane, row)
     mask = (rows < num_rows)[:, None] & (column < num_classes)[None, :]

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
 from ..backends.planes import DIVERGENCE_PLANES
-from ._divergence_terms import NEAR, Pair, exp_rests, load_pair, log_ratio, log_rest, mixture_logs, of_dtype, q_above
+from ._divergence_terms import (
+    NEAR,
+    Pair,
+    exp_rests,
+    load_pair,
+    log_ratio,
+    mixture_logs,
+    mixture_rests,
+    of_dtype,
+    q_above,
+)
 from ._launch import Launch, capability, split_count, tuned
 from ._logit_columns import TRITON
 from ._logit_state import NOWHERE, UNDERFLOW, log1p, store_planes
@@ -193,6 +203,7 @@ def _sums(
     lse, other_lse = tl.load(given + row), tl.load(given + OTHER_LSE * wide + row)
     shift = tl.load(given + SHIFT * wide + row)
     lift = tl.exp(other_lse - lse - shift).to(DTYPE)[:, None]  # q times it is p e^s, also where p is 0
+    lower = 1 / lift
     shift, beta = shift.to(DTYPE), of_dtype(beta, DTYPE)
     level = other_lse.to(DTYPE) - lse.to(DTYPE)
     zero = tl.zeros([BLOCK_N], DTYPE)
@@ -204,14 +215,14 @@ def _sums(
         near = tl.abs(s) < NEAR
         t = tl.where(near, s, 0)
         rest, other_rest = exp_rests(t)
-        lifted, lowered = q * lift, p / lift
-        kl += tl.sum(tl.where(near, p * rest, tl.maximum(lifted - p * (1 + s), 0)), 1)
-        reverse += tl.sum(tl.where(near, q * other_rest, tl.maximum(lowered - q * (1 - s), 0)), 1)
+        kl += tl.sum(tl.where(near, p * rest, tl.maximum(q * lift - p * (1 + s), 0)), 1)
+        reverse += tl.sum(tl.where(near, q * other_rest, tl.maximum(p * lower - q * (1 - s), 0)), 1)
         over_p, over_q = mixture_logs(s, beta)
         far = tl.maximum((1 - beta) * (q - p) - p * over_p, 0)
         other_far = tl.maximum(beta * (p - q) - q * over_q, 0)
-        mixture += tl.sum(tl.where(near, p * log_rest((1 - beta) * (t + rest)), far), 1)
-        other_mixture += tl.sum(tl.where(near, q * log_rest(beta * (other_rest - t)), other_far), 1)
+        h, other_h = mixture_rests(t, rest, other_rest, beta)
+        mixture += tl.sum(tl.where(near, p * h, far), 1)
+        other_mixture += tl.sum(tl.where(near, q * other_h, other_far), 1)
         above = q_above(v, level)
         below += tl.sum(above * p, 1)
         other_below += tl.sum((1 - above) * q, 1)

@@ -138,8 +138,29 @@ def of_dtype(number, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def mixture_rests(t, rest, other_rest, beta):
+    """h((1 - beta) (e^t - 1)) and h(beta (e^-t - 1)) of h(w) = w - log1p(w), for |t| < NEAR.
+
+    The series of the smaller one gives both: they differ by (1 - beta) rest - beta other_rest.
+    """
+    less = beta < 0.5
+    h = log_rest(tl.where(less, beta * (other_rest - t), (1 - beta) * (t + rest)))
+    apart = (1 - beta) * rest - beta * other_rest
+    return tl.where(less, h + apart, h), tl.where(less, h, h - apart)
+
+
+@triton.jit
 def mixture_logs(s, beta):
     """log(m / p) and log(m / q) of m = beta p + (1 - beta) q, for s that is not small."""
     power = tl.exp(-tl.abs(s))
-    low, high = tl.log(beta + (1 - beta) * power), tl.log((1 - beta) + beta * power)
-    return tl.where(s <= 0, low, s + high), tl.where(s <= 0, low - s, high)
+    low = tl.log(tl.where(s <= 0, beta + (1 - beta) * power, (1 - beta) + beta * power))
+    return low + tl.maximum(s, 0), low - tl.minimum(s, 0)
+
+
+@triton.jit
+def near_mixture_logs(t, rest, other_rest, beta):
+    """The same for |t| < NEAR, of which the smaller gives both."""
+    less = beta < 0.5
+    w = tl.where(less, beta * (other_rest - t), (1 - beta) * (t + rest))
+    log = w - log_rest(w)
+    return tl.where(less, log + t, log), tl.where(less, log, log - t)
