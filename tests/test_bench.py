@@ -74,7 +74,8 @@ def test_goals_of_every_promised_row_are_in_the_quick_run():
     assert goals["pair_stats cosine"] == Goal(0.70, 12, 8, 3)
     assert goals["logit_stats float32"] == Goal(0.7, 8, 1.5)
     assert {t.split()[0] for t in goals} == {
-        "linear_stats", "linear_loss", "logit_stats", "class_moments", "class_scatter", "pair_stats"
+        "linear_stats", "linear_loss", "linear_topk", "logit_stats", "class_moments", "class_scatter", "pair_stats",
+        "nearest_neighbors",
     }  # fmt: skip
     titles = [(c.title, c.bench.mode) for c in plan.full()]
     assert len(titles) == len(set(titles)) and len(titles) > 100
