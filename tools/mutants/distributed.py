@@ -159,7 +159,7 @@ SOURCES: tuple[Source, ...] = (
         (
             ("class_weight[known.start : known.start + weight.shape[0]]", "class_weight[: weight.shape[0]]"),
             ("        reduce_in_place(total, group)\n", ""),
-            ("            weight, bias = known.own(weight, bias)\n", ""),
+            ("        weight, bias = known.own(weight, bias)\n", ""),
             ("    factors.check(y, class_weight, classes, softcap, flat)", "    pass"),
             ('"class_weight": told(class_weight),\n', "\n"),
             ('            "num_items": told(num_items),\n', ""),
