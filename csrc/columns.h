@@ -13,6 +13,9 @@ namespace divergence {
 enum Column : int {
   kKl, kReverseKl, kJs, kOverlap, kEntropy, kOtherEntropy, kLse, kOtherLse, kShift, kMixtureKl, kOtherMixtureKl, kBelow, kColumns
 };
+// Of some of the classes: sums of columns, the largest logit of each side and where it is.
+enum SharePlane : int { kShareMixtureKl, kShareOtherMixtureKl, kShareOverlap, kShareBelow, kShareMax, kShareOtherMax, kShareFloats };
+enum ShareIndex : int { kShareArgmax, kShareOtherArgmax, kShareIndices };
 }
 
 // The columns of `rows` rows, plane after plane; floats in the compute dtype.

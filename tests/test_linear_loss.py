@@ -144,14 +144,20 @@ def test_collapsed_rows_keep_their_digits(backend):
     assert abs(float(loss) / math.log1p(11 * math.exp(-30)) - 1) < 1e-5
 
 
-def test_rows_that_do_not_count_are_left_out(backend):
+@pytest.mark.parametrize("name", ["nll", "weights smoothed", "none"])
+def test_rows_that_do_not_count_are_left_out(backend, name):
     """NaN and infinity in them reach nothing, their columns say so, and the others' are those of the rows alone."""
     x, weight, bias, target = problem(12, 5, 9, torch.float32)
     target[[1, 4, 11]] = IGNORE
     x[1], x[4] = torch.nan, torch.inf
-    keep = target != IGNORE
-    found = value_and_gradients(ours, (x, weight, bias), target, None)
-    alone = value_and_gradients(ours, (x[keep], weight, bias), target[keep], None)
+    keep, more = target != IGNORE, dict(OPTIONS[name])
+    class_weight = torch.rand(9) if more.pop("weights", False) else None
+
+    def summed(*arguments):
+        return ours(*arguments, **more).sum()
+
+    found = value_and_gradients(summed, (x, weight, bias), target, class_weight)
+    alone = value_and_gradients(summed, (x[keep], weight, bias), target[keep], class_weight)
     assert (found[1][~keep] == 0).all()
     for a, b in zip((found[0], found[1][keep], *found[2:]), alone, strict=True):
         torch.testing.assert_close(a, b)
@@ -259,12 +265,17 @@ def test_float16_gradients_are_formed_after_a_scaler(backend):
 
 def test_autocast(backend):
     x, weight, bias, target = problem(8, 5, 9, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = value_and_gradients(ours, (x, weight, bias), target, None)
-    low = value_and_gradients(ours, (x.bfloat16(), weight.bfloat16(), bias.bfloat16()), target, None)
-    for a, b in zip(cast, low, strict=True):
-        assert a.dtype == torch.float32
-        assert torch.equal(a, b.float())
+    for class_weight, smoothing in ((None, 0.0), (torch.rand(9), 0.2)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = value_and_gradients(ours, (x, weight, bias), target, class_weight, label_smoothing=smoothing)
+        inputs = [t.bfloat16() for t in (x, weight, bias)]
+        low = value_and_gradients(ours, inputs, target, class_weight, label_smoothing=smoothing)
+        for i, (a, b) in enumerate(zip(cast, low, strict=True)):
+            assert a.dtype == torch.float32
+            if i and smoothing:  # two gradients, which may be added up in another order
+                torch.testing.assert_close(a, b.float(), rtol=2**-7, atol=2**-9)
+            else:
+                assert torch.equal(a, b.float())
 
 
 def test_opcheck(backend):

@@ -139,8 +139,9 @@ struct DivergenceState {
       }
   }
 
-  void add(const PairReader<T>& read, const T* z, const T* y, int64_t first, int64_t count) {
-    for (int lane = 0; lane < L; lane += kWidth<T>) add_lanes(read, z + lane, y + lane, lane, first, count);
+  // Without `sums` only the maxima.
+  void add(const PairReader<T>& read, const T* z, const T* y, int64_t first, int64_t count, bool sums = true) {
+    for (int lane = 0; lane < L; lane += kWidth<T>) add_lanes(read, z + lane, y + lane, lane, first, count, sums);
   }
 
   DivergenceShare row(int i) const {
@@ -149,7 +150,8 @@ struct DivergenceState {
   }
 
  private:
-  void add_lanes(const PairReader<T>& read, const T* first_tile, const T* second_tile, int lane, int64_t first, int64_t count) {
+  void add_lanes(const PairReader<T>& read, const T* first_tile, const T* second_tile, int lane, int64_t first, int64_t count,
+                 bool with_sums) {
     constexpr T inf = std::numeric_limits<T>::infinity();
     Vec<T> top[2] = {load(max[0] + lane), load(max[1] + lane)};
     IntVec<T> at[2] = {load_int<T>(argmax[0] + lane), load_int<T>(argmax[1] + lane)};
@@ -171,6 +173,7 @@ struct DivergenceState {
       store_int<T>(lost[o] + lane, gone[o]);
       peak[o] = top[o] == -inf ? Vec<T>{} : top[o];
     }
+    if (!with_sums) return;
     const Vec<T> low = splat<T>(ExpConstants<T>::lowest);
     for (int64_t j = 0; j < count; ++j) {
       const Both<T> v = read(first_tile + j * L, second_tile + j * L, first + j);
@@ -210,6 +213,11 @@ struct DivergenceRow {
     lse = share.max + std::log(share.sum), other_lse = share.other_max + std::log(share.other_sum);
     mean = share.d / share.sum, other_mean = share.other_d / share.other_sum;
   }
+  // What all classes end as, of which these are a share.
+  void given(double all, double other_all, double by) {
+    lse = all, other_lse = other_all, shift = by;
+    mean = other_mean = 0;
+  }
   void second(double rest, double other_rest) {
     constexpr double inf = std::numeric_limits<double>::infinity();
     const double rise = other_lse - lse, direct = rise - mean, other_direct = other_mean - rise;
@@ -225,10 +233,12 @@ struct DivergenceLanes {
   alignas(64) T max[2][L], gap[2][L], mean[2][L], lift[2][L], shift[L];
 
   void begin(int i, const DivergenceRow& r) {
-    max[0][i] = T(r.share.max), max[1][i] = T(r.share.other_max);
-    gap[0][i] = T(r.lse - r.share.max), gap[1][i] = T(r.other_lse - r.share.other_max);
+    constexpr double inf = std::numeric_limits<double>::infinity();
+    const double top = r.share.max > -inf ? r.share.max : 0, other_top = r.share.other_max > -inf ? r.share.other_max : 0;
+    max[0][i] = T(top), max[1][i] = T(other_top);
+    gap[0][i] = T(r.lse - top), gap[1][i] = T(r.other_lse - other_top);
     mean[0][i] = T(r.mean), mean[1][i] = T(r.other_mean);
-    lift[0][i] = T(r.lse + r.mean - r.share.other_max), lift[1][i] = T(r.other_lse - r.other_mean - r.share.max);
+    lift[0][i] = T(r.lse + r.mean - other_top), lift[1][i] = T(r.other_lse - r.other_mean - top);
   }
 
   // Adds to rest[o][L] the terms of KL both ways.
@@ -382,6 +392,17 @@ inline void write_divergence(const DivergenceArgs& args, int64_t rows, int64_t r
   for (int c = 0; c < divergence::kColumns; ++c)
     static_cast<T*>(args.out)[c * rows + row] = poisoned ? std::numeric_limits<T>::quiet_NaN() : T(value[c]);
   args.agree[row] = !poisoned && r.share.argmax == r.share.other_argmax;
+}
+
+// Row `row` of a share's planes, from the same sums.
+inline void write_share(const LinearDivergenceArgs& args, int64_t rows, int64_t row, const DivergenceShare& s, const double* sums) {
+  double value[divergence::kShareFloats];
+  value[divergence::kShareMixtureKl] = sums[0], value[divergence::kShareOtherMixtureKl] = sums[1];
+  value[divergence::kShareOverlap] = sums[2] + sums[3], value[divergence::kShareBelow] = sums[2];
+  value[divergence::kShareMax] = s.max, value[divergence::kShareOtherMax] = s.other_max;
+  for (int c = 0; c < divergence::kShareFloats; ++c) args.share_floats[c * rows + row] = value[c];
+  args.share_indices[divergence::kShareArgmax * rows + row] = s.argmax;
+  args.share_indices[divergence::kShareOtherArgmax * rows + row] = s.other_argmax;
 }
 
 }  // namespace ncops::NCOPS_ISA

@@ -99,10 +99,12 @@ class Divergence {
         return;
       }
       each(b.number(), [&](int64_t p, int) { join_shares(b, p); });
-      for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
-        b.lanes[p].add_rests(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, sums.rests);
-      });
-      each(b.number(), [&](int64_t p, int) { join_rests(b, p); });
+      if (!args_.whole) {
+        for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
+          b.lanes[p].add_rests(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, sums.rests);
+        });
+        each(b.number(), [&](int64_t p, int) { join_rests(b, p); });
+      }
       for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
         b.lanes[p].add_ratios(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, T(args_.beta), sums.ratios);
       });
@@ -150,7 +152,7 @@ class Divergence {
         b.template multiply<Mode>(b.panels[s], depth, steps, w, group_size<Mode>(depth), t, count, b.tiles[s], [](int64_t) {});
       }
       if (!backward_)
-        for (int64_t p = 0; p < number; ++p) states[p].add(read_, b.tile(0, t, p), b.tile(1, t, p), first, count);
+        for (int64_t p = 0; p < number; ++p) states[p].add(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, !args_.whole);
     });
     if (!backward_)
       for (int64_t i = 0; i < b.end - b.row; ++i) b.shares[split * plan_.rows_per_block + i] = states[i / L].row(i % L);
@@ -163,7 +165,13 @@ class Divergence {
       for (int64_t split = 1; split < plan_.splits; ++split) total.merge(b.shares[split * plan_.rows_per_block + at]);
       DivergenceRow row;
       row.share = total;
-      row.first();
+      if (args_.whole) {
+        const double* of_row = args_.whole + b.row + at;
+        row.given(of_row[0], of_row[args_.x.rows], of_row[2 * args_.x.rows]);
+        b.lanes[p].shift[i] = T(row.shift);
+      } else {
+        row.first();
+      }
       b.lanes[p].begin(i, row);
       if (i < b.count(p)) b.rows[at] = row;
     }
@@ -189,7 +197,9 @@ class Divergence {
       double sums[4] = {};
       for (int64_t split = 0; split < plan_.splits; ++split)
         for (int o = 0; o < 4; ++o) sums[o] += b.sums[split * plan_.panels + p].ratios[o][i];
-      write_divergence<T>(args_, args_.x.rows, b.first(p) + i, b.rows[p * L + i], sums);
+      const DivergenceRow& row = b.rows[p * L + i];
+      if (args_.whole) write_share(args_, args_.x.rows, b.first(p) + i, row.share, sums);
+      else write_divergence<T>(args_, args_.x.rows, b.first(p) + i, row, sums);
     }
   }
 
@@ -233,6 +243,10 @@ class Divergence {
 }  // namespace
 
 void linear_divergence(const LinearDivergenceArgs& args) {
+  with_compute(args.x.dtype, [&](auto t) { Divergence<decltype(t)>(args, false).run(); });
+}
+
+void linear_divergence_share(const LinearDivergenceArgs& args) {
   with_compute(args.x.dtype, [&](auto t) { Divergence<decltype(t)>(args, false).run(); });
 }
 

@@ -49,20 +49,31 @@ def local_share(
 
 
 def row_marks(x: Tensor, target: Tensor | None) -> Tensor:
-    """``(2, N)`` float64 that are alike on ranks with the same rows: the target, and a number of the direction of x.
+    """``(2, N)`` float64 that are alike on ranks with the same rows: the target, and :func:`direction`."""
+    mark = direction(x)
+    return torch.stack([torch.zeros_like(mark) if target is None else target.double(), mark])
 
-    That number is of size 1, and moves by the rounding of x only where ranks have computed x each for themselves.
+
+def direction(x: Tensor) -> Tensor:
+    """``(N,)`` float64: a number of the direction of each row.
+
+    It is of size 1, and moves by the rounding of x only where ranks have computed x each for themselves.
     """
     rows = x.detach()
     odd = rows[:, ::2].sum(1).double() - rows[:, 1::2].sum(1).double()
-    direction = odd / torch.linalg.vector_norm(rows, dim=1).double().clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.stack([torch.zeros_like(direction) if target is None else target.double(), direction])
+    return odd / torch.linalg.vector_norm(rows, dim=1).double().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def marks_differ(every: Tensor) -> Tensor:
     """``(N,)`` bool: the ranks do not have the same row; ``every (ranks, 2, N)`` are their :func:`row_marks`."""
+    targets, directions = every.unbind(1)
+    return (targets != targets[:1]).any(0) | directions_differ(directions)
+
+
+def directions_differ(every: Tensor) -> Tensor:
+    """``(N,)`` bool of the :func:`direction` ``every (ranks, N)`` of the same row; a NaN tells nothing."""
     others = every - every[:1]
-    return (others[:, 0] != 0).any(0) | (others[:, 1].abs() > DIRECTION_TOLERANCE).any(0)  # a NaN tells nothing
+    return (others.abs() > DIRECTION_TOLERANCE).any(0)
 
 
 def merge_shares(

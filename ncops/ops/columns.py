@@ -203,7 +203,7 @@ def check_smoothing(label_smoothing: Any) -> float:
     return found
 
 
-def check_class_weight(weight: Any, name: str, classes: int, like: Tensor, like_name: str) -> None:
+def check_class_weight(weight: Any, name: str, classes: int | None, like: Tensor, like_name: str) -> None:
     check_beside(weight, name, (classes,), "(V,)", like, like_name)
     if weight.requires_grad:
         raise ValueError(f"{name}: expected a tensor that requires no gradient, got one that does")

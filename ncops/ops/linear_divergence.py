@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..backends.planes import DIVERGENCE_SHARE_FLOATS, DIVERGENCE_SHARE_INDICES
 from .checks import check_beside, flatten_rows, refuse_forward_mode, shape
 from .divergences import RESULTS, LinearDivergence, check_options, fake_results, result
 from .linear_stats import in_one_dtype, refuse_sharded
@@ -44,10 +47,24 @@ def linear_divergence(
     Gradients flow to all six tensors through every float column.
     """
     refuse_sharded(weight)
+    tensors, options = check_arguments(
+        x, weight, other, other_weight, bias, other_bias, scale, softcap, beta, "V", 1
+    )  # fmt: skip
+    return result(torch.ops.ncops.linear_divergence(*tensors, *options, allow_tf32(x)), tuple(x.shape[:-1]))
+
+
+def check_arguments(
+    x: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor | None, bias: Tensor | None,
+    other_bias: Tensor | None, scale: Any, softcap: Any, beta: Any, symbol: str, least: int,
+) -> tuple[list[Tensor | None], tuple[float, float, float]]:  # fmt: skip
+    """Tensors and options as the ops take them: rows and classifiers in one dtype, as autocast asks.
+
+    At least ``least`` classes, a number that errors call ``symbol``.
+    """
     flat = flatten_rows(x)
-    check_beside(weight, "weight", (None, flat.shape[1]), "(V, D)", flat, "x")
+    check_beside(weight, "weight", (None, flat.shape[1]), f"({symbol}, D)", flat, "x")
     classes = weight.shape[0]
-    if classes < 1:
+    if classes < least:
         raise ValueError(f"weight: expected at least one class, got shape {shape(weight)}")
     check_beside(other, "other", (*x.shape[:-1], None), "x.shape[:-1] + (E,)", flat, "x")
     states = other.reshape(-1, other.shape[-1]) if other.ndim != 2 else other
@@ -56,23 +73,30 @@ def linear_divergence(
         if other_bias is not None:
             raise ValueError(f"other_bias: expected None without other_weight (one head), got {shape(other_bias)}")
     else:
-        check_beside(other_weight, "other_weight", (classes, states.shape[1]), "(V, E)", flat, "x")
+        check_beside(other_weight, "other_weight", (classes, states.shape[1]), f"({symbol}, E)", flat, "x")
     for t, name in ((bias, "bias"), (other_bias, "other_bias")):
         if t is not None:
-            check_beside(t, name, (classes,), "(V,)", flat, "x")
+            check_beside(t, name, (classes,), f"({symbol},)", flat, "x")
     tensors = in_one_dtype(
         x=flat, weight=weight, other=states, other_weight=other_weight, bias=bias, other_bias=other_bias
     )
     options = check_options(scale, softcap, beta, "fold it into x and other")
     refuse_forward_mode("linear_divergence", *tensors)
-    found = torch.ops.ncops.linear_divergence(*tensors, *options, allow_tf32(x))
-    return result(found, tuple(x.shape[:-1]))
+    return tensors, options
+
+
+def _share_fake(x, *_):
+    floats = x.new_empty((len(DIVERGENCE_SHARE_FLOATS), x.shape[0]), dtype=torch.float64)
+    return floats, x.new_empty((len(DIVERGENCE_SHARE_INDICES), x.shape[0]), dtype=torch.int64)
 
 
 _NAMES = ("x", "weight", "other", "other_weight", "bias", "other_bias")
 _TENSORS = "Tensor x, Tensor weight, Tensor other, Tensor? other_weight, Tensor? bias, Tensor? other_bias"
-_INPUTS = f"{_TENSORS}, float scale, float softcap, float beta, bool allow_tf32"  # softcap 0: none
+_OPTIONS = "float scale, float softcap, float beta, bool allow_tf32"  # softcap 0: none
+_INPUTS = f"{_TENSORS}, {_OPTIONS}"
 define(f"linear_divergence({_INPUTS}) -> {RESULTS}", fake_results)
+# Of these classes of a vocabulary that has others, whose lse, other_lse and shift are given (3, N) in float64.
+define(f"linear_divergence_share({_TENSORS}, Tensor whole, {_OPTIONS}) -> (Tensor floats, Tensor indices)", _share_fake)
 define(
     f"linear_divergence_backward(Tensor g_floats, Tensor floats, {_INPUTS}, "
     + ", ".join(f"bool need_{name}" for name in _NAMES)

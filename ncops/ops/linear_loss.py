@@ -7,12 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.dtypes import compute_dtype
-from ..backends.planes import FLOATS, LOSS_TERMS
 from ..names import Reduction
-from .checks import check_label_values, check_number
-from .columns import LinearStats, check_class_weight, check_reduction, check_smoothing, columns_of, fake_planes
+from .checks import check_label_values
+from .columns import LinearStats, columns_of, fake_planes
 from .linear_stats import check_arguments, fake_head_gradients, refuse_sharded
+from .loss_terms import counted, loss_factors, loss_table, terms, weighted_mean, weighted_sums
 from .op import define
 from .precision import allow_tf32
 
@@ -62,87 +61,34 @@ def linear_loss(
         ValueError: what :func:`linear_stats` refuses; a factor that is not finite, a ``label_smoothing`` outside
             [0, 1]; no target for an ``nll``; a ``class_weight`` that requires a gradient.
     """
-    instead = "multiply a loss by it"
-    nll, z_loss = check_number(nll, "nll", instead), check_number(z_loss, "z_loss", instead)
-    entropy = check_number(entropy, "entropy", instead)
-    label_smoothing = check_smoothing(label_smoothing)
-    check_reduction(reduction)
-    if num_items is not None and reduction != "mean":
-        raise ValueError(f"num_items: expected None with reduction={reduction!r}, got {num_items!r}")
+    factors = loss_factors(nll, z_loss, entropy, label_smoothing, reduction, num_items)
     refuse_sharded(weight)
     flat, weight, bias, y, *options = check_arguments(x, weight, bias, target, scale, softcap, ignore_index, "V", 1)
     scale, softcap, ignore_index = options
     classes = weight.shape[0]
-    if y is None and nll != 0:
-        raise ValueError(f"target: expected the class of each row for nll={nll}, got None")
-    if class_weight is not None:
-        check_class_weight(class_weight, "class_weight", classes, flat, "x")
-        if softcap and label_smoothing:
-            raise ValueError(
-                f"label_smoothing: expected 0 with both class_weight and softcap, got {label_smoothing}: the weighted "
-                "mean of capped logits is no product"
-            )
-        class_weight = class_weight.double()
+    factors.check(y, class_weight, classes, softcap, flat)
 
-    valid = torch.ones(flat.shape[0], dtype=torch.bool, device=flat.device) if y is None else y != ignore_index
-    counts = valid.double()
-    weighted = counts if class_weight is None or y is None else class_weight[y.clamp(0, classes - 1)] * counts
-    per_row = per_weight = 1.0 if num_items is None else num_items
-    if reduction == "mean" and num_items is None:
-        per_row, per_weight = counts.sum(), weighted.sum()
-    smooth = (nll * label_smoothing) * counts / per_weight
-    coefficients = {
-        "nll": (nll * (1 - label_smoothing)) * weighted / per_weight,
-        "lse": smooth if class_weight is None else smooth * class_weight.mean(),
-        "lse_squared": z_loss * counts / per_row,
-        "entropy": entropy * counts / per_row,
-        "mean": -smooth if class_weight is None else torch.zeros_like(smooth),
-    }
-    table = torch.stack([coefficients[name] for name in LOSS_TERMS], 1).where(valid[:, None], 0)
+    table = loss_table(factors, flat, y, class_weight, classes, ignore_index)
     if reduction == "none" or flat.dtype == torch.float16:
-        planes = torch.ops.ncops.linear_stats(flat, weight, bias, y, *options, allow_tf32(x))
-        loss = _terms(planes[0], table).sum(1 if reduction == "none" else None).to(planes[0].dtype)
-        if reduction != "none":
-            planes = _counted(planes[0].detach(), planes[1], table)
+        loss, planes = table.of_planes(*torch.ops.ncops.linear_stats(flat, weight, bias, y, *options, allow_tf32(x)))
     else:
         needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (flat, weight, bias)]
         loss, *planes = torch.ops.ncops.linear_loss(
-            flat, weight, bias, y, table, *options, allow_tf32(x), *needs
+            flat, weight, bias, y, table.coefficients, *options, allow_tf32(x), *needs
         )[:3]  # fmt: skip
-    if class_weight is not None and label_smoothing != 0:
-        rest = smooth.where(valid, 0) * _weighted_mean(flat, weight, bias, class_weight, scale)
-        loss = loss - (rest if reduction == "none" else rest.sum()).to(loss.dtype)
-    if reduction == "mean" and num_items is None:
-        loss = loss.where(valid.any(), torch.nan)
-    stats = columns_of((planes[0].detach(), planes[1]), tuple(x.shape[:-1]), y, classes, ignore_index)
-    return LinearLoss(loss.reshape(x.shape[:-1]) if reduction == "none" else loss, stats)
+    mean = None
+    if table.weighted_mean is not None:
+        mean = weighted_mean(flat, table.valid, weighted_sums(weight, bias, class_weight), classes, scale)
+    return linear_loss_of(table.finished(loss, mean), planes, x, y, classes, ignore_index)
 
 
-def _counted(floats: Tensor, indices: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """The planes without what stands in the rows that count nowhere: 0 in the columns of the target, NaN, -1."""
-    nowhere = (table == 0).all(1)
-    floats = floats.masked_fill(nowhere, torch.nan)
-    for name in ("target_logit", "nll"):
-        floats[FLOATS.index(name)].masked_fill_(nowhere, 0)
-    return floats, indices.masked_fill(nowhere, -1)
-
-
-def _weighted_mean(x: Tensor, weight: Tensor, bias: Tensor | None, class_weight: Tensor, scale: float) -> Tensor:
-    """``(N,)`` mean over the classes of ``class_weight * logit``: a product with one row, ``class_weight @ weight``."""
-    dtype = compute_dtype(x.dtype)
-    factors = class_weight.to(dtype)
-    starts = range(0, weight.shape[0], 4096)  # half-precision weights are never converted all at once
-    row = sum(factors[i : i + 4096] @ weight[i : i + 4096].to(dtype) for i in starts)
-    total = scale * (x.to(dtype) @ row)
-    return (total if bias is None else total + factors @ bias.to(dtype)) / weight.shape[0]
-
-
-def _terms(floats: Tensor, table: Tensor) -> Tensor:
-    """``(N, len(LOSS_TERMS)) float64``: terms times coefficients; 0 where those are 0, whatever the term."""
-    of = dict(zip(FLOATS, floats.double().unbind(), strict=True))
-    of["lse_squared"] = of["lse"].where(table[:, LOSS_TERMS.index("lse_squared")] != 0, 0).square()
-    columns = zip(LOSS_TERMS, table.unbind(1), strict=True)
-    return torch.stack([c * of[name].where(c != 0, 0) for name, c in columns], 1)
+def linear_loss_of(
+    loss: Tensor, planes: tuple[Tensor, Tensor], x: Tensor, target: Tensor | None, classes: int, ignore_index: int
+) -> LinearLoss:
+    """The result for rows of the shape of ``x (..., D)``, from flat planes and targets."""
+    rows = tuple(x.shape[:-1])
+    stats = columns_of((planes[0].detach(), planes[1]), rows, target, classes, ignore_index)
+    return LinearLoss(loss.reshape(rows) if loss.ndim else loss, stats)
 
 
 def _check(x, weight, bias, target, coefficients, scale, softcap, ignore_index, *_):
@@ -152,8 +98,8 @@ def _check(x, weight, bias, target, coefficients, scale, softcap, ignore_index, 
 
 def _with_loss(found, x, weight, bias, target, coefficients, *_):
     floats, indices, *gradients = found
-    loss = _terms(floats, coefficients).sum().to(floats.dtype)
-    return loss, *_counted(floats, indices, coefficients), *gradients
+    loss = terms(floats, coefficients).sum().to(floats.dtype)
+    return loss, *counted(floats, indices, coefficients), *gradients
 
 
 def _fake(x, weight, *others):

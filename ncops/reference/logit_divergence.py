@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ..backends.planes import DIVERGENCE_PLANES
+from ..backends.planes import DIVERGENCE_PLANES, DIVERGENCE_SHARE_FLOATS
 from ._blocks import row_blocks
 from .softcap import capped, uncapped_gradient
 
@@ -82,22 +82,27 @@ def _sum(values: Tensor) -> Tensor:
     return values.sum(1, dtype=torch.float64)
 
 
-class _Softmax:
-    """Of a block of logits: ``p`` and ``log p``, 0 where masked, and the log-sum-exp in float64."""
+class Softmax:
+    """Of a block of logits ``z``: ``p`` and ``log p``, 0 where masked, and the log-sum-exp in float64.
 
-    def __init__(self, z: Tensor):
+    Of some of the classes where the log-sum-exp ``lse`` of all is given.
+    """
+
+    def __init__(self, z: Tensor, lse: Tensor | None = None):
         top = z.amax(1, keepdim=True)
-        gap = _sum((z - top).exp()).log()
-        self.z, self.masked = z, z == -INF
-        self.lse = top[:, 0].double() + gap
+        gap = _sum((z - top).exp()).log() if lse is None else lse - top[:, 0].double()
+        self.z, self.masked, self.max = z, z == -INF, top[:, 0]
+        self.lse = self.max.double() + gap if lse is None else lse
         self.log_p = ((z - top) - gap[:, None].to(z.dtype)).masked_fill(self.masked, 0)
         self.p = self.log_p.exp().masked_fill(self.masked, 0)
-        self.entropy = -_sum(self.p * self.log_p)
         index = torch.arange(z.shape[1], device=z.device)
         self.argmax = index.where(z == top, z.shape[1]).amin(1)
 
+    def entropy(self) -> Tensor:
+        return -_sum(self.p * self.log_p)
 
-def _kl(p: _Softmax, q: _Softmax, d: Tensor) -> tuple[Tensor, Tensor]:
+
+def _kl(p: Softmax, q: Softmax, d: Tensor) -> tuple[Tensor, Tensor]:
     """KL(p || q), infinite where q masks a class of p, and m = sum p d over the classes of both; d is 0 elsewhere."""
     mean = _sum(p.p * d)
     t = d - mean[:, None].to(d.dtype)
@@ -111,24 +116,55 @@ def _kl(p: _Softmax, q: _Softmax, d: Tensor) -> tuple[Tensor, Tensor]:
 
 def row_divergences(z: Tensor, y: Tensor, d: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """The planes of one block of logits that are already scaled, capped and in the compute dtype."""
-    p, q = _Softmax(z), _Softmax(y)
+    p, q = Softmax(z), Softmax(y)
+    columns = kl_columns(p, q, d)
+    columns |= ratio_columns(p, q, d, columns["shift"], beta)
+    floats, poisoned = divergence_planes(columns, beta, z.dtype)
+    return floats, (p.argmax == q.argmax) & ~poisoned
+
+
+def share_of_divergences(z: Tensor, y: Tensor, d: Tensor, whole: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The planes of ``linear_divergence_share``, of the classes of one block of such logits.
+
+    ``whole (3, n)`` float64: ``lse``, ``other_lse`` and ``shift`` of all classes.
+    """
+    lse, other_lse, shift = whole.unbind()
+    p, q = Softmax(z, lse), Softmax(y, other_lse)
+    columns = ratio_columns(p, q, d, shift, beta) | {"max": p.max.double(), "other_max": q.max.double()}
+    return torch.stack([columns[name] for name in DIVERGENCE_SHARE_FLOATS]), torch.stack([p.argmax, q.argmax])
+
+
+def kl_columns(p: Softmax, q: Softmax, d: Tensor) -> dict[str, Tensor]:
+    """What two passes over the difference ``d`` of the logits give, in float64."""
     both = d.where(~(p.masked | q.masked), 0)
     kl, mean = _kl(p, q, both)
     reverse, other_mean = _kl(q, p, -both)
     shift = (mean + kl).where(kl.isfinite(), (-other_mean - reverse).where(reverse.isfinite(), q.lse - p.lse))
+    return {
+        "kl": kl, "reverse_kl": reverse, "entropy": p.entropy(), "other_entropy": q.entropy(), "lse": p.lse,
+        "other_lse": q.lse, "shift": shift,
+    }  # fmt: skip
+
+
+def ratio_columns(p: Softmax, q: Softmax, d: Tensor, shift: Tensor, beta: float) -> dict[str, Tensor]:
+    """Sums over the classes of p and q of what needs the log of the ratio of the two, in float64."""
     s = _log_ratio(d, p.masked & q.masked, shift)
     other_below = (s < 0).to(s.dtype) + 0.5 * (s == 0)
     mixture, other_mixture = _mixture_terms(p, q, s, beta)
-    mixture, other_mixture, below = _sum(mixture), _sum(other_mixture), _sum(p.p * (1 - other_below))
-    named = {
-        "kl": kl, "reverse_kl": reverse, "js": beta * mixture + (1 - beta) * other_mixture,
-        "overlap": below + _sum(q.p * other_below), "entropy": p.entropy, "other_entropy": q.entropy,
-        "lse": p.lse, "other_lse": q.lse, "shift": shift, "mixture_kl": mixture, "other_mixture_kl": other_mixture,
-        "below": below,
+    below = _sum(p.p * (1 - other_below))
+    overlap = below + _sum(q.p * other_below)
+    return {
+        "mixture_kl": _sum(mixture), "other_mixture_kl": _sum(other_mixture), "below": below, "overlap": overlap
     }  # fmt: skip
-    poisoned = (p.lse - q.lse).isnan() | p.lse.isinf() | q.lse.isinf()
-    floats = torch.stack([named[name] for name in DIVERGENCE_PLANES]).masked_fill(poisoned, NAN)
-    return floats.to(z.dtype), (p.argmax == q.argmax) & ~poisoned
+
+
+def divergence_planes(columns: dict[str, Tensor], beta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The planes of ``backends/planes.py`` in ``dtype``, and which rows are poisoned, or have nothing but masks."""
+    js = beta * columns["mixture_kl"] + (1 - beta) * columns["other_mixture_kl"]
+    lse, other_lse = columns["lse"], columns["other_lse"]
+    poisoned = (lse - other_lse).isnan() | lse.isinf() | other_lse.isinf()
+    floats = torch.stack([js if name == "js" else columns[name] for name in DIVERGENCE_PLANES])
+    return floats.masked_fill(poisoned, NAN).to(dtype), poisoned
 
 
 def _log_ratio(d: Tensor, masked: Tensor, shift: Tensor) -> Tensor:
@@ -143,7 +179,7 @@ def _mixture_logs(s: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     return low.where(s <= 0, s + high), (low - s).where(s <= 0, high)
 
 
-def _mixture_terms(p: _Softmax, q: _Softmax, s: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def _mixture_terms(p: Softmax, q: Softmax, s: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     near = s.abs() < NEAR
     t = s.where(near, 0)
     over_p, over_q = _mixture_logs(s, beta)

@@ -88,14 +88,23 @@ SOURCES: tuple[Source, ...] = (
         "ncops/ops/linear_loss.py",
         "tests/test_linear_loss.py -m 'not triton'",
         (
+            ("or g_loss != 1:", "and g_loss != 1:"),
+            ("or flat.dtype == torch.float16:", "or False:"),
+        ),
+    ),
+    Source(
+        "ncops/ops/loss_terms.py",
+        "tests/test_linear_loss.py -m 'not triton'",
+        (
             ('for name in ("target_logit", "nll"):', 'for name in ("nll",):'),
             ("indices.masked_fill(nowhere, -1)", "indices"),
             ("z_loss * counts / per_row", "z_loss * counts / per_weight"),
             ("smooth * class_weight.mean()", "smooth"),
             (").where(valid[:, None], 0)\n", ")\n"),
-            ("loss.where(valid.any(), torch.nan)", "loss"),
-            ("or g_loss != 1:", "and g_loss != 1:"),
-            ("or flat.dtype == torch.float16:", "or False:"),
+            ("loss.where(self.valid.any(), torch.nan)", "loss"),
+            ("x.where(counts[:, None], 0).to", "x.to"),
+            ("    with outside_autocast(x.device):\n", "    if True:\n"),
+            ("factors[i : i + 4096] @ weight[i : i + 4096]", "factors[:4096] @ weight[i : i + 4096]"),
         ),
     ),
     Source(
