@@ -59,10 +59,15 @@ def linear_topk(
     k = check_integer(k, "k", 1)
     if k > weight.shape[0]:
         raise ValueError(f"k: expected at most the {weight.shape[0]} classes of weight, got {k}")
-    values, logprob, lse, indices = torch.ops.ncops.linear_topk(flat, weight, bias, k, scale, softcap, allow_tf32(x))
-    rows = tuple(x.shape[:-1])
+    found = torch.ops.ncops.linear_topk(flat, weight, bias, k, scale, softcap, allow_tf32(x))
+    return topk_of(found, tuple(x.shape[:-1]))
+
+
+def topk_of(found: tuple[Tensor, ...], rows: tuple[int, ...]) -> LinearTopk:
+    """The op's results in the rows' own shape."""
+    values, logprob, lse, indices = found
     if len(rows) != 1:
-        values, logprob, indices = (t.reshape(*rows, k) for t in (values, logprob, indices))
+        values, logprob, indices = (t.reshape(*rows, t.shape[1]) for t in (values, logprob, indices))
         lse = lse.reshape(rows)
     return LinearTopk(values, indices, lse, logprob)
 

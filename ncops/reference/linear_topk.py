@@ -32,11 +32,27 @@ def linear_topk_backward(
     x: Tensor, weight: Tensor, bias: Tensor | None, k: int, scale: float, softcap: float, allow_tf32: bool,
     need_x: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of ``x``, ``weight`` and ``bias``; size 0 where not needed."""
+    return topk_gradients(
+        g_values, g_logprob, g_lse, values, logprob, lse, indices, x, weight, bias, 0, scale, softcap, allow_tf32,
+        need_x, need_weight, need_bias,
+    )  # fmt: skip
+
+
+def topk_gradients(
+    g_values: Tensor, g_logprob: Tensor, g_lse: Tensor, values: Tensor, logprob: Tensor, lse: Tensor, indices: Tensor,
+    x: Tensor, weight: Tensor, bias: Tensor | None, start: int, scale: float, softcap: float, allow_tf32: bool,
+    need_x: bool, need_weight: bool, need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Through the log-sum-exp by linear_stats_backward, beside that a gradient at k logits of each row.
 
+    The classes of ``weight`` begin at ``start`` of those that ``indices`` number; others are those of another shard.
     The log-probability of the largest logit is ``-gap``; the others' are ``values - lse``. The k entries are sorted by
     class, so that sums over rows go in the order of the rows.
     """
+    k, classes_here = values.shape[1], weight.shape[0]
+    here = (indices >= start) & (indices < start + classes_here)
+    classes = (indices - start).where(here, 0)
     poisoned = lse.isnan()
     active = (g_values != 0).any(1) | (g_logprob != 0).any(1) | (g_lse != 0)
     planes = {name: torch.zeros_like(lse) for name in FLOATS}
@@ -45,14 +61,13 @@ def linear_topk_backward(
     grad["lse"] = (g_lse - g_logprob[:, 1:].sum(1)).masked_fill(poisoned & active, 1)  # gives NaN everywhere
     grad["gap"] = -g_logprob[:, 0]
     places = torch.full((len(INDICES), x.shape[0]), -1, dtype=torch.int64, device=x.device)
-    places[INDICES.index("argmax")] = indices[:, 0]
+    places[INDICES.index("argmax")] = classes[:, 0].where(here[:, 0], classes_here).masked_fill(poisoned, -1)
     grad, planes = (torch.stack([t[name] for name in FLOATS]) for t in (grad, planes))
     g_x, g_weight, g_bias = torch.ops.ncops.linear_stats_backward(
         grad, planes, places, x, weight, bias, None, scale, softcap, -100, allow_tf32, need_x, need_weight, need_bias
     )
     picked = g_values + torch.cat([torch.zeros_like(lse)[:, None], g_logprob[:, 1:]], 1)
-    picked = picked.masked_fill(poisoned[:, None], 0)
-    classes = indices.clamp(min=0)
+    picked = picked.where(here & ~poisoned[:, None], 0)
     if need_x or softcap:
         product = _row_sums(picked, classes, x, weight, bias, scale, softcap)
         g_x = (g_x + product.where(active[:, None], 0)).to(x.dtype) if need_x else g_x
