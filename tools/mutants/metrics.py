@@ -2,6 +2,7 @@
 
 from .plants import Source
 
+PAPERS = "tests/test_paper_metrics.py"
 VALUES = "tests/test_metrics.py tests/test_collapse.py -k 'not import and not plot'"
 
 SOURCES: tuple[Source, ...] = (
@@ -36,13 +37,117 @@ SOURCES: tuple[Source, ...] = (
         "ncops/metrics/decisions.py",
         VALUES,
         (
+            ("hits.sum().double() / counts.sum().double()", "(hits.double() / counts.double()).nanmean()"),
+            ("nll.sum().double() / counts.sum().double()", "(nll.double() / counts.double().clamp_min(1)).mean()"),
+            ('torch.where(counts > 0, counts.double(), float("nan"))', "counts.double().clamp_min(1)"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/calibration.py",
+        f"{VALUES} {PAPERS}",
+        (
             (
                 "(correct.double() - confidence.double()).abs().sum()",
                 "(correct.double() - confidence.double()).sum().abs()",
             ),
-            ("hits.sum().double() / counts.sum().double()", "(hits.double() / counts.double()).nanmean()"),
-            ("nll.sum().double() / counts.sum().double()", "(nll.double() / counts.double().clamp_min(1)).mean()"),
-            ('torch.where(counts > 0, counts.double(), float("nan"))', "counts.double().clamp_min(1)"),
+            ("confidence.argsort(stable=True)", "torch.arange(len(confidence))"),
+            ("part.sum().abs()", "part.abs().sum()"),
+            ("1 - 2 * (-stats.nll).exp()", "1 - (-stats.nll).exp()"),
+            ("- stats.entropy - stats.target_logit", "- stats.target_logit"),
+            ("return bool(slope > 0)", "return bool(slope < 0)"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/frames.py",
+        PAPERS,
+        (
+            ("math.sqrt(k / (k - 1))", "math.sqrt((k - 1) / k)"),
+            ("index + rows.start] -= target", "index] -= target"),
+            ("left[rows].double() @ columns / norm", "left[rows].double() @ columns / norm.square()"),
+            (".clamp_min(0)", ""),
+        ),
+    ),
+    Source(
+        "ncops/metrics/separability.py",
+        PAPERS,
+        (
+            ("1 - means.mean(0).square().sum()", "1 - means.square().mean(0).sum()"),
+            ("n @ (n - 1) / 2", "n @ n / 2"),
+            ("(own - samples) / 2 / pairs", "own / 2 / pairs"),
+            ("sums.square().sum() / n.sum().square()", "sums.square().sum() / n.square().sum()"),
+            ("weights=shares, rtol=rtol", "rtol=rtol"),
+            ("2 * k / (k - 1)", "2"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/spectrum.py",
+        PAPERS,
+        (
+            ("s.double() ** power", "s.double()"),
+            ("entropy / math.log(len(s))", "entropy / len(s)"),
+            ("1 / _shares(s, 2).square().sum()", "1 / _shares(s, 1).square().sum()"),
+            ("1 / _shares(s, 2).max()", "1 / _shares(s, 1).max()"),
+            ("torch.arange(first + 1, first + 1 + len(values)", "torch.arange(1, 1 + len(values)"),
+            ("return -(x @ y) / (x @ x)", "return -(x @ y) / (y @ y)"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/neighbors.py",
+        PAPERS,
+        (
+            ('k if numerator == "k" else k - 1', "k"),
+            ("mean = distances[:, :-1].mean(1)", "mean = distances.mean(1)"),
+            ("torch.arange(kept, dtype", "torch.arange(1, kept + 1, dtype"),
+            ("int(n * (1 - discard))", "n - 1"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/ood.py",
+        PAPERS,
+        (
+            ("(rows - inside @ space.directions).norm", "rows.norm"),
+            ("vectors[:, -k:].flip(1).T", "vectors[:, :k].T"),
+            ("/ rows.norm(dim=1)\n", "/ (rows - space.mean).norm(dim=1)\n"),
+            ("return -nearest_class_mean", "return nearest_class_mean"),
+            ("lse.double() - alpha", "lse.double() + alpha"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/regression.py",
+        PAPERS,
+        (
+            ("[1][:, -dim:].T", "[1][:, :dim].T"),
+            ("rows[s > s.max()", "rows[s >= s.max()"),
+            ("gram = gram / gram.norm()", "pass"),
+            ("best.nan_to_num(0.0).clamp(zero, roots[0])", "zero"),
+        ),
+    ),
+    Source(
+        "ncops/metrics/similarity.py",
+        PAPERS,
+        (("s[dim:, dim:].norm()", "s[:dim, :dim].norm()"),),
+    ),
+    Source(
+        "ncops/losses/columns.py",
+        "tests/test_losses.py",
+        (
+            ("stats.max - stats.mean\n", "stats.max - stats.target_logit\n"),
+            ("F.softplus(a * (b - standard)) / a", "F.softplus(a * (b - standard))"),
+            ("-torch.expm1(-q * stats.nll) / q", "(1 - torch.exp(-q * stats.nll)) / q"),
+            ("math.exp(margin / temperature)", "math.exp(margin)"),
+            ("- math.log(stats.num_classes)", ""),
+        ),
+    ),
+    Source(
+        "ncops/losses/features.py",
+        "tests/test_losses.py",
+        (
+            (".clamp(min=1)).mean()", ".clamp(min=1)).sum() / (moments.counts > 0).sum()"),
+            ("means - means.mean(0) if center else means", "means"),
+            ("power=t", "power=2 * t"),
+            ("counts[own] - 1", "counts[own]"),
+            ("- unit.square().sum(1)", ""),
+            ("+ torch.log(-torch.expm1(-stats.nll))", ""),
         ),
     ),
     Source(
