@@ -22,11 +22,14 @@ EPILOGUE = {
     "linear_stats": (lambda s: s["N"] * s["V"], 34),  # counted in Triton's SASS; 55 in the compiled kernel's
     "linear_loss": (lambda s: s["N"] * s["V"], 34),
     "logit_stats": (lambda s: s["N"] * s["V"], 34),
+    # Of both passes per pair of logits, counted in Triton's SASS for sm_90; their gradients are not counted.
+    "linear_divergence": (lambda s: s["N"] * s["V"], 242),
+    "logit_divergence": (lambda s: s["N"] * s["V"], 242),
     "class_moments": (lambda s: s["N"] * s["D"], 4),
     "pair_stats": (lambda s: s["K"] * (s["K"] - 1) / 2, 16),
     "nearest_class_mean": (lambda s: s["N"] * s["C"], 4),
 }
-STREAMING = ("logit_stats", "class_moments")  # no products there: what they add up is in the epilogue
+STREAMING = ("logit_stats", "logit_divergence", "class_moments")  # no products there: what they add up is in the epilogue
 BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype; raw ones in theirs
 
 
