@@ -291,7 +291,7 @@ class Rows(NamedTuple):
     softcap: float
     one_head: bool
 
-    def __getitem__(self, rows: slice) -> "Rows":
+    def part(self, rows: slice) -> "Rows":
         return self._replace(first=self.first[rows], second=self.second[rows])
 
     @property
@@ -314,7 +314,7 @@ class Rows(NamedTuple):
         }  # fmt: skip
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """How rows and their classes go to programs."""
 
     block_n: int
@@ -333,12 +333,12 @@ class _Cut(NamedTuple):
         return (triton.cdiv(n, block_n),), {"BLOCK_N": block_n, "BLOCK_S": block_s, "num_warps": WARPS}
 
 
-def _cut(rows: Rows, config: Launch) -> _Cut:
+def cut_of(rows: Rows, config: Launch) -> Cut:
     n, v = rows.first.shape
     block_n, block_v = blocks_of(config, rows.first, rows.second)
     blocks, tiles = triton.cdiv(n, block_n), triton.cdiv(v, block_v)
     splits = split_count(capability(rows.first.device), blocks, tiles, waves=4)
-    return _Cut(block_n, block_v, blocks, splits, triton.cdiv(tiles, splits))
+    return Cut(block_n, block_v, blocks, splits, triton.cdiv(tiles, splits))
 
 
 def empty_planes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -350,12 +350,12 @@ def empty_planes(x: Tensor) -> tuple[Tensor, Tensor]:
 def divergences(rows: Rows, beta: float, floats: Tensor, agree: Tensor) -> None:
     """Fills ``floats (12, n)`` and ``agree (n)``.
 
-    Workspace: 48 bytes per row and split (80 in float64) and 56 per row, of at most 2^19 rows at a time.
+    Workspace: 72 bytes per row and split (128 in float64) and 56 per row, of at most 2^19 rows at a time.
     """
     n, v = rows.first.shape
     for start in range(0, n, ROWS_AT_ONCE):
         here = slice(start, min(n, start + ROWS_AT_ONCE))
-        some, out = rows[here], (floats[:, here], agree[here])
+        some, out = rows.part(here), (floats[:, here], agree[here])
         tuned(
             "logit_divergence", rows.first, (here.stop - start, v),
             lambda config, some=some, out=out: _run(config, some, beta, *out),
@@ -363,14 +363,14 @@ def divergences(rows: Rows, beta: float, floats: Tensor, agree: Tensor) -> None:
 
 
 def _run(config: Launch, rows: Rows, beta: float, floats: Tensor, agree: Tensor) -> None:
-    n, cut = rows.first.shape[0], _cut(rows, config)
+    n, cut = rows.first.shape[0], cut_of(rows, config)
     state = first_pass(rows, cut, config, agree)
     sums = second_pass(rows, state[:3], beta, cut, config)
     grid, options = cut.merging(n)
     _finish[grid](state, sums, floats, floats.stride(0), n, cut.splits, beta, **options)
 
 
-def first_pass(rows: Rows, cut: _Cut, config: Launch, agree: Tensor) -> Tensor:
+def first_pass(rows: Rows, cut: Cut, config: Launch, agree: Tensor) -> Tensor:
     """``(7, n)`` float64, of which the second pass reads three planes; fills ``agree``."""
     n = rows.first.shape[0]
     floats = rows.first.new_empty((SHARE_FLOATS, cut.splits, n), dtype=rows.dtype)
@@ -385,7 +385,7 @@ def first_pass(rows: Rows, cut: _Cut, config: Launch, agree: Tensor) -> Tensor:
     return state
 
 
-def second_pass(rows: Rows, given: Tensor, beta: float, cut: _Cut, config: Launch) -> Tensor:
+def second_pass(rows: Rows, given: Tensor, beta: float, cut: Cut, config: Launch) -> Tensor:
     """``(6, splits, n)`` sums over these classes from ``given (3, n)`` float64, contiguous: both log-sum-exps and the
     shift over all classes, of which these may be a part."""
     sums = rows.first.new_empty((SUMS, cut.splits, rows.first.shape[0]), dtype=rows.dtype)

@@ -23,12 +23,15 @@ EPILOGUE = {
     "linear_loss": (lambda s: s["N"] * s["V"], 34),
     "linear_topk": (lambda s: s["N"] * s["V"], 20),  # logits, maxima of groups, counts over those; not counted
     "logit_stats": (lambda s: s["N"] * s["V"], 34),
+    # Of both passes per pair of logits, counted in Triton's SASS for sm_90; their gradients are not counted.
+    "linear_divergence": (lambda s: s["N"] * s["V"], 242),
+    "logit_divergence": (lambda s: s["N"] * s["V"], 242),
     "class_moments": (lambda s: s["N"] * s["D"], 4),
     "pair_stats": (lambda s: s["K"] * (s["K"] - 1) / 2, 16),
     "nearest_class_mean": (lambda s: s["N"] * s["C"], 4),
     "nearest_neighbors": (lambda s: s["N"] ** 2, 40),  # two passes and 32 counts over the maxima of groups; not counted
 }
-STREAMING = ("logit_stats", "class_moments")  # no products there: what they add up is in the epilogue
+STREAMING = ("logit_stats", "logit_divergence", "class_moments")  # no products there: what they add up is in the epilogue
 BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype; raw ones in theirs
 
 
