@@ -15,6 +15,7 @@ from . import (
     class_scatter,
     linear_loss,
     linear_stats,
+    linear_topk,
     logit_stats,
     nearest_class_mean,
     pair_stats,
@@ -56,6 +57,11 @@ CASES = (
     _case(linear_loss.FULL, "float32", F32, _SMALL, "linear_stats"),
     _case(_FULL, "forward + backward, small model", BF16, _SMALL_LM, EAGER),
     _case(_FULL, "forward + backward, float32", F32, _SMALL, EAGER),
+    _case(
+        linear_topk.FORWARD, "the 64 largest, bfloat16", BF16, {**_LLM, "K": 64}, "matmul", EAGER, measures=EVERYTHING
+    ),
+    _case(linear_topk.FORWARD, "float32", F32, {"N": 2048, "D": 768, "V": 50257, "K": 20}, "matmul", EAGER),
+    _case(linear_topk.FORWARD, "1 row, float32", F32, {"N": 1, "D": 768, "V": 50257, "K": 50}, "matmul", EAGER),
     _case(
         logit_stats.FORWARD, "bfloat16", BF16, {"N": 8192, "V": 131072}, EAGER, COMPILE, "cross_entropy",
         measures=EVERYTHING,
