@@ -61,12 +61,15 @@ CASES = (
     _case(_FULL, "forward + backward, small model", BF16, _SMALL_LM, EAGER),
     _case(_FULL, "forward + backward, float32", F32, _SMALL, EAGER),
     _case(
+        linear_topk.FORWARD, "the 64 largest, bfloat16", BF16, {**_LLM, "K": 64}, "matmul", EAGER, measures=EVERYTHING
+    ),
+    _case(linear_topk.FORWARD, "float32", F32, {"N": 2048, "D": 768, "V": 50257, "K": 20}, "matmul", EAGER),
+    _case(linear_topk.FORWARD, "1 row, float32", F32, {"N": 1, "D": 768, "V": 50257, "K": 50}, "matmul", EAGER),
+    _case(
         logit_stats.FORWARD, "bfloat16", BF16, {"N": 8192, "V": 131072}, EAGER, COMPILE, "cross_entropy",
         measures=EVERYTHING,
     ),
     _case(logit_stats.FORWARD, "float32", F32, {"N": 8192, "V": 50257}, "cross_entropy"),
-    _case(linear_topk.FORWARD, "64 of 128256, bfloat16", BF16, {**_LLM, "K": 64}, "matmul", EAGER),
-    _case(linear_topk.FORWARD, "20 of 50257", F32, {"N": 2048, "D": 768, "V": 50257, "K": 20}, "matmul", EAGER),
     _case(linear_divergence.FORWARD, "two heads, bfloat16", BF16, _SMALL_LM, "matmul", EAGER),
     _case(linear_divergence.FULL, "two heads, forward + backward, bfloat16", BF16, _SMALL_LM, EAGER),
     _case(logit_divergence.FORWARD, "bfloat16", BF16, {"N": 8192, "V": 131072}, "kl_div"),

@@ -190,6 +190,22 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
+        "triton_kernels/linear_topk.py",
+        f"{BLOCKS} -k 'topk or groups_are'",
+        (
+            ("there = there & (column < num_classes)\n", "\n"),
+            ("    value = tl.where(value == 0, 0.0, value)  # -0 is equal to 0\n", ""),
+            ("(same & (equals <= spare))", "same"),
+            ("equal += tl.sum(same.to(tl.int32), 1)", "equal += 0"),
+            ("above = tl.where(reached >= k, above, reached)", "above = tl.where(reached >= k, reached, above)"),
+            ("rows[:, None] * k + at // GROUP", "rows[:, None] * k + at % k"),
+            ("tl.where(tile[None, :] == winner[:, None], 0, 1)", "tl.where(tops == top[:, None], 0, 1)"),
+            ("column = tl.where(poisoned, -1, column)", "column = tl.where(poisoned, 0, column)"),
+            ("        tl.store(at, value, there)\n", ""),
+            ("triton.cdiv(num_classes, g) + k * g", "triton.cdiv(num_classes, g)"),
+        ),
+    ),
+    Source(
         "triton_kernels/logit_stats.py",
         f"{BLOCKS} -k 'logit'",
         (
