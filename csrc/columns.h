@@ -13,9 +13,14 @@ namespace divergence {
 enum Column : int {
   kKl, kReverseKl, kJs, kOverlap, kEntropy, kOtherEntropy, kLse, kOtherLse, kShift, kMixtureKl, kOtherMixtureKl, kBelow, kColumns
 };
-// Of some of the classes: sums of columns, the largest logit of each side and where it is.
-enum SharePlane : int { kShareMixtureKl, kShareOtherMixtureKl, kShareOverlap, kShareBelow, kShareMax, kShareOtherMax, kShareFloats };
+// Of some of the classes, by themselves: columns, the largest logit of each side and where it is.
+enum SharePlane : int {
+  kShareKl, kShareReverseKl, kShareEntropy, kShareOtherEntropy, kShareLse, kShareOtherLse, kShareShift, kShareMax, kShareOtherMax,
+  kShareFloats
+};
 enum ShareIndex : int { kShareArgmax, kShareOtherArgmax, kShareIndices };
+// Sums over some of the classes, as part of all of them.
+enum Ratio : int { kSumMixtureKl, kSumOtherMixtureKl, kSumOverlap, kSumBelow, kRatios };
 }
 
 // The columns of `rows` rows, plane after plane; floats in the compute dtype.

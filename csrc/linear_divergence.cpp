@@ -46,23 +46,34 @@ static std::tuple<Tensor, Tensor> linear_divergence_cpu(const Tensor& x, const T
   return {floats, agree};
 }
 
-// Of these classes of a vocabulary that has others; `whole` (3, N): lse, other_lse and shift of all of them.
+// Of some of the classes, by themselves.
 static std::tuple<Tensor, Tensor> linear_divergence_share_cpu(const Tensor& x, const Tensor& weight, const Tensor& other,
                                                               const OptionalTensor& other_weight, const OptionalTensor& bias,
-                                                              const OptionalTensor& other_bias, const Tensor& whole, double scale,
-                                                              double softcap, double beta, bool /*allow_tf32*/) {
-  Attached of(x, weight, other, other_weight, bias, other_bias, scale, softcap, beta);
-  const int64_t rows = of.args.x.rows;
-  const Tensor given = dense(whole, "whole", ScalarType::Double, &x);
-  check_size(given, "whole", 0, 3);
-  check_size(given, "whole", 1, rows);
-  const Tensor floats = fresh(x, {divergence::kShareFloats, rows}, ScalarType::Double);
-  const Tensor indices = fresh(x, {divergence::kShareIndices, rows}, ScalarType::Long);
-  of.args.whole = data_of<double>(given);
+                                                              const OptionalTensor& other_bias, double scale, double softcap,
+                                                              bool /*allow_tf32*/) {
+  Attached of(x, weight, other, other_weight, bias, other_bias, scale, softcap, 0.5);
+  const Tensor floats = fresh(x, {divergence::kShareFloats, of.args.x.rows}, ScalarType::Double);
+  const Tensor indices = fresh(x, {divergence::kShareIndices, of.args.x.rows}, ScalarType::Long);
   of.args.share_floats = writable<double>(floats);
   of.args.share_indices = writable<int64_t>(indices);
-  linear_divergence_share(of.args);
+  linear_divergence(of.args);
   return {floats, indices};
+}
+
+// Of some of the classes, as part of all, whose lse, other_lse and shift are `whole` (3, N).
+static Tensor linear_divergence_ratios_cpu(const Tensor& x, const Tensor& weight, const Tensor& other,
+                                           const OptionalTensor& other_weight, const OptionalTensor& bias,
+                                           const OptionalTensor& other_bias, const Tensor& whole, double scale, double softcap,
+                                           double beta, bool /*allow_tf32*/) {
+  Attached of(x, weight, other, other_weight, bias, other_bias, scale, softcap, beta);
+  const Tensor given = dense(whole, "whole", ScalarType::Double, &x);
+  check_size(given, "whole", 0, 3);
+  check_size(given, "whole", 1, of.args.x.rows);
+  Tensor sums = fresh(x, {divergence::kRatios, of.args.x.rows}, ScalarType::Double);
+  of.args.whole = data_of<double>(given);
+  of.args.ratios = writable<double>(sums);
+  linear_divergence(of.args);
+  return sums;
 }
 
 static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_divergence_backward_cpu(
@@ -90,6 +101,7 @@ static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_diverge
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("linear_divergence", TORCH_BOX(&linear_divergence_cpu));
   m.impl("linear_divergence_share", TORCH_BOX(&linear_divergence_share_cpu));
+  m.impl("linear_divergence_ratios", TORCH_BOX(&linear_divergence_ratios_cpu));
   m.impl("linear_divergence_backward", TORCH_BOX(&linear_divergence_backward_cpu));
 }
 

@@ -10,16 +10,10 @@ from test_divergences import check_digits, columns, dense, gradients, naive, obj
 from testing import assert_accurate, block_rows, dtypes, exact, plain, randn
 
 import ncops
+from ncops import backends
 from ncops.backends.dtypes import compute_dtype
 from ncops.backends.planes import DIVERGENCE_PLANES, DIVERGENCES
-from ncops.distributed.shard_divergences import (
-    local_columns,
-    local_share,
-    merge_columns,
-    merge_shares,
-    shard_gradients,
-    whole_of,
-)
+from ncops.distributed.shard_divergences import finish, local_ratios, local_share, merge_shares, shard_gradients
 from ncops.ops.divergences import result
 
 CUTS = {"halves": (20,), "uneven": (1, 30), "empty": (0, 17, 17, 35), "one": ()}
@@ -51,9 +45,9 @@ def as_options(scale=1.0, softcap=None, beta=0.5):
 def merged(tensors, cuts, **more):
     given = as_options(**more)
     shards = list(cut(tensors, cuts))
-    found = merge_columns(torch.stack([local_columns(shard, given) for _, shard in shards]))
-    every = [local_share(shard, whole_of(found), start, given) for start, shard in shards]
-    return merge_shares(found, torch.stack(every), given[2], compute_dtype(tensors[0].dtype))
+    found = merge_shares(torch.stack([local_share(shard, start, given) for start, shard in shards]))
+    every = torch.stack([local_ratios(shard, found[0], given) for _, shard in shards])
+    return finish(*found, every, given[2], compute_dtype(tensors[0].dtype))
 
 
 def sharded(tensors, cuts, **more):
@@ -208,5 +202,14 @@ def test_opcheck(backend):
     tensors = problem(6, 5, 9, torch.float32, two=True)
     whole = torch.stack([torch.full((6,), 9.0), torch.full((6,), 8.0), torch.zeros(6)]).double()
     tests = ("test_schema", "test_faketensor")
-    arguments = (*tensors, whole, 0.7, 0.0, 0.5, False)
-    torch.library.opcheck(torch.ops.ncops.linear_divergence_share.default, arguments, test_utils=tests)
+    for op, arguments in (
+        (torch.ops.ncops.linear_divergence_share, (*tensors, 0.7, 0.0, False)),
+        (torch.ops.ncops.linear_divergence_ratios, (*tensors, whole, 0.7, 0.0, 0.5, False)),
+    ):
+        torch.library.opcheck(op.default, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("form", ["share", "ratios"])
+def test_on_a_gpu_they_run_by_the_reference_for_now(form):
+    assert backends.choose(f"linear_divergence_{form}", "cpu") == "cpu"
+    assert backends.choose(f"linear_divergence_{form}", "cuda") == "reference"

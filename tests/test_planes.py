@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from ncops.backends.planes import DIVERGENCE_PLANES, FLOATS, INDICES, SHARE_FLOATS, SHARE_INDICES
+from ncops.backends.planes import (
+    DIVERGENCE_PLANES,
+    DIVERGENCE_RATIOS,
+    DIVERGENCE_SHARE_FLOATS,
+    DIVERGENCE_SHARE_INDICES,
+    FLOATS,
+    INDICES,
+    SHARE_FLOATS,
+    SHARE_INDICES,
+)
 from ncops.ops import LinearStats
 from ncops.reference.logit_share import LogitShare
 
@@ -20,13 +29,21 @@ def test_the_result_and_the_reference_have_every_plane():
 
 
 @pytest.mark.parametrize(
-    ("enum", "names"), [("FloatColumn", FLOATS), ("IndexColumn", INDICES), ("Column", DIVERGENCE_PLANES)]
+    ("enum", "prefix", "count", "names"),
+    [
+        ("FloatColumn", "k", "kFloatColumns", FLOATS),
+        ("IndexColumn", "k", "kIndexColumns", INDICES),
+        ("Column", "k", "kColumns", DIVERGENCE_PLANES),
+        ("SharePlane", "kShare", "kShareFloats", DIVERGENCE_SHARE_FLOATS),
+        ("ShareIndex", "kShare", "kShareIndices", DIVERGENCE_SHARE_INDICES),
+        ("Ratio", "kSum", "kRatios", DIVERGENCE_RATIOS),
+    ],
 )
-def test_the_enumerators_of_cpp(enum, names):
+def test_the_enumerators_of_cpp(enum, prefix, count, names):
     body = re.search(rf"enum {enum} : int {{(.*?)}}", (ROOT / "csrc" / "columns.h").read_text(), re.S)[1]
     *found, last = (name.strip() for name in body.split(","))
-    assert [re.sub(r"(?<!^)(?=[A-Z])", "_", name.removeprefix("k")).lower() for name in found] == [*names]
-    assert last == f"k{enum}s"
+    assert [re.sub(r"(?<!^)(?=[A-Z])", "_", name.removeprefix(prefix)).lower() for name in found] == [*names]
+    assert last == count
 
 
 def test_the_numbers_of_triton():

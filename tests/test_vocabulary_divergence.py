@@ -44,7 +44,7 @@ def leaves(tensors):
 def close(ours, expected, dtype, names):
     for name in names:
         a, b = torch.tensor(ours[name], dtype=torch.float64), torch.tensor(expected[name], dtype=torch.float64)
-        atol = 128 * torch.finfo(dtype).eps * max(1.0, b.abs().max().item())
+        atol = 64 * torch.finfo(dtype).eps * max(1.0, b.abs().max().item())
         torch.testing.assert_close(a, b, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 

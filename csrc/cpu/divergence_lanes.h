@@ -139,9 +139,8 @@ struct DivergenceState {
       }
   }
 
-  // Without `sums` only the maxima.
-  void add(const PairReader<T>& read, const T* z, const T* y, int64_t first, int64_t count, bool sums = true) {
-    for (int lane = 0; lane < L; lane += kWidth<T>) add_lanes(read, z + lane, y + lane, lane, first, count, sums);
+  void add(const PairReader<T>& read, const T* z, const T* y, int64_t first, int64_t count) {
+    for (int lane = 0; lane < L; lane += kWidth<T>) add_lanes(read, z + lane, y + lane, lane, first, count);
   }
 
   DivergenceShare row(int i) const {
@@ -150,8 +149,7 @@ struct DivergenceState {
   }
 
  private:
-  void add_lanes(const PairReader<T>& read, const T* first_tile, const T* second_tile, int lane, int64_t first, int64_t count,
-                 bool with_sums) {
+  void add_lanes(const PairReader<T>& read, const T* first_tile, const T* second_tile, int lane, int64_t first, int64_t count) {
     constexpr T inf = std::numeric_limits<T>::infinity();
     Vec<T> top[2] = {load(max[0] + lane), load(max[1] + lane)};
     IntVec<T> at[2] = {load_int<T>(argmax[0] + lane), load_int<T>(argmax[1] + lane)};
@@ -173,7 +171,6 @@ struct DivergenceState {
       store_int<T>(lost[o] + lane, gone[o]);
       peak[o] = top[o] == -inf ? Vec<T>{} : top[o];
     }
-    if (!with_sums) return;
     const Vec<T> low = splat<T>(ExpConstants<T>::lowest);
     for (int64_t j = 0; j < count; ++j) {
       const Both<T> v = read(first_tile + j * L, second_tile + j * L, first + j);
@@ -213,11 +210,14 @@ struct DivergenceRow {
     lse = share.max + std::log(share.sum), other_lse = share.other_max + std::log(share.other_sum);
     mean = share.d / share.sum, other_mean = share.other_d / share.other_sum;
   }
-  // What all classes end as, of which these are a share.
-  void given(double all, double other_all, double by) {
+  // What all classes end as, of which these are some; `top`, `other_top`: the first two as what is computed in.
+  void given(double all, double other_all, double by, double top, double other_top) {
     lse = all, other_lse = other_all, shift = by;
+    share.max = top, share.other_max = other_top;
     mean = other_mean = 0;
   }
+  double entropy() const { return std::log(share.sum) - share.weighted / share.sum; }
+  double other_entropy() const { return std::log(share.other_sum) - share.other_weighted / share.other_sum; }
   void second(double rest, double other_rest) {
     constexpr double inf = std::numeric_limits<double>::infinity();
     const double rise = other_lse - lse, direct = rise - mean, other_direct = other_mean - rise;
@@ -233,12 +233,10 @@ struct DivergenceLanes {
   alignas(64) T max[2][L], gap[2][L], mean[2][L], lift[2][L], shift[L];
 
   void begin(int i, const DivergenceRow& r) {
-    constexpr double inf = std::numeric_limits<double>::infinity();
-    const double top = r.share.max > -inf ? r.share.max : 0, other_top = r.share.other_max > -inf ? r.share.other_max : 0;
-    max[0][i] = T(top), max[1][i] = T(other_top);
-    gap[0][i] = T(r.lse - top), gap[1][i] = T(r.other_lse - other_top);
+    max[0][i] = T(r.share.max), max[1][i] = T(r.share.other_max);
+    gap[0][i] = T(r.lse - r.share.max), gap[1][i] = T(r.other_lse - r.share.other_max);
     mean[0][i] = T(r.mean), mean[1][i] = T(r.other_mean);
-    lift[0][i] = T(r.lse + r.mean - other_top), lift[1][i] = T(r.other_lse - r.other_mean - top);
+    lift[0][i] = T(r.lse + r.mean - r.share.other_max), lift[1][i] = T(r.other_lse - r.other_mean - r.share.max);
   }
 
   // Adds to rest[o][L] the terms of KL both ways.
@@ -384,8 +382,7 @@ inline void write_divergence(const DivergenceArgs& args, int64_t rows, int64_t r
   value[divergence::kKl] = r.kl, value[divergence::kReverseKl] = r.reverse;
   value[divergence::kJs] = args.beta * sums[0] + (1 - args.beta) * sums[1];
   value[divergence::kOverlap] = sums[2] + sums[3];
-  value[divergence::kEntropy] = std::log(r.share.sum) - r.share.weighted / r.share.sum;
-  value[divergence::kOtherEntropy] = std::log(r.share.other_sum) - r.share.other_weighted / r.share.other_sum;
+  value[divergence::kEntropy] = r.entropy(), value[divergence::kOtherEntropy] = r.other_entropy();
   value[divergence::kLse] = r.lse, value[divergence::kOtherLse] = r.other_lse, value[divergence::kShift] = r.shift;
   value[divergence::kMixtureKl] = sums[0], value[divergence::kOtherMixtureKl] = sums[1], value[divergence::kBelow] = sums[2];
   const bool poisoned = r.share.poisoned || !(r.share.max > -inf) || !(r.share.other_max > -inf);
@@ -394,15 +391,24 @@ inline void write_divergence(const DivergenceArgs& args, int64_t rows, int64_t r
   args.agree[row] = !poisoned && r.share.argmax == r.share.other_argmax;
 }
 
-// Row `row` of a share's planes, from the same sums.
-inline void write_share(const LinearDivergenceArgs& args, int64_t rows, int64_t row, const DivergenceShare& s, const double* sums) {
+// Row `row` of the planes of a share. The log-sum-exp of a side that has nothing but masked classes is -inf.
+inline void write_share(const LinearDivergenceArgs& args, int64_t row, const DivergenceRow& r) {
   double value[divergence::kShareFloats];
-  value[divergence::kShareMixtureKl] = sums[0], value[divergence::kShareOtherMixtureKl] = sums[1];
-  value[divergence::kShareOverlap] = sums[2] + sums[3], value[divergence::kShareBelow] = sums[2];
-  value[divergence::kShareMax] = s.max, value[divergence::kShareOtherMax] = s.other_max;
-  for (int c = 0; c < divergence::kShareFloats; ++c) args.share_floats[c * rows + row] = value[c];
-  args.share_indices[divergence::kShareArgmax * rows + row] = s.argmax;
-  args.share_indices[divergence::kShareOtherArgmax * rows + row] = s.other_argmax;
+  value[divergence::kShareKl] = r.kl, value[divergence::kShareReverseKl] = r.reverse, value[divergence::kShareShift] = r.shift;
+  value[divergence::kShareEntropy] = r.entropy(), value[divergence::kShareOtherEntropy] = r.other_entropy();
+  value[divergence::kShareLse] = r.lse, value[divergence::kShareOtherLse] = r.other_lse;
+  value[divergence::kShareMax] = r.share.max, value[divergence::kShareOtherMax] = r.share.other_max;
+  for (int c = 0; c < divergence::kShareFloats; ++c)
+    args.share_floats[c * args.x.rows + row] = r.share.poisoned ? std::numeric_limits<double>::quiet_NaN() : value[c];
+  args.share_indices[divergence::kShareArgmax * args.x.rows + row] = r.share.argmax;
+  args.share_indices[divergence::kShareOtherArgmax * args.x.rows + row] = r.share.other_argmax;
+}
+
+// Row `row` of the ratios, from sums [4] of DivergenceLanes::add_ratios.
+inline void write_ratios(const LinearDivergenceArgs& args, int64_t row, const double* sums) {
+  const auto at = [&](int c) -> double& { return args.ratios[c * args.x.rows + row]; };
+  at(divergence::kSumMixtureKl) = sums[0], at(divergence::kSumOtherMixtureKl) = sums[1];
+  at(divergence::kSumOverlap) = sums[2] + sums[3], at(divergence::kSumBelow) = sums[2];
 }
 
 }  // namespace ncops::NCOPS_ISA

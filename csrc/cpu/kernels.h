@@ -85,13 +85,13 @@ struct LinearDivergenceArgs : DivergenceArgs {
   bool one_head = false;  // other_w and other_bias are w and bias
   // In the compute dtype but for those of x and other; null: not wanted. With one head its gradient is that of both.
   void *g_x = nullptr, *g_weight = nullptr, *g_other = nullptr, *g_other_weight = nullptr, *g_bias = nullptr, *g_other_bias = nullptr;
-  // Of a share of the classes: lse, other_lse and shift (3, N) of all of them, and its planes (divergence::kShareFloats, N), ...
-  const double* whole = nullptr;
-  double* share_floats = nullptr;
-  int64_t* share_indices = nullptr;  // ... (divergence::kShareIndices, N)
+  // Instead of `out`, of some of the classes, planes in float64; see columns.h:
+  double* share_floats = nullptr;                          // by themselves (divergence::kShareFloats, N), with ...
+  int64_t* share_indices = nullptr;                        // ... (divergence::kShareIndices, N)
+  double* ratios = nullptr;                                // as part of all (divergence::kRatios, N), ...
+  const double* whole = nullptr;                           // ... of which lse, other_lse and shift are these (3, N)
 };
 NCOPS_KERNEL(linear_divergence, LinearDivergenceArgs)
-NCOPS_KERNEL(linear_divergence_share, LinearDivergenceArgs)
 NCOPS_KERNEL(linear_divergence_backward, LinearDivergenceArgs)
 
 struct LogitDivergenceArgs : DivergenceArgs {

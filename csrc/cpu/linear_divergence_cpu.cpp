@@ -98,16 +98,19 @@ class Divergence {
         });
         return;
       }
-      each(b.number(), [&](int64_t p, int) { join_shares(b, p); });
-      if (!args_.whole) {
+      if (args_.whole) {
+        each(b.number(), [&](int64_t p, int) { take_whole(b, p); });
+      } else {
+        each(b.number(), [&](int64_t p, int) { join_shares(b, p); });
         for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
           b.lanes[p].add_rests(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, sums.rests);
         });
         each(b.number(), [&](int64_t p, int) { join_rests(b, p); });
       }
-      for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
-        b.lanes[p].add_ratios(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, T(args_.beta), sums.ratios);
-      });
+      if (!args_.share_floats)
+        for_each_tile(each, b, [&](int64_t t, int64_t p, int64_t first, int64_t count, Sums& sums) {
+          b.lanes[p].add_ratios(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, T(args_.beta), sums.ratios);
+        });
       each(b.number(), [&](int64_t p, int) { write(b, p); });
     });
     for (int s = 0; s < 2; ++s) weights[s].merge(), biases[s].merge();
@@ -151,8 +154,8 @@ class Divergence {
         const int64_t depth = sides_[s].dim, steps = plan_product<T>(plan_.rows, plan_.classes, depth, L).steps;
         b.template multiply<Mode>(b.panels[s], depth, steps, w, group_size<Mode>(depth), t, count, b.tiles[s], [](int64_t) {});
       }
-      if (!backward_)
-        for (int64_t p = 0; p < number; ++p) states[p].add(read_, b.tile(0, t, p), b.tile(1, t, p), first, count, !args_.whole);
+      if (!backward_ && !args_.whole)
+        for (int64_t p = 0; p < number; ++p) states[p].add(read_, b.tile(0, t, p), b.tile(1, t, p), first, count);
     });
     if (!backward_)
       for (int64_t i = 0; i < b.end - b.row; ++i) b.shares[split * plan_.rows_per_block + i] = states[i / L].row(i % L);
@@ -165,15 +168,21 @@ class Divergence {
       for (int64_t split = 1; split < plan_.splits; ++split) total.merge(b.shares[split * plan_.rows_per_block + at]);
       DivergenceRow row;
       row.share = total;
-      if (args_.whole) {
-        const double* of_row = args_.whole + b.row + at;
-        row.given(of_row[0], of_row[args_.x.rows], of_row[2 * args_.x.rows]);
-        b.lanes[p].shift[i] = T(row.shift);
-      } else {
-        row.first();
-      }
+      row.first();
       b.lanes[p].begin(i, row);
       if (i < b.count(p)) b.rows[at] = row;
+    }
+  }
+
+  // Rows of which all classes are known, of which these are some.
+  void take_whole(const Block& b, int64_t p) const {
+    const int64_t rows = args_.x.rows;
+    for (int i = 0; i < L; ++i) {
+      const double* of_row = args_.whole + b.first(p) + std::min<int64_t>(i, b.count(p) - 1);
+      DivergenceRow row;
+      row.given(of_row[0], of_row[rows], of_row[2 * rows], double(T(of_row[0])), double(T(of_row[rows])));
+      b.lanes[p].begin(i, row);
+      b.lanes[p].shift[i] = T(row.shift);
     }
   }
 
@@ -197,9 +206,10 @@ class Divergence {
       double sums[4] = {};
       for (int64_t split = 0; split < plan_.splits; ++split)
         for (int o = 0; o < 4; ++o) sums[o] += b.sums[split * plan_.panels + p].ratios[o][i];
-      const DivergenceRow& row = b.rows[p * L + i];
-      if (args_.whole) write_share(args_, args_.x.rows, b.first(p) + i, row.share, sums);
-      else write_divergence<T>(args_, args_.x.rows, b.first(p) + i, row, sums);
+      const int64_t row = b.first(p) + i;
+      if (args_.share_floats) write_share(args_, row, b.rows[p * L + i]);
+      else if (args_.whole) write_ratios(args_, row, sums);
+      else write_divergence<T>(args_, args_.x.rows, row, b.rows[p * L + i], sums);
     }
   }
 
@@ -243,10 +253,6 @@ class Divergence {
 }  // namespace
 
 void linear_divergence(const LinearDivergenceArgs& args) {
-  with_compute(args.x.dtype, [&](auto t) { Divergence<decltype(t)>(args, false).run(); });
-}
-
-void linear_divergence_share(const LinearDivergenceArgs& args) {
   with_compute(args.x.dtype, [&](auto t) { Divergence<decltype(t)>(args, false).run(); });
 }
 

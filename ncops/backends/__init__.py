@@ -21,7 +21,7 @@ BACKENDS = get_args(Backend)
 ENVIRONMENT = "NCOPS_BACKEND"
 CUDA_OPS = ("class_moments", "accumulate_class_moments_", "class_scatter", "linear_stats", "logit_stats")
 """The ops that have compiled CUDA kernels, by design."""
-FORMS = ("_backward", "_targets", "_share")
+FORMS = ("_backward", "_targets", "_share", "_ratios")
 """Endings of what belongs to an op without being one that people call."""
 
 _forced: ContextVar[str | None] = ContextVar("ncops_backend", default=None)

@@ -16,6 +16,11 @@ DIVERGENCES = ("kl", "reverse_kl", "js", "overlap", "entropy", "other_entropy", 
 DIVERGENCE_PLANES = (*DIVERGENCES, "shift", "mixture_kl", "other_mixture_kl", "below")
 """``shift`` is other_lse - lse from sums of the difference of the logits, the next two are KL(p || m) and KL(q || m) of
 the mixture m, and ``below`` is the sum of p where p < q, half of it where they are equal."""
-DIVERGENCE_SHARE_FLOATS = ("mixture_kl", "other_mixture_kl", "overlap", "below", "max", "other_max")
+DIVERGENCE_SHARE_FLOATS = (
+    "kl", "reverse_kl", "entropy", "other_entropy", "lse", "other_lse", "shift", "max", "other_max"
+)  # fmt: skip
 DIVERGENCE_SHARE_INDICES = ("argmax", "other_argmax")
-"""What linear_divergence_share has of some of the classes: float64 sums of planes, the largest logit of each side."""
+"""Of some of the classes by themselves, floats in float64: planes, the largest logit of each side and where it is. A
+poisoned row has an lse of NaN, a side that has nothing but masked classes one of -inf."""
+DIVERGENCE_RATIOS = ("mixture_kl", "other_mixture_kl", "overlap", "below")
+"""Float64 sums over some of the classes, as part of all: what needs the log of the ratio of the probabilities."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.planes import DIVERGENCE_SHARE_FLOATS, DIVERGENCE_SHARE_INDICES
+from ..backends.planes import DIVERGENCE_RATIOS, DIVERGENCE_SHARE_FLOATS, DIVERGENCE_SHARE_INDICES
 from .checks import check_beside, flatten_rows, refuse_forward_mode, shape
 from .divergences import RESULTS, LinearDivergence, check_options, fake_results, result
 from .linear_stats import in_one_dtype, refuse_sharded
@@ -90,13 +90,23 @@ def _share_fake(x, *_):
     return floats, x.new_empty((len(DIVERGENCE_SHARE_INDICES), x.shape[0]), dtype=torch.int64)
 
 
+def _ratios_fake(x, *_):
+    return x.new_empty((len(DIVERGENCE_RATIOS), x.shape[0]), dtype=torch.float64)
+
+
 _NAMES = ("x", "weight", "other", "other_weight", "bias", "other_bias")
 _TENSORS = "Tensor x, Tensor weight, Tensor other, Tensor? other_weight, Tensor? bias, Tensor? other_bias"
 _OPTIONS = "float scale, float softcap, float beta, bool allow_tf32"  # softcap 0: none
 _INPUTS = f"{_TENSORS}, {_OPTIONS}"
 define(f"linear_divergence({_INPUTS}) -> {RESULTS}", fake_results)
-# Of these classes of a vocabulary that has others, whose lse, other_lse and shift are given (3, N) in float64.
-define(f"linear_divergence_share({_TENSORS}, Tensor whole, {_OPTIONS}) -> (Tensor floats, Tensor indices)", _share_fake)
+# Of some of the classes of a vocabulary: by themselves, and as part of all, whose lse, other_lse and shift are given in
+# ``whole``, (3, N) float64.
+define(
+    f"linear_divergence_share({_TENSORS}, float scale, float softcap, bool allow_tf32)"
+    " -> (Tensor floats, Tensor indices)",
+    _share_fake,
+)
+define(f"linear_divergence_ratios({_TENSORS}, Tensor whole, {_OPTIONS}) -> Tensor", _ratios_fake)
 define(
     f"linear_divergence_backward(Tensor g_floats, Tensor floats, {_INPUTS}, "
     + ", ".join(f"bool need_{name}" for name in _NAMES)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..backends.dtypes import compute_dtype
 from ._blocks import row_blocks
 from .linear_stats import Gradients, logits_of
-from .logit_divergence import capped_pair, row_divergences, share_of_divergences, stored_gradients
+from .logit_divergence import capped_pair, divergence_ratios, divergence_share, row_divergences, stored_gradients
 
 
 def linear_divergence(
@@ -25,14 +25,26 @@ def linear_divergence(
 
 def linear_divergence_share(
     x: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor | None, bias: Tensor | None,
-    other_bias: Tensor | None, whole: Tensor, scale: float, softcap: float, beta: float, allow_tf32: bool,
+    other_bias: Tensor | None, scale: float, softcap: float, allow_tf32: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``(floats, indices)``: what is summed over these classes of a vocabulary that has others, and its largest."""
+    """``(floats, indices)`` of ``backends/planes.py``, of some of the classes by themselves."""
     blocks = []
     for here in row_blocks(x.shape[0], weight.shape[0]):
         pair = _pair(x[here], weight, other[here], other_weight, bias, other_bias, scale)
-        blocks.append(share_of_divergences(*capped_pair(*pair, softcap), whole[:, here], beta))
+        blocks.append(divergence_share(*capped_pair(*pair, softcap)))
     return torch.cat([b[0] for b in blocks], 1), torch.cat([b[1] for b in blocks], 1)
+
+
+def linear_divergence_ratios(
+    x: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor | None, bias: Tensor | None,
+    other_bias: Tensor | None, whole: Tensor, scale: float, softcap: float, beta: float, allow_tf32: bool,
+) -> Tensor:  # fmt: skip
+    """The sums of ``backends/planes.py`` over some of the classes, as part of all."""
+    blocks = []
+    for here in row_blocks(x.shape[0], weight.shape[0]):
+        pair = _pair(x[here], weight, other[here], other_weight, bias, other_bias, scale)
+        blocks.append(divergence_ratios(*capped_pair(*pair, softcap), whole[:, here], beta))
+    return torch.cat(blocks, 1)
 
 
 def _pair(

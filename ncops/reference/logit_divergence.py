@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ..backends.planes import DIVERGENCE_PLANES, DIVERGENCE_SHARE_FLOATS
+from ..backends.planes import DIVERGENCE_PLANES, DIVERGENCE_RATIOS, DIVERGENCE_SHARE_FLOATS
 from ._blocks import row_blocks
 from .softcap import capped, uncapped_gradient
 
@@ -89,14 +89,18 @@ class Softmax:
     """
 
     def __init__(self, z: Tensor, lse: Tensor | None = None):
-        top = z.amax(1, keepdim=True)
-        gap = _sum((z - top).exp()).log() if lse is None else lse - top[:, 0].double()
-        self.z, self.masked, self.max = z, z == -INF, top[:, 0]
-        self.lse = self.max.double() + gap if lse is None else lse
+        top = z.amax(1, keepdim=True) if lse is None else lse[:, None].to(z.dtype)
+        self.z, self.masked, self.max = z, z == -INF, top[:, 0].double()
+        top = top.masked_fill(top == -INF, 0)
+        base = top[:, 0].double()
+        gap = _sum((z - top).exp()).log() if lse is None else lse - base
+        self.lse = base + gap
         self.log_p = ((z - top) - gap[:, None].to(z.dtype)).masked_fill(self.masked, 0)
         self.p = self.log_p.exp().masked_fill(self.masked, 0)
-        index = torch.arange(z.shape[1], device=z.device)
-        self.argmax = index.where(z == top, z.shape[1]).amin(1)
+
+    def argmax(self) -> Tensor:
+        index = torch.arange(self.z.shape[1], device=self.z.device)
+        return index.where(self.z == self.max[:, None], self.z.shape[1]).amin(1)
 
     def entropy(self) -> Tensor:
         return -_sum(self.p * self.log_p)
@@ -120,18 +124,24 @@ def row_divergences(z: Tensor, y: Tensor, d: Tensor, beta: float) -> tuple[Tenso
     columns = kl_columns(p, q, d)
     columns |= ratio_columns(p, q, d, columns["shift"], beta)
     floats, poisoned = divergence_planes(columns, beta, z.dtype)
-    return floats, (p.argmax == q.argmax) & ~poisoned
+    return floats, (p.argmax() == q.argmax()) & ~poisoned
 
 
-def share_of_divergences(z: Tensor, y: Tensor, d: Tensor, whole: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The planes of ``linear_divergence_share``, of the classes of one block of such logits.
+def divergence_share(z: Tensor, y: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """The planes of ``linear_divergence_share``, of one block of such logits of some of the classes."""
+    p, q = Softmax(z), Softmax(y)
+    columns = kl_columns(p, q, d) | {"max": p.max, "other_max": q.max}
+    floats = torch.stack([columns[name] for name in DIVERGENCE_SHARE_FLOATS])
+    poisoned = p.lse.isnan() | q.lse.isnan()
+    return floats.masked_fill(poisoned, NAN), torch.stack([p.argmax(), q.argmax()])
 
-    ``whole (3, n)`` float64: ``lse``, ``other_lse`` and ``shift`` of all classes.
-    """
+
+def divergence_ratios(z: Tensor, y: Tensor, d: Tensor, whole: Tensor, beta: float) -> Tensor:
+    """``(len(DIVERGENCE_RATIOS), n)`` of these classes, whose ``lse``, ``other_lse`` and ``shift`` with all others are
+    ``whole (3, n)`` in float64."""
     lse, other_lse, shift = whole.unbind()
-    p, q = Softmax(z, lse), Softmax(y, other_lse)
-    columns = ratio_columns(p, q, d, shift, beta) | {"max": p.max.double(), "other_max": q.max.double()}
-    return torch.stack([columns[name] for name in DIVERGENCE_SHARE_FLOATS]), torch.stack([p.argmax, q.argmax])
+    columns = ratio_columns(Softmax(z, lse), Softmax(y, other_lse), d, shift, beta)
+    return torch.stack([columns[name] for name in DIVERGENCE_RATIOS])
 
 
 def kl_columns(p: Softmax, q: Softmax, d: Tensor) -> dict[str, Tensor]:
