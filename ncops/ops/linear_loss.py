@@ -53,7 +53,8 @@ def linear_loss(
             number of rows that are not ignored; ``"sum"``; or ``"none"``, a value per row, whose gradient takes the
             fourth product, since nobody knows yet what will be made of the values. So does that of float16 inputs:
             formed before a gradient scaler has multiplied the loss, it would be below what float16 holds.
-        num_items: what ``"mean"`` divides by instead, as in gradient accumulation: a number or a scalar tensor.
+        num_items: what ``"mean"`` divides by instead, as in gradient accumulation: a number or a scalar tensor. No rows
+            by 0 items are NaN, as the mean of none is.
 
     Returns:
         :class:`LinearLoss`. Gradients are formed for those of x, weight and bias that require one.
@@ -112,8 +113,8 @@ def linear_loss(
     if class_weight is not None and label_smoothing != 0:
         rest = smooth.where(valid, 0) * _weighted_mean(flat, weight, bias, class_weight, scale)
         loss = loss - (rest if reduction == "none" else rest.sum()).to(loss.dtype)
-    if reduction == "mean" and num_items is None:
-        loss = loss.where(valid.any(), torch.nan)
+    if reduction == "mean":  # a sum over no rows, divided by none of them
+        loss = loss.where(valid.any() | (per_row != 0), torch.nan)
     stats = columns_of((planes[0].detach(), planes[1]), tuple(x.shape[:-1]), y, classes, ignore_index)
     return LinearLoss(loss.reshape(x.shape[:-1]) if reduction == "none" else loss, stats)
 
