@@ -5,7 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-_LAZY = ("compat", "distributed", "integrations", "lm", "nn", "report")
+_LAZY = ("compat", "distributed", "integrations", "lm", "losses", "nn", "report")
 
 
 def _starts_command() -> bool:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from . import distributed as distributed
     from . import integrations as integrations
     from . import lm as lm
+    from . import losses as losses
     from . import nn as nn
     from . import report as report
 else:

@@ -7,6 +7,7 @@ from typing import Literal
 Backend = Literal["cpu", "cuda", "triton", "reference"]
 Kernel = Literal["dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv"]
 Loss = Literal["nll", "cross_entropy", "z_loss", "entropy", "margin"]
+Metric = Literal["euclidean", "cosine"]
 Nonfinite = Literal["propagate", "skip", "raise"]
 Preset = Literal["ncops", "neural-collapse", "linguistic-collapse", "linguistic-collapse-script", "papyan", "zhu"]
 Reduction = Literal["mean", "sum", "none"]

@@ -35,8 +35,8 @@ def test_an_overflow_in_any_split(rows, column):
     assert torch.equal(stats.lse[others], clean.lse[others]) and torch.equal(stats.argmax[others], clean.argmax[others])
 
 
-# Groups of rows that share the classes; chunks of rows against several splits of the classes.
-@pytest.mark.parametrize(("n", "d", "v"), [(700, 20, 70), (1_100, 8, 2_000)])
+# Groups of rows that share the classes, and that have some each; chunks of rows against several splits of the classes.
+@pytest.mark.parametrize(("n", "d", "v"), [(700, 20, 70), (1_100, 8, 2_000), (600, 8, 4_200)])
 def test_gradients_of_products_in_several_groups_and_chunks(n, d, v):
     *inputs, target = problem(n, d, v, torch.float32)
 

@@ -12,8 +12,8 @@ from ncops.backends import native
 from ncops.backends.dtypes import compute_dtype
 
 D = 16
-RANGES = {300: (600,), 700: (256, 600), 4200: (4096, 4110)}
-"""Of V classes: the last number of rows of each range, after the few rows that weight is read in place for."""
+RANGES = {300: (600,), 700: (256, 600), 4200: (4110,)}
+"""Of V classes: the last number of rows of each range of gradients, after that of the few rows."""
 
 
 pytestmark = pytest.mark.skipif(native.load() is not None, reason="needs the native extension")
@@ -73,8 +73,22 @@ def test_linear_loss(isa, v, dtype):
         result.loss.backward()
         return [*result.stats.to_dict().values(), own.grad]
 
-    as_linear_stats = v == 700 or dtype == torch.float16
-    assert_the_same_in_ranges(run, RANGES[v] if as_linear_stats else RANGES[v][-1:])
+    assert_the_same_in_ranges(run, RANGES[v])
+
+
+@dtypes
+@pytest.mark.parametrize("op", ["linear_stats", "linear_topk"])
+@pytest.mark.parametrize(("n", "v"), [(600, 700), (1_300, 2_000), (9_000, 1_100)])
+def test_columns(isa, op, n, v, dtype):
+    """Of any number of rows beyond few: the classes are cut alike, in ranges of 8192 rows too."""
+    x, weight, bias, target = problem(n, D, v, dtype)
+
+    def run(rows):
+        if op == "linear_topk":
+            return list(ncops.linear_topk(x[-rows:], weight, bias, k=5))
+        return list(ncops.linear_stats(x[-rows:], weight, bias, target[-rows:]).to_dict().values())
+
+    assert_the_same_in_ranges(run, [m for m in (few_rows(isa, dtype), n) if m])
 
 
 @dtypes

@@ -247,3 +247,22 @@ def test_most_tiles_vanish(backend):
     never = torch.ones(classes, dtype=torch.bool)
     never[(truth[2].abs() > 1e-38)] = False
     assert never.sum() > classes // 2 and (mine[1][never] == 0).all() and (mine[2][never] == 0).all()
+
+
+@pytest.mark.parametrize("target", [0, 95, 96, 192, 299])
+def test_one_logit_anywhere(backend, target):
+    """The gradient of one logit alone, of which a tile of classes may be all there is: also its first, and its last."""
+    x, weight = randn(2, 3, dtype=torch.float32), randn(300, 3, dtype=torch.float32).requires_grad_()
+    stats = ncops.linear_stats(x, weight, target=torch.full((2,), target))
+    (ours,) = torch.autograd.grad(stats.target_logit.sum(), weight)
+    expected = torch.zeros(300, 3).index_add_(0, torch.full((2,), target), x)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("row", [0, 7, 19])
+def test_one_row_has_a_gradient_of_squares(backend, row):
+    x, weight = randn(20, 3, dtype=torch.float32), randn(30, 3, dtype=torch.float32).requires_grad_()
+    (ours,) = torch.autograd.grad(ncops.linear_stats(x, weight).sum_squared_prob[row], weight)
+    z = (x.double() @ weight.double().T).softmax(1)
+    (expected,) = torch.autograd.grad(z[row].square().sum(), weight)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)

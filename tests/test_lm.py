@@ -11,6 +11,7 @@ import torch
 
 from ncops import cli
 from ncops.errors import CommandError
+from ncops.lm.collect import LayerStatistics
 from ncops.lm.measure import parse_layers
 from ncops.lm.windows import IGNORE, Windows, tokenize
 
@@ -178,6 +179,16 @@ def test_hidden_layers(tiny, capsys):
             1e-8,
         )
     assert page["layers"]["metrics"]["nc1_quotient"][2] == pytest.approx(page["metrics"]["nc1_quotient"], rel=1e-9)
+
+
+def test_layers_leave_padding_out():
+    """A token that is the first of the vocabulary is a class as any other, and what fills up a window is none."""
+    hidden, labels = torch.randn(3, 8, 4), torch.randint(0, 3, (3, 8))
+    labels[1, 5:] = IGNORE
+    layers = LayerStatistics([1], [0, 2, 1], 5, [hidden, hidden])
+    layers.update([hidden, hidden], labels)
+    counts = [int((labels == label).sum()) for label in (0, 2, 1)]
+    assert layers.statistics[1].compute().counts.tolist() == counts
 
 
 def test_logits_are_made_for_the_probe_only(tiny):

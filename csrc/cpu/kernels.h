@@ -23,9 +23,31 @@ struct LinearStatsArgs : LogitOptions {
   void* target_logit = nullptr;     // (N) in the compute dtype; result of linear_stats_targets: +inf where there is no class
   LogitColumns out;                 // either the columns, ...
   LogitShares shares;               // ... or shares, whose ranks are counted against target_logit, where that is not null
+
+  // Rows [first, first + count); T: the compute dtype.
+  template <class T>
+  LinearStatsArgs some(int64_t first, int64_t count) const {
+    LinearStatsArgs part = *this;
+    part.x = x.some(first, count);
+    if (target) part.target += first;
+    if (target_logit) part.target_logit = static_cast<T*>(target_logit) + first;
+    if (out.floats) part.out.floats = static_cast<T*>(out.floats) + first, part.out.indices += first;
+    if (shares.floats) part.shares.floats += first, part.shares.indices += first;
+    return part;
+  }
 };
 NCOPS_KERNEL(linear_stats, LinearStatsArgs)
 NCOPS_KERNEL(linear_stats_targets, LinearStatsArgs)
+
+struct LinearTopkArgs {
+  Rows x, w, bias;       // bias: one row of V, or data == nullptr
+  int64_t k = 1;         // of at most V
+  double scale = 1, softcap = 0;
+  // (N, k) and, planes of N, the log-sum-exp and what it is above the largest, in the compute dtype; (N, k) classes.
+  void *values = nullptr, *sums = nullptr;
+  int64_t* indices = nullptr;
+};
+NCOPS_KERNEL(linear_topk, LinearTopkArgs)
 
 // What the gradient by a row's logits needs besides the logits; see logit_gradient.h.
 struct LogitBackward : LogitOptions {
@@ -112,6 +134,16 @@ struct NearestClassMeanArgs {
   int64_t* index;
 };
 NCOPS_KERNEL(nearest_class_mean, NearestClassMeanArgs)
+
+struct NearestNeighborsArgs {
+  Rows x, rows;
+  const bool* valid = nullptr;  // (rows), or null
+  bool exclude_self = false;    // x and rows are the same
+  int64_t k = 1;                // of at most all rows
+  void* sqdist = nullptr;       // (N, k) in the compute dtype
+  int64_t* index = nullptr;     // (N, k)
+};
+NCOPS_KERNEL(nearest_neighbors, NearestNeighborsArgs)
 
 struct ProjectedSqnormsArgs {
   Rows x, basis;

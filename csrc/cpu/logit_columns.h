@@ -40,6 +40,18 @@ struct ExpLanes {
   }
 };
 
+// tile[count][L] of products become logits, product * scale + bias[class], capped; `bias` may be null.
+template <class T, int L>
+NCOPS_INLINE void turn_into_logits(T* tile, int64_t count, T scale, const T* bias, Softcap<T> cap) {
+  if (scale != 1 || bias)
+    for (int64_t j = 0; j < count; ++j)
+      for (int lane = 0; lane < L; lane += kWidth<T>) {
+        T* p = tile + j * L + lane;
+        store(p, fma(load(p), splat<T>(scale), splat<T>(bias ? bias[j] : T(0))));
+      }
+  if (cap) cap.apply(tile, count * L);
+}
+
 // The running state of L rows (lanes).
 template <class T, int L>
 struct LogitState {
@@ -61,18 +73,11 @@ struct LogitState {
     seen = 0;
   }
 
-  // tile[count][L] are raw products of classes first, first + 1, ...; logit = product * scale + bias[class], capped.
-  // Overwrites the tile with the logits, unless they are the products.
+  // tile[count][L] are products of classes first, first + 1, ..., which become logits.
   void add(T* tile, int64_t first, int64_t count, T scale, const T* bias, Softcap<T> cap) {
     if (first_class < 0) first_class = first;
     const LaneInt<T> offset = LaneInt<T>(first - first_class);
-    if (scale != 1 || bias)
-      for (int64_t j = 0; j < count; ++j)
-        for (int lane = 0; lane < L; lane += kWidth<T>) {
-          T* p = tile + j * L + lane;
-          store(p, fma(load(p), splat<T>(scale), splat<T>(bias ? bias[j] : T(0))));
-        }
-    if (cap) cap.apply(tile, count * L);
+    turn_into_logits<T, L>(tile, count, scale, bias, cap);
     for (int lane = 0; lane < L; lane += kWidth<T>) add_lanes(tile + lane, lane, count, offset);
     seen += count;
   }

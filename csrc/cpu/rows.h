@@ -25,6 +25,14 @@ struct Rows {
   const double* offset = nullptr;           // (dim) subtracted in double before rounding to the compute dtype
 
   int64_t stored(int64_t r) const { return index ? index[r] : r; }
+  // Rows [first, first + count), of those without labels.
+  Rows some(int64_t first, int64_t count) const {
+    Rows part = *this;
+    if (index) part.index += first;
+    else part.data = static_cast<const char*>(data) + first * row_stride * element_bytes(dtype);
+    part.rows = count;
+    return part;
+  }
 };
 
 }  // namespace ncops

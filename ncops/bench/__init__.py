@@ -5,6 +5,6 @@ that every figure is a ratio between neighbours in time. Nothing here is importe
 """
 
 OPS = (
-    "linear_stats", "linear_loss", "logit_stats", "linear_divergence", "logit_divergence", "class_moments",
-    "class_scatter", "pair_stats", "nearest_class_mean", "projected_sqnorms",
+    "linear_stats", "linear_loss", "linear_topk", "logit_stats", "linear_divergence", "logit_divergence",
+    "class_moments", "class_scatter", "pair_stats", "nearest_class_mean", "projected_sqnorms",
 )  # fmt: skip

@@ -5,6 +5,12 @@ float64 scalars and name every convention in which published codes differ as an 
 them all.
 """
 
+from .calibration import (
+    adaptive_calibration_error,
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+)
 from .configuration import (
     PairMoments,
     etf_error,
@@ -14,8 +20,30 @@ from .configuration import (
     pair_similarity,
     simplex_error,
 )
-from .decisions import expected_calibration_error, mean_nll, per_class_share, share
+from .decisions import mean_nll, per_class_share, share
 from .duality import Alignment, alignment, duality_distance, duality_error, row_similarity
+from .frames import frame_error, simplex_etf, unconstrained_singular_values
+from .neighbors import lid_mle, lid_moments, two_nn
+from .ood import (
+    PrincipalSpace,
+    mahalanobis_score,
+    neco_score,
+    residual_norm,
+    vim_score,
+    virtual_logit_scale,
+    whitening,
+)
+from .regression import nrc1, nrc2, nrc3
+from .separability import ConeEffect, class_separation, cone_effect, energy_confusion, fisher_ratio, tolerance
+from .similarity import linear_cka
+from .spectrum import (
+    effective_rank,
+    participation_ratio,
+    power_law,
+    spectral_entropy,
+    stable_rank,
+    top_energy,
+)
 from .variability import (
     dropped_directions,
     lost_directions,
@@ -29,27 +57,59 @@ from .variability import (
 
 __all__ = [
     "Alignment",
+    "ConeEffect",
     "PairMoments",
+    "PrincipalSpace",
+    "adaptive_calibration_error",
     "alignment",
+    "brier_score",
+    "class_separation",
+    "cone_effect",
     "dropped_directions",
     "duality_distance",
     "duality_error",
+    "effective_rank",
+    "energy_confusion",
     "etf_error",
     "expected_calibration_error",
+    "fisher_ratio",
+    "fit_temperature",
+    "frame_error",
+    "lid_mle",
+    "lid_moments",
+    "linear_cka",
     "log_uniformity",
     "lost_directions",
+    "mahalanobis_score",
     "mean_nll",
     "mean_norms",
     "nc1_basis",
     "nc1_cdnv",
     "nc1_pinv",
     "nc1_quotient",
+    "neco_score",
     "norm_variation",
+    "nrc1",
+    "nrc2",
+    "nrc3",
     "pair_similarity",
+    "participation_ratio",
     "per_class_share",
+    "power_law",
+    "residual_norm",
     "rounding_rtol",
     "row_similarity",
     "share",
     "simplex_error",
+    "simplex_etf",
+    "spectral_entropy",
+    "stable_rank",
+    "tolerance",
+    "top_energy",
+    "two_nn",
+    "unconstrained_singular_values",
     "vci",
+    "vim_score",
+    "virtual_logit_scale",
+    "whitening",
 ]

@@ -20,16 +20,6 @@ def mean_nll(nll: Tensor, counts: Tensor) -> Tensor:
     return nll.sum().double() / counts.sum().double()
 
 
-def expected_calibration_error(counts: Tensor, correct: Tensor, confidence: Tensor) -> Tensor:
-    """``sum_b (n_b / N) |accuracy_b - confidence_b|`` over bins of confidence. Naeini et al. 2015, Guo et al. 2017.
-
-    Args:
-        counts: ``(B,)`` rows of each bin. correct: ``(B,)`` right ones among them. confidence: ``(B,)`` sums of the
-            largest probability.
-    """
-    return (correct.double() - confidence.double()).abs().sum() / counts.sum().double()
-
-
 def per_class_share(hits: Tensor, counts: Tensor) -> Tensor:
     """``(C,) float64`` share of hits of each class; NaN where a class has no rows."""
     return hits.double() / torch.where(counts > 0, counts.double(), float("nan"))

@@ -30,6 +30,9 @@ SOURCES: tuple[Source, ...] = (
         (
             ("out[r] += reduce_add<T>(acc[r])", "out[r] = reduce_add<T>(acc[r])"),
             ("if (k < end) {", "if (k + 1 < end) {"),
+            ("|| w.col_stride != 1 ||", "||"),
+            ("c * w.row_stride", "c * w.dim"),
+            ("first += at_once", "first += at_once + 1"),
         ),
     ),
     Source(

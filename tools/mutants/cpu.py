@@ -24,7 +24,7 @@ PAIRS = tests("across_parts pair_stats", "pair or nan_in_one")
 PAIR_GRADIENTS = tests("across_parts native_gradients pair_stats", f"coincide or grad and ({KERNELS})")
 LOGITS = tests("across_parts logit_stats", "logit")
 LOGIT_GRADIENTS = tests("logit_stats_gradients")
-LINEAR = tests("across_parts linear_stats", "linear or an_overflow")
+LINEAR = tests("across_parts linear_stats batch_invariance", "linear or an_overflow or columns")
 LINEAR_GRADIENTS = tests("across_parts linear_stats_gradients", "linear or products")
 
 SOURCES: tuple[Source, ...] = (
@@ -209,8 +209,9 @@ SOURCES: tuple[Source, ...] = (
         LINEAR,
         (
             ("for (int64_t split = 1; split < plan.splits", "for (int64_t split = 1; split + 1 < plan.splits"),
-            ("|| args.w.col_stride != 1 ||", "||"),
-            ("c * args.w.row_stride", "c * args.w.dim"),
+            ("logits[row] = epilogue.logit(out[row], args.target[row]);", "logits[row] = out[row];"),
+            ("args.some<T>(row, count)", "args.some<T>(0, count)"),
+            ("NV * kWidth<T>, kMostSplits);", "NV * kWidth<T>);"),
         ),
     ),
     Source(
@@ -275,6 +276,29 @@ SOURCES: tuple[Source, ...] = (
             ("[](double c) { return c != 0; }", "[](double c) { return c > 0; }"),
             ("plane * out.rows + index[i]] = static_cast", "plane * out.rows + i] = static_cast"),
             ("target.push_back(args.target[row])", "target.push_back(args.target[target.size()])"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/linear_topk_cpu.cpp",
+        tests("linear_topk"),
+        (
+            ("const T unsigned_zero = z + T(0);", "const T unsigned_zero = z;"),
+            ("bits & sign ? bits : Bits(~(bits | sign))", "bits & sign ? Bits(~bits) : Bits(~(bits | sign))"),
+            ("load(std::memory_order_relaxed) : inf;", "load(std::memory_order_relaxed) : -inf;"),
+            ("for (int64_t j = 0; j < count; ++j) bad |=", "for (int64_t j = 1; j < count; ++j) bad |="),
+            ("s.floor[i] = std::max(least, told);", "s.floor[i] = told;", "collects more, and keeps the same"),
+            ("const T below = std::nextafter(least, -inf);", "const T below = least;"),
+            ("if (s.count[i] == room) keep_largest", "if (s.count[i] == room - 1) keep_largest", "keeps the same"),
+            ("below = (below + equal) * std::exp", "below = below * std::exp"),
+            ("if (any<T>(old_max < max)) raise_max", "if (any<T>(old_max > max)) raise_max"),
+            ("AtPeak ? (d < 0 ? e : Vec<T>{}) : e", "e"),
+            ("total.poisoned |= p.poisoned;", "total.poisoned = p.poisoned;"),
+            ("p.lower(total.max);\n", ""),
+            ("if (split == 0) continue;\n    total.lower", "if (split <= 1) continue;\n    total.lower"),
+            ("if (count > k) std::nth_element", "if (count > k + 1) std::nth_element"),
+            ("sums[row] = sums[total_rows + row] = nan;", "sums[row] = nan;"),
+            ("if (next < found && int64_t(all[next]) == c) ++next;", "if (int64_t(all[next]) == c) ++next;"),
+            ("plan_of(part.x.rows), row, args", "plan_of(part.x.rows), 0, args"),
         ),
     ),
     Source(

@@ -100,6 +100,33 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
+        "ncops/ops/linear_topk.py",
+        "tests/test_linear_topk.py -m 'not triton'",
+        (
+            ("if k > weight.shape[0]:", "if k >= weight.shape[0]:"),
+            ("(values - values[:, :1]) - gap[:, None]", "values - lse[:, None]"),
+            ("lse = lse.reshape(rows)", "lse = lse.reshape(-1)"),
+        ),
+    ),
+    Source(
+        "ncops/reference/linear_topk.py",
+        "tests/test_linear_topk.py -m 'not triton'",
+        (
+            ("descending=True, stable=True", "descending=True"),
+            ("indices.masked_fill(poisoned, -1)", "indices"),
+            ("(g_values != 0).any(1) | (g_logprob != 0)", "(g_logprob != 0)"),
+            ("g_lse - g_logprob[:, 1:].sum(1)", "g_lse - g_logprob.sum(1)"),
+            (".masked_fill(poisoned & active, 1)", ""),
+            ("picked = picked.masked_fill(poisoned[:, None], 0)", "pass"),
+            ("product.where(active[:, None], 0)", "product"),
+            ("argsort(stable=True)", "argsort()"),
+            ("x.where(active[:, None], 0)", "x"),
+            ("(scale * picked)[:, None]", "picked[:, None]"),
+            ("z = z if bias is None else z + bias[classes[here]]", "pass"),
+            ("scale * torch.einsum(\"nk,nkd->nd\"", "torch.einsum(\"nk,nkd->nd\""),
+        ),
+    ),
+    Source(
         "ncops/ops/logit_stats.py",
         f"tests/test_across_parts.py tests/test_logit_stats.py {LABELS} -m 'not triton'",
         (("target, logits.shape[1], ignore_index", "target, logits.shape[1] + 1, ignore_index"),),

@@ -117,8 +117,11 @@ struct Plan {
   int64_t tasks() const { return blocks * splits; }
 };
 
+constexpr int64_t kMostSplits = 32;  // tasks that keep every thread busy
+
+// `splits`: the most that w is cut into; 0: as few as keep every thread busy. Given, it does not depend on n, nor do the sums of a row.
 template <class T>
-inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
+inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes, int64_t splits = 0) {
   Plan p;
   const int64_t row_bytes = std::max<int64_t>(1, dim) * int64_t(sizeof(T));
   p.w_per_tile = kTileRows;
@@ -128,7 +131,7 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes) {
   if (v <= p.w_per_tile) rows = 4 * lanes;  // one tile of w: nothing to amortise, keep x in the first cache
   p.blocks = std::max<int64_t>(1, pieces(n, rows));
   p.rows_per_block = round_up(pieces(n, p.blocks), lanes);
-  const int64_t splits = std::min(pieces(32, p.blocks), std::max<int64_t>(1, v / 512));  // 32 tasks keep every thread busy
+  splits = std::min(splits ? splits : pieces(kMostSplits, p.blocks), std::max<int64_t>(1, v / 512));
   p.w_per_split = std::max<int64_t>(p.w_per_tile, round_up(pieces(v, splits), p.w_per_tile));
   p.splits = std::max<int64_t>(1, pieces(v, p.w_per_split));
   return p;

@@ -29,6 +29,9 @@ NCOPS_INLINE Vec<float> max_of(Vec<float> a, Vec<float> b) { return (Vec<float>)
 NCOPS_INLINE bool any_lane(IntVec<float> mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
 NCOPS_INLINE bool any_lane(IntVec<double> mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
 
+NCOPS_INLINE unsigned lane_bits(IntVec<float> mask) { return unsigned(_mm256_movemask_ps((__m256)mask)); }
+NCOPS_INLINE unsigned lane_bits(IntVec<double> mask) { return unsigned(_mm256_movemask_pd((__m256d)mask)); }
+
 NCOPS_INLINE IntVec<float> to_ints(Halves h) { return (IntVec<float>)_mm256_cvtepu16_epi32((__m128i)h); }
 NCOPS_INLINE Vec<float> widen(Halves h, F16) { return (Vec<float>)_mm256_cvtph_ps((__m128i)h); }
 NCOPS_INLINE Halves narrow(Vec<float> v, F16) { return (Halves)_mm256_cvtps_ph((__m256)v, 0); }

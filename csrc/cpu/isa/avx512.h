@@ -33,6 +33,9 @@ NCOPS_INLINE Vec<float> max_of(Vec<float> a, Vec<float> b) { return (Vec<float>)
 NCOPS_INLINE bool any_lane(IntVec<float> mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
 NCOPS_INLINE bool any_lane(IntVec<double> mask) { return _mm512_movepi64_mask((__m512i)mask) != 0; }
 
+NCOPS_INLINE unsigned lane_bits(IntVec<float> mask) { return _mm512_movepi32_mask((__m512i)mask); }
+NCOPS_INLINE unsigned lane_bits(IntVec<double> mask) { return _mm512_movepi64_mask((__m512i)mask); }
+
 // The compiler would widen the mask to a vector first.
 NCOPS_INLINE IntVec<float> count_above(IntVec<float> counts, Vec<float> z, Vec<float> bound) {
   const __mmask16 above = _mm512_cmp_ps_mask((__m512)z, (__m512)bound, _CMP_GT_OQ);

@@ -9,8 +9,8 @@
 //       kScales                    one instruction for p * 2^n: round_to_integer and scale_where, used by exp_nonpositive
 //       kBf16Pairs                 multiply_add_pairs is worth it: one instruction, where bf16_products() finds it at run time
 //   - includes lanes.h, defines finish_streams, and overloads for its vectors what it does better than the plain templates of
-//     vec.h and convert.h, which serve any machine: broadcast, fma, multiply_add_pairs, max_of, any_lane, count_above,
-//     stream, to_ints, to_halves, and widen and narrow for F16.
+//     vec.h and convert.h, which serve any machine: broadcast, fma, multiply_add_pairs, max_of, any_lane, lane_bits,
+//     count_above, stream, to_ints, to_halves, and widen and narrow for F16.
 //
 // Standard headers, and ours that are not in the set's namespace, come before the pragma, so that no inline function of
 // theirs is compiled for a newer machine and then shared by the linker with an older one. For the same reason kernels use no
@@ -24,6 +24,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <type_traits>
 
 #include "../blocks/scratch.h"

@@ -71,6 +71,14 @@ NCOPS_INLINE bool any(IntVec<T> mask) {
   return any_lane(mask);
 }
 
+// The lanes in which a comparison holds, as the bits of a number.
+template <class I>
+NCOPS_INLINE unsigned lane_bits(I mask) {
+  unsigned bits = 0;
+  for (int i = 0; i < int(sizeof mask / sizeof mask[0]); ++i) bits |= unsigned(mask[i] != 0) << i;
+  return bits;
+}
+
 // counts + (z > bound), lane by lane.
 template <class I, class V>
 NCOPS_INLINE I count_above(I counts, V z, V bound) {

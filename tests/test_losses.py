@@ -1,0 +1,155 @@
+"""ncops.losses against the formulas over dense logits and over all pairs of rows, with their gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from testing import randn
+
+import ncops
+from ncops import losses
+
+
+def problem(n=20, v=9):
+    z, target = randn(n, v, scale=2), torch.randint(0, v, (n,))
+    target[::5] = -100
+    return z, target, target >= 0, target.clamp(min=0)[:, None]
+
+
+def check(ours, theirs, z, target):
+    valid = target >= 0
+    found = ours(ncops.logit_stats(z, target))
+    expected = theirs(z).where(valid, 0)
+    torch.testing.assert_close(found, expected)
+    z = z.clone().requires_grad_()
+    mine = torch.autograd.grad(ours(ncops.logit_stats(z, target)).sum(), z)
+    truth = torch.autograd.grad(theirs(z)[valid].sum(), z)
+    torch.testing.assert_close(mine, truth)
+    assert torch.autograd.gradcheck(lambda z: ours(ncops.logit_stats(z, target)), z)
+
+
+def test_max_suppression():
+    z, target, _, _ = problem()
+    check(losses.max_suppression, lambda z: z.amax(1) - z.mean(1), z, target)
+    torch.testing.assert_close(losses.max_suppression(ncops.logit_stats(z)), z.amax(1) - z.mean(1))
+
+
+def test_spherical_z_loss():
+    z, target, _, at = problem()
+
+    def formula(z):
+        own = (z.gather(1, at)[:, 0] - z.mean(1)) / z.std(1, correction=0)
+        return torch.log(1 + torch.exp(0.3 * (4 - own))) / 0.3
+
+    check(lambda stats: losses.spherical_z_loss(stats, a=0.3, b=4), formula, z, target)
+    found = losses.spherical_z_loss(ncops.logit_stats(3 * z + 5, target))
+    torch.testing.assert_close(found, losses.spherical_z_loss(ncops.logit_stats(z, target)))
+
+
+@pytest.mark.parametrize("q", [-1.0, 0.0, 0.4, 1.0])
+def test_comp_sum(q):
+    z, target, _, at = problem()
+
+    def formula(z):
+        u = (z - z.gather(1, at)).exp().sum(1) - 1
+        named = {-1.0: u, 0.0: torch.log(1 + u), 1.0: 1 - 1 / (1 + u)}
+        return named.get(q, (1 - (1 + u) ** -q) / (q or 1))
+
+    check(lambda stats: losses.comp_sum(stats, q=q), formula, z, target)
+
+
+def test_comp_sum_of_certain_rows():
+    """u = 1e-30, which a difference of exponentials has lost."""
+    z = torch.tensor([[70.0, 0.0]])
+    found = losses.comp_sum(ncops.logit_stats(z, torch.tensor([0])), q=-1)
+    assert float(found) == pytest.approx(math.exp(-70), rel=1e-5)
+
+
+@pytest.mark.parametrize(("lam", "margin"), [(1.0, 0.0), (0.7, 0.5)])
+def test_ldr_kl(lam, margin):
+    z, target, _, at = problem()
+
+    def formula(z):
+        c = margin * (1 - F.one_hot(at[:, 0], z.shape[1]).double())
+        return lam * (((z + c - z.gather(1, at)) / lam).exp().mean(1)).log()
+
+    def ours(z):
+        return losses.ldr_kl(ncops.logit_stats(z, target, scale=1 / lam), temperature=lam, margin=margin)
+
+    torch.testing.assert_close(ours(z), formula(z).where(target >= 0, 0))
+    assert torch.autograd.gradcheck(ours, z.requires_grad_())
+    if lam == 1 and margin == 0:
+        nll = F.cross_entropy(z, target, reduction="none") - math.log(9)
+        torch.testing.assert_close(ours(z), nll.where(target >= 0, 0))
+
+
+def test_refusals():
+    stats = ncops.logit_stats(problem()[0])
+    for loss in (losses.spherical_z_loss, losses.comp_sum, losses.ldr_kl):
+        with pytest.raises(ValueError, match="stats: expected statistics computed with a target"):
+            loss(stats)
+
+
+def features(n=24, d=5, k=4):
+    x, labels = randn(n, d), torch.randint(0, k - 1, (n,))  # the last class has no row
+    labels[0] = 2
+    return x, labels, k
+
+
+def test_class_spread():
+    x, labels, k = features()
+    labels[3] = -100
+    centers = randn(k, x.shape[1])
+    parts = [(x[labels == c] - centers[c]).square().sum(1) for c in range(k)]
+    expected = sum(float(part.mean()) for part in parts if len(part)) / k
+    assert float(losses.class_spread(x, labels, centers)) == pytest.approx(expected)
+    inputs = x.requires_grad_(), centers.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, c: losses.class_spread(x, labels, c), inputs)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_mean_angle(center):
+    means = randn(6, 5) + 1
+    rows = F.normalize(means - means.mean(0) if center else means)
+    cos = (rows @ rows.T).fill_diagonal_(-2)
+    expected = -cos.amax(1).clamp(-0.99999, 0.99999).arccos().mean()
+    torch.testing.assert_close(losses.mean_angle(means, center=center), expected)
+    assert torch.autograd.gradcheck(lambda m: losses.mean_angle(m, center=center), means.requires_grad_())
+    simplex = ncops.metrics.simplex_etf(6, 5, dtype=torch.float64)
+    assert float(losses.mean_angle(simplex)) == pytest.approx(-math.acos(-1 / 5))
+
+
+def test_uniformity():
+    unit = F.normalize(randn(20, 4))
+    squared = torch.pdist(unit).square()
+    torch.testing.assert_close(losses.uniformity(unit, t=1.5), (-1.5 * squared).exp().mean().log())
+    assert torch.autograd.gradcheck(losses.uniformity, unit.requires_grad_())
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_supervised_contrastive(temperature):
+    x, labels, _ = features()
+    labels[1] = 77  # alone in its class
+    unit = F.normalize(x)
+
+    def formula(unit):
+        z = (unit @ unit.T / temperature).fill_diagonal_(-math.inf)
+        log_p = z - z.logsumexp(1, keepdim=True)
+        total, rows = 0.0, 0
+        for i in range(len(unit)):
+            same = [j for j in range(len(unit)) if j != i and labels[j] == labels[i]]
+            if same:
+                total, rows = total - log_p[i, same].mean(), rows + 1
+        return total / rows
+
+    def ours(unit):
+        return losses.supervised_contrastive(unit, labels, temperature=temperature)
+
+    torch.testing.assert_close(ours(unit), formula(unit))
+    unit.requires_grad_()
+    (mine,), (truth,) = (torch.autograd.grad(loss(unit), unit) for loss in (ours, formula))
+    torch.testing.assert_close(mine, truth, rtol=1e-6, atol=1e-9)
+    assert losses.supervised_contrastive(F.normalize(x[:2]), torch.tensor([0, 1])).isnan()
