@@ -38,6 +38,21 @@ def find_classifier(model: nn.Module, name: str | None = None) -> nn.Module:
     return found
 
 
+def output_embedding(model: Any) -> nn.Module | None:
+    """The output embedding of a transformers model as it runs now: where PEFT trains copies of it, the active one."""
+    head = model.get_output_embeddings()
+    copies = getattr(head, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return head
+    active = [] if head.disable_adapters else head.active_adapters
+    return copies[active[0]] if active and all(name in copies for name in active) else head.original_module
+
+
+def qualified_name(module: Any) -> str:
+    """Of a module's class: an adapter's may be called Linear too."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 def rows(classifier: Classifier) -> tuple[Tensor, Tensor | None]:
     """Weight ``(C, D)`` and bias ``(C,)`` or None, detached, as they are now.
 

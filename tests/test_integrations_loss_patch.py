@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
+from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -263,11 +266,13 @@ def test_refused_by_name_and_left_as_it_was(make, error, message):
     assert {module: set(module.__dict__) for module in model.modules()} == before
 
 
-def trainer(folder, model, **options) -> transformers.Trainer:
+def trainer(folder, model, empty: int = 0, **options) -> transformers.Trainer:
+    """``empty``: how many of the rows have no label."""
     g, rows = torch.Generator().manual_seed(2), []
     for i in range(32):
         ids = torch.randint(3, V, (TOKENS,), generator=g)
-        rows.append({"input_ids": ids, "labels": ids.clone().index_fill_(0, torch.arange(i % 5), -100)})
+        without = torch.arange(TOKENS if i < empty else i % 5)
+        rows.append({"input_ids": ids, "labels": ids.clone().index_fill_(0, without, -100)})
     hooks = {name: options.pop(name) for name in ("compute_metrics", "compute_loss_func") if name in options}
     arguments = transformers.TrainingArguments(
         str(folder), **{"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1,
@@ -346,3 +351,52 @@ def test_two_ranks_equal_one_process(on_ranks, how):
     own = loss_and_gradients(tiny())
     for found in on_ranks(RANKS, on_rank, how):
         same((own[0], {name: torch.tensor(gradient) for name, gradient in found.items()}), own)
+
+
+def trained_on_rank(
+    rank: int, name: str | Callable, patched: str, folder: str, counted: bool, options: dict
+) -> tuple[list[float], dict[str, list]]:
+    """Losses of the steps and of an evaluation, and the parameters after them, of a Trainer among two."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "OMP_NUM_THREADS": 1}
+    with mock.patch.dict(os.environ, {key: str(value) for key, value in place.items()}):
+        model = tiny(name) if isinstance(name, str) else name()
+        if not counted:
+            model.accepts_loss_kwargs = False
+        if patched == "model":
+            patch(model)
+        run = trainer(folder, model, optim="sgd", learning_rate=0.3, max_steps=3, **options)
+        if patched == "trainer":
+            patch(run)
+        run.train()
+        assert isinstance(run.model_wrapped, nn.parallel.DistributedDataParallel) and run.args.world_size == RANKS
+        losses = [row["loss"] for row in run.state.log_history if "loss" in row] + [run.evaluate()["eval_loss"]]
+        assert (model(**batch()).logits.shape[-1] == 0) == (patched != "")
+    return losses, {key: parameter.tolist() for key, parameter in model.named_parameters()}
+
+
+ACCUMULATED = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1, "empty": 12}
+
+
+@pytest.mark.parametrize("averaged", [True, False], ids=["averaged", "per device"])
+@pytest.mark.parametrize(
+    ("name", "options", "counted"),
+    [
+        ("Llama", {}, True),
+        ("tied Llama", {}, True),
+        ("Gemma2", ACCUMULATED, True),
+        ("Llama", ACCUMULATED | {"gradient_checkpointing": True}, True),
+        ("Llama", {"gradient_accumulation_steps": 2}, False),
+    ],
+    ids=["plain", "tied", "accumulation", "checkpointing", "mean of batches"],
+)
+def test_the_trainer_of_two_ranks(on_ranks, tmp_path, name, options, counted, averaged):
+    arguments = str(tmp_path), counted, {**options, "average_tokens_across_devices": averaged}
+    own = on_ranks(RANKS, trained_on_rank, name, "", *arguments)
+    for patched in ("model", "trainer"):
+        found = on_ranks(RANKS, trained_on_rank, name, patched, *arguments)
+        for mine, theirs in zip(found, own, strict=True):
+            assert len(theirs[0]) == 4 and len(set(theirs[0])) == 4
+            assert mine[0] == pytest.approx(theirs[0], rel=1e-5, nan_ok=True)  # 0 items: nothing is evaluated
+            for key, parameter in theirs[1].items():
+                torch.testing.assert_close(torch.tensor(mine[1][key]), torch.tensor(parameter), rtol=1e-4, atol=1e-6)
+        assert found[0][1] == found[1][1], "the ranks hold the same bits"

@@ -189,12 +189,17 @@ def test_masked_classes(backend):
     assert ncops.linear_loss(x, weight, bias, target, label_smoothing=0.1).loss == torch.inf
 
 
-def test_nothing_to_average(backend):
-    x, weight, bias, _ = problem(4, 5, 9, torch.float32)
-    loss, *gradients = value_and_gradients(ours, (x, weight, bias), torch.full((4,), IGNORE), None)
-    assert loss.isnan() and all((g == 0).all() for g in gradients)
-    none = ncops.linear_loss(x[:0], weight, bias, torch.zeros(0, dtype=torch.int64))
-    assert none.loss.isnan() and none.stats.lse.shape == (0,)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("items", [None, 0, torch.tensor(0), torch.tensor(0.0), 3, torch.tensor(3)], ids=str)
+def test_nothing_to_average(backend, items, dtype):
+    x, weight, bias, _ = problem(4, 5, 9, dtype)
+    ignored = torch.full((4,), IGNORE)
+    loss, *gradients = value_and_gradients(ours, (x, weight, bias), ignored, None, num_items=items)
+    theirs = F.cross_entropy(torch.zeros(4, 9), ignored, reduction="sum") / (items or 0)
+    assert loss.equal(theirs.to(loss)) or (loss.isnan() and theirs.isnan())
+    assert all((g == 0).all() for g in gradients)
+    none = ncops.linear_loss(x[:0], weight, bias, ignored[:0], num_items=items)
+    assert none.loss.isnan() == theirs.isnan() and none.stats.lse.shape == (0,)
 
 
 def test_only_what_is_asked_for(backend):

@@ -31,7 +31,7 @@ EPILOGUE = {
     "nearest_class_mean": (lambda s: s["N"] * s["C"], 4),
     "nearest_neighbors": (lambda s: s["N"] ** 2, 40),  # two passes and 32 counts over the maxima of groups; not counted
 }
-STREAMING = ("logit_stats", "logit_divergence", "class_moments")  # no products there: what they add up is in the epilogue
+STREAMING = ("logit_stats", "logit_divergence", "class_moments")  # no products: what they add up is in the epilogue
 BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype; raw ones in theirs
 
 

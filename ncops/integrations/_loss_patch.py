@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from ..model import evaluating, other_parameters, stated_scales, stated_softcap, text_config
+from ..model import (
+    evaluating,
+    other_parameters,
+    output_embedding,
+    qualified_name,
+    stated_scales,
+    stated_softcap,
+    text_config,
+)
 from ..ops import linear_loss
 from ..ops.checks import is_dtensor
 from ._passes import unwrapped
@@ -28,7 +37,8 @@ class LossPatch:
         scale, softcap: what the model makes of the products of its output embedding, as it was proved.
     """
 
-    def __init__(self, model: PreTrainedModel, head: nn.Linear, logits: bool) -> None:
+    def __init__(self, model: PreTrainedModel, logits: bool) -> None:
+        head = _checked_head(model)
         self.logits, self.scale, self.softcap = logits, 1.0, None
         self._model, self._head = model, head
         self._active = self._labelled = self._reached = False
@@ -43,6 +53,14 @@ class LossPatch:
             (model, "_loss_function"): self._loss,
         }
         self._attributes = [(*place, place[0].__dict__.get(place[1]), ours) for place, ours in places.items()]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LossPatch:
+        """Of a model's copy; or inert, of its head copied alone, as adapters do: this must not copy the model too."""
+        made = memo[id(self)] = type(self).__new__(type(self))
+        whole = id(self._model) in memo
+        kept = vars(self) if whole else {"_active": False, "_labelled": False, "_own_head": self._own_head}
+        vars(made).update(copy.deepcopy(kept, memo))
+        return made
 
     def __enter__(self) -> LossPatch:
         return self
@@ -78,6 +96,9 @@ class LossPatch:
             return linear_loss(x, self._head.weight, self._head.bias, target, **options).loss
         if not self._labelled:
             return self._own_head(x)
+        if output_embedding(self._model) is not self._head:
+            name, around = type(self._model).__name__, qualified_name(output_embedding(self._model))
+            raise ValueError(f"model: {around} is around the output embedding of {name} since patch(): undo() it first")
         self._features = x
         return self._own_head(x) if self.logits else x.new_empty(*x.shape[:-1], 0)
 
@@ -102,20 +123,23 @@ class LossPatch:
         rows = x.reshape(-1, x.shape[-1])
         return self._head(rows, target, num_items=num_items_in_batch, **options)
 
-    def prove(self) -> None:
-        """Finds scale and softcap, and holds loss and gradient by the head's input against the model's own."""
-        name, config = type(self._model).__name__, text_config(self._model)
+    def prove(self, model: nn.Module) -> None:
+        """Finds scale and softcap, and holds loss and gradient by the head's input against those of ``model``.
+
+        ``model``: ours, or an adapter around it, which may make a loss of its own.
+        """
+        name, config = type(model).__name__, text_config(self._model)
         ids = (7919 * torch.arange(16, device=self._head.weight.device) % self._head.weight.shape[0]).view(2, 8)
-        with untouched_randomness(), evaluating(self._model):
-            spread = float(self._model(input_ids=ids).logits.double().std(-1).mean())
+        with untouched_randomness(), evaluating(model):
+            spread = float(model(input_ids=ids).logits.double().std(-1).mean())
             stretch = 4 / max(spread, 1e-6)  # small logits know no cap
-            own = self._tried(ids, stretch)
+            own = self._tried(model, ids, stretch)
             self.install()
             softcap = stated_softcap(config)
             errors = []
             for self.scale in dict.fromkeys(stated_scales(config)):
                 for self.softcap in dict.fromkeys((softcap, None)):
-                    found = self._reaching(lambda: self._tried(ids, stretch))
+                    found = self._reaching(name, lambda: self._tried(model, ids, stretch))
                     errors.append(_distance(found, own))
                     if errors[-1] <= _tolerance(self._head.weight.dtype):
                         return
@@ -124,21 +148,20 @@ class LossPatch:
             f"configuration states (off by {min(errors):.1e}): an adapter on the head, a step after it or another loss"
         )
 
-    def _reaching(self, run: Callable[[], Any]) -> Any:
-        """What ``run()`` gives; ValueError where the model's loss does not come by here, whatever became of it."""
+    def _reaching(self, name: str, run: Callable[[], Any]) -> Any:
+        """What ``run()`` gives; ValueError where the model's loss does not come by here, or wants logits."""
         found = reason = None
         try:
             found = run()
         except Exception as error:
-            if self._reached:
-                raise
             reason = error
         if not self._reached:
-            name = type(self._model).__name__
             raise ValueError(f"model: {name} computes its loss by other means than loss_function") from reason
+        if reason is not None:
+            raise ValueError(f"model: {name} fails without its logits, which logits=True forms: {reason}") from reason
         return found
 
-    def _tried(self, ids: Tensor, stretch: float) -> tuple[Tensor, Tensor]:
+    def _tried(self, model: nn.Module, ids: Tensor, stretch: float) -> tuple[Tensor, Tensor]:
         """The model's loss on ``ids``, features stretched, and the gradient by these."""
         entered: list[Tensor] = []
 
@@ -152,7 +175,7 @@ class LossPatch:
         handle = self._head.register_forward_pre_hook(enter)
         try:
             with torch.enable_grad():
-                loss = self._model(input_ids=ids, labels=labels).loss
+                loss = model(input_ids=ids, labels=labels).loss
                 return loss.detach(), torch.autograd.grad(loss, entered[0])[0]
         finally:
             handle.remove()
@@ -185,13 +208,13 @@ def patch(model: nn.Module | Trainer, *, logits: bool = False) -> LossPatch:
     if isinstance(model, Trainer):
         _check_trainer(model, logits)
         model = model.model
-    found = unwrapped(model)
-    found = found.get_base_model() if hasattr(found, "get_base_model") else found
+    model = unwrapped(model)
+    found = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(found, PreTrainedModel):
         raise TypeError(f"model: expected a model or Trainer of transformers, got {type(found).__name__}")
-    made = LossPatch(found, _checked_head(found), logits)
+    made = LossPatch(found, logits)
     try:
-        made.prove()
+        made.prove(model)
     except BaseException:
         made.undo()
         raise
@@ -199,7 +222,7 @@ def patch(model: nn.Module | Trainer, *, logits: bool = False) -> LossPatch:
 
 
 def _checked_head(model: PreTrainedModel) -> nn.Linear:
-    name, head = type(model).__name__, model.get_output_embeddings()
+    name, head = type(model).__name__, output_embedding(model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"model: expected a causal language model, got {name}, an encoder-decoder")
     if isinstance(getattr(model.loss_function, "__self__", None), LossPatch):
@@ -207,7 +230,7 @@ def _checked_head(model: PreTrainedModel) -> nn.Linear:
     if model.loss_function is not ForCausalLMLoss or "labels" not in inspect.signature(model.forward).parameters:
         raise ValueError(f"model: expected the loss of causal language models, got another one in {name}")
     if not isinstance(head, nn.Linear):
-        raise ValueError(f"model: expected an nn.Linear as output embedding, got {type(head).__name__} in {name}")
+        raise ValueError(f"model: expected an nn.Linear as output embedding, got {qualified_name(head)} in {name}")
     others = other_parameters(head)
     if others:
         raise ValueError(f"model: expected no adapter on the output embedding of {name}, got {', '.join(others)}")

@@ -52,6 +52,10 @@ def find_source(model: str | Path, gguf: str | None = None) -> Source:
         return Source(path, files[0])
     if files:
         raise CommandError(f"--gguf: {path} holds {len(files)} GGUF files, name one of {', '.join(files)}")
+    if (path / "adapter_config.json").exists():
+        raise CommandError(
+            f"MODEL: {path} holds an adapter of PEFT without its model: merge_and_unload() makes one of both, to save"
+        )
     raise CommandError(f"MODEL: {path} holds neither config.json nor a .gguf file")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import other_parameters, prove_product
+from ..model import other_parameters, prove_product, qualified_name
 from ..ops import LinearLoss, linear_loss
 from ..ops.checks import is_dtensor
 
@@ -30,7 +30,7 @@ class LinearHead(nn.Linear):
                 a few random rows (hooks; not looked at on the meta device).
         """
         if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear: expected an nn.Linear, got {type(linear).__name__}")
+            raise TypeError(f"linear: expected an nn.Linear, got {qualified_name(linear)}")
         others = other_parameters(linear)
         if others:
             raise ValueError(f"linear: expected no parameters but weight and bias, got {', '.join(others)}")

@@ -52,7 +52,8 @@ def linear_loss(
             number of rows that are not ignored; ``"sum"``; or ``"none"``, a value per row, whose gradient takes the
             fourth product, since nobody knows yet what will be made of the values. So does that of float16 inputs:
             formed before a gradient scaler has multiplied the loss, it would be below what float16 holds.
-        num_items: what ``"mean"`` divides by instead, as in gradient accumulation: a number or a scalar tensor.
+        num_items: what ``"mean"`` divides by instead, as in gradient accumulation: a number or a scalar tensor. No rows
+            by 0 items are NaN, as the mean of none is.
 
     Returns:
         :class:`LinearLoss`. Gradients are formed for those of x, weight and bias that require one.

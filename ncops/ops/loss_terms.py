@@ -84,7 +84,12 @@ class LossTable(NamedTuple):
         if mean is not None:
             rest = self.weighted_mean * mean
             loss = loss + (rest if f.reduction == "none" else rest.sum()).to(loss.dtype)
-        return loss.where(self.valid.any(), torch.nan) if f.reduction == "mean" and f.num_items is None else loss
+        if f.reduction != "mean":
+            return loss
+        some = self.valid.any()
+        if f.num_items is not None:  # no rows by 0 items are NaN
+            some = some | (f.num_items != 0)
+        return loss.where(some, torch.nan)
 
 
 def loss_table(
