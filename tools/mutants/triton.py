@@ -191,7 +191,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "triton_kernels/linear_topk.py",
-        f"{BLOCKS} -k 'topk or groups_are'",
+        f"{BLOCKS} -k 'topk or groups_are or zeros_of'",
         (
             ("there = there & (column < num_classes)\n", "\n"),
             ("    value = tl.where(value == 0, 0.0, value)  # -0 is equal to 0\n", ""),
