@@ -29,7 +29,7 @@ EPILOGUE = {
     "pair_stats": (lambda s: s["K"] * (s["K"] - 1) / 2, 16),
     "nearest_class_mean": (lambda s: s["N"] * s["C"], 4),
 }
-STREAMING = ("logit_stats", "logit_divergence", "class_moments")  # no products there: what they add up is in the epilogue
+STREAMING = ("logit_stats", "logit_divergence", "class_moments")  # no products: what they add up is in the epilogue
 BY_ORDINARY = "class_scatter"  # multiplies centred rows in float32, whatever their dtype; raw ones in theirs
 
 
