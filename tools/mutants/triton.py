@@ -229,7 +229,7 @@ SOURCES: tuple[Source, ...] = (
             ("tl.where(there[None, :], y, lowest)", "y"),
             ("return even + odd, even - odd", "return even + odd, even + odd"),
             ("low + tl.maximum(s, 0)", "low"),
-            ("tl.where(less, h, h - apart)", "h"),
+            ("tl.where(less, h + apart, h)", "h"),
             ("tl.where(pair.masked, FAR, pair.d - shift[:, None])", "pair.d - shift[:, None]"),
         ),
     ),
