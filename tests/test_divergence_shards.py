@@ -154,6 +154,15 @@ def test_masked_classes(backend, masks):
             torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-9, atol=1e-11)
 
 
+def test_a_shard_without_mass_has_its_part_in_what_is_infinite(backend):
+    tensors = problem(9, 6, 35, torch.float64, two=True)
+    tensors[4][8:20] -= 2000  # e^-2000 is 0
+    tensors[5][10] = -math.inf
+    found = sharded(tensors, (8, 20))
+    assert (found.kl == math.inf).all()
+    assert_same(found, ncops.linear_divergence(*tensors))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_poisoned_rows(backend, bad):
     tensors = problem(8, 5, 20, torch.float32, two=True)
