@@ -277,6 +277,11 @@ def test_gradients_of_poisoned_rows(backend, two):
     g_x, g_weight, g_other, *_ = gradients(lambda *t: columns(ncops.linear_divergence(*t)), tensors)[1]
     rows = torch.arange(8) != 5
     assert g_x[5].isnan().all() and g_other[5].isnan().all() and g_weight.isnan().all()
+    for name, sides in {"lse": (0,), "other_lse": (2,)}.items() if two else {"kl": (0, 2), "lse": (0, 2)}.items():
+        inputs = [t if t is None else t.detach().requires_grad_() for t in tensors]
+        column = getattr(ncops.linear_divergence(*inputs), name)
+        for alone in torch.autograd.grad(column[5], [inputs[i] for i in sides]):
+            assert alone[5].isnan().all() and (alone[rows] == 0).all(), name
     torch.testing.assert_close((g_x[rows], g_other[rows]), (clean[0][rows], clean[2][rows]))
 
 
