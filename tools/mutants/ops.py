@@ -135,7 +135,6 @@ SOURCES: tuple[Source, ...] = (
             ("(classes, states.shape[1])", "(classes, flat.shape[1])"),
             ("        if other_bias is not None:", "        if other_bias is x:"),
             ('    refuse_forward_mode("linear_divergence", *tensors)\n', ""),
-            ("    refuse_sharded(weight)\n", ""),
         ),
     ),
     Source(
