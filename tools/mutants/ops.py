@@ -156,12 +156,8 @@ SOURCES: tuple[Source, ...] = (
             ("direct.where(direct > NEAR, _sum(terms).log1p())", "direct.where(direct > NEAR, _sum(terms))"),
             ("(q.masked & ~p.masked).any(1)", "q.masked.any(1)"),
             ("index.where(z == top, z.shape[1]).amin(1)", "z.shape[1] - 1 - (z == top).flip(1).int().argmax(1)"),
-            ("p.lse.isinf() | q.lse.isinf()", "p.lse.isinf()", "the log-sum-exp of a row without a class is NaN already"),
-            ("d.where(d.isinf(), softcap", "d.where(d.isnan(), softcap"),
+            ("p.lse.isinf() | q.lse.isinf()", "p.lse.isinf()", "the log-sum-exp of a row without a class is NaN"),
             ("(p * (t + _exp_rest(t))).where(near, q - p)", "q - p"),
-            ("torch.where(gradient == 0, 0, gradient * value)", "gradient * value"),
-            ('poisoned = f["lse"].isnan()', 'poisoned = f["lse"].isinf()'),
-            ("active = (grad != 0).any(0)\n    g =", "active = (grad != 0).all(0)\n    g ="),
         ),
     ),
     Source(
