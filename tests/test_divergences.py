@@ -270,6 +270,67 @@ def test_poisoned_rows(backend, bad):
     assert g_weight.isfinite().all() and (g_x[[2, 5]] == 0).all() and (g_other[[2, 5]] == 0).all()
 
 
+@pytest.mark.parametrize("two", [False, True])
+def test_gradients_of_poisoned_rows(backend, two):
+    """Where they count they are NaN, and so is the weight; other rows have theirs."""
+    tensors = problem(8, 5, 20, torch.float32, two=two)
+    clean = gradients(lambda *t: columns(ncops.linear_divergence(*t)), tensors)[1]
+    tensors[2][5, 0] = math.nan
+    g_x, g_weight, g_other, *_ = gradients(lambda *t: columns(ncops.linear_divergence(*t)), tensors)[1]
+    rows = torch.arange(8) != 5
+    assert g_x[5].isnan().all() and g_other[5].isnan().all() and g_weight.isnan().all()
+    for name, sides in {"lse": (0,), "other_lse": (2,)}.items() if two else {"kl": (0, 2), "lse": (0, 2)}.items():
+        inputs = [t if t is None else t.detach().requires_grad_() for t in tensors]
+        column = getattr(ncops.linear_divergence(*inputs), name)
+        for alone in torch.autograd.grad(column[5], [inputs[i] for i in sides]):
+            assert alone[5].isnan().all() and (alone[rows] == 0).all(), name
+    torch.testing.assert_close((g_x[rows], g_other[rows]), (clean[0][rows], clean[2][rows]))
+
+
+def test_rows_without_a_class(backend):
+    z, y = randn(4, 7, dtype=torch.float32), randn(4, 7, dtype=torch.float32)
+    z[1], y[2] = -math.inf, -math.inf
+    for found in (ncops.logit_divergence(z, y), ncops.linear_divergence(z, torch.eye(7), y)):
+        for column in columns(found).values():
+            assert column[[1, 2]].isnan().all() and column[[0, 3]].isfinite().all()
+        assert not found.agree[[1, 2]].any()
+
+
+def test_an_infinite_column_without_a_gradient(backend):
+    """Is not multiplied by it: what is finite of such rows has its gradient."""
+    z, y = (randn(3, 9, dtype=torch.float32).requires_grad_() for _ in range(2))
+    for masked, name in ((y, "kl"), (z, "reverse_kl")):
+        mask = torch.zeros(9).index_fill_(0, torch.tensor([4]), -math.inf)
+        inputs = [t + mask if t is masked else t for t in (z, y)]
+        found = ncops.logit_divergence(*inputs)
+        assert (getattr(found, name) == math.inf).all()
+        rest = [n for n in DIVERGENCES if n != name]
+        grads = torch.autograd.grad(sum(getattr(found, n).sum() for n in rest), (z, y))
+        doubles = [t.detach().double().requires_grad_() for t in (z, y)]
+        truth = naive(*(t + mask.clamp(min=-1e4) if s is masked else t for t, s in zip(doubles, (z, y), strict=True)))
+        expected = torch.autograd.grad(sum(truth[n].sum() for n in rest), doubles)
+        for a, b in zip(grads, expected, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_masked_classes_under_a_cap(backend, two):
+    """They stay masked, with gradient 0, and the others are as without them."""
+    tensors, keep = problem(6, 5, 9, torch.float32, two=two), torch.arange(9) != 7
+    for bias in tensors[4 : 5 + two]:
+        bias[7] = -math.inf
+
+    def run(*t):
+        return columns(ncops.linear_divergence(*t, softcap=2.0, scale=0.6))
+
+    found, grads = gradients(run, tensors)
+    truth, expected = gradients(run, [t[keep] if t is not None and len(t) == 9 else t for t in tensors])
+    torch.testing.assert_close(found, truth)
+    for a, b in zip(grads, expected, strict=True):
+        torch.testing.assert_close(a[keep] if len(a) == 9 else a, b)
+        assert len(a) != 9 or (a[7] == 0).all()
+
+
 def test_agree_takes_the_lowest_index(backend):
     z = torch.tensor([[1.0, 2, 2], [3, 1, 3], [0, 0, 0]])
     y = torch.tensor([[0.0, 5, 5], [1, 1, 3], [0, 0, 1]])
@@ -283,6 +344,15 @@ def test_few(backend, size):
             check_linear(problem(*size, torch.float32, two=two))
         found = ncops.linear_divergence(*problem(*size, torch.float32, two=two))
         assert found.kl.shape == (size[0],) and found.agree.dtype == torch.bool
+
+
+def test_a_single_row(backend):
+    x, weight, other, *_ = problem(1, 5, 9, torch.float32)
+    for alone, one in (
+        (ncops.linear_divergence(x[0], weight, other[0]), ncops.linear_divergence(x, weight, other)),
+        (ncops.logit_divergence(x[0], other[0]), ncops.logit_divergence(x, other)),
+    ):
+        assert all(a.shape == () and torch.equal(a, b[0]) for a, b in zip(alone, one, strict=True))
 
 
 def test_shapes_of_sequences(backend):
@@ -321,6 +391,54 @@ def test_blocks_splits_and_groups(shape, dtype):
             check_linear([x, small[0], other, small[1], *biases])
 
 
+def of_both(x, weight, other, other_weight, bias, other_bias):
+    """linear_divergence, and logit_divergence of the logits of the same heads."""
+    z, y = dense(x, weight, other, other_weight, bias, other_bias)
+    return ncops.linear_divergence(x, weight, other, other_weight, bias, other_bias), ncops.logit_divergence(z, y)
+
+
+def test_later_tiles_and_splits_count(backend):
+    """Where the last of 1500 classes are NaN, masked in one, or largest: no tile before them knows."""
+    x, weight, other, other_weight, bias, other_bias = problem(5, 6, 1500, torch.float32, two=True)
+    for found in of_both(x, weight, other, other_weight, bias, other_bias):
+        assert found.kl.isfinite().all() and found.reverse_kl.isfinite().all()
+    for at, (kl, reverse) in {4: (True, False), 5: (False, True)}.items():  # q masks a class, p masks one
+        biases = [bias.clone(), other_bias.clone()]
+        biases[5 - at][1490] = -math.inf
+        for found in of_both(x, weight, other, other_weight, *biases):
+            assert (found.kl == math.inf).all() == kl and (found.reverse_kl == math.inf).all() == reverse
+            assert found.js.isfinite().all() and found.overlap.isfinite().all()
+    for which in range(2):
+        biases = [bias.clone(), other_bias.clone()]
+        biases[which][1490] = math.nan
+        for found in of_both(x, weight, other, other_weight, *biases):
+            assert all(column.isnan().all() for column in columns(found).values()) and not found.agree.any()
+    high = [bias.clone(), other_bias.clone()]
+    high[0][1490], high[1][1491] = 100, 100
+    assert not any(found.agree.any() for found in of_both(x, weight, other, other_weight, *high))
+    high[0][1490] = -100
+    high[0][1491] = 100
+    assert all(found.agree.all() for found in of_both(x, weight, other, other_weight, *high))
+
+
+@pytest.mark.parametrize("masked", [range(300), range(700, 1500)], ids=["first", "last"])
+def test_masked_tiles(backend, masked):
+    """Tiles without any class: those before there is a largest logit, and those after it."""
+    x, weight, other, other_weight, bias, other_bias = problem(5, 6, 1500, torch.float32, two=True)
+    bias[list(masked)] = other_bias[list(masked)] = -math.inf
+    keep = bias.isfinite()
+    alone = of_both(x, weight[keep], other, other_weight[keep], bias[keep], other_bias[keep])
+    for found, truth in zip(of_both(x, weight, other, other_weight, bias, other_bias), alone, strict=True):
+        for a, b in zip(found, truth, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_tiles_of_logits(backend):
+    """Several blocks of columns and a tail; the largest logit rises from one to the next."""
+    z = randn(11, 700, dtype=torch.float32) + torch.linspace(0, 9, 700)
+    check_logits([z, z + 0.5 * randn(11, 700, dtype=torch.float32) - torch.linspace(0, 4, 700)])
+
+
 @options
 def test_gradcheck(backend, name):
     for two in (False, True):
@@ -335,13 +453,17 @@ def test_gradcheck(backend, name):
         assert torch.autograd.gradcheck(run, given, fast_mode=True)
 
 
-def test_only_what_is_asked_for(backend):
-    tensors = problem(6, 5, 9, torch.float32, two=True)
-    full = gradients(lambda *t: columns(ncops.linear_divergence(*t)), tensors)[1]
-    for i, wanted in enumerate(full):
-        inputs = [t.detach().requires_grad_(i == j) for j, t in enumerate(tensors)]
-        loss = objective(columns(ncops.linear_divergence(*inputs)))
-        torch.testing.assert_close(torch.autograd.grad(loss, inputs[i])[0], wanted)
+@pytest.mark.parametrize("two", [False, True])
+def test_only_what_is_asked_for(backend, two):
+    for run, tensors in (
+        (ncops.linear_divergence, [t for t in problem(6, 5, 300, torch.float32, two=two)]),
+        (ncops.logit_divergence, [randn(6, 9, dtype=torch.float32) for _ in range(2)]),
+    ):
+        full = iter(gradients(lambda *t, run=run: columns(run(*t)), tensors)[1])
+        for i, wanted in ((i, next(full)) for i, t in enumerate(tensors) if t is not None):
+            inputs = [None if t is None else t.detach().requires_grad_(i == j) for j, t in enumerate(tensors)]
+            (found,) = torch.autograd.grad(objective(columns(run(*inputs))), inputs[i])
+            torch.testing.assert_close(found, wanted)
 
 
 def test_bits(backend):
@@ -358,8 +480,8 @@ def test_bits(backend):
 
 def test_opcheck(backend):
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    for two in (False, True):
-        tensors = [t if t is None else t.requires_grad_() for t in problem(6, 5, 9, torch.float32, two=two)]
+    for two, dtype in ((False, torch.float32), (True, torch.float32), (True, torch.bfloat16)):
+        tensors = [t if t is None else t.requires_grad_() for t in problem(6, 5, 9, dtype, two=two)]
         arguments = (*tensors, 0.7, 0.0, 0.5, False)
         torch.library.opcheck(torch.ops.ncops.linear_divergence.default, arguments, test_utils=tests)
     logits = [randn(6, 9, dtype=torch.float32).requires_grad_() for _ in range(2)]

@@ -25,6 +25,7 @@ PAIR_GRADIENTS = tests("across_parts native_gradients pair_stats", f"coincide or
 LOGITS = tests("across_parts logit_stats", "logit")
 LOGIT_GRADIENTS = tests("logit_stats_gradients")
 LINEAR = tests("across_parts linear_stats batch_invariance", "linear or an_overflow or columns")
+DIVERGENCES = tests("divergences")
 LINEAR_GRADIENTS = tests("across_parts linear_stats_gradients", "linear or products")
 
 SOURCES: tuple[Source, ...] = (
@@ -242,6 +243,87 @@ SOURCES: tuple[Source, ...] = (
             ),
             ("std::min(steps, depth - k), k > 0,", "std::min(steps, depth - k), false,"),
             ("std::min(end, row + rows_per_block), group, at, each", "row + rows_per_block, group, at, each"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/divergence_lanes.h",
+        DIVERGENCES,
+        (
+            ("constexpr int terms = sizeof(T) == 4 ? 8 : 14;", "constexpr int terms = sizeof(T) == 4 ? 4 : 14;"),
+            ("constexpr int terms = sizeof(T) == 4 ? 6 : 13;", "constexpr int terms = sizeof(T) == 4 ? 1 : 1;"),
+            ("(1 - (z * inverse) * (y * inverse))", "(1 - (z * inverse) * (z * inverse))"),
+            (
+                "other_slope = cap.slope(one ? z + load(second) * scale",
+                "other_slope = cap.slope(one ? z + load(second)",
+            ),
+            ("factor * (weighted + by * sum)", "factor * weighted"),
+            ("sum *= factor, d *= factor;", "sum *= factor;"),
+            ("    poisoned |= s.poisoned, lost |= s.lost,", "    lost |= s.lost,"),
+            ("lost |= s.lost, other_lost |= s.other_lost;", "lost |= s.lost;"),
+            ("      max = max2, at = at2;", "      max = max2;"),
+            (
+                "bad |= ~((IntVec<T>)(v.z < inf) & (IntVec<T>)(v.y < inf));",
+                "bad |= ~(IntVec<T>)(v.z < inf);",
+            ),
+            ("gone[1] |= v.masked & ~v.other_masked;", "gone[1] |= v.masked;"),
+            (
+                "peak[o] = top[o] == -inf ? Vec<T>{} : top[o];",
+                "peak[o] = top[o];",
+                "exponentials of NaN are those of the lowest number, and the first class that counts wipes them out",
+            ),
+            ("direct > 0.5 ? direct : std::log1p(rest)", "direct > 0.5 ? direct : rest"),
+            ("T(r.lse + r.mean - r.share.other_max)", "T(r.lse - r.share.other_max)"),
+            ("over_q = s <= 0 ? low - s : high;", "over_q = s <= 0 ? low : high;"),
+            ("found[2] += s > 0 ? p : (s == 0 ? p * T(0.5) : none);", "found[2] += s > 0 ? p : none;"),
+            ("on |= g[c][i] != 0;", "on = g[c][i] != 0;"),
+            ("wants_mixture |= g", "wants_mixture = g"),
+            (
+                "poisoned[i] = f[divergence::kLse][i] - f[divergence::kLse][i] != 0 ? -1 : 0;",
+                "poisoned[i] = 0;",
+            ),
+            (
+                "dy = v.other_masked ? none : dy * other_slope;",
+                "dy = dy * other_slope;",
+                "the slope of a masked class is 0",
+            ),
+            ("over_p = near ? w - log_rest<T>(w) : over_p;", "over_p = near ? w : over_p;"),
+            ("return gradient == 0 ? Vec<T>{} : gradient * value;", "return gradient * value;"),
+            ("|| !(r.share.other_max > -inf);", ";"),
+            ("args.agree[row] = !poisoned && r", "args.agree[row] = r"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/linear_divergence_cpu.cpp",
+        DIVERGENCES,
+        (
+            ("i = p * L * dim; i <", "i = 0; i <"),
+            ("r < b.end && gradient.active[r - row] != 0", "r < b.end"),
+            (
+                "split < plan_.splits; ++split) total.merge(b.shares[split * plan_.rows_per_block + at]);",
+                "split < plan_.splits; ++split) total.merge(b.shares[at]);",
+            ),
+            ("b.sums[split * plan_.panels + p].rests[o][i]", "b.sums[p].rests[o][i]"),
+            ("number * L * sides_[s].features * sizeof(T)", "L * sides_[s].features * sizeof(T)"),
+            ("if (s == 0 || !args_.one_head || !sides_[0].g_x)", "if (s == 0 || !args_.one_head)"),
+            ("biases[args_.one_head ? 0 : s].share(group)", "biases[s].share(group)"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/logit_divergence_cpu.cpp",
+        DIVERGENCES,
+        (
+            ("(args.other, row, count, first + k,", "(args.other, row, count, k,"),
+            ("lanes.shift[i] = T(rows[i].shift)", "lanes.shift[i] = T(rows[i].mean)"),
+            ("tile[i] *= T(args.scale)", "tile[i] *= T(1)"),
+        ),
+    ),
+    Source(
+        "csrc/linear_divergence.cpp",
+        DIVERGENCES,
+        (
+            ("need_other_weight && other_weight", "need_weight && other_weight"),
+            ("{rows, args.other.dim}, x.scalar_type()", "{rows, args.x.dim}, x.scalar_type()"),
+            ("args.one_head = !other_weight;", "args.one_head = !bias && !other_weight;"),
         ),
     ),
     Source(

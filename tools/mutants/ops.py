@@ -150,6 +150,40 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
+        "ncops/ops/linear_divergence.py",
+        "tests/test_divergences.py tests/test_forward_mode.py -m 'not triton' -k 'not reference- and not reference]'",
+        (
+            ('(*x.shape[:-1], None), "x.shape', '(None, None), "x.shape'),
+            ("if other.ndim != 2 else other\n", "if other.ndim > 2 else other\n"),
+            ("(classes, states.shape[1])", "(classes, flat.shape[1])"),
+            ("        if other_bias is not None:", "        if other_bias is x:"),
+            ('    refuse_forward_mode("linear_divergence", *tensors)\n', ""),
+        ),
+    ),
+    Source(
+        "ncops/ops/divergences.py",
+        "tests/test_divergences.py -m 'not triton' -k 'not reference- and not reference]'",
+        (
+            ("if len(rows) != 1:", "if len(rows) > 1:"),
+            ("if not 0 < beta < 1:", "if not 0 <= beta <= 1:"),
+            ("dtype=compute_dtype(like.dtype)", "dtype=like.dtype"),
+            ("like.new_empty(rows, dtype=torch.bool)", "like.new_empty(rows)"),
+        ),
+    ),
+    Source(
+        "ncops/reference/logit_divergence.py",
+        "tests/test_divergences.py -m 'not triton' -k reference",
+        (
+            ("range(15, 1, -1)", "range(5, 1, -1)"),
+            ("range(27, 1, -2)", "range(5, 1, -2)"),
+            ("direct.where(direct > NEAR, _sum(terms).log1p())", "direct.where(direct > NEAR, _sum(terms))"),
+            ("(q.masked & ~p.masked).any(1)", "q.masked.any(1)"),
+            (", self.z.shape[1]).amin(1)", ", -1).amax(1)"),
+            ("p.lse.isinf() | q.lse.isinf()", "p.lse.isinf()", "the log-sum-exp of a row without a class is NaN"),
+            ("(p * (t + _exp_rest(t))).where(near, q - p)", "q - p"),
+        ),
+    ),
+    Source(
         "ncops/ops/logit_stats.py",
         f"tests/test_across_parts.py tests/test_logit_stats.py {LABELS} -m 'not triton'",
         (("target, logits.shape[1], ignore_index", "target, logits.shape[1] + 1, ignore_index"),),
