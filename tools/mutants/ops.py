@@ -179,7 +179,6 @@ SOURCES: tuple[Source, ...] = (
             ("direct.where(direct > NEAR, _sum(terms).log1p())", "direct.where(direct > NEAR, _sum(terms))"),
             ("(q.masked & ~p.masked).any(1)", "q.masked.any(1)"),
             (", self.z.shape[1]).amin(1)", ", -1).amax(1)"),
-            ("p.lse.isinf() | q.lse.isinf()", "p.lse.isinf()", "the log-sum-exp of a row without a class is NaN"),
             ("(p * (t + _exp_rest(t))).where(near, q - p)", "q - p"),
         ),
     ),
