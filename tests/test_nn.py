@@ -93,7 +93,7 @@ def hooked() -> nn.Linear:
         (lambda: parametrizations.weight_norm(nn.Linear(D, V)), ValueError, "got parametrizations.weight.original0"),
         (lambda: Doubled(D, V), ValueError, r"linear: Doubled gives something else than .* would be lost"),
         (hooked, ValueError, "linear: Linear gives something else"),
-        (lambda: nn.Conv1d(D, V, 1), TypeError, "linear: expected an nn.Linear, got Conv1d"),
+        (lambda: nn.Conv1d(D, V, 1), TypeError, "linear: expected an nn.Linear, got torch.nn.modules.conv.Conv1d"),
     ],
     ids=["adapter", "parametrization", "subclass", "hook", "other"],
 )
