@@ -8,16 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.columns import LinearStats
+from ..ops.columns import LinearStats, need_target
 
 
 def _of_targets(stats: LinearStats, values: Tensor) -> Tensor:
     return values.where(stats.valid, 0.0)
-
-
-def _need_target(stats: LinearStats) -> None:
-    if stats.target is None:
-        raise ValueError("stats: expected statistics computed with a target, got target=None")
 
 
 def max_suppression(stats: LinearStats) -> Tensor:
@@ -35,7 +30,7 @@ def spherical_z_loss(stats: LinearStats, *, a: float = 0.1, b: float = 10.0) -> 
 
     Invariant to scale and shift of a row's logits; 0 is never reached. A row of equal logits has a NaN.
     """
-    _need_target(stats)
+    need_target(stats, "stats")
     standard = (stats.target_logit - stats.mean) / stats.var.sqrt()
     return _of_targets(stats, F.softplus(a * (b - standard)) / a)
 
@@ -52,7 +47,7 @@ def comp_sum(stats: LinearStats, *, q: float = 0.0) -> Tensor:
 
     All are ``(1 - e^(-q nll)) / q``, formed without a difference of numbers near 1.
     """
-    _need_target(stats)
+    need_target(stats, "stats")
     return _of_targets(stats, stats.nll if q == 0 else -torch.expm1(-q * stats.nll) / q)
 
 
@@ -65,6 +60,6 @@ def ldr_kl(stats: LinearStats, *, temperature: float = 1.0, margin: float = 0.0)
 
     For lam = 1 and c = 0 it is the cross entropy less ``log V``.
     """
-    _need_target(stats)
+    need_target(stats, "stats")
     others = math.exp(margin / temperature) * torch.expm1(stats.nll)
     return _of_targets(stats, temperature * (torch.log1p(others) - math.log(stats.num_classes)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops.checks import check_floating, check_integer, check_shape
-from ..ops.columns import LinearStats
+from ..ops.columns import LinearStats, need_target
 
 
 def expected_calibration_error(counts: Tensor, correct: Tensor, confidence: Tensor) -> Tensor:
@@ -45,8 +45,7 @@ def brier_score(stats: LinearStats) -> Tensor:
 
     Brier 1950. Differentiable. ``stats`` need a target.
     """
-    if stats.target is None:
-        raise ValueError("stats: expected statistics computed with a target, got target=None")
+    need_target(stats, "stats")
     return (1 - 2 * (-stats.nll).exp() + stats.sum_squared_prob).where(stats.valid, 0.0)
 
 
@@ -69,8 +68,7 @@ def fit_temperature(
 
     def rises(temperature: float) -> bool:  # the nll with 1 / T
         stats = columns(1 / temperature)
-        if stats.target is None:
-            raise ValueError("columns: expected statistics computed with a target, got target=None")
+        need_target(stats, "columns")
         slope = (stats.lse.double() - stats.entropy - stats.target_logit).where(stats.valid, 0.0).sum()
         return bool(slope > 0)
 

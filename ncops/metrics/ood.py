@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends.dtypes import compute_dtype
 from ..ops import nearest_class_mean
 from ..ops.checks import check_beside, check_floating, check_integer
 from .common import check_rows
@@ -43,7 +44,7 @@ def mahalanobis_score(x: Tensor, means: Tensor, within_cov: Tensor) -> Tensor:
     check_rows(means, "means")
     check_beside(x, "x", (None, means.shape[1]), "(N, D)", means, "means")
     matrix, origin = whitening(within_cov), means.double().mean(0)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x.dtype)
     rows = ((x.double() - origin) @ matrix.T).to(dtype)
     return -nearest_class_mean(rows, ((means.double() - origin) @ matrix.T).to(dtype)).sqdist
 

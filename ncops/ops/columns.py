@@ -88,14 +88,10 @@ class LinearStats(NamedTuple):
         more = self.lse.numel() - SHOWN
         return tables.html_table(list(columns), rows, notes=[f"and {more:,} more rows"] if more > 0 else [])
 
-    def _need_target(self, name: str) -> None:
-        if self.target is None:
-            raise ValueError(f"{name}: expected statistics computed with a target, got target=None")
-
     @property
     def margin(self) -> Tensor:
         """``target_logit`` minus the largest logit of the other classes; +inf when V = 1; 0 on ignored rows."""
-        self._need_target("margin")
+        need_target(self, "margin")
         return self._margin()
 
     def _margin(self) -> Tensor:
@@ -105,7 +101,7 @@ class LinearStats(NamedTuple):
     @property
     def logprob(self) -> Tensor:
         """Log-probability of the target, ``-nll``; 0 on ignored rows."""
-        self._need_target("logprob")
+        need_target(self, "logprob")
         return -self.nll
 
     @property
@@ -116,7 +112,7 @@ class LinearStats(NamedTuple):
     @property
     def correct(self) -> Tensor:
         """bool: the target is the argmax; False on ignored and on NaN rows."""
-        self._need_target("correct")
+        need_target(self, "correct")
         return self.valid & (self.target == self.argmax) & (self.argmax >= 0)
 
     @property
@@ -162,7 +158,7 @@ class LinearStats(NamedTuple):
         if weight is not None:
             raise ValueError(f"weight: expected None for loss({kind!r}), got a tensor of shape {shape(weight)}")
         if kind == "margin":
-            self._need_target(f"loss({kind!r})")
+            need_target(self, f"loss({kind!r})")
             values = -self._margin()  # torch 2.10 traces methods, not properties
         elif kind == "z_loss":
             # Masked before the square: the gradient of an ignored NaN row would be 0 * NaN.
@@ -172,7 +168,7 @@ class LinearStats(NamedTuple):
         return _reduced(values, reduction, values.numel() if self.valid is None else self.valid)
 
     def _cross_entropy(self, kind: str, reduction: str, label_smoothing: float, weight: Tensor | None) -> Tensor:
-        self._need_target(f"loss({kind!r})")
+        need_target(self, f"loss({kind!r})")
         if weight is None:
             values = self.nll.where(self.valid, 0.0)
             if label_smoothing == 1:
@@ -189,6 +185,11 @@ class LinearStats(NamedTuple):
             )
         of_row = weight.to(self.nll.dtype)[self.target.clamp(0, self.num_classes - 1)].where(self.valid, 0.0)
         return _reduced(of_row * self.nll.where(of_row != 0, 0.0), reduction, of_row)
+
+
+def need_target(stats: LinearStats, name: str) -> None:
+    if stats.target is None:
+        raise ValueError(f"{name}: expected statistics computed with a target, got target=None")
 
 
 def check_reduction(reduction: Any) -> None:
