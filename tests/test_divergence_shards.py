@@ -24,12 +24,6 @@ heads = pytest.mark.parametrize("head", HEADS)
 options = pytest.mark.parametrize("name", OPTIONS)
 
 
-@pytest.fixture(params=("reference", "cpu"))
-def backend(request):
-    with ncops.use_backend(request.param):
-        yield request.param
-
-
 def cut(tensors, cuts):
     """(first class, tensors of the shard) of each."""
     x, weight, other, *others = tensors
@@ -219,6 +213,6 @@ def test_opcheck(backend):
 
 
 @pytest.mark.parametrize("form", ["share", "ratios"])
-def test_on_a_gpu_they_run_by_the_reference_for_now(form):
+def test_who_runs_them(form):
     assert backends.choose(f"linear_divergence_{form}", "cpu") == "cpu"
-    assert backends.choose(f"linear_divergence_{form}", "cuda") == "reference"
+    assert backends.choose(f"linear_divergence_{form}", "cuda") == "triton"

@@ -7,6 +7,7 @@ t: with c = shift - mean it is e^(KL - c) - 1 + c whatever the shift, so KL = c 
 other sums err by delta^2, and by delta times themselves.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
-from ..backends.planes import DIVERGENCE_PLANES
+from ..backends.planes import DIVERGENCE_PLANES, DIVERGENCE_SHARE_FLOATS
 from ._divergence_terms import (
     NEAR,
     Pair,
@@ -39,8 +40,8 @@ WARPS = 4
 MAX, SUM, WEIGHTED, MEAN = (tl.constexpr(plane) for plane in range(4))
 ARGMAX, LOST = (tl.constexpr(plane) for plane in range(2))
 LSE, OTHER_LSE, SHIFT = (tl.constexpr(plane) for plane in range(3))
-MOMENTS = tl.constexpr(3)  # after the three: mean and entropy of p, then of q
-SHARE_FLOATS, SHARE_INDICES, ROW_PLANES, SUMS = 8, 4, 7, 6
+MOMENTS = tl.constexpr(3)  # after the three: mean and entropy of p, then of q; the largest logits are last
+SHARE_FLOATS, SHARE_INDICES, ROW_PLANES, SUMS = 8, 4, 9, 6
 
 
 class Share(NamedTuple):
@@ -115,8 +116,10 @@ def _shares(
 
 @triton.jit
 def _merged(floats, indices, at, plane, here):
-    """``(lse, mean, entropy, argmax)`` in float64 of one distribution from all its shares (ROWS, SPLITS). The mean is
-    -inf where the other distribution masks a class of this one."""
+    """``(lse, mean, entropy, max, argmax)`` in float64 of one distribution from all its shares (ROWS, SPLITS).
+
+    The mean is -inf where the other distribution masks a class of this one.
+    """
     maxima = tl.load(floats + MAX * plane + at, here, float("-inf")).to(tl.float64)
     sums = tl.load(floats + SUM * plane + at, here, 0).to(tl.float64)
     max = tl.max(maxima, 1)
@@ -130,7 +133,7 @@ def _merged(floats, indices, at, plane, here):
     argmax = tl.min(tl.where(maxima == max[:, None], argmax, NOWHERE), 1)
     lost = tl.max(tl.load(indices + LOST * plane + at, here, 0), 1)
     gap = tl.log(total)
-    return max + gap, tl.where(lost > 0, float("-inf"), mean), gap - weighted / total, argmax
+    return max + gap, tl.where(lost > 0, float("-inf"), mean), gap - weighted / total, max, argmax
 
 
 @triton.jit
@@ -148,10 +151,12 @@ def _poisoned(lse, other_lse):
 
 @triton.jit(do_not_specialize=["num_rows", "splits"])
 def _merge_shares(
-    floats, indices, rows_out, agree, num_rows, splits,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    floats, indices, rows_out, tops, num_rows, splits,
+    SHARE: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """``rows_out (7, N)``: log-sum-exps, the shift in the precision of the logits, means of d and -d, entropies."""
+    """``rows_out (9, N)``: log-sum-exps, the shift in the precision of the logits, mean of d and entropy of p, of -d
+    and q, the largest logits. ``tops``: of a ``SHARE`` of the classes where these are, ``(2, N)``, else whether it is
+    one place, ``(N,)``."""
     row = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.arange(0, BLOCK_S)
     at = tl.cast(split, tl.int64)[None, :] * num_rows + row[:, None]
@@ -159,16 +164,19 @@ def _merge_shares(
     here = exists[:, None] & (split < splits)[None, :]
     num_rows = tl.cast(num_rows, tl.int64)
     plane = num_rows * splits
-    lse, mean, entropy, argmax = _merged(floats, indices, at, plane, here)
+    lse, mean, entropy, max, argmax = _merged(floats, indices, at, plane, here)
     other = _merged(floats + 4 * plane, indices + 2 * plane, at, plane, here)
-    other_lse, other_mean, other_entropy, other_argmax = other
+    other_lse, other_mean, other_entropy, other_max, other_argmax = other
     rise = other_lse - lse
     shift = tl.where(other_mean > float("-inf"), -_shift(-rise, other_mean, DTYPE), rise)
     shift = tl.where(mean > float("-inf"), _shift(rise, mean, DTYPE), shift)
     shift = shift.to(DTYPE).to(tl.float64)
-    values = (lse, other_lse, shift, mean, entropy, other_mean, other_entropy)
+    values = (lse, other_lse, shift, mean, entropy, other_mean, other_entropy, max, other_max)
     store_planes(rows_out, row, num_rows, exists, values)
-    tl.store(agree + row, (argmax == other_argmax) & (_poisoned(lse, other_lse) == 0), exists)
+    if SHARE:
+        store_planes(tops, row, num_rows, exists, (argmax, other_argmax))
+    else:
+        tl.store(tops + row, (argmax == other_argmax) & (_poisoned(lse, other_lse) == 0), exists)
 
 
 @triton.jit
@@ -246,9 +254,12 @@ def _total(sums, PLANE: tl.constexpr, plane, at, here):
 @triton.jit(do_not_specialize=["out_plane", "num_rows", "splits"])
 def _finish(
     rows_in, sums, out, out_plane, num_rows, splits, beta: "fp64",  # noqa: F821
-    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
+    SHARE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """The planes, in the order of ``DIVERGENCE_PLANES``, from what both passes found."""
+    """The planes, in the order of ``DIVERGENCE_PLANES``, from what both passes found.
+
+    In a ``SHARE`` of the classes, that all of one side are masked does not poison the row.
+    """
     row = tl.cast(tl.program_id(0), tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.arange(0, BLOCK_S)
     at = tl.cast(split, tl.int64)[None, :] * num_rows + row[:, None]
@@ -274,7 +285,10 @@ def _finish(
     values = (
         kl, reverse, js, overlap, entropy, other_entropy, lse, other_lse, shift, mixture, other_mixture, below,
     )  # fmt: skip
-    bad = _poisoned(lse, other_lse)
+    if SHARE:
+        bad = ((lse < float("inf")) & (other_lse < float("inf"))) == 0
+    else:
+        bad = _poisoned(lse, other_lse)
     out_plane = tl.cast(out_plane, tl.int64)
     for k in tl.static_range(len(values)):
         tl.store(out + k * out_plane + row, tl.where(bad, float("nan"), values[k]), exists)
@@ -350,28 +364,61 @@ def empty_planes(x: Tensor) -> tuple[Tensor, Tensor]:
 def divergences(rows: Rows, beta: float, floats: Tensor, agree: Tensor) -> None:
     """Fills ``floats (12, n)`` and ``agree (n)``.
 
-    Workspace: 72 bytes per row and split (128 in float64) and 56 per row, of at most 2^19 rows at a time.
+    Workspace: 72 bytes per row and split (128 in float64) and 72 per row, of at most 2^19 rows at a time.
     """
+    _in_parts(rows, lambda config, some, here: _run(config, some, beta, floats[:, here], agree[here], False))
+
+
+def divergence_share(rows: Rows, floats: Tensor, indices: Tensor) -> None:
+    """Fills ``floats (9, n)`` float64 and ``indices (2, n)``, as named in ``ncops.backends.planes``, of some of the
+    classes by themselves."""
+    of = [DIVERGENCE_PLANES.index(name) for name in DIVERGENCE_SHARE_FLOATS[:-2]]
+
+    def run(config: Launch, some: Rows, here: slice) -> None:
+        n = some.first.shape[0]
+        planes, places = floats.new_empty((len(DIVERGENCE_PLANES), n)), indices.new_empty((len(indices), n))
+        tops = _run(config, some, 0.5, planes, places, True)[-2:]
+        poisoned = planes[DIVERGENCE_PLANES.index("lse")].isnan()
+        floats[:, here], indices[:, here] = torch.cat([planes[of], tops.masked_fill(poisoned, torch.nan)]), places
+
+    _in_parts(rows, run)
+
+
+def divergence_ratios(rows: Rows, whole: Tensor, beta: float, out: Tensor) -> None:
+    """Fills ``out (4, n)`` float64, as named in ``ncops.backends.planes``, of some of the classes as part of all, whose
+    log-sum-exps and shift are ``whole (3, n)``."""
+
+    def run(config: Launch, some: Rows, here: slice) -> None:
+        sums = second_pass(some, whole[:, here].contiguous(), beta, cut_of(some, config), config)
+        mixture, other_mixture, below, other_below = sums[2:].sum(1, dtype=torch.float64)
+        out[:, here] = torch.stack([mixture, other_mixture, below + other_below, below])
+
+    _in_parts(rows, run)
+
+
+def _in_parts(rows: Rows, run: Callable[[Launch, Rows, slice], None]) -> None:
     n, v = rows.first.shape
     for start in range(0, n, ROWS_AT_ONCE):
         here = slice(start, min(n, start + ROWS_AT_ONCE))
-        some, out = rows.part(here), (floats[:, here], agree[here])
+        some = rows.part(here)
         tuned(
             "logit_divergence", rows.first, (here.stop - start, v),
-            lambda config, some=some, out=out: _run(config, some, beta, *out),
+            lambda config, some=some, here=here: run(config, some, here),
         )  # fmt: skip
 
 
-def _run(config: Launch, rows: Rows, beta: float, floats: Tensor, agree: Tensor) -> None:
+def _run(config: Launch, rows: Rows, beta: float, floats: Tensor, tops: Tensor, share: bool) -> Tensor:
+    """Fills ``floats`` and ``tops`` of all classes, or of a share of them; returns what the first pass found."""
     n, cut = rows.first.shape[0], cut_of(rows, config)
-    state = first_pass(rows, cut, config, agree)
+    state = first_pass(rows, cut, config, tops, share)
     sums = second_pass(rows, state[:3], beta, cut, config)
     grid, options = cut.merging(n)
-    _finish[grid](state, sums, floats, floats.stride(0), n, cut.splits, beta, **options)
+    _finish[grid](state, sums, floats, floats.stride(0), n, cut.splits, beta, SHARE=share, **options)
+    return state
 
 
-def first_pass(rows: Rows, cut: Cut, config: Launch, agree: Tensor) -> Tensor:
-    """``(7, n)`` float64, of which the second pass reads three planes; fills ``agree``."""
+def first_pass(rows: Rows, cut: Cut, config: Launch, tops: Tensor, share: bool) -> Tensor:
+    """``(9, n)`` float64, of which the second pass reads three planes; fills ``tops`` as :func:`_merge_shares` says."""
     n = rows.first.shape[0]
     floats = rows.first.new_empty((SHARE_FLOATS, cut.splits, n), dtype=rows.dtype)
     indices = rows.first.new_empty((SHARE_INDICES, cut.splits, n), dtype=torch.int32)
@@ -381,7 +428,9 @@ def first_pass(rows: Rows, cut: Cut, config: Launch, agree: Tensor) -> Tensor:
     )  # fmt: skip
     state = rows.first.new_empty((ROW_PLANES, n), dtype=torch.float64)
     grid, options = cut.merging(n)
-    _merge_shares[grid](floats, indices, state, agree, n, cut.splits, DTYPE=TRITON[rows.dtype], **options)
+    _merge_shares[grid](
+        floats, indices, state, tops, n, cut.splits, SHARE=share, DTYPE=TRITON[rows.dtype], **options
+    )
     return state
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
+from ..backends.planes import DIVERGENCE_RATIOS, DIVERGENCE_SHARE_FLOATS, DIVERGENCE_SHARE_INDICES
 from ._divergence_gradient import gradients
-from ._divergence_passes import Rows, divergences, empty_planes
+from ._divergence_passes import Rows, divergence_ratios, divergence_share, divergences, empty_planes
 from ._gradient_sums import GradientSums
 from ._launch import capability, device_of, launch
 from .linear_stats_backward import add_product
@@ -34,6 +35,32 @@ def linear_divergence(
         for here, rows in _blocks(x, weight, other, other_weight, bias, other_bias, scale, softcap):
             divergences(rows, beta, floats[:, here], agree[here])
     return floats, agree
+
+
+def linear_divergence_share(
+    x: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor | None, bias: Tensor | None,
+    other_bias: Tensor | None, scale: float, softcap: float, allow_tf32: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``(floats, indices)`` of ``ncops.backends.planes``, of some of the classes by themselves; workspace as above."""
+    n = x.shape[0]
+    floats = x.new_empty((len(DIVERGENCE_SHARE_FLOATS), n), dtype=torch.float64)
+    indices = x.new_empty((len(DIVERGENCE_SHARE_INDICES), n), dtype=torch.int64)
+    with device_of(x):
+        for here, rows in _blocks(x, weight, other, other_weight, bias, other_bias, scale, softcap):
+            divergence_share(rows, floats[:, here], indices[:, here])
+    return floats, indices
+
+
+def linear_divergence_ratios(
+    x: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor | None, bias: Tensor | None,
+    other_bias: Tensor | None, whole: Tensor, scale: float, softcap: float, beta: float, allow_tf32: bool,
+) -> Tensor:  # fmt: skip
+    """The sums of ``ncops.backends.planes`` over some of the classes, as part of all; workspace as above."""
+    sums = x.new_empty((len(DIVERGENCE_RATIOS), x.shape[0]), dtype=torch.float64)
+    with device_of(x):
+        for here, rows in _blocks(x, weight, other, other_weight, bias, other_bias, scale, softcap):
+            divergence_ratios(rows, whole[:, here], beta, sums[:, here])
+    return sums
 
 
 def linear_divergence_backward(
