@@ -66,7 +66,7 @@ static Tensor linear_stats_targets_on(const Tensor& x, const Tensor& weight, con
 static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
     const Tensor& grad, const Tensor& floats, const Tensor& indices, const Tensor& x, const Tensor& weight,
     const OptionalTensor& bias, const OptionalTensor& target, double scale, double softcap, int64_t ignore_index,
-    bool /*allow_tf32*/, bool need_x, bool need_weight, bool need_bias) {
+    bool /*allow_tf32*/, bool need_x, bool need_weight, bool need_bias, bool wide) {
   LinearStatsBackwardArgs args;
   const auto inputs = attach(args, x, weight, bias, target, scale, softcap, ignore_index);
   const ScalarType type = compute_type(x);
@@ -75,7 +75,8 @@ static std::tuple<Tensor, Tensor, Tensor> linear_stats_backward_cpu(
   const Tensor g_weight = gradient(x, need_weight, {args.w.rows, args.x.dim}, type, args.g_weight);
   const Tensor g_bias = gradient(x, need_bias, {args.w.rows}, type, args.g_bias);
   linear_stats_backward(args);
-  return {stored_as(g_x, x.scalar_type()), stored_as(g_weight, x.scalar_type()), stored_as(g_bias, x.scalar_type())};
+  const ScalarType stored = wide ? type : x.scalar_type();
+  return {stored_as(g_x, stored), stored_as(g_weight, stored), stored_as(g_bias, stored)};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {

@@ -182,7 +182,8 @@ def check_gradients(tensors, k, **more):
         gradients(theirs, exact(*tensors)),
     )
     for name, a, b, c in zip(("x", "weight", "bias"), mine, torchs, truth, strict=False):
-        eps = 8 if a.element_size() > 2 else 1
+        # Triton's gradients by the logits are bfloat16 numbers where x is.
+        eps = 8 if a.element_size() > 2 else 2 if ncops.backends.forced() == "triton" else 0.25
         assert_accurate(a, b.to(a.dtype), c, what=name, eps=eps, scale=max(1.0, c.abs().max().item()))
 
 

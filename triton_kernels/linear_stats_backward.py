@@ -109,18 +109,20 @@ def chunk_shape(rows: int, classes: int, itemsize: int, block_v: int) -> tuple[i
 def linear_stats_backward(
     grad: Tensor, floats: Tensor, indices: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
     target: Tensor | None, scale: float, softcap: float, ignore_index: int, allow_tf32: bool,
-    need_x: bool, need_weight: bool, need_bias: bool,
+    need_x: bool, need_weight: bool, need_bias: bool, wide: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed.
+    """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits, ``wide``: in the compute dtype; size 0 where
+    not needed.
 
     Workspace: a chunk of 64 MB (two for float16); for g_weight a copy of the chunk's rows of x; for half precision
     float32 sums of one chunk of g_weight, and of g_x, of all of it where the vocabulary takes more than one chunk. A
     float16 x and a chunk of the weight are copied as two bfloat16.
     """
     v = weight.shape[0]
-    g_x = x.new_empty(x.shape if need_x else 0)
-    g_weight = weight.new_empty(weight.shape if need_weight else 0)
-    g_bias = (x if bias is None else bias).new_empty(v if need_bias else 0)
+    dtype = compute_dtype(x.dtype) if wide else x.dtype
+    g_x = x.new_empty(x.shape if need_x else 0, dtype=dtype)
+    g_weight = x.new_empty(weight.shape if need_weight else 0, dtype=dtype)
+    g_bias = x.new_empty(v if need_bias else 0, dtype=dtype)
     if x.shape[0] == 0:
         return g_x, g_weight.zero_(), g_bias.zero_()
     columns = floats.contiguous(), indices.contiguous()

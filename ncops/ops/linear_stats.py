@@ -139,7 +139,9 @@ def _targets_fake(x, *_):
 
 
 def _backward_fake(grad, floats, indices, x, weight, *others):
-    return fake_head_gradients(x, weight, *others[-3:])
+    *_, need_x, need_weight, need_bias, wide = others
+    gradients = fake_head_gradients(x, weight, need_x, need_weight, need_bias)
+    return tuple(g.to(compute_dtype(x.dtype)) for g in gradients) if wide else gradients
 
 
 _HEAD = "Tensor x, Tensor weight, Tensor? bias"
@@ -156,9 +158,9 @@ define(
     check=_check,
     after=_zero_elsewhere,
 )
-define(
+define(  # wide: gradients in the compute dtype, to which a caller adds
     f"linear_stats_backward(Tensor g_floats, Tensor floats, Tensor indices, {_HEAD}, Tensor? target, {_OPTIONS},"
-    " bool need_x, bool need_weight, bool need_bias) -> (Tensor g_x, Tensor g_weight, Tensor g_bias)",
+    " bool need_x, bool need_weight, bool need_bias, bool wide=False) -> (Tensor g_x, Tensor g_weight, Tensor g_bias)",
     _backward_fake,
 )
 differentiable("linear_stats")

@@ -95,11 +95,12 @@ def differentiable(name: str) -> None:
     """Makes ``<name>_backward`` the gradient of the op ``name``, as the names in the schemas of the two say.
 
     The backward takes ``g_<result>`` for each result that has a gradient, then results and arguments of the op, and
-    ``need_<argument>`` where it can leave a gradient out. It returns ``g_<argument>``.
+    ``need_<argument>`` where it can leave a gradient out; defaults of others stay. It returns ``g_<argument>``.
     """
     op, op_backward = (getattr(torch.ops.ncops, n).default for n in (name, f"{name}_backward"))
     arguments, results = ([a.name for a in part] for part in (op._schema.arguments, op._schema.returns))
-    takes, gives = ([a.name for a in part] for part in (op_backward._schema.arguments, op_backward._schema.returns))
+    takes = [a.name for a in op_backward._schema.arguments if not a.has_default_value()]
+    gives = [a.name for a in op_backward._schema.returns]
 
     def setup(ctx, inputs, output):
         output = output if isinstance(output, tuple) else (output,)

@@ -75,10 +75,11 @@ def logits_of(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> T
 def linear_stats_backward(
     grad: Tensor, floats: Tensor, indices: Tensor,
     x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor | None, scale: float, softcap: float,
-    ignore_index: int, allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool,
+    ignore_index: int, allow_tf32: bool, need_x: bool, need_weight: bool, need_bias: bool, wide: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits; size 0 where not needed."""
-    sums = Gradients(x, weight, bias, scale, need_x, need_weight, need_bias)
+    """Gradients of ``x``, ``weight`` and ``bias`` from recomputed logits, ``wide``: in the compute dtype; size 0 where
+    not needed."""
+    sums = Gradients(x, weight, bias, scale, need_x, need_weight, need_bias, wide)
     for here in row_blocks(x.shape[0], weight.shape[0]):
         rows = rows_of(here, grad, floats, indices, target, weight.shape[0], ignore_index)
         z = logits_of(x[here], weight, bias, scale)
@@ -92,11 +93,11 @@ class Gradients:
 
     def __init__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, need_x: bool, need_weight: bool,
-        need_bias: bool,
+        need_bias: bool, wide: bool = False,
     ):  # fmt: skip
-        self.dtype, self.scale = compute_dtype(x.dtype), scale
+        self.dtype, self.scale, self.wide = compute_dtype(x.dtype), scale, wide
         self.x, self.weight, self.bias = x, weight, bias
-        self.g_x = x.new_empty(x.shape) if need_x else None
+        self.g_x = x.new_empty(x.shape, dtype=self.dtype if wide else x.dtype) if need_x else None
         self.g_weight = weight.new_zeros(weight.shape, dtype=self.dtype) if need_weight else None
         self.g_bias = weight.new_zeros(weight.shape[0], dtype=torch.float64) if need_bias else None
 
@@ -115,5 +116,6 @@ class Gradients:
 
     def results(self) -> tuple[Tensor, Tensor, Tensor]:
         sources = (self.x, self.weight, self.x if self.bias is None else self.bias)
-        sums = zip((self.g_x, self.g_weight, self.g_bias), sources, strict=True)
-        return tuple(source.new_empty(0) if g is None else g.to(source.dtype) for g, source in sums)
+        dtypes = [self.dtype if self.wide else source.dtype for source in sources]
+        sums = zip((self.g_x, self.g_weight, self.g_bias), sources, dtypes, strict=True)
+        return tuple(source.new_empty(0, dtype=d) if g is None else g.to(d) for g, source, d in sums)

@@ -64,25 +64,26 @@ def topk_gradients(
     places[INDICES.index("argmax")] = classes[:, 0].where(here[:, 0], classes_here).masked_fill(poisoned, -1)
     grad, planes = (torch.stack([t[name] for name in FLOATS]) for t in (grad, planes))
     g_x, g_weight, g_bias = torch.ops.ncops.linear_stats_backward(
-        grad, planes, places, x, weight, bias, None, scale, softcap, -100, allow_tf32, need_x, need_weight, need_bias
-    )
+        grad, planes, places, x, weight, bias, None, scale, softcap, -100, allow_tf32, need_x, need_weight, need_bias,
+        True,
+    )  # fmt: skip
     picked = g_values + torch.cat([torch.zeros_like(lse)[:, None], g_logprob[:, 1:]], 1)
     picked = picked.where(here & ~poisoned[:, None], 0)
     if need_x or softcap:
         product = _row_sums(picked, classes, x, weight, bias, scale, softcap)
-        g_x = (g_x + product.where(active[:, None], 0)).to(x.dtype) if need_x else g_x
+        g_x = g_x + product.where(active[:, None], 0) if need_x else g_x
     if need_weight or need_bias:
         order = classes.flatten().argsort(stable=True)
         ends = torch.searchsorted(classes.flatten()[order], torch.arange(weight.shape[0] + 1, device=x.device))
         picked, rows = picked.flatten()[order], order // k
     if need_bias:
-        g_bias = (g_bias + _sums(picked.double(), ends)).to(g_bias.dtype)
+        g_bias = g_bias + _sums(picked.double(), ends)
     if need_weight:
         known = x.where(active[:, None], 0)  # a NaN in a row without gradient must not reach the weight: 0 * NaN is NaN
         for here in row_blocks(x.shape[1], len(rows)):  # of features
             terms = (scale * picked)[:, None] * known[rows, here].to(values.dtype)
-            g_weight[:, here] = (g_weight[:, here] + _sums(terms, ends)).to(weight.dtype)
-    return g_x, g_weight, g_bias
+            g_weight[:, here] += _sums(terms, ends)
+    return tuple(g.to(x.dtype) for g in (g_x, g_weight, g_bias))
 
 
 def _row_sums(
