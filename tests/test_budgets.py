@@ -22,15 +22,20 @@ import resources  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, dict[int, dict]]:
+def run() -> dict:
     """Compiled in a process of its own: here Triton's kernels may belong to the interpreter."""
     if not (ROOT / "triton_kernels").is_dir():
         pytest.skip("needs the sources")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(ROOT / "tools" / "budgets.py"), "--json"]
+    command = [sys.executable, str(ROOT / "tools" / "budgets.py"), "--json", "--changed"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-4000:]
-    figures = {name: {int(c): use for c, use in uses.items()} for name, uses in json.loads(result.stdout).items()}
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def found(run) -> dict[str, dict[int, dict]]:
+    figures = {name: {int(c): use for c, use in uses.items()} for name, uses in run["found"].items()}
     same = budgets.of_same_compilers(figures)
     if not same:
         pytest.skip(f"the budgets are those of {budgets.COMPILERS}")
@@ -44,11 +49,11 @@ def test_kernels_stay_in_their_budgets(found):
 
 
 @pytest.mark.slow
-def test_budgets_name_kernels_that_exist(found):
+def test_budgets_name_kernels_that_exist(run, found):
     there = {*json.loads(budgets.BUDGETS.read_text()), *json.loads(budgets.SPILLS.read_text())}
     kinds = {".cu: " in name for name in found}
     there = {name for name in there if (".cu: " in name) in kinds}
-    assert not there - found.keys(), "run tools/budgets.py --write"
+    assert not there - {*run["names"]}, "run tools/budgets.py --write"
 
 
 def test_products_use_tensor_cores():
@@ -137,6 +142,48 @@ def test_objects_of_the_build_are_read_where_they_are_of_todays_sources(tmp_path
     os.utime(header, (2, 2))
     made.with_suffix(".log").write_text("warning #177-D: variable was declared but never referenced")
     assert budgets.built(source, [header]) is None
+
+
+def test_only_what_has_changed_is_compiled(monkeypatch):
+    """And one in some of the others; the compiled ones of another release of Triton are no proof."""
+    jobs = [(f"kernel{i}", capability, None) for i in range(64) for capability in (80, 90)]
+    now = {name: "same" for name, *_ in jobs}
+    monkeypatch.setattr(budgets, "fingerprints", lambda _: now)
+    monkeypatch.setattr(budgets, "known_fingerprints", lambda: dict(now, kernel7="other") | {"gone": "same"})
+    left = budgets.changed(jobs)
+    assert {("kernel7", 80, None), ("kernel7", 90, None)} <= {*left} and 2 < len(left) < 32
+    monkeypatch.setattr(budgets, "known_fingerprints", dict)
+    assert budgets.changed(jobs) == jobs
+
+
+FINGERPRINTS = """
+import json, sys
+sys.path[:0] = [".", "tools"]
+import launches
+from ncops.triton_kernels import _logit_state, linear_topk
+def of(**options):
+    data = json.dumps({"options": {"extern_libs": [["libdevice", "/a/path"]], **options}})
+    return launches.fingerprint(launches.Launch("ncops.triton_kernels.linear_topk", "_sums", data))
+def after(function, source):
+    function._unsafe_update_src(source)
+    linear_topk._sums.hash = None
+    return of()
+first, callee = of(), _logit_state.log1p
+print(json.dumps({
+    "again": of() == first, "launched otherwise": of(num_warps=8) == first,
+    "its own source": after(linear_topk._sums, linear_topk._sums.src.replace("float64", "float32", 1)) == first,
+    "a callee": after(callee, callee.src.replace("return", "return -", 1)) == first,
+}))
+"""
+
+
+def test_what_a_fingerprint_depends_on():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", FINGERPRINTS]
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    same = json.loads(result.stdout)
+    assert same == {"again": True, "launched otherwise": False, "its own source": False, "a callee": False}
 
 
 def test_partial_writes(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 each takes; holds that against tests/budgets.json, with the oldest Triton against tests/spills.json.
 
     python tools/budgets.py              the table, and what exceeds its budget (exit code 1)
+    python tools/budgets.py --changed    only Triton's kernels that differ from those compiled when the budgets were
+                                         written (tests/compiled.json), and a sample of the others
     python tools/budgets.py --write      takes what is now as the budget, of the oldest Triton as its spills
     python tools/budgets.py --full       float64 and the like for all three, not for sm_90 alone
     python tools/budgets.py --triton --only nearest    Triton's kernels alone; with --write too it changes no other rows
@@ -21,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,9 @@ from resources import SHARED_PER_BLOCK, Resources, demangle, functions  # noqa: 
 CAPABILITIES = (80, 90, 100)
 BUDGETS = ROOT / "tests" / "budgets.json"
 SPILLS = ROOT / "tests" / "spills.json"  # {kernel: {capability: instructions}} of the oldest Triton
+COMPILED = ROOT / "tests" / "compiled.json"  # {release: {kernel: fingerprint}} of what the figures of both files are of
 CACHE = ROOT / "build" / "budgets"
+SAMPLE = 16  # one in so many of the unchanged kernels is compiled all the same
 RARE = ("fp64", "fp16", "tf32", "softcap")  # compiled for one capability unless everything is asked for
 COMPILERS = {"triton": "3.9.0", "nvcc": "13.0"}  # of the figures in BUDGETS; another release has figures of its own
 OLDEST_TRITON = "3.6.0"  # of the figures in SPILLS
@@ -51,6 +56,29 @@ def triton_jobs(full: bool, only: str) -> list[tuple[str, int, Any]]:
         for name, launch in launches.recorded(capability).items()
         if only in name and (capability == 90 or full or not any(word in name for word in RARE))
     ]
+
+
+def fingerprints(jobs: list[tuple[str, int, Any]]) -> dict[str, str]:
+    """{kernel: fingerprint} over its capabilities."""
+    import launches
+
+    parts: dict[str, list[str]] = {}
+    for name, capability, launch in jobs:
+        parts.setdefault(name, []).append(f"{capability} {launches.fingerprint(launch)}")
+    return {name: hashlib.sha256(" ".join(of).encode()).hexdigest()[:16] for name, of in parts.items()}
+
+
+def known_fingerprints() -> dict[str, str]:
+    """Those of the kernels that this release of Triton compiled when the budgets were written."""
+    import triton
+
+    return json.loads(COMPILED.read_text()).get(triton.__version__, {}) if COMPILED.exists() else {}
+
+
+def changed(jobs: list[tuple[str, int, Any]]) -> list[tuple[str, int, Any]]:
+    """Without those of unchanged kernels, but for a sample."""
+    known, now = known_fingerprints(), fingerprints(jobs)
+    return [job for job in jobs if known.get(job[0]) != now[job[0]] or zlib.crc32(job[0].encode()) % SAMPLE == 0]
 
 
 def compile_triton(job: tuple[str, int, Any]) -> tuple[str, int, dict]:
@@ -127,15 +155,15 @@ def compile_cuda(source: Path) -> dict[str, dict[int, dict]]:
     return {kernel: {int(c): use for c, use in uses.items()} for kernel, uses in json.loads(kept.read_text()).items()}
 
 
-def measure(full: bool = False, only: str = "", cuda: bool = True) -> dict[str, dict[int, dict]]:
-    """{kernel: {capability: resources}} of everything that can be compiled here."""
+def measure(jobs: list[tuple[str, int, Any]], only: str = "", cuda: bool = True) -> dict[str, dict[int, dict]]:
+    """{kernel: {capability: resources}} of these of Triton and of everything that nvcc can compile here."""
     found: dict[str, dict[int, dict]] = {}
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for kernel, capability, record in pool.map(compile_triton, triton_jobs(full, only)):
+    processes = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for kernel, capability, record in pool.map(compile_triton, jobs):
             found.setdefault(kernel, {})[capability] = record
     if cuda and nvcc():
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(processes) as pool:
             for kernels in pool.map(compile_cuda, sorted((ROOT / "csrc" / "cuda").glob("*_cuda.cu"))):
                 found.update({kernel: uses for kernel, uses in kernels.items() if only in kernel})
     return found
@@ -229,6 +257,15 @@ def write_spills(found: dict[str, dict[int, dict]], only: str) -> None:
     SPILLS.write_text("{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(kept[k])}" for k in sorted(kept)) + "\n}\n")
 
 
+def write_fingerprints(jobs: list[tuple[str, int, Any]], only: str) -> None:
+    import triton
+
+    kept = json.loads(COMPILED.read_text()) if COMPILED.exists() else {}
+    others = {name: value for name, value in kept.get(triton.__version__, {}).items() if only not in name}
+    kept[triton.__version__] = dict(sorted((others | fingerprints(jobs)).items()))
+    COMPILED.write_text(json.dumps({release: kept[release] for release in sorted(kept)}, indent=1) + "\n")
+
+
 def _rows(uses: dict[str, dict]) -> str:
     return ",\n".join(f"    {json.dumps(c)}: {json.dumps(uses[c])}" for c in sorted(uses, key=int))
 
@@ -237,20 +274,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--changed", action="store_true", help="leave out most Triton kernels that did not change")
     parser.add_argument("--triton", action="store_true", help="leave out what nvcc compiles")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--json", action="store_true", help="print the figures for another program")
     options = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter's functions cannot be compiled
-    found = measure(options.full, options.only, cuda=not options.triton)
+    jobs = triton_jobs(options.full, options.only)
+    found = measure(changed(jobs) if options.changed else jobs, options.only, cuda=not options.triton)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps({"found": found, "names": sorted({name for name, *_ in jobs} | found.keys())}))
         return 0
     print(table(found))
     if options.write:
         import triton
 
         (write_spills if triton.__version__ == OLDEST_TRITON else write)(found, options.only)
+        write_fingerprints(triton_jobs(False, options.only), options.only)
         return 0
     lines = exceeded(found, json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}, known_spills())
     print("\n".join(lines))

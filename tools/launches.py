@@ -5,13 +5,17 @@ tools/budgets.py compiles them. Of the launches that have the same name the firs
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
+import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import triton
 
+from ncops import triton_kernels
 from ncops.backends.planes import DIVERGENCE_PLANES, FLOATS, INDICES
 from ncops.triton_kernels import (
     class_moments,
@@ -46,9 +50,9 @@ NAMES = {
     "logit_stats._splits": "{row}[{kind}{variant}]",
     "logit_stats._gradient": "{row}[{kind}{variant}]",
     "_divergence_passes._shares": "{row}.shares[{kind}{variant}]",
-    "_divergence_passes._merge_shares": "{row}.merge[{sums}]",
+    "_divergence_passes._merge_shares": "{row}.merge{SHARE}[{sums}]",
     "_divergence_passes._sums": "{row}.sums[{kind}{variant}]",
-    "_divergence_passes._finish": "{row}.finish[{sums}]",
+    "_divergence_passes._finish": "{row}.finish{SHARE}[{sums}]",
     "_divergence_gradient._gradients": "{row}[{kind}{variant}]",
     "_logit_state.merge_kernel": "logit_{FINISH}[{sums}]",
     "_logit_gradient.fold": "logit_gradient_fold[{sums}]",
@@ -80,6 +84,7 @@ NAMES = {
 WORDS = {
     "FINISH": {True: "columns", False: "share"},
     "MODE": {0: "fresh", 1: "state", 2: "anchor"},
+    "SHARE": {False: "", True: "_share"},
     "GROUP": {1: "", 4: ",4", 16: ",16", 64: ",64"},
     "WHOLE": {True: "largest", False: "largest_of_many"},
 }
@@ -200,6 +205,9 @@ def _heads(p: Problem, heads: int) -> None:
     other_weight, other_bias = (p.x(v, d), p.x(v)) if heads == 2 else (None, None)
     rest = (p.x(n, d), p.x(v, d), p.x(n, d), other_weight, p.x(v), other_bias, 1.0, 0.0, 0.5, p.tf32)
     linear_divergence.linear_divergence(*rest)
+    linear_divergence.linear_divergence_share(*rest[:-2], p.tf32)
+    whole = p.x(3, n, dtype=torch.float64)
+    linear_divergence.linear_divergence_ratios(*rest[:6], whole, *rest[6:])
     planes = p.wide(len(DIVERGENCE_PLANES), n)
     linear_divergence.linear_divergence_backward(planes, planes, *rest, *[True] * 6)
 
@@ -257,6 +265,18 @@ def recorded(capability: int) -> dict[str, Launch]:
         finally:
             triton.knobs.runtime.jit_cache_hook = None
     return found
+
+
+def fingerprint(launch: Launch) -> str:
+    """Of all that a compiled kernel depends on, but Triton's release: its source, what it calls, how it is launched."""
+    for module in pkgutil.iter_modules(triton_kernels.__path__):
+        for function in vars(importlib.import_module(f"ncops.triton_kernels.{module.name}")).values():
+            if isinstance(function, triton.JITFunction) and function.starting_line_number:
+                function.starting_line_number, function.hash = 0, None  # where in its file it stands is no matter
+    data = json.loads(launch.specialization)
+    data["options"].pop("extern_libs")  # a path
+    source = getattr(importlib.import_module(launch.module), launch.function).cache_key
+    return hashlib.sha256(f"{source} {json.dumps(data, sort_keys=True)}".encode()).hexdigest()
 
 
 def compiled(launch: Launch, capability: int):
