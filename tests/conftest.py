@@ -26,6 +26,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--triton-all", action="store_true", help="every combination of dtype, shape and mode on Triton's interpreter"
     )
+    parser.addoption("--triton-part", type=int, default=0, choices=range(4), help="which quarter of these without it")
     parser.addoption("--triton-release", help="fail unless this release of Triton is the one that is imported")
     parser.addoption("--kills", type=int, default=20, help="writers that test_kills.py kills (200 in a full run)")
     parser.addoption(
@@ -50,10 +51,10 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Leaves out what ``--without`` names, CPU tensors in compiled Triton, and three in four combinations interpreted.
 
-    Triton's interpreter takes minutes for all combinations; ``--triton-all`` runs them.
+    Triton's interpreter takes a quarter of an hour for all combinations; ``--triton-all`` runs them.
     """
     without = config.getoption("--without")
-    everything = config.getoption("--triton-all")
+    everything, part = config.getoption("--triton-all"), config.getoption("--triton-part")
 
     def left_out(item) -> bool:
         params = getattr(getattr(item, "callspec", None), "params", {})
@@ -62,7 +63,7 @@ def pytest_collection_modifyitems(config, items):
         if not INTERPRETED and "triton" in (params.get("backend"), params.get("cpu_backend")):
             return True  # tests/gpu runs the compiled kernels
         crossed = params.get("backend") == "triton" and len(params) > 2
-        return crossed and not everything and zlib.crc32(item.nodeid.encode()) % 4 != 0
+        return crossed and not everything and zlib.crc32(item.nodeid.encode()) % 4 != part
 
     dropped = {item for item in items if left_out(item)}
     config.hook.pytest_deselected(items=list(dropped))
