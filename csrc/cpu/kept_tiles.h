@@ -77,13 +77,14 @@ struct KeptRows {
   // Tiles lie [tile of w][panel][class][lane].
   T* tile(T* tiles, int64_t t, int64_t p) const { return tiles + (t * number() + p) * KeptTiles<T>::kTile; }
 
-  // Tile t of every panel, from packed rows of x and w, `steps` at a time; done(p) follows the last of a panel.
+  // Tile t of every panel, from packed rows of x and w, `steps` at a time, added to what it is if `onto`; done(p) follows the
+  // last of a panel.
   template <class Mode, class Done>
   void multiply(const T* panels, int64_t depth, int64_t steps, const T* w, int64_t group, int64_t t, int64_t count, T* tiles,
-                Done done) const {
+                Done done, bool onto = false) const {
     for (int64_t k = 0; k == 0 || k < depth; k += steps)
       for (int64_t p = 0; p < number(); ++p) {
-        multiply_panel<Mode, 2>(panels + (p * depth + k) * L, w + k * kMR, group, count, std::min(steps, depth - k), k > 0,
+        multiply_panel<Mode, 2>(panels + (p * depth + k) * L, w + k * kMR, group, count, std::min(steps, depth - k), onto || k > 0,
                                 tile(tiles, t, p));
         if (k + steps >= depth) done(p);
       }

@@ -1,5 +1,8 @@
 // linear_divergence and its gradient. A block of rows keeps its tiles of both products, which the passes of divergence_lanes.h
 // and the products of the gradient read.
+//
+// In pairs of bfloat16 the difference of two states is two numbers, upper and lower, and its product two: 16 bits of it, where two
+// bfloat16 states near each other differ by 9.
 #include "divergence_lanes.h"
 #include "kept_tiles.h"
 #include "linear_logits.h"
@@ -7,9 +10,26 @@
 namespace ncops::NCOPS_ISA {
 namespace {
 
-template <class T>
+// x, pairs of bfloat16, becomes the upper part of other - x, and other the lower.
+inline void subtract_pairs(float* x, float* other, int64_t n) {
+  using V = Vec<float>;
+  using I = IntVec<float>;
+  const auto halves = [](V upper, V lower) {  // of even and of odd features
+    return (V)((narrow_bits<I>(upper, Bf16{}) & 0xffff) | narrow_bits<I>(lower, Bf16{}) << 16);
+  };
+  const auto even = [](V pairs) { return (V)((I)pairs << 16); };
+  const auto odd = [](V pairs) { return (V)((I)pairs & ~0xffff); };
+  for (int64_t i = 0; i < n; i += kWidth<float>) {
+    const V a = load(x + i), b = load(other + i);
+    const V first = even(b) - even(a), second = odd(b) - odd(a), upper = halves(first, second);
+    store(x + i, upper);
+    store(other + i, halves(first - even(upper), second - odd(upper)));
+  }
+}
+
+template <class Mode>
 class Divergence {
-  using Mode = Plain<T>;
+  using T = typename Mode::T;
   static constexpr int L = KeptTiles<T>::L;
   using State = DivergenceState<T, L>;
   using Lanes = DivergenceLanes<T, L>;
@@ -19,10 +39,10 @@ class Divergence {
   struct Side {
     Rows x, w;
     void *g_x, *g_weight, *g_bias;
-    int64_t dim, columns, features;
+    int64_t dim, depth, columns, features;
     Side(const Rows& x, const Rows& w, void* g_x, void* g_weight, void* g_bias)
-        : x(x), w(w), g_x(g_x), g_weight(g_weight), g_bias(g_bias), dim(x.dim), columns(round_up(x.dim, L)),
-          features(round_up(x.dim, kMR)) {}
+        : x(x), w(w), g_x(g_x), g_weight(g_weight), g_bias(g_bias), dim(x.dim), depth(Mode::depth(x.dim)),
+          columns(round_up(x.dim, L)), features(round_up(x.dim, kMR)) {}
   };
   struct Sums {
     double rests[2][L], ratios[4][L];
@@ -30,7 +50,7 @@ class Divergence {
 
   // Per side tiles of products, then of their gradients; packed rows; shares of g_x [split][panel][column][lane].
   struct Block : KeptRows<T> {
-    T *tiles[2], *panels[2], *columns[2], *inputs[2];
+    T *tiles[2], *panels[2], *lower, *columns[2], *inputs[2];
     DivergenceShare* shares;  // [split][row]
     Sums* sums;               // [split][panel]
     DivergenceRow* rows;
@@ -64,17 +84,19 @@ class Divergence {
     if (n == 0) return;
     Layout block, worker;
     size_t tiles_at[2], panels_at[2], columns_at[2], inputs_at[2], w_size = 0;
+    const size_t lower_at = block.add<T>(kInPairs<Mode> && args_.one_head ? plan_.panels * L * sides_[1].depth : 0);
     for (int s = 0; s < 2; ++s) {
       const Side& side = sides_[s];
       tiles_at[s] = block.add<T>(plan_.panels * plan_.tiles * plan_.kTile);
-      panels_at[s] = block.add<T>(plan_.panels * L * side.dim);
-      columns_at[s] = block.add<T>(sides_[args_.one_head ? 0 : s].g_weight ? plan_.rows_per_block * side.columns : 0);
+      panels_at[s] = block.add<T>(plan_.panels * L * side.depth);
+      columns_at[s] = block.add<T>(sides_[args_.one_head ? 0 : s].g_weight ? plan_.rows_per_block / kPerStep<Mode> * side.columns : 0);
       inputs_at[s] = block.add<T>(side.g_x ? plan_.splits * plan_.rows_per_block * side.features : 0);
       w_size = std::max<size_t>(w_size, std::max(kTileRows / kMR * group_size<Mode>(side.dim), turned_size<Mode>(kTileRows, side.dim)));
     }
     const size_t shares_at = block.add<DivergenceShare>(backward_ ? 0 : plan_.splits * plan_.rows_per_block);
     const size_t sums_at = block.add<Sums>(backward_ ? 0 : plan_.splits * plan_.panels), rows_at = block.add<DivergenceRow>(plan_.rows_per_block);
     const size_t lanes_at = block.add<Lanes>(plan_.panels), gradients_at = block.add<Gradient>(backward_ ? plan_.panels : 0);
+    const size_t steps_at = worker.add<T>(kInPairs<Mode> && backward_ ? plan_.kTile / 2 : 0);
     const size_t w_at = worker.add<T>(w_size), states_at = worker.add<State>(plan_.panels);
     const Scratch blocks(block.bytes * plan_.at_once()), own(worker.bytes * workers());
     plan_.run([&](int64_t row, int64_t end, int64_t group, int64_t at, const auto& each) {
@@ -84,6 +106,7 @@ class Divergence {
         b.tiles[s] = blocks.at<T>(base + tiles_at[s]), b.panels[s] = blocks.at<T>(base + panels_at[s]);
         b.columns[s] = blocks.at<T>(base + columns_at[s]), b.inputs[s] = blocks.at<T>(base + inputs_at[s]);
       }
+      b.lower = blocks.at<T>(base + lower_at);
       b.shares = blocks.at<DivergenceShare>(base + shares_at), b.sums = blocks.at<Sums>(base + sums_at);
       b.rows = blocks.at<DivergenceRow>(base + rows_at), b.lanes = blocks.at<Lanes>(base + lanes_at);
       b.gradients = blocks.at<Gradient>(base + gradients_at);
@@ -91,7 +114,7 @@ class Divergence {
       each(b.number(), [&](int64_t p, int) { pack(b, p); });
       each(plan_.splits, [&](int64_t split, int k) { multiply(b, split, w(k), own.at<State>(k * worker.bytes + states_at)); });
       if (backward_) {
-        each(plan_.splits, [&](int64_t split, int k) { multiply_back(b, split, weights, biases, group, w(k)); });
+        each(plan_.splits, [&](int64_t split, int k) { multiply_back(b, split, weights, biases, group, w(k), own.at<T>(k * worker.bytes + steps_at)); });
         each(b.number(), [&](int64_t p, int) {
           for (int s = 0; s < 2; ++s)
             if (sides_[s].g_x) b.store_inputs(b.inputs[s], plan_.splits, sides_[s].features, sides_[s].x, p, sides_[s].g_x);
@@ -130,10 +153,18 @@ class Divergence {
 
   // With one head the second panel is that of the difference.
   void pack(const Block& b, int64_t p) const {
-    const int64_t row = b.first(p), count = b.count(p), dim = sides_[0].dim;
-    for (int s = 0; s < 2; ++s) pack_panel<Mode, L>(sides_[s].x, row, count, b.panels[s] + p * L * sides_[s].dim);
-    if (args_.one_head)
-      for (int64_t i = p * L * dim; i < (p + 1) * L * dim; ++i) b.panels[1][i] -= b.panels[0][i];
+    const int64_t row = b.first(p), count = b.count(p), size = L * sides_[0].depth;
+    for (int s = 0; s < 2; ++s) pack_panel<Mode, L>(sides_[s].x, row, count, b.panels[s] + p * L * sides_[s].depth);
+    if (args_.one_head) {
+      T *x = b.panels[0] + p * size, *other = b.panels[1] + p * size;
+      if constexpr (kInPairs<Mode>) {
+        std::memcpy(b.lower + p * size, other, size * sizeof(T));
+        std::memcpy(other, x, size * sizeof(T));
+        subtract_pairs(other, b.lower + p * size, size);
+      } else {
+        for (int64_t i = 0; i < size; ++i) other[i] -= x[i];
+      }
+    }
     if (!backward_) return;
     Gradient& gradient = b.gradients[p];
     gradient.begin(static_cast<const T*>(args_.grad), static_cast<const T*>(args_.floats), args_.x.rows, row, count);
@@ -141,7 +172,7 @@ class Divergence {
     const auto counts = [&](int64_t r) { return r < b.end && gradient.active[r - row] != 0; };
     for (int s = 0; s < 2; ++s)
       if (sides_[args_.one_head ? 0 : s].g_weight)
-        pack_row_steps<Mode>(sides_[s].x, row, counts, b.columns[s] + p * L * L, b.number() * L);
+        pack_row_steps<Mode>(sides_[s].x, row, counts, b.columns[s] + p * L * L / kPerStep<Mode>, b.number() * L);
   }
 
   void multiply(const Block& b, int64_t split, T* w, State* states) const {
@@ -151,8 +182,12 @@ class Divergence {
     plan_.for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
       for (int s = 0; s < 2; ++s) {
         if (s == 0 || !args_.one_head) pack_rows<Mode>(sides_[s].w, first, count, w);
-        const int64_t depth = sides_[s].dim, steps = plan_product<T>(plan_.rows, plan_.classes, depth, L).steps;
-        b.template multiply<Mode>(b.panels[s], depth, steps, w, group_size<Mode>(depth), t, count, b.tiles[s], [](int64_t) {});
+        const int64_t depth = sides_[s].depth, steps = plan_product<T>(plan_.rows, plan_.classes, depth, L).steps;
+        const auto add = [&](const T* panels, bool onto) {
+          b.template multiply<Mode>(panels, depth, steps, w, group_size<Mode>(sides_[s].dim), t, count, b.tiles[s], [](int64_t) {}, onto);
+        };
+        add(b.panels[s], false);
+        if (kInPairs<Mode> && s == 1 && args_.one_head) add(b.lower, true);
       }
       if (!backward_ && !args_.whole)
         for (int64_t p = 0; p < number; ++p) states[p].add(read_, b.tile(0, t, p), b.tile(1, t, p), first, count);
@@ -214,7 +249,7 @@ class Divergence {
   }
 
   // Turns products into gradients by them, and adds these to shares of those of the rows, of the classifiers and of the biases.
-  void multiply_back(const Block& b, int64_t split, GroupSums<T>* weights, GroupSums<T>* biases, int64_t group, T* w) const {
+  void multiply_back(const Block& b, int64_t split, GroupSums<T>* weights, GroupSums<T>* biases, int64_t group, T* w, T* steps) const {
     const int64_t number = b.number();
     for (int s = 0; s < 2; ++s)
       if (sides_[s].g_x) std::memset(inputs(b, s, split, 0), 0, number * L * sides_[s].features * sizeof(T));
@@ -237,10 +272,14 @@ class Divergence {
         if (side.g_x) {
           if (s == 0 || !args_.one_head || !sides_[0].g_x) pack_turned<Mode>(side.w, first, count, w);
           for (int64_t p = 0; p < number; ++p)
-            if (!zero[s][p]) add_input_gradient<Mode>(w, side.dim, count, b.tile(s, t, p), inputs(b, s, split, p));
+            if (!zero[s][p])
+              add_input_gradient<Mode>(w, side.dim, count, class_steps<Mode>(b.tile(s, t, p), count, steps), inputs(b, s, split, p));
         }
-        if (T* g_weight = weights[args_.one_head ? 0 : s].share(group))
-          add_weight_gradient<Mode>(b.tile(s, t, 0), plan_.kTile, number, zero[s], b.columns[s], side.dim, g_weight + first * side.dim, count);
+        T* g_weight = weights[args_.one_head ? 0 : s].share(group);
+        if (!g_weight) continue;
+        for (int64_t p = 0; p < number; ++p)
+          if (!zero[s][p]) turn_into_row_steps<Mode>(b.tile(s, t, p), count);
+        add_weight_gradient<Mode>(b.tile(s, t, 0), plan_.kTile, number, zero[s], b.columns[s], side.dim, g_weight + first * side.dim, count);
       }
     });
   }
@@ -252,12 +291,14 @@ class Divergence {
 
 }  // namespace
 
-void linear_divergence(const LinearDivergenceArgs& args) {
-  with_compute(args.x.dtype, [&](auto t) { Divergence<decltype(t)>(args, false).run(); });
+static void run(const LinearDivergenceArgs& args, bool backward) {
+  if constexpr (kBf16Pairs)
+    if (args.x.dtype == DType::bf16 && bf16_products()) return Divergence<Bf16Pairs>(args, backward).run();
+  with_compute(args.x.dtype, [&](auto t) { Divergence<Plain<decltype(t)>>(args, backward).run(); });
 }
 
-void linear_divergence_backward(const LinearDivergenceArgs& args) {
-  with_compute(args.x.dtype, [&](auto t) { Divergence<decltype(t)>(args, true).run(); });
-}
+void linear_divergence(const LinearDivergenceArgs& args) { run(args, false); }
+
+void linear_divergence_backward(const LinearDivergenceArgs& args) { run(args, true); }
 
 }  // namespace ncops::NCOPS_ISA
