@@ -19,7 +19,7 @@ RANGES = {300: (600,), 700: (256, 600), 4200: (4110,)}
 pytestmark = pytest.mark.skipif(native.load() is not None, reason="needs the native extension")
 
 
-@pytest.fixture(params=("generic", "avx2", "avx512", "avx512_bf16"), autouse=True)
+@pytest.fixture(params=("generic", "avx2", "avx512", "avx512_bf16", "avx512_amx"), autouse=True)
 def isa(request, monkeypatch):
     monkeypatch.setenv("NCOPS_CPU_ISA", request.param)
     try:

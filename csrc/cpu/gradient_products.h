@@ -15,6 +15,7 @@ template <class Mode, class T = typename Mode::T>
 void add_input_gradient(const T* w, int64_t dim, int64_t classes, const T* dz, T* out) {
   constexpr int L = 2 * kWidth<T>;
   const int64_t steps = pieces(classes, kPerStep<Mode>), group = round_up(steps, kLine<T>) * kMR;
+  if constexpr (kInTiles<Mode>) return multiply_in_tiles<2>(dz, w, group, dim, steps, true, out);
   for (int64_t f = 0; f < pieces(dim, kMR); ++f) multiply_group<Mode, 2, true>(dz, w + f * group, steps, out + f * kMR * L);
 }
 
@@ -46,6 +47,7 @@ template <class Mode, class T = typename Mode::T>
 void add_weight_gradient(const T* dz, int64_t panel, int64_t panels, const bool* zero, const T* x, int64_t dim, T* out,
                          int64_t classes) {
   constexpr int L = 2 * kWidth<T>;
+  if constexpr (kInTiles<Mode>) return weight_gradient_in_tiles<2>(dz, panel, panels, zero, x, dim, out, classes);
   for (int64_t k = 0; k < dim; k += L)
     for (int64_t m = 0; m < classes; m += kMR)
       weight_columns<Mode>(dz + m * L, panel, panels, zero, x + k * (panels * L / kPerStep<Mode>), out + m * dim + k, dim,

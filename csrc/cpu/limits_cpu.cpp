@@ -1,6 +1,5 @@
 // What this machine can do at best: multiply-adds that stay in registers, and reading memory. The benchmark's yardsticks.
-#include "blocks/scratch.h"
-#include "isa/vec.h"
+#include "blocks/product.h"
 #include "kernels.h"
 
 namespace ncops::NCOPS_ISA {
@@ -24,13 +23,30 @@ NCOPS_INLINE T chains(int64_t steps, MultiplyAdd multiply_add) {
   return reduce_add<T>(sum);
 }
 
+// As many steps of products of tiles that stay in the first-level cache: two groups of rows by two vectors. Returns their flops.
+double tiles(int64_t steps) {
+  constexpr int64_t lines = 16, L = 2 * kWidth<float>, group = kMR * lines * kLine<float>;
+  alignas(64) static thread_local float x[lines * kLine<float> * L], w[2 * group], out[2 * kMR * L];
+  const int64_t depth = lines * kLine<float>, times = pieces(steps, lines);
+  for (int64_t s = 0; s < times; ++s) multiply_panel<Bf16Tiles, 2>(x, w, group, 2 * kMR, depth, false, out);
+  return 4.0 * double(times * depth * 2 * kMR * L);
+}
+
 }  // namespace
 
 void register_products(const RegisterProductsArgs& args) {
   const int64_t tasks = int64_t(16) * workers();  // handed out one by one, like the kernels' own, to share a disturbance
   std::atomic<int> sink{0};
   const int64_t steps = (args.steps + 15) / 16;
-  const bool pairs = kBf16Pairs && args.dtype == DType::bf16 && bf16_products();
+  const Bf16Products bf16 = args.dtype == DType::bf16 ? bf16_products() : Bf16Products::none;
+  const bool pairs = kBf16Pairs && bf16 == Bf16Products::pairs;
+  if constexpr (kBf16Tiles)
+    if (bf16 == Bf16Products::tiles) {
+      std::atomic<int64_t> flops{0};
+      for_tasks(tasks, [&](int64_t, int) { flops.fetch_add(int64_t(tiles(steps))); });
+      *args.flops = double(flops.load());
+      return;
+    }
   for_tasks(tasks, [&](int64_t, int) {
     double out = 0;
     if (args.dtype == DType::f64) out = chains<double>(steps, [](auto a, auto b, auto c) { return fma(a, b, c); });

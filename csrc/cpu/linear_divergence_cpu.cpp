@@ -96,7 +96,7 @@ class Divergence {
     const size_t shares_at = block.add<DivergenceShare>(backward_ ? 0 : plan_.splits * plan_.rows_per_block);
     const size_t sums_at = block.add<Sums>(backward_ ? 0 : plan_.splits * plan_.panels), rows_at = block.add<DivergenceRow>(plan_.rows_per_block);
     const size_t lanes_at = block.add<Lanes>(plan_.panels), gradients_at = block.add<Gradient>(backward_ ? plan_.panels : 0);
-    const size_t steps_at = worker.add<T>(kInPairs<Mode> && backward_ ? plan_.kTile / 2 : 0);
+    const size_t steps_at = worker.add<T>(backward_ ? class_steps_size<Mode>(kTileRows) : 0);
     const size_t w_at = worker.add<T>(w_size), states_at = worker.add<State>(plan_.panels);
     const Scratch blocks(block.bytes * plan_.at_once()), own(worker.bytes * workers());
     plan_.run([&](int64_t row, int64_t end, int64_t group, int64_t at, const auto& each) {
@@ -292,8 +292,7 @@ class Divergence {
 }  // namespace
 
 static void run(const LinearDivergenceArgs& args, bool backward) {
-  if constexpr (kBf16Pairs)
-    if (args.x.dtype == DType::bf16 && bf16_products()) return Divergence<Bf16Pairs>(args, backward).run();
+  if (with_bf16_products(args.x.dtype, [&](auto mode) { Divergence<decltype(mode)>(args, backward).run(); })) return;
   with_compute(args.x.dtype, [&](auto t) { Divergence<Plain<decltype(t)>>(args, backward).run(); });
 }
 

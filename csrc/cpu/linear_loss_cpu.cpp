@@ -40,7 +40,7 @@ class Loss {
     const size_t gradients_at = block.add<Panel>(plan_.panels);
     const size_t w_at = worker.add<T>(std::max(kTileRows / kMR * group_size<Mode>(dim_), turned_size<Mode>(kTileRows, dim_)));
     const size_t copy_at = worker.add<T>(cap_ ? plan_.kTile : 0);
-    const size_t steps_at = worker.add<T>(kInPairs<Mode> ? plan_.kTile / 2 : 0);
+    const size_t steps_at = worker.add<T>(class_steps_size<Mode>(kTileRows));
     const size_t states_at = worker.add<State>(plan_.panels);
     const Scratch blocks(block.bytes * plan_.at_once()), packed(worker.bytes * workers());
     plan_.run([&](int64_t row, int64_t end, int64_t group, int64_t at, const auto& each) {
@@ -156,8 +156,7 @@ class Loss {
 }  // namespace
 
 void linear_loss(const LinearLossArgs& args) {
-  if constexpr (kBf16Pairs)
-    if (args.x.dtype == DType::bf16 && bf16_products()) return Loss<Bf16Pairs>(args).run();
+  if (with_bf16_products(args.x.dtype, [&](auto mode) { Loss<decltype(mode)>(args).run(); })) return;
   if (args.x.dtype == DType::f64) Loss<Plain<double>>(args).run();
   else Loss<Plain<float>>(args).run();
 }

@@ -52,7 +52,7 @@ class Backward {
     const size_t columns_at = layout.add<T>(args_.g_weight ? rows_per_chunk_ / kPerStep<Mode> * columns_ : 0);
     const size_t w_at = layout.add<T>(kTileRows / kMR * group_);
     const size_t turned_at = layout.add<T>(args_.g_x ? turned_size<Mode>(kTileRows, dim_) : 0);
-    const size_t dz_at = layout.add<T>(rows_per_chunk_ * kTileRows), steps_at = layout.add<T>(kTileRows / 2 * L);
+    const size_t dz_at = layout.add<T>(rows_per_chunk_ * kTileRows), steps_at = layout.add<T>(class_steps_size<Mode>(kTileRows));
     const size_t gradients_at = layout.add<Panel>(rows_per_chunk_ / L);
     Scratch scratch(layout.bytes * std::min<int64_t>(tasks, workers()));
     for (int64_t row = 0; row < args_.x.rows; row += rows_per_pass_) {
@@ -158,8 +158,7 @@ class Backward {
 
 void linear_stats_backward(const LinearStatsBackwardArgs& args) {
   // As the forward, so that logits are formed again to the bit.
-  if constexpr (kBf16Pairs)
-    if (args.x.dtype == DType::bf16 && bf16_products() && args.x.rows > kFewRows) return Backward<Bf16Pairs>(args).run();
+  if (args.x.rows > kFewRows && with_bf16_products(args.x.dtype, [&](auto mode) { Backward<decltype(mode)>(args).run(); })) return;
   with_compute(args.x.dtype, [&](auto t) { Backward<Plain<decltype(t)>>(args).run(); });
 }
 

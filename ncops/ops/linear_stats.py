@@ -138,8 +138,10 @@ def _targets_fake(x, *_):
     return x.new_empty(x.shape[0], dtype=compute_dtype(x.dtype))
 
 
-def _backward_fake(grad, floats, indices, x, weight, *others):
-    *_, need_x, need_weight, need_bias, wide = others
+def _backward_fake(
+    grad, floats, indices, x, weight, bias, target, scale, softcap, ignore_index, allow_tf32,
+    need_x, need_weight, need_bias, wide=False,
+):  # fmt: skip
     gradients = fake_head_gradients(x, weight, need_x, need_weight, need_bias)
     return tuple(g.to(compute_dtype(x.dtype)) for g in gradients) if wide else gradients
 

@@ -111,8 +111,7 @@ void by_shape(const Rows& x, Run run) {
     with_vectors<typename decltype(mode)::T>(x.rows, [&](auto vectors) { run(mode, vectors); });
   };
   // Few rows are bound by reading w, which the plain mode does in place.
-  if constexpr (kBf16Pairs)
-    if (x.dtype == DType::bf16 && bf16_products() && x.rows > kFewRows) return by_rows(Bf16Pairs());
+  if (x.rows > kFewRows && with_bf16_products(x.dtype, by_rows)) return;
   if (x.dtype == DType::f64) by_rows(Plain<double>());
   else by_rows(Plain<float>());
 }

@@ -27,10 +27,10 @@ struct Bf16Pairs {
   using T = float;
   static int64_t depth(int64_t dim) { return (dim + 1) / 2; }
   static void load(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
-    const int64_t last = std::min(2 * n, src.dim - 2 * k);
+    const int64_t last = std::clamp<int64_t>(src.dim - 2 * k, 0, 2 * n);
     const Bf16* p = static_cast<const Bf16*>(src.data) + src.stored(r) * src.row_stride + 2 * k * src.col_stride;
     Bf16 pairs[2 * kLoadBlock];
-    if (last < 2 * n) pairs[last] = {0};
+    if (last < 2 * n) std::memset(pairs + last, 0, (2 * n - last) * sizeof *pairs);
     if (src.col_stride == 1) std::memcpy(pairs, p, last * sizeof *p);
     else
       for (int64_t i = 0; i < last; ++i) pairs[i] = p[i * src.col_stride];

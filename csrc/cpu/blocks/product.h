@@ -6,6 +6,7 @@
 #pragma once
 
 #include "pack.h"
+#include "tiles.h"
 
 namespace ncops::NCOPS_ISA {
 
@@ -73,6 +74,7 @@ __attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t de
 template <class Mode, int NV, class T = typename Mode::T>
 NCOPS_INLINE void multiply_panel(const T* panel, const T* w, int64_t group, int64_t count, int64_t steps, bool continues, T* out) {
   constexpr int L = NV * kWidth<T>;
+  if constexpr (kInTiles<Mode>) return multiply_in_tiles<NV>(panel, w, group, count, steps, continues, out);
   for (int64_t g = 0; g * kMR < count; ++g) {
     if (continues) multiply_group<Mode, NV, true>(panel, w + g * group, steps, out + g * kMR * L);
     else multiply_group<Mode, NV>(panel, w + g * group, steps, out + g * kMR * L);
@@ -84,6 +86,7 @@ NCOPS_INLINE void multiply_panel(const T* panel, const T* w, int64_t group, int6
 template <class Mode, int NV, class T = typename Mode::T>
 inline void multiply_diagonal(const T* x, const T* w, int64_t depth, T* out) {
   constexpr int W = kWidth<T>;
+  if constexpr (kInTiles<Mode>) return tile_diagonal<NV>(x, w, depth, out);
   for (int v = 0; v < NV; ++v) {
     Vec<T> total{};
     for (int64_t start = 0; start == 0 || start < depth; start += kChain) {

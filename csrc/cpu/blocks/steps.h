@@ -1,12 +1,12 @@
 // Packing for products that sum over rows, or over classes: these are the steps, two of them one in pairs of bfloat16.
 #pragma once
 
-#include "pack.h"
+#include "tiles.h"
 
 namespace ncops::NCOPS_ISA {
 
 template <class Mode>
-constexpr bool kInPairs = std::is_same_v<Mode, Bf16Pairs>;
+constexpr bool kInPairs = std::is_base_of_v<Bf16Pairs, Mode>;
 template <class Mode>
 constexpr int kPerStep = kInPairs<Mode> ? 2 : 1;  // classes, or rows
 
@@ -73,7 +73,12 @@ inline void pack_row_steps(const Rows& x, int64_t row, Counts counts, T* out, in
   }
 }
 
-// dz[classes][L] in steps of classes, for `add_input_gradient`; where those are pairs, into `out`.
+// dz[classes][L] in steps of classes, for `add_input_gradient`; where those are pairs, into `out`, up to a whole line.
+template <class Mode>
+constexpr int64_t class_steps_size(int64_t classes) {
+  using T = typename Mode::T;
+  return kInPairs<Mode> ? round_up(pieces(classes, 2), kLine<T>) * 2 * kWidth<T> : 0;
+}
 template <class Mode, class T = typename Mode::T>
 inline const T* class_steps(const T* dz, int64_t classes, T* out) {
   if constexpr (!kInPairs<Mode>) return dz;
@@ -86,6 +91,8 @@ inline const T* class_steps(const T* dz, int64_t classes, T* out) {
         const IntVec<T> high = odd ? IntVec<T>{} : narrow_bits<IntVec<T>>(load(dz + (c + 1) * L + lane), Bf16{});
         store(out + c / 2 * L + lane, (Vec<T>)((low & 0xffff) | high << 16));
       }
+    const int64_t end = pieces(classes, 2) * L;
+    if (kInTiles<Mode>) std::memset(out + end, 0, (class_steps_size<Mode>(classes) - end) * sizeof(T));
     return out;
   }
 }

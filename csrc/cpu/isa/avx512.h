@@ -1,16 +1,19 @@
 // AVX-512 as of Skylake (F, BW, DQ, VL).
 #include <immintrin.h>
 
-// avx512bf16 is used through one intrinsic only, behind bf16_products(); the compiler emits none of it by itself.
+// avx512bf16 and tiles are used through the functions here and in amx.h only, behind bf16_products(); the compiler emits none of it
+// by itself.
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,bmi2,prefer-vector-width=512")
 
 namespace ncops::NCOPS_ISA {
 
+#define NCOPS_BF16_TILES
 constexpr int kVectorBytes = 64, kRegisters = 32;
 constexpr bool kScales = true, kBf16Pairs = true;
 
 }  // namespace ncops::NCOPS_ISA
 
+#include "amx.h"
 #include "lanes.h"
 #include "x86.h"
 

@@ -7,7 +7,7 @@
 //   - says in namespace ncops::NCOPS_ISA how wide its vectors are and what it has:
 //       kVectorBytes, kRegisters   of one vector register, and how many of them
 //       kScales                    one instruction for p * 2^n: round_to_integer and scale_where, used by exp_nonpositive
-//       kBf16Pairs                 multiply_add_pairs is worth it: one instruction, where bf16_products() finds it at run time
+//       kBf16Pairs, kBf16Tiles     multiply_add_pairs, and the tiles of amx.h, where bf16_products() finds them at run time
 //   - includes lanes.h, defines finish_streams, and overloads for its vectors what it does better than the plain templates of
 //     vec.h and convert.h, which serve any machine: broadcast, fma, multiply_add_pairs, max_of, any_lane, lane_bits,
 //     count_above, stream, to_ints, to_halves, and widen and narrow for F16.
@@ -29,6 +29,7 @@
 
 #include "../blocks/scratch.h"
 #include "../rows.h"
+#include "dispatch.h"
 
 #ifndef NCOPS_ISA
 #error "NCOPS_ISA is not defined: this file is compiled through the wrappers that setup.py writes"
