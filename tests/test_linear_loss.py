@@ -32,7 +32,7 @@ OPTIONS = {
     "entropy": {"nll": 0.0, "entropy": -0.3},
     "sum": {"reduction": "sum", "z_loss": 1e-3},
     "items": {"num_items": 7, "entropy": 0.1},
-    "weights": {"weights": True},
+    "weights": {"weights": True, "z_loss": 1e-2, "entropy": 0.2},
     "weights smoothed": {"weights": True, "label_smoothing": 0.2, "scale": 0.5},
     "capped": {"softcap": 1.5, "z_loss": 1e-2, "scale": 0.7},
     "capped none": {"softcap": 0.8, "reduction": "none"},
@@ -163,8 +163,18 @@ def test_rows_that_do_not_count_are_left_out(backend, name):
         torch.testing.assert_close(a, b)
     stats = ncops.linear_loss(x, weight, bias, target).stats
     assert stats.lse[~keep].isnan().all() and (stats.argmax[~keep] == -1).all()
-    assert (stats.nll[~keep] == 0).all() and (stats.target_rank[~keep] == -1).all()
+    assert (stats.nll[~keep] == 0).all() and (stats.target_logit[~keep] == 0).all()
+    assert (stats.target_rank[~keep] == -1).all()
     torch.testing.assert_close(stats.entropy[keep], ncops.linear_stats(x[keep], weight, bias).entropy)
+
+
+def test_the_weighted_mean_of_many_classes():
+    """More than are converted from half precision at a time."""
+    x, weight, bias, target = problem(5, 4, 9_000, torch.bfloat16)
+    class_weight = torch.linspace(0.1, 2, 9_000).bfloat16()
+    found = ours(x, weight, bias, target, class_weight, label_smoothing=0.5)
+    truth = expected(*exact(x, weight, bias), target, class_weight.double(), label_smoothing=0.5)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-6, atol=0)
 
 
 def test_poisoned_rows_poison_what_they_touch(backend):

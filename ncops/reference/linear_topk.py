@@ -68,10 +68,10 @@ def topk_gradients(
         True,
     )  # fmt: skip
     picked = g_values + torch.cat([torch.zeros_like(lse)[:, None], g_logprob[:, 1:]], 1)
-    picked = picked.where(here & ~poisoned[:, None], 0)
+    picked = picked.where(here, 0)
     if need_x or softcap:
         product = _row_sums(picked, classes, x, weight, bias, scale, softcap)
-        g_x = g_x + product.where(active[:, None], 0) if need_x else g_x
+        g_x = g_x + product if need_x else g_x
     if need_weight or need_bias:
         order = classes.flatten().argsort(stable=True)
         ends = torch.searchsorted(classes.flatten()[order], torch.arange(weight.shape[0] + 1, device=x.device))

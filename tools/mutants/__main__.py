@@ -21,7 +21,7 @@ def best_isa() -> str:
     from ncops.backends import native
 
     native.load()
-    return torch.ops.ncops_C.cpu_isa().removesuffix("_bf16")
+    return torch.ops.ncops_C.cpu_isa()
 
 
 def run(tree: Tree, source: Source) -> list[tuple[bool, str]]:

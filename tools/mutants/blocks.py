@@ -25,6 +25,24 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
+        "csrc/cpu/blocks/tiles.h",
+        tests(
+            "linear_stats linear_stats_gradients linear_loss divergences batch_invariance across_native_parts",
+            "bfloat16 or blocks",
+        ),
+        (
+            ("round_up(Bf16Pairs::depth(dim), kLine<float>)", "Bf16Pairs::depth(dim)"),
+            ("if (left_out && left_out[i]) continue;", ""),
+            ("w += 2 * group, out += 2 * next)", "w += group, out += 2 * next)"),
+            ("<1, NV>(x, w, group, line, kMR * line, lines, onto,", "<1, NV>(x, w, group, line, kMR * line, lines, false,"),
+            ("total += even + odd;", "total += even;"),
+            ("if (count > kMR) tile_products<2", "if (count > 1) tile_products<1"),
+            ("out[(m + i) * dim + k + j] += total[i][j];", "out[(m + i) * dim + k + j] = total[i][j];"),
+            ("columns = x + k * (panels * L / 2)", "columns = x + k * (panels * L)"),
+        ),
+        isa="avx512_amx",
+    ),
+    Source(
         "csrc/cpu/blocks/few_rows.h",
         tests("across_parts accuracy_at_depth linear_stats", "linear"),
         (
@@ -59,7 +77,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         "csrc/cpu/isa/dispatch.cpp",
         tests("backend_choice", "instruction"),
-        (("found && (*wanted() == 0 ||", "found && (*wanted() != 0 ||"),),
+        (("if (name.empty()) return best;", ""), ("if (name != set.name && !pairs && !tiles)", "if (name != set.name && !pairs)")),
     ),
     Source(
         "csrc/cpu/blocks/two_products.h",

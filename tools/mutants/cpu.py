@@ -241,7 +241,8 @@ SOURCES: tuple[Source, ...] = (
                 "for (int64_t split = 1; split < splits; ++split) {",
                 "for (int64_t split = 2; split < splits; ++split) {",
             ),
-            ("std::min(steps, depth - k), k > 0,", "std::min(steps, depth - k), false,"),
+            ("std::min(steps, depth - k), onto || k > 0,", "std::min(steps, depth - k), onto,"),
+            ("std::min(steps, depth - k), onto || k > 0,", "std::min(steps, depth - k), k > 0,"),
             ("std::min(end, row + rows_per_block), group, at, each", "row + rows_per_block, group, at, each"),
         ),
     ),
@@ -296,7 +297,10 @@ SOURCES: tuple[Source, ...] = (
         "csrc/cpu/linear_divergence_cpu.cpp",
         DIVERGENCES,
         (
-            ("i = p * L * dim; i <", "i = 0; i <"),
+            ("*other = b.panels[1] + p * size;", "*other = b.panels[1];"),
+            ("odd(b) - odd(a), upper", "odd(b) + odd(a), upper"),
+            ("second - odd(upper))", "second)"),
+            ("std::memcpy(b.lower + p * size, other", "std::memcpy(b.lower, other"),
             ("r < b.end && gradient.active[r - row] != 0", "r < b.end"),
             (
                 "split < plan_.splits; ++split) total.merge(b.shares[split * plan_.rows_per_block + at]);",

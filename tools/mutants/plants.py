@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-ISAS = ("avx512", "avx2", "generic")  # a machine that runs one runs those after it
+ISAS = ("avx512_amx", "avx512_bf16", "avx512", "avx2", "generic")  # a machine that runs one runs those after it
 
 
 class Plant(NamedTuple):

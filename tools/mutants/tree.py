@@ -63,7 +63,7 @@ class Tree:
 
     def _build(self, isa: str) -> None:
         command = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
-        environment = {**self.environment, "NCOPS_ISAS": isa or self.isa}
+        environment = {**self.environment, "NCOPS_ISAS": (isa or self.isa).split("_")[0]}
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the native kernels do not build:\n{(done.stdout + done.stderr)[-3000:]}")

@@ -242,7 +242,11 @@ SOURCES: tuple[Source, ...] = (
             ("(weighted + lower * sums)", "weighted"),
             ('tl.where(lost > 0, float("-inf"), mean)', "mean"),
             ("(1 - above) * q", "above * q"),
-            ("(floats[:, here], agree[here])", "(floats[:, here], agree)"),
+            ("floats[:, here], agree[here], False)", "floats[:, here], agree, False)"),
+            ("tops.masked_fill(poisoned, torch.nan)", "tops"),
+            ("below + other_below, below])", "below + below, below])"),
+            ("whole[:, here].contiguous(), beta", "whole[:, : here.stop - here.start].contiguous(), beta"),
+            ('bad = ((lse < float("inf")) & (other_lse < float("inf"))) == 0', "bad = _poisoned(lse, other_lse)"),
         ),
     ),
     Source(
