@@ -38,7 +38,7 @@ def nearest_neighbors(
         at = score.sort(dim=1, descending=True, stable=True).indices[:, : k + SPARE].sort(dim=1).values
         there = score.gather(1, at) > -INF
         distance = torch.stack([(points - chosen[one].double()).square().sum(1) for one in at.unbind(1)], 1)
-        distance = distance.where(there & points.isfinite().all(1, keepdim=True), INF)
+        distance = distance.where(there, INF)
         blocks.append(in_order(distance, kept[at], k, dtype))
     return tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
 

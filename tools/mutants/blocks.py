@@ -34,7 +34,10 @@ SOURCES: tuple[Source, ...] = (
             ("round_up(Bf16Pairs::depth(dim), kLine<float>)", "Bf16Pairs::depth(dim)"),
             ("if (left_out && left_out[i]) continue;", ""),
             ("w += 2 * group, out += 2 * next)", "w += group, out += 2 * next)"),
-            ("<1, NV>(x, w, group, line, kMR * line, lines, onto,", "<1, NV>(x, w, group, line, kMR * line, lines, false,"),
+            (
+                "<1, NV>(x, w, group, line, kMR * line, lines, onto,",
+                "<1, NV>(x, w, group, line, kMR * line, lines, false,",
+            ),
             ("total += even + odd;", "total += even;"),
             ("if (count > kMR) tile_products<2", "if (count > 1) tile_products<1"),
             ("out[(m + i) * dim + k + j] += total[i][j];", "out[(m + i) * dim + k + j] = total[i][j];"),
@@ -77,7 +80,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         "csrc/cpu/isa/dispatch.cpp",
         tests("backend_choice", "instruction"),
-        (("if (name.empty()) return best;", ""), ("if (name != set.name && !pairs && !tiles)", "if (name != set.name && !pairs)")),
+        (("return name == kWithTiles ?", "return true ?"), ("&& !pairs && !tiles)", "&& !pairs)")),
     ),
     Source(
         "csrc/cpu/blocks/two_products.h",

@@ -142,7 +142,7 @@ SOURCES: tuple[Source, ...] = (
             ("kept if valid is None else kept & valid", "kept"),
             ("[:, : k + SPARE].sort(dim=1).values", "[:, : k + SPARE]"),
             ("kept == torch.arange(here.start", "kept == 1 + torch.arange(here.start"),
-            ("there & points.isfinite().all(1, keepdim=True)", "there"),
+            ("distance.where(there, INF)", "distance"),
             ("2 * torch.einsum", "torch.einsum"),
             (".where(g[:, :, None] != 0, 0)", ""),
             ("(index[here] < 0) & (g_sqdist[here] != 0)", "index[here] < 0"),
