@@ -103,16 +103,6 @@ def test_points_among_themselves(backend, m):
 
 
 @pytest.mark.parametrize("cpu_backend", BACKENDS)
-def test_ties_of_distances_whose_scores_round_apart(backend):
-    """Rows at one distance exactly, on a sphere far from their mean, about which products are formed."""
-    steps = torch.tensor([[3.0, 4, 0], [-3, 4, 0], [0, 3, -4], [4, 0, 3], [0, -5, 0], [5, 0, 0], [0, 0, 5], [-4, 0, -3]])
-    x = torch.tensor([[1.0, 2, 3], [1000, -900, 77], [-31, 8, 0.5]])
-    rows = torch.cat([(x[:, None] + steps).flatten(0, 1), 1000 * torch.randn(40, 3)])
-    found = ncops.nearest_neighbors(x, rows, k=8)
-    assert (found.sqdist == 25).all()
-    assert torch.equal(found.index, torch.arange(24).view(3, 8))
-
-
 def test_ties_go_to_the_lowest(cpu_backend):
     """Points of a grid, of which many are equally far; the last ones are copies of the first."""
     grid = torch.cartesian_prod(*[torch.arange(5.0)] * 3)
@@ -123,6 +113,16 @@ def test_ties_go_to_the_lowest(cpu_backend):
             distances, order = naive(grid, rows).sort(dim=1, stable=True)
             assert torch.equal(found.sqdist.double(), distances[:, :k])
             assert torch.equal(found.index, order[:, :k])
+
+
+def test_ties_of_distances_whose_scores_round_apart(backend):
+    """Rows at one distance exactly, on a sphere far from their mean, about which products are formed."""
+    steps = [[3, 4, 0], [-3, 4, 0], [0, 3, -4], [4, 0, 3], [0, -5, 0], [5, 0, 0], [0, 0, 5], [-4, 0, -3]]
+    x = torch.tensor([[1.0, 2, 3], [1000, -900, 77], [-31, 8, 0.5]])
+    rows = torch.cat([(x[:, None] + torch.tensor(steps)).flatten(0, 1), 1000 * torch.randn(40, 3)])
+    found = ncops.nearest_neighbors(x, rows, k=8)
+    assert (found.sqdist == 25).all()
+    assert torch.equal(found.index, torch.arange(24).view(3, 8))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
