@@ -31,8 +31,6 @@ DATA = ("x", "W", "b", "x_t", "W_t", "b_t", "x_aug", "x_mix", "q", "k", "theta")
 TOLERANCE = {"P40": 1e-6, "P53": 1e-8}  # 1e-9 in its logarithms; of 1e-16 in each share of the code's entropy
 
 
-
-
 def sections() -> dict[str, str]:
     """Text of each paper's section, by id, in the order of the page."""
     parts = re.split(r"^### (P\d\d) .+$", PAGE.read_text(), flags=re.M)

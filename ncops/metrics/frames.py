@@ -118,7 +118,8 @@ def unconstrained_features(weight: Tensor, target: Tensor, feature_decay: float,
     for given, name in ((weight, "weight"), (target, "target")):
         if not bool(given.isfinite().all()):
             raise ValueError(f"{name}: expected finite numbers, got a NaN or an infinity")
-    w, t = weight.double(), target.double()
+    basis = torch.linalg.qr(weight.double().T)[0]  # of the rows of W, where the features lie
+    w, t = weight.double() @ basis, target.double()
     ridge = decay * torch.eye(w.shape[1], dtype=torch.float64, device=w.device)
 
     def loss(h: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def unconstrained_features(weight: Tensor, target: Tensor, feature_decay: float,
             over = loss(h - size[:, None] * step) > before - size * gain / 4 + 1e-14 * before.abs()
             size = size.where(~over, size / 2)
         h = h - size[:, None] * step
-    return h
+    return h @ basis.T
 
 
 def hierarchy_similarity(distance: Tensor, *, gamma: float, least: float | None = None) -> Tensor:
@@ -153,14 +154,16 @@ def hierarchy_similarity(distance: Tensor, *, gamma: float, least: float | None 
             takes the next one of a grid from -1 / (K - 1) down to -1.
 
     Raises:
-        ValueError: a shape that is not (K, K) with K >= 2, an E that is not positive definite (distances in a tree
-            have one).
+        ValueError: a shape that is not (K, K) with K >= 2, a matrix that is not symmetric, an E that is not positive
+            definite (distances in a tree have one that is).
     """
     check_floating(distance, "distance", 2)
     k = distance.shape[0]
     check_shape(distance, "distance", (k, k), "(K, K)")
     if k < 2:
         raise ValueError(f"distance: expected at least two classes, got {k}")
+    if not torch.equal(distance, distance.T):
+        raise ValueError("distance: expected a symmetric matrix, got one that is not")
     gamma = check_number(gamma, "gamma", "it has no gradient")
     exponential = (-gamma * distance.double() / distance.double().max()).exp()
     if least is None:
@@ -188,12 +191,14 @@ def similarity_frame(
         dim: D, at least its rank. generator: of the orientation; None: torch's own.
     """
     check_floating(similarity, "similarity", 2)
-    check_shape(similarity, "similarity", (similarity.shape[0],) * 2, "(K, K)")
-    d = check_integer(dim, "dim", 1)
+    k, d = similarity.shape[0], check_integer(dim, "dim", 1)
+    check_shape(similarity, "similarity", (k, k), "(K, K)")
+    if k < 1:
+        raise ValueError("similarity: expected at least one class, got shape (0, 0)")
     values, vectors = torch.linalg.eigh(similarity.double())
     if not bool(values[0] >= -1e-6 * values[-1]):
         raise ValueError(f"similarity: expected a positive semidefinite matrix, got an eigenvalue of {values[0]:.3g}")
-    kept = values > 1e-12 * values[-1]
+    kept = values > 10 * k * torch.finfo(similarity.dtype).eps * values[-1]
     rank = int(kept.sum())
     if d < rank:
         raise ValueError(f"dim: expected at least {rank}, the rank of similarity, got {d}")
