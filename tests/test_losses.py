@@ -212,8 +212,8 @@ def test_shrunk_cross_entropy(threshold):
     torch.testing.assert_close(ours.loss, torch.stack(loss))
     torch.testing.assert_close(ours.confidence, torch.stack(confidence))
     assert ours.removed.tolist() == removed and len(set(removed)) > 3 and ours.removed[0] == 0
-    strong.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: losses.shrunk_cross_entropy(z, weak, threshold=threshold).loss, strong)
+    some, few = strong[:10].clone().requires_grad_(), weak[:10]
+    assert torch.autograd.gradcheck(lambda z: losses.shrunk_cross_entropy(z, few, threshold=threshold).loss, some)
     assert losses.shrunk_cross_entropy(strong[:, :2], weak[:, :2]).loss.tolist() == [0] * 40
 
 

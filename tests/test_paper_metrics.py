@@ -494,8 +494,8 @@ def test_operating_points(monkeypatch):
 
 def test_operating_points_at_the_ends():
     unit, labels = torch.eye(4).double()[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1])
-    found = metrics.operating_points(unit, labels, torch.tensor([0.5, 2.0]).double())
-    assert found.sensitivity.tolist() == [[1, 0], [1, 0]] and found.specificity.tolist() == [[1, 1], [1, 1]]
+    found = metrics.operating_points(unit, labels, torch.tensor([0.5, 1.0, 2.0]).double())
+    assert found.sensitivity.tolist() == [[1, 1, 0]] * 2 and found.specificity.tolist() == [[1, 1, 1]] * 2
     assert found.inconsistency == 0
     far = metrics.operating_points(unit, labels, torch.tensor([-2.0]).double())
     assert far.specificity.tolist() == [[0], [0]] and far.inconsistency == 0

@@ -128,16 +128,20 @@ def unconstrained_features(weight: Tensor, target: Tensor, feature_decay: float,
 
     h = w.new_zeros(len(t), w.shape[1])
     for _ in range(200):
-        p = (h @ w.T).softmax(1)
+        z = h @ w.T
+        p = z.softmax(1)
         slope = (p - t) @ w + decay * h
         if bool((slope.norm(dim=1) <= tol * w.norm(dim=1).amax()).all()):
             break
         mean = p @ w
         curvature = torch.einsum("bk,kd,ke->bde", p, w, w) - mean[:, :, None] * mean[:, None] + ridge
         step = torch.linalg.solve(curvature, slope)
-        gain, before, size = (slope * step).sum(1), loss(h), w.new_ones(len(t))
+        gain, size = (slope * step).sum(1), w.new_ones(len(t))
+        before = loss(h) + 1e-14 * (1 + z.abs().amax(1))  # with its rounding
         for _ in range(40):  # less of a step that overshoots, which those of a small lH do
-            over = loss(h - size[:, None] * step) > before - size * gain / 4 + 1e-14 * before.abs()
+            over = loss(h - size[:, None] * step) > before - size * gain / 4
+            if not bool(over.any()):
+                break
             size = size.where(~over, size / 2)
         h = h - size[:, None] * step
     return h @ basis.T
