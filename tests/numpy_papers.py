@@ -792,7 +792,7 @@ def P55(d):
     u, fixed = unit(d.x), unit(d.fixed.x)
     cos, same = fixed @ fixed.T, d.y[:, None] == d.y
     utility = []
-    for threshold in np.linspace(*np.quantile(cos[~same], [0.9, 0.99]), 50):
+    for threshold in np.linspace(*np.round(np.quantile(cos[~same], [0.9, 0.99]), 2), 50):
         row = []
         for c in classes(d):
             of_class = d.y == c

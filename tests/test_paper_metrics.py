@@ -73,6 +73,16 @@ def test_frame_error(k):
         assert metrics.frame_error(tight) >= math.sqrt(2 - 2 * math.sqrt(9 / k)) - 1e-12
 
 
+def test_frame_error_in_blocks(monkeypatch):
+    from ncops.stats import blocks
+
+    rows = randn(9, 5)
+    targets = ("orthogonal", torch.rand(9).double(), randn(9, 9))
+    whole = [float(metrics.frame_error(rows, target=target)) for target in targets]
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 200)  # two rows at a time
+    assert [float(metrics.frame_error(rows, target=target)) for target in targets] == pytest.approx(whole, rel=1e-12)
+
+
 def test_frame_error_refuses():
     with pytest.raises(ValueError, match="target: expected 'orthogonal'"):
         metrics.frame_error(randn(3, 4), target="simplex")

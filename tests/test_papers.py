@@ -26,6 +26,8 @@ TRAINED = {
     "P48": "forward_kl reverse_kl balanced", "P49": "symmetric_ce", "P50": "tckd nckd atkd", "P51": "pld",
     "P52": "relation", "P54": "uniformity tolerance", "P55": "tcm", "P56": "proto_triplet", "P57": "lid ldreg",
 }  # fmt: skip
+OPEN = {"P05", "P18", "P21", "P28", "P35", "P37", "P44", "P45", "P46", "P48", "P56"}
+"""Papers whose wording leaves something open; what they are taken for is compared as well."""
 DATA = ("x", "W", "b", "x_t", "W_t", "b_t", "x_aug", "x_mix", "q", "k", "theta")
 """What gradients flow to."""
 TOLERANCE = {"P40": 1e-6, "P53": 1e-8}  # 1e-9 in its logarithms; of 1e-16 in each share of the code's entropy
@@ -78,6 +80,7 @@ def page() -> Page:
 def test_every_paper_is_there_in_order():
     assert list(sections()) == IDS == list(PAPERS)
     for paper, text in sections().items():
+        assert ("*Open*: " in text) == (paper in OPEN), paper
         assert text.count("```python\n") == 1 and len(text.split("```python")[0].split()) >= 4, paper
 
 
