@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..ops.checks import check_floating, check_integer, check_number, check_shape
+from ..ops.checks import check_floating, check_integer, check_number, flatten_labels
 from .common import nan_like
 
 
@@ -53,7 +53,7 @@ def diffusion_spectral_information(
         float64 scalar in bits, about 0 where classes are like any other samples; NaN for N < 1.
     """
     check_floating(x, "x", 2)
-    check_shape(labels, "labels", (len(x),), "(N,)")
+    labels = flatten_labels(labels, "labels", x, "x")
     draws = check_integer(draws, "draws", 1)
     found = []
     for label, count in zip(*(part.tolist() for part in labels.unique(return_counts=True)), strict=True):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops.checks import check_device, check_floating, check_shape
+from ..ops.checks import check_device, check_floating, flatten_labels
 from ..stats.blocks import blocks
 from .common import check_rows
 
@@ -41,12 +41,11 @@ def operating_points(unit: Tensor, labels: Tensor, thresholds: Tensor) -> Operat
     """
     check_rows(unit, "unit")
     n = len(unit)
-    check_shape(labels, "labels", (n,), "(N,)")
     check_floating(thresholds, "thresholds", 1)
     check_device(thresholds, "thresholds", unit, "unit")
     if bool((thresholds.diff() < 0).any()):
         raise ValueError("thresholds: expected rising values, got some that fall")
-    classes, own = labels.unique(return_inverse=True)
+    classes, own = flatten_labels(labels, "labels", unit, "unit").unique(return_inverse=True)
     bins = len(thresholds) + 1
     counts = torch.zeros(2 * len(classes) * bins, dtype=torch.int64, device=unit.device)
     rows, at = unit.double(), thresholds.double()
