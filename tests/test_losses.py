@@ -215,6 +215,9 @@ def test_shrunk_cross_entropy(threshold):
     some, few = strong[:10].clone().requires_grad_(), weak[:10]
     assert torch.autograd.gradcheck(lambda z: losses.shrunk_cross_entropy(z, few, threshold=threshold).loss, some)
     assert losses.shrunk_cross_entropy(strong[:, :2], weak[:, :2]).loss.tolist() == [0] * 40
+    weak[2, 3] = math.nan
+    spoilt = losses.shrunk_cross_entropy(strong, weak, threshold=threshold)
+    assert spoilt.loss.isnan().nonzero().tolist() == spoilt.confidence.isnan().nonzero().tolist() == [[2]]
 
 
 def test_shrunk_cross_entropy_refuses():

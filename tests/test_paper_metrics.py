@@ -170,6 +170,8 @@ def test_hierarchies_refuse():
         metrics.hierarchy_similarity(torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), gamma=1.0)
     with pytest.raises(ValueError, match="similarity: expected a positive semidefinite matrix"):
         metrics.similarity_frame(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), 4)
+    with pytest.raises(ValueError, match="similarity: expected finite numbers"):
+        metrics.similarity_frame(torch.full((2, 2), math.nan), 4)
     with pytest.raises(ValueError, match="dim: expected at least 3, the rank of similarity"):
         metrics.similarity_frame(torch.eye(3), 2)
 
@@ -513,6 +515,9 @@ def test_operating_points_at_the_ends():
     wrong = metrics.operating_points(upside_down, labels, torch.tensor([-0.5]).double())
     assert wrong.sensitivity.sum() == wrong.specificity.sum() == wrong.inconsistency == 0
     assert metrics.operating_points(unit, 0 * labels, torch.tensor([0.5]).double()).inconsistency.isnan()
+    unit[2, 1] = math.nan
+    for part in metrics.operating_points(unit, labels, torch.tensor([0.5]).double()):
+        assert part.isnan().all()
     with pytest.raises(ValueError, match="thresholds: expected rising values"):
         metrics.operating_points(unit, labels, torch.tensor([0.5, 0.4]))
     with pytest.raises(ValueError, match="labels: expected shape"):

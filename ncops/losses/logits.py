@@ -77,7 +77,7 @@ def shrunk_cross_entropy(logits: Tensor, weak_logits: Tensor, *, threshold: floa
     shrunk = (top.exp() < threshold) & enough.any(1)
     loss = top.exp() * F.softplus(_log_tails(strong[:, 2:]).gather(1, at)[:, 0] - strong[:, 0])
     return ShrunkCrossEntropy(
-        loss.where(shrunk, 0.0),
+        loss.where(shrunk, 0 * top.exp()),  # NaN of a row that has one
         confidence.gather(1, at)[:, 0].where(shrunk, top.exp()),
         (at[:, 0] + 1).where(shrunk, 0),
     )

@@ -167,7 +167,7 @@ def hierarchy_similarity(distance: Tensor, *, gamma: float, least: float | None 
     if k < 2:
         raise ValueError(f"distance: expected at least two classes, got {k}")
     if not torch.equal(distance, distance.T):
-        raise ValueError("distance: expected a symmetric matrix, got one that is not")
+        raise ValueError("distance: expected a symmetric matrix of numbers, got one that is not")
     gamma = check_number(gamma, "gamma", "it has no gradient")
     exponential = (-gamma * distance.double() / distance.double().max()).exp()
     if least is None:
@@ -199,6 +199,8 @@ def similarity_frame(
     check_shape(similarity, "similarity", (k, k), "(K, K)")
     if k < 1:
         raise ValueError("similarity: expected at least one class, got shape (0, 0)")
+    if not bool(similarity.isfinite().all()):
+        raise ValueError("similarity: expected finite numbers, got a NaN or an infinity")
     values, vectors = torch.linalg.eigh(similarity.double())
     if not bool(values[0] >= -1e-6 * values[-1]):
         raise ValueError(f"similarity: expected a positive semidefinite matrix, got an eigenvalue of {values[0]:.3g}")

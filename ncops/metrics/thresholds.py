@@ -36,7 +36,8 @@ def operating_points(unit: Tensor, labels: Tensor, thresholds: Tensor) -> Operat
     Returns:
         ``sensitivity, specificity (C, T)`` of the classes that have two samples or more, in the order of their labels;
         ``false_accept (T,)``, the share of all pairs of two classes at d or above; ``inconsistency ()``, OPIS, between
-        0 and 1/4. All float64; NaN where there is no pair. N x N is formed in blocks of rows. At exact collapse
+        0 and 1/4. All float64; NaN where there is no pair, or a
+        feature that is not finite. N x N is formed in blocks of rows. At exact collapse
         cosines are tied, and rounding decides.
     """
     check_rows(unit, "unit")
@@ -57,7 +58,8 @@ def operating_points(unit: Tensor, labels: Tensor, thresholds: Tensor) -> Operat
         counts += key[others].bincount(minlength=len(counts))
     # [class, of one class or of two, threshold]: pairs at the threshold or above it, and all.
     above = counts.view(-1, 2, bins).flip(2).cumsum(2).flip(2).double()
-    kept = above[:, 1, 0] > 0
+    above = above + 0 * rows.sum()  # NaN where a feature is
+    kept = above[:, 1, 0] != 0
     accepted = above[:, :, 1:] / above[:, :, :1]
     sensitivity, specificity = accepted[kept, 1], 1 - accepted[kept, 0]
     both = sensitivity + specificity
