@@ -153,3 +153,77 @@ def test_supervised_contrastive(temperature):
     (mine,), (truth,) = (torch.autograd.grad(loss(unit), unit) for loss in (ours, formula))
     torch.testing.assert_close(mine, truth, rtol=1e-6, atol=1e-9)
     assert losses.supervised_contrastive(F.normalize(x[:2]), torch.tensor([0, 1])).isnan()
+
+
+# ---- of stored logits
+def test_plackett_luce():
+    z, target, _, _ = problem(n=12, v=6)
+    teacher = randn(12, 6)
+
+    def ours(z):
+        return losses.plackett_luce(z, teacher, target)
+
+    def formula(z):
+        values = []
+        for row, t, y in zip(z, teacher, target.tolist(), strict=True):
+            order = [y, *(k for k in t.argsort(descending=True).tolist() if k != y)]
+            places = enumerate(order if y >= 0 else [])
+            values.append(0 * row[0] + sum(t.softmax(0)[k] * (row[order[p:]].logsumexp(0) - row[k]) for p, k in places))
+        return torch.stack(values)
+
+    torch.testing.assert_close(ours(z), formula(z))
+    z.requires_grad_()
+    mine, truth = (torch.autograd.grad(loss(z).sum(), z) for loss in (ours, formula))
+    torch.testing.assert_close(mine, truth)
+    assert torch.autograd.gradcheck(ours, z)
+
+
+def test_plackett_luce_of_a_sure_teacher_is_cross_entropy():
+    z, target = randn(7, 5), torch.randint(0, 5, (7,))
+    teacher = 100 * F.one_hot(target, 5).double()
+    torch.testing.assert_close(losses.plackett_luce(z, teacher, target), F.cross_entropy(z, target, reduction="none"))
+
+
+def test_plackett_luce_refuses():
+    z = randn(3, 4)
+    with pytest.raises(ValueError, match=r"target: expected values in \[0, 4\).*got 4 at row 1 of 3"):
+        losses.plackett_luce(z, z, torch.tensor([0, 4, 1]))
+    with pytest.raises(ValueError, match="teacher_logits: expected shape"):
+        losses.plackett_luce(z, z[:, :3], torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_shrunk_cross_entropy(threshold):
+    weak, strong = randn(40, 7, scale=1.5), randn(40, 7)
+    weak[0] = torch.tensor([9.0, 0, 0, 0, 0, 0, 0])  # sure
+    weak[1] = 0.0  # never sure, with ties
+    loss, confidence, removed = [], [], []
+    for w, s in zip(weak, strong, strict=True):
+        p, order = w.softmax(0), w.argsort(descending=True, stable=True)
+        found = (0 * s[0], p.max(), 0)
+        for c in range(2, 7) if p.max() < threshold else ():
+            kept = torch.cat([order[:1], order[c:]])
+            if p[order[0]] / p[kept].sum() >= threshold:
+                found = (p.max() * F.cross_entropy(s[kept], torch.tensor(0)), p[order[0]] / p[kept].sum(), c - 1)
+                break
+        for values, value in zip((loss, confidence, removed), found, strict=True):
+            values.append(value)
+    ours = losses.shrunk_cross_entropy(strong, weak, threshold=threshold)
+    torch.testing.assert_close(ours.loss, torch.stack(loss))
+    torch.testing.assert_close(ours.confidence, torch.stack(confidence))
+    assert ours.removed.tolist() == removed and len(set(removed)) > 3 and ours.removed[0] == 0
+    some, few = strong[:10].clone().requires_grad_(), weak[:10]
+    assert torch.autograd.gradcheck(lambda z: losses.shrunk_cross_entropy(z, few, threshold=threshold).loss, some)
+    assert losses.shrunk_cross_entropy(strong[:, :2], weak[:, :2]).loss.tolist() == [0] * 40
+    weak[2, 3] = math.nan
+    spoilt = losses.shrunk_cross_entropy(strong, weak, threshold=threshold)
+    assert spoilt.loss.isnan().nonzero().tolist() == spoilt.confidence.isnan().nonzero().tolist() == [[2]]
+
+
+def test_shrunk_cross_entropy_refuses():
+    z = randn(3, 4)
+    for threshold in (0.0, 1.0):
+        with pytest.raises(ValueError, match="threshold: expected a number between 0 and 1"):
+            losses.shrunk_cross_entropy(z, z, threshold=threshold)
+    with pytest.raises(ValueError, match="weak_logits: expected shape"):
+        losses.shrunk_cross_entropy(z, z[:2])

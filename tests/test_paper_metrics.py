@@ -73,6 +73,16 @@ def test_frame_error(k):
         assert metrics.frame_error(tight) >= math.sqrt(2 - 2 * math.sqrt(9 / k)) - 1e-12
 
 
+def test_frame_error_in_blocks(monkeypatch):
+    from ncops.stats import blocks
+
+    rows = randn(9, 5)
+    targets = ("orthogonal", torch.rand(9).double(), randn(9, 9))
+    whole = [float(metrics.frame_error(rows, target=target)) for target in targets]
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 200)  # two rows at a time
+    assert [float(metrics.frame_error(rows, target=target)) for target in targets] == pytest.approx(whole, rel=1e-12)
+
+
 def test_frame_error_refuses():
     with pytest.raises(ValueError, match="target: expected 'orthogonal'"):
         metrics.frame_error(randn(3, 4), target="simplex")
@@ -93,6 +103,77 @@ def test_unconstrained_features_of_uneven_classes():
     loss = (w @ h - y).square().sum() / (2 * total) + lw / 2 * w.square().sum() + lh / 2 * h.square().sum()
     for gradient in torch.autograd.grad(loss, (w, h)):
         assert gradient.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("decay", [1e-6, 0.05, 10.0])
+@pytest.mark.parametrize(("k", "d"), [(4, 9), (7, 3), (40, 6)])
+def test_unconstrained_features(k, d, decay):
+    """They are where the gradient of their loss is 0, of sure, mixed and even targets."""
+    w = 5 * randn(k, d)
+    one = torch.eye(k, dtype=torch.float64)
+    t = torch.cat([one, 0.3 * one + 0.7 * one.roll(1, 0), one.mean(0, keepdim=True)])
+    h = metrics.unconstrained_features(w, t, decay).numpy()
+    z = h @ w.numpy().T
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    slope = (p - t.numpy()) @ w.numpy() + decay * h
+    assert np.abs(slope).max() < 1e-10
+    assert metrics.unconstrained_features(w, t[:0], decay).shape == (0, d)
+    assert metrics.unconstrained_features(0 * w, t, decay).abs().max() == 0
+
+
+def test_unconstrained_features_refuse():
+    w, t = randn(3, 5), torch.eye(3).double()
+    for decay in (0.0, -1.0):
+        with pytest.raises(ValueError, match="feature_decay: expected a number above 0"):
+            metrics.unconstrained_features(w, t, decay)
+    with pytest.raises(ValueError, match="target: expected finite numbers"):
+        metrics.unconstrained_features(w, t * math.nan, 0.1)
+    with pytest.raises(ValueError, match=r"target: expected shape \(B, K\)"):
+        metrics.unconstrained_features(w, t[:, :2], 0.1)
+
+
+def tree():
+    """Heights of the lowest common ancestors of eight leaves."""
+    a, b = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    return sum(((a >> level) != (b >> level)).double() for level in range(3))
+
+
+@pytest.mark.parametrize("gamma", [0.3, 3.0])
+def test_hierarchy(gamma):
+    s = metrics.hierarchy_similarity(tree(), gamma=gamma)
+    e = np.exp(-gamma * tree().numpy() / 3)
+    offset = (s.numpy()[0, 7] - e[0, 7]) / (1 - e[0, 7])
+    np.testing.assert_allclose(s.numpy(), (1 - offset) * e + offset)
+    least = np.linalg.eigvalsh((1 - offset) * e + offset)[0]
+    assert abs(least) < 1e-12 and np.linalg.eigvalsh((1 - offset + 1e-4) * e + offset - 1e-4)[0] < -1e-6
+    assert torch.equal(metrics.hierarchy_similarity(tree(), gamma=gamma, least=0.2), 0.8 * torch.from_numpy(e) + 0.2)
+    for dtype, atol in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        rows = metrics.similarity_frame(s.to(dtype), 7, generator=torch.Generator().manual_seed(3), dtype=dtype)
+        assert rows.dtype == dtype and rows.shape == (8, 7)
+        np.testing.assert_allclose((rows.double() @ rows.double().T).numpy(), s.numpy(), atol=atol)
+    assert torch.equal(rows, metrics.similarity_frame(s.float(), 7, generator=torch.Generator().manual_seed(3)))
+
+
+def test_classes_all_alike_have_a_simplex():
+    s = metrics.hierarchy_similarity(1 - torch.eye(5), gamma=0.7)
+    np.testing.assert_allclose(s.numpy(), np.eye(5) * 1.25 - 0.25, atol=1e-12)
+    assert metrics.etf_error(metrics.similarity_frame(s, 9)) < 1e-6
+
+
+def test_hierarchies_refuse():
+    with pytest.raises(ValueError, match="distance: expected a symmetric matrix"):
+        metrics.hierarchy_similarity(tree().triu(), gamma=1.0)
+    with pytest.raises(ValueError, match="distance: expected at least two classes"):
+        metrics.hierarchy_similarity(torch.zeros(1, 1), gamma=1.0)
+    with pytest.raises(ValueError, match="distance: expected .* to be positive definite, got minor 2"):
+        metrics.hierarchy_similarity(torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]), gamma=1.0)
+    with pytest.raises(ValueError, match="similarity: expected a positive semidefinite matrix"):
+        metrics.similarity_frame(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), 4)
+    with pytest.raises(ValueError, match="similarity: expected finite numbers"):
+        metrics.similarity_frame(torch.full((2, 2), math.nan), 4)
+    with pytest.raises(ValueError, match="dim: expected at least 3, the rank of similarity"):
+        metrics.similarity_frame(torch.eye(3), 2)
 
 
 # ---- separability
@@ -353,3 +434,91 @@ def test_regression_collapse_of_the_last_layer():
     assert float(metrics.nrc3(w, cov)) == pytest.approx(best, abs=1e-6)
     exact = torch.linalg.cholesky(torch.from_numpy(2 * (root - 0.2 * np.eye(3) * np.sqrt(values[0]))))
     assert metrics.nrc3(exact, cov) < 1e-12
+
+
+# ---- diffusion, thresholds
+def walk_entropy(rows, sigma, t):
+    g = np.exp(-((rows[:, None] - rows) ** 2).sum(2) / (2 * sigma**2))
+    values = np.abs(np.linalg.eigvals(g / g.sum(1, keepdims=True))) ** t
+    share = values / values.sum()
+    share = share[share > 0]
+    return -(share * np.log2(share)).sum()
+
+
+@pytest.mark.parametrize(("sigma", "t"), [(10.0, 1.0), (2.0, 3.0)])
+def test_diffusion_spectral_entropy(sigma, t):
+    x = randn(30, 6)
+    found = metrics.diffusion_spectral_entropy(x, sigma=sigma, t=t)
+    assert float(found) == pytest.approx(walk_entropy(x.numpy(), sigma, t))
+    single = metrics.diffusion_spectral_entropy(x.float(), sigma=sigma, t=t)
+    assert float(single) == pytest.approx(float(found), rel=1e-6)
+
+
+def test_diffusion_of_points_alike_and_far():
+    assert abs(metrics.diffusion_spectral_entropy(torch.ones(8, 3))) < 1e-10
+    assert float(metrics.diffusion_spectral_entropy(1e4 * randn(8, 3))) == pytest.approx(3)
+    for x in (torch.ones(0, 3), torch.full((4, 3), math.nan)):
+        assert metrics.diffusion_spectral_entropy(x).isnan()
+    for name in ("sigma", "t"):
+        with pytest.raises(ValueError, match=f"{name}: expected a number above 0, got 0.0"):
+            metrics.diffusion_spectral_entropy(torch.ones(2, 2), **{name: 0.0})
+
+
+def test_diffusion_spectral_information():
+    x, labels = data()
+    found = metrics.diffusion_spectral_information(
+        x, labels + 3, sigma=1.5, t=2.0, draws=3, generator=torch.Generator().manual_seed(5)
+    )
+    draw, expected = torch.Generator().manual_seed(5), 0.0
+    for c in range(4):
+        n = int((labels == c).sum())
+        of_all = [walk_entropy(x.numpy()[torch.randperm(60, generator=draw)[:n].numpy()], 1.5, 2.0) for _ in range(3)]
+        expected += n / 60 * (np.mean(of_all) - walk_entropy(x.numpy()[labels == c], 1.5, 2.0))
+    assert float(found) == pytest.approx(expected)
+    assert metrics.diffusion_spectral_information(x[:0], labels[:0]).isnan()
+    with pytest.raises(ValueError, match="labels: expected shape"):
+        metrics.diffusion_spectral_information(x, labels[:5])
+
+
+def test_operating_points(monkeypatch):
+    from ncops.stats import blocks
+
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)  # a few rows at a time
+    x, labels = data()[0], torch.arange(60) % 11 % 4
+    labels[5] = 9  # alone in its class
+    unit, thresholds = F.normalize(x), torch.linspace(-0.3, 0.95, 7).double()
+    found = metrics.operating_points(unit, labels, thresholds)
+    cos, y = (unit @ unit.T).numpy(), labels.numpy()
+    ordered = list(itertools.permutations(range(60), 2))
+    for t, d in enumerate(thresholds.tolist()):
+        for c in range(4):
+            inside = [cos[i, j] >= d for i, j in ordered if y[i] == y[j] == c]
+            outside = [cos[i, j] < d for i, j in ordered if y[i] == c != y[j]]
+            assert float(found.sensitivity[c, t]) == pytest.approx(np.mean(inside))
+            assert float(found.specificity[c, t]) == pytest.approx(np.mean(outside))
+        accepted = [cos[i, j] >= d for i, j in ordered if y[i] != y[j]]
+        assert float(found.false_accept[t]) == pytest.approx(np.mean(accepted))
+    se, sp = found.sensitivity.numpy(), found.specificity.numpy()
+    utility = 2 * se * sp / (se + sp)
+    assert float(found.inconsistency) == pytest.approx(np.mean((utility - utility.mean(0)) ** 2))
+    assert found.sensitivity.shape == (4, 7)
+
+
+def test_operating_points_at_the_ends():
+    unit, labels = torch.eye(4).double()[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1])
+    found = metrics.operating_points(unit, labels, torch.tensor([0.5, 1.0, 2.0]).double())
+    assert found.sensitivity.tolist() == [[1, 1, 0]] * 2 and found.specificity.tolist() == [[1, 1, 1]] * 2
+    assert found.inconsistency == 0
+    far = metrics.operating_points(unit, labels, torch.tensor([-2.0]).double())
+    assert far.specificity.tolist() == [[0], [0]] and far.inconsistency == 0
+    upside_down = torch.tensor([1.0, -1, 1, -1]).double()[:, None] * unit
+    wrong = metrics.operating_points(upside_down, labels, torch.tensor([-0.5]).double())
+    assert wrong.sensitivity.sum() == wrong.specificity.sum() == wrong.inconsistency == 0
+    assert metrics.operating_points(unit, 0 * labels, torch.tensor([0.5]).double()).inconsistency.isnan()
+    unit[2, 1] = math.nan
+    for part in metrics.operating_points(unit, labels, torch.tensor([0.5]).double()):
+        assert part.isnan().all()
+    with pytest.raises(ValueError, match="thresholds: expected rising values"):
+        metrics.operating_points(unit, labels, torch.tensor([0.5, 0.4]))
+    with pytest.raises(ValueError, match="labels: expected shape"):
+        metrics.operating_points(unit, labels[:3], torch.tensor([0.5]))

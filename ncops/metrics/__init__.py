@@ -21,8 +21,16 @@ from .configuration import (
     simplex_error,
 )
 from .decisions import mean_nll, per_class_share, share
+from .diffusion import diffusion_spectral_entropy, diffusion_spectral_information
 from .duality import Alignment, alignment, duality_distance, duality_error, row_similarity
-from .frames import frame_error, simplex_etf, unconstrained_singular_values
+from .frames import (
+    frame_error,
+    hierarchy_similarity,
+    similarity_frame,
+    simplex_etf,
+    unconstrained_features,
+    unconstrained_singular_values,
+)
 from .neighbors import lid_mle, lid_moments, two_nn
 from .ood import (
     PrincipalSpace,
@@ -44,6 +52,7 @@ from .spectrum import (
     stable_rank,
     top_energy,
 )
+from .thresholds import OperatingPoints, operating_points
 from .variability import (
     dropped_directions,
     lost_directions,
@@ -58,6 +67,7 @@ from .variability import (
 __all__ = [
     "Alignment",
     "ConeEffect",
+    "OperatingPoints",
     "PairMoments",
     "PrincipalSpace",
     "adaptive_calibration_error",
@@ -65,6 +75,8 @@ __all__ = [
     "brier_score",
     "class_separation",
     "cone_effect",
+    "diffusion_spectral_entropy",
+    "diffusion_spectral_information",
     "dropped_directions",
     "duality_distance",
     "duality_error",
@@ -75,6 +87,7 @@ __all__ = [
     "fisher_ratio",
     "fit_temperature",
     "frame_error",
+    "hierarchy_similarity",
     "lid_mle",
     "lid_moments",
     "linear_cka",
@@ -92,6 +105,7 @@ __all__ = [
     "nrc1",
     "nrc2",
     "nrc3",
+    "operating_points",
     "pair_similarity",
     "participation_ratio",
     "per_class_share",
@@ -100,6 +114,7 @@ __all__ = [
     "rounding_rtol",
     "row_similarity",
     "share",
+    "similarity_frame",
     "simplex_error",
     "simplex_etf",
     "spectral_entropy",
@@ -107,6 +122,7 @@ __all__ = [
     "tolerance",
     "top_energy",
     "two_nn",
+    "unconstrained_features",
     "unconstrained_singular_values",
     "vci",
     "vim_score",
