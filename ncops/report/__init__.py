@@ -2,9 +2,10 @@
 and pages (imported when used)."""
 
 from ..metrics.table import NAMES
+from .classes import ClassTable
 from .collapse import CollapseReport, collapse
 
-__all__ = ["NAMES", "CollapseReport", "Comparison", "collapse", "compare"]
+__all__ = ["NAMES", "ClassTable", "CollapseReport", "Comparison", "collapse", "compare"]
 
 
 def __getattr__(name: str):
