@@ -84,6 +84,8 @@ def test_goals_of_a_report_where_a_simplex_fits():
     report = report_of(np.eye(10))
     assert not report.goals.crowded and report["nc2_etf_error"] < 0.05
     assert report.goals["nc2_etf_error"] == ("0 = collapsed", 0.0, "lower")
+    for name in ("nc2_cos_error", "nc2_w_cos_error"):
+        assert report.goals[name] == ("0 = collapsed", 0.0, "lower")
     assert report.goals["nc2_cos_mean"].text == "-0.1111 = simplex"
     assert report.goals["gnc2_log_mean"].text == "-0.3993 = simplex"
     assert "[-0.3993 = simplex]" in report.table() and not any("K > D" in line for line in report.caveats())

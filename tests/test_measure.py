@@ -15,6 +15,7 @@ from numpy_metrics import class_geometry, decision_metrics, geometry_metrics
 
 import ncops
 from ncops.conventions import PRESETS
+from ncops.measuring.tensors import ArrayPart
 from ncops.report import NAMES, ClassTable
 from ncops.report.details import document
 from ncops.report.page import render
@@ -178,6 +179,17 @@ def test_leading_dimensions(lead):
     turned = torch.from_numpy(x).reshape(4, 100, -1).transpose(0, 1)  # rows that lie apart
     there = ncops.measure(turned, torch.from_numpy(y).reshape(4, 100).T, weight, bias)
     agree(there, wanted(x, y, weight, bias), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lead", "most"), [((400,), 60), ((4, 100), 100), ((1, 400), 60), ((100, 2, 2), 60), ((1, 1, 400), 60), ((7, 0), 0)]
+)
+def test_batches_are_no_larger_than_asked_for(lead, most):
+    x, y = torch.randn(*lead, 3), torch.arange(math.prod(lead)).reshape(lead)
+    parts = list(ArrayPart(x, y).batches(60))
+    assert max(len(rows) for rows, _ in parts) == most
+    assert torch.equal(torch.cat([rows for rows, _ in parts]), x.reshape(-1, 3))
+    assert torch.equal(torch.cat([labels for _, labels in parts]), y.flatten())
 
 
 @pytest.mark.parametrize("ignored", [-100, 3, -1])
@@ -358,8 +370,8 @@ def table_of(x, y, held, z, weight, bias, min_count=1):
 
 @pytest.mark.parametrize("min_count", [1, 40])
 def test_class_by_class(min_count):
-    arrays = data()
-    x, y, held, z, weight, bias = arrays
+    x, y, held, z, weight, bias = data()
+    arrays = x, y, held, z, weight, bias = x, 5 - y, held, 5 - z, weight[::-1], bias[::-1]  # the first is never seen
     table = ncops.measure(
         x, y, weight, bias, val_features=held, val_labels=z, min_count=min_count
     ).classes().to_dict()  # fmt: skip
@@ -372,6 +384,14 @@ def test_class_by_class(min_count):
                 assert column[i] is None, (c, name)
             else:
                 assert column[i] == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True), (c, name)
+
+
+def test_without_a_kept_class_nothing_is_near():
+    x, y, _, _, weight, bias = data()
+    table = ncops.measure(x, y, weight, bias, min_count=1000).classes()
+    assert table["kept"] == [False] * 5 and table["count"] == [None] * 5 and sum(table["decided"]) == len(y)
+    assert all(math.isnan(value) for name in ("ncc_hit", "agree", "mean_norm") for value in table[name])
+    assert min(table["hit"]) > 0
 
 
 def test_a_table_without_a_classifier_and_one_that_collapse_makes():
@@ -400,6 +420,8 @@ def test_sorted_and_cut():
     lone = report.classes("nearest_cosine")  # of the class that is not kept there is none
     assert lone["nearest_cosine"][:-1] == sorted(lone["nearest_cosine"][:-1]) and math.isnan(lone["nearest_cosine"][-1])
     assert report.classes("nearest_cosine", descending=True)["class"][-1] == lone["class"][-1] == 5
+    few = ncops.measure(*data()[:2], data()[4], min_count=60)
+    assert few.classes("count")["count"][-1:] == few.classes("count", descending=True)["count"][-1:] == [None]
     two = report.classes("count", descending=True, limit=2)
     assert len(two) == 2 and two.of == 6 and two["class"] == table["class"][:2]
     assert len(report.classes(limit=0)) == 0 and len(report.classes(limit=99)) == 6
