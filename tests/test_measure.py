@@ -192,7 +192,7 @@ def test_batches_are_no_larger_than_asked_for(lead, most):
     assert torch.equal(torch.cat([labels for _, labels in parts]), y.flatten())
 
 
-@pytest.mark.parametrize("ignored", [-100, 3, -1])
+@pytest.mark.parametrize("ignored", [-100, 3, -1, 255])
 def test_ignored_rows_count_nowhere(ignored):
     x, y, held, z, weight, bias = data()
     y, z, keep = y.copy(), z.copy(), np.arange(len(y)) % 5 != 0
@@ -434,6 +434,14 @@ def test_sorted_and_cut():
         table["size"]
     with pytest.raises(ValueError, match="made from numbers alone"):
         ncops.CollapseReport({"nll": 1.0}).classes()
+
+
+def test_equal_values_are_in_the_order_of_the_classes():
+    y = torch.arange(15) % 3
+    x, weight = torch.randn(15, 4), torch.randn(3, 4)
+    report = ncops.measure(x[y > 0], y[y > 0], weight, val_features=x, val_labels=y)
+    for descending in (False, True):
+        assert report.classes("decided", descending=descending).to_dict()["class"] == [0, 1, 2]
 
 
 def test_a_long_table_shows_its_first_rows():
