@@ -19,10 +19,11 @@ class Convention:
         nc1_divide: whether ``nc1_pinv`` carries the factor 1/K.
         variance_ddof: class variances over n (0) or n - 1 (1) in ``nc1_cdnv``; with 1, a class of one row gives NaN.
         cdnv_power: exponent of the squared distance in ``nc1_cdnv``.
-        norm_squared: ``nc2_norm_cv`` and ``nc2_log_norm_cv`` of squared norms.
+        norm_squared: ``nc2_norm_cv``, ``nc2_log_norm_cv`` and ``nc2_w_norm_cv`` of squared norms.
         norm_ddof: ddof of the standard deviations of norms.
         similarity: ``"cosine"`` or ``"dot"`` between two centred class means, for ``nc2_cos_mean`` and ``nc2_cos_std``.
-        pair_ddof: ddof of the standard deviation of that similarity over pairs.
+            ``nc2_cos_error`` and ``nc2_w_cos_*`` are of cosines under every convention.
+        pair_ddof: ddof of the standard deviation of that similarity over pairs; of ``nc2_w_cos_std`` too.
         gnc2_centered: whether ``gnc2_*`` normalises centred means, or the means as they are.
         etf_of: ``nc2_etf_error`` of the class means (``"means"``) or of the classifier rows (``"weight"``).
         duality_similarity: ``"cosine"`` or ``"dot"`` between a classifier row and its centred class mean, for

@@ -9,5 +9,6 @@ Kernel = Literal["dot", "cosine", "distance", "log_distance", "riesz", "gaussian
 Loss = Literal["nll", "cross_entropy", "z_loss", "entropy", "margin"]
 Metric = Literal["euclidean", "cosine"]
 Nonfinite = Literal["propagate", "skip", "raise"]
+Panels = Literal["ncops", "papyan"]
 Preset = Literal["ncops", "neural-collapse", "linguistic-collapse", "linguistic-collapse-script", "papyan", "zhu"]
 Reduction = Literal["mean", "sum", "none"]

@@ -6,6 +6,7 @@ Names stand one by one: mypy follows no ``__all__`` that is put together from th
 from . import conventions, metrics
 from ._version import __version__
 from .backends import use_backend
+from .measuring.tensors import measure
 from .ops import (
     ClassMoments,
     LinearDivergence,
@@ -69,6 +70,7 @@ __all__ = [
     "collapse",
     "conventions",
     "load",
+    "measure",
     "metrics",
     "use_backend",
 ]

@@ -1,4 +1,4 @@
-"""Results as tables of others: a pandas data frame, which is asked for, and the HTML that a notebook shows."""
+"""Results as tables: aligned text, the HTML that a notebook shows, and a pandas data frame where it is asked for."""
 
 from __future__ import annotations
 
@@ -30,3 +30,15 @@ def html_table(
     lines.append("<tr>" + "".join(f"<th>{escape(str(head))}</th>" for head in heads) + "</tr></thead><tbody>")
     lines += ["<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]
     return "\n".join([*lines, "</tbody></table>", *(f"<p>{escape(note)}</p>" for note in notes)])
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
+    """Text in columns, those of ``left`` aligned to the left, the others to the right."""
+    widths = [max(len(str(r[i])) for r in (columns, *rows)) for i in range(len(columns))]
+    lines = []
+    for row in (columns, *rows):
+        cells = [
+            str(c).ljust(w) if i in left else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

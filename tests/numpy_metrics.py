@@ -49,6 +49,12 @@ def simplex_distance(g):
     return np.linalg.norm(g / np.linalg.norm(g) - (np.eye(k) - 1 / k) / np.sqrt(k - 1))
 
 
+def cosines(rows):
+    """Of all pairs of rows as they are."""
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return pairs(unit @ unit.T)
+
+
 def squared_distances(m):
     return np.stack([((m - row) ** 2).sum(1) for row in m])
 
@@ -79,6 +85,7 @@ def geometry_metrics(g, weight=None, *, global_mean="class", divide=True, power=
         "nc2_log_norm_cv": spread(np.log(sized), norm_ddof),
         "nc2_cos_mean": pairs(grid).mean(),
         "nc2_cos_std": pairs(grid).std(ddof=pair_ddof),
+        "nc2_cos_error": abs(cosines(centred) + 1 / (k - 1)).mean(),
         "nc2_etf_error": simplex_distance(centred @ centred.T),
         "gnc2_log_mean": logs.mean(),
         "gnc2_log_var": logs.var(),
@@ -86,9 +93,13 @@ def geometry_metrics(g, weight=None, *, global_mean="class", divide=True, power=
     if weight is not None:
         w = np.asarray(weight, dtype=np.float64)[g["classes"]]
         dots = (w * centred).sum(1)
-        cosines = dots / (np.linalg.norm(w, axis=1) * norms) if duality_similarity == "cosine" else dots
-        out["nc3_cos_mean"] = cosines.mean()
-        out["nc3_cos_cv"] = spread(cosines, duality_ddof)
+        lengths = np.linalg.norm(w, axis=1)
+        out["nc2_w_norm_cv"] = spread(lengths**2 if norm_squared else lengths, norm_ddof)
+        out["nc2_w_cos_std"] = cosines(w).std(ddof=pair_ddof)
+        out["nc2_w_cos_error"] = abs(cosines(w) + 1 / (k - 1)).mean()
+        aligned = dots / (lengths * norms) if duality_similarity == "cosine" else dots
+        out["nc3_cos_mean"] = aligned.mean()
+        out["nc3_cos_cv"] = spread(aligned, duality_ddof)
         out["nc3_duality_error"] = simplex_distance(w @ centred.T)
         if duality == "distance":
             scaled = w / np.linalg.norm(w) - centred / np.linalg.norm(centred)

@@ -35,7 +35,7 @@ def measured(noise: float):
     report = ncops.collapse(geometry, weight, decisions=decisions)
     details = parts.geometry_details(geometry, weight)
     details["histograms"].update(parts.decision_details(decisions))
-    details["classes"] = parts.class_rows(geometry, weight, decisions, lambda c: f" w{c}", "token", limit=20)
+    details["classes"] = parts.class_rows(report, lambda c: f" w{c}", "token", limit=20)
     others = [ncops.collapse(statistics(noise * k)[3], weight) for k in (4.0, 2.0, 1.0)]
     details["layers"] = parts.trajectory("layer", [0, 1, 2], others, LAYER_METRICS)
     held = [{"nc1_quotient": 3.0, "nll": 5.0}, {"nc1_quotient": 2.0, "nll": float("nan")}, report]

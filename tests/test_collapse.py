@@ -144,7 +144,8 @@ def test_absent_inputs_are_nan_with_a_reason():
     stats.update(x, y)
     report = ncops.collapse(stats.compute())
     missing = {name for name in NAMES if math.isnan(report[name])}
-    assert missing == {"nc1_pinv", "vci", "nc3_cos_mean", "nc3_cos_cv", "nc3_duality_error", "nll", *DECISIONS}
+    rows = {"nc2_w_norm_cv", "nc2_w_cos_std", "nc2_w_cos_error", "nc3_cos_mean", "nc3_cos_cv", "nc3_duality_error"}
+    assert missing == {"nc1_pinv", "vci", "nll", *rows, *DECISIONS}
     assert set(report.notes) == missing
     assert "needs the D x D scatter" in report.notes["vci"] and "classifier's weight" in report.notes["nc3_cos_mean"]
     assert "needs a decision pass" in report.notes["nll"]

@@ -162,7 +162,7 @@ def test_a_comparison_that_cannot_be_written_is_told_all_the_same(tmp_path, caps
         (tmp_path / name).mkdir()
         statistics().save(tmp_path / name / "class_statistics.safetensors")
     arguments = ["report", tmp_path / "step-1", tmp_path / "step-2", "-o", tmp_path / "out", "--json"]
-    monkeypatch.setattr(output, "figure_files", lambda comparison: {})
+    monkeypatch.setattr(output, "figure_files", lambda *_: {})
     monkeypatch.setattr(files.os, "fsync", no_space)
     failed = run(capsys, *arguments, status=2)
     assert [one["name"] for one in json.loads(failed.out)["runs"]] == ["step-1", "step-2"]

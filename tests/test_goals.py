@@ -9,7 +9,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from numpy_metrics import pairs, simplex_distance
+from numpy_metrics import cosines, simplex_distance
+from numpy_metrics import pairs as of_pairs
 
 import ncops
 from ncops.conventions import PRESETS
@@ -32,11 +33,6 @@ def report_of(means, convention="ncops", rows=8, spread=0.01, weight=None, decid
     stats = ncops.ClassStatistics(len(means), means.shape[1], scatter=True)
     stats.update(means[y] + noise, y)
     return ncops.collapse(stats.compute(), weight, convention=convention)
-
-
-def cosines(rows):
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return pairs(unit @ unit.T)
 
 
 def test_the_floors_are_reached_by_a_pentagon():
@@ -71,7 +67,7 @@ def test_nothing_is_below_the_floors():
         assert min(simplex_distance(rows @ rows.T), simplex_distance(other @ rows.T)) >= floor - 1e-12
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         with np.errstate(divide="ignore"):
-            closeness = pairs(-0.5 * np.log(2 - 2 * np.clip(unit @ unit.T, -1, 1)))
+            closeness = of_pairs(-0.5 * np.log(2 - 2 * np.clip(unit @ unit.T, -1, 1)))
         assert closeness.mean() >= simplex_uniformity(k) - 1e-12
 
 
@@ -88,6 +84,8 @@ def test_goals_of_a_report_where_a_simplex_fits():
     report = report_of(np.eye(10))
     assert not report.goals.crowded and report["nc2_etf_error"] < 0.05
     assert report.goals["nc2_etf_error"] == ("0 = collapsed", 0.0, "lower")
+    for name in ("nc2_cos_error", "nc2_w_cos_error"):
+        assert report.goals[name] == ("0 = collapsed", 0.0, "lower")
     assert report.goals["nc2_cos_mean"].text == "-0.1111 = simplex"
     assert report.goals["gnc2_log_mean"].text == "-0.3993 = simplex"
     assert "[-0.3993 = simplex]" in report.table() and not any("K > D" in line for line in report.caveats())
@@ -114,6 +112,64 @@ def test_goals_of_a_report_where_none_fits(capsys):
     assert document(report)["caveats"] == report.caveats()
 
 
+@pytest.mark.parametrize("convention", PRESETS)
+@pytest.mark.parametrize(("classes", "dim"), [(6, 9), (5, 4)])
+def test_a_collapsed_network_has_every_goal(convention, classes, dim):
+    """Every metric of a report, so that a new one brings its goal."""
+    means = 3 * ncops.metrics.simplex_etf(classes, dim).double()  # of norm 1 the logarithm has no variation
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(classes).repeat(10)
+    x = means[y] + 1e-7 * torch.randn(len(y), dim, dtype=torch.float64, generator=generator)
+    report = ncops.measure(x, y, 40 * means, convention=convention)
+    for name, value in report.items():
+        goal = report.goals[name]
+        if goal.text == "depends on the scale":
+            continue
+        if name in ("accuracy", "nll", "ece"):
+            assert value == pytest.approx(float(name == "accuracy"), abs=1e-12)
+        elif goal.target is None:
+            assert goal.text.endswith(" = simplex") and value == pytest.approx(float(goal.text.split()[0]), rel=1e-3)
+        else:
+            assert value == pytest.approx(goal.target, abs=1e-5), name
+
+
+@pytest.mark.parametrize("convention", PRESETS)
+def test_a_tight_frame_has_every_goal_that_k_classes_can_have(convention):
+    """A pentagon in the plane: nothing falls below what is shown, and what is called least is reached."""
+    y = torch.arange(5).repeat(10)
+    noise = 1e-6 * torch.randn(len(y), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    means = 3 * torch.from_numpy(PENTAGON)
+    report = ncops.measure(means[y] + noise, y, 60 * means, convention=convention)
+    for name, value in report.items():
+        goal = report.goals[name]
+        if goal.target is not None:
+            assert value == pytest.approx(goal.target, abs=1e-4), name
+        elif goal.text.startswith("above"):
+            word = goal.text.split()[1].rstrip(",")
+            assert value > float(word) + 1e-3, name
+        elif goal.text.endswith("least"):
+            assert value >= float(goal.text.split()[0]) - 1e-3
+        else:
+            assert goal.text == "depends on the scale" or name in ("accuracy", "nll", "ece"), name
+    assert "at equal norms and sum 0" in report.goals["nc2_w_cos_std"].text
+    if report.settings.similarity == "cosine":
+        lone = "sum 0" not in report.goals["nc2_cos_std"].text
+        assert lone == (report.settings.global_mean == "class")
+
+
+def test_rows_that_are_all_alike_are_below_the_goal_of_rows_about_0():
+    report = report_of(PENTAGON, weight=torch.ones(5, 2, dtype=torch.float64))
+    assert report["nc2_w_cos_std"] == pytest.approx(0, abs=1e-7) and report["nc2_w_cos_error"] == pytest.approx(1.25)
+
+
+def test_a_row_of_zeros_is_said():
+    weight = torch.from_numpy(PENTAGON).clone()
+    weight[2] = 0
+    report = report_of(PENTAGON, weight=weight)
+    assert math.isnan(report["nc2_w_cos_std"]) and math.isnan(report["nc2_w_cos_error"])
+    assert report.notes["nc2_w_cos_error"] == "NaN: a classifier row is 0 or not finite"
+
+
 def test_runs_with_and_without_room_for_a_simplex():
     crowded, roomy = report_of(PENTAGON), report_of(np.eye(5))
     same = compare([crowded, report_of(PENTAGON * 2)], labels=["a", "b"])
@@ -130,8 +186,8 @@ def test_runs_with_and_without_room_for_a_simplex():
 
 def test_two_classes_are_always_collapsed_and_that_is_said():
     report = report_of(np.random.default_rng(1).standard_normal((2, 7)), spread=3.0)
-    flat = {"nc2_norm_cv": 0, "nc2_log_norm_cv": 0, "nc2_cos_mean": -1, "nc2_cos_std": 0, "nc2_etf_error": 0,
-            "gnc2_log_mean": -math.log(2), "gnc2_log_var": 0}  # fmt: skip
+    flat = {"nc2_norm_cv": 0, "nc2_log_norm_cv": 0, "nc2_cos_mean": -1, "nc2_cos_std": 0, "nc2_cos_error": 0,
+            "nc2_etf_error": 0, "gnc2_log_mean": -math.log(2), "gnc2_log_var": 0}  # fmt: skip
     for name, value in flat.items():
         assert report[name] == pytest.approx(value, abs=1e-12)
         assert "whatever the features" in report.notes[name]

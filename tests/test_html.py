@@ -39,9 +39,7 @@ def page():
     report = ncops.collapse(geometry, weight, decisions=decisions)
     details = parts.geometry_details(geometry, weight)
     details["histograms"].update(parts.decision_details(decisions))
-    details["classes"] = parts.class_rows(
-        geometry, weight, decisions, lambda c: NASTY if c % 3 == 0 else f" w{c}", "token", limit=20
-    )
+    details["classes"] = parts.class_rows(report, lambda c: NASTY if c % 3 == 0 else f" w{c}", "token", limit=20)
     details["layers"] = parts.trajectory("layer", [0, 1, 2], [report] * 3, ("nc1_quotient", "nc3_cos_mean"))
     details["checkpoints"] = parts.trajectory("step", [0, 50, 800], [report] * 3, ("nc1_quotient", "nll"))
     details["run"] = {"model_name": "<b>model</b>", "data": "text & more", "seconds": 1.5}

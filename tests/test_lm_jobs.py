@@ -18,7 +18,7 @@ import ncops
 from ncops import cli
 from ncops.errors import CommandError
 from ncops.lm import collect
-from ncops.measure.saved import read_saved
+from ncops.measuring.saved import read_saved
 from ncops.stats.files import read_origin, save_statistics
 
 pytest.importorskip("transformers")
@@ -133,7 +133,7 @@ def test_merge_looks_before_it_reads(tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(a / "class_statistics.safetensors")
     with monkeypatch.context() as patch:
-        patch.setattr("ncops.measure.saved.load", lambda *_: pytest.fail("read"))
+        patch.setattr("ncops.measuring.saved.load", lambda *_: pytest.fail("read"))
         for files, to, message in (
             ([a, b], tmp_path / "none" / "x", f"--output: no folder {tmp_path / 'none'}"),
             ([a, b], tmp_path / "empty", "--output: expected a file, got the folder"),

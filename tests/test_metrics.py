@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 import torch
-from numpy_metrics import pairs, simplex_distance, spread
+from numpy_metrics import cosines, pairs, simplex_distance, spread
 
 from ncops import metrics, projected_sqnorms
 from ncops.metrics import table
@@ -34,6 +34,7 @@ def test_simplex(k, dim, shift):
     assert metrics.norm_variation(m) < tight and metrics.norm_variation(m, log=True) < tight
     cosine = metrics.pair_similarity(m)
     assert float(cosine.mean) == pytest.approx(-1 / (k - 1), abs=tight) and cosine.std < 1e-6
+    assert metrics.angle_error(m) < tight
     uniform = metrics.log_uniformity(m)
     assert float(uniform.mean) == pytest.approx(-math.log(2 * k / (k - 1)) / 2, abs=tight) and uniform.var < tight
     w = (m - m.mean(0)) * 7
@@ -153,6 +154,10 @@ def test_conventions_are_arguments(point):
         for values, options in ((norms, {}), (np.log(norms), {"log": True}), (norms**2, {"squared": True})):
             ours = metrics.norm_variation(m, global_mean=g, ddof=ddof, **options)
             assert float(ours) == pytest.approx(spread(values, ddof), rel=1e-12)
+        angles = cosines(centred)
+        apart = abs(angles + 1 / (k - 1)).mean()
+        assert float(metrics.angle_error(m, global_mean=g)) == pytest.approx(apart, rel=1e-12)
+        assert float(metrics.pair_similarity(m, global_mean=g, ddof=ddof).std) == pytest.approx(angles.std(ddof=ddof))
         dot = metrics.pair_similarity(m, global_mean=g, similarity="dot", ddof=ddof)
         grid = pairs(centred @ centred.T)
         assert float(dot.mean) == pytest.approx(grid.mean(), rel=1e-9)
@@ -177,6 +182,26 @@ def test_conventions_are_arguments(point):
     )
 
 
+@pytest.mark.parametrize("k", (511, 512, 513, 1100))
+@pytest.mark.parametrize("about", (None, 0.0))
+def test_angles_of_more_rows_than_a_tile_has(k, about):
+    m = torch.randn(k, 5) + 1
+    rows = m.double().numpy() - (m.double().numpy().mean(0) if about is None else 0)
+    ours = metrics.angle_error(m, global_mean=None if about is None else torch.zeros(5))
+    assert float(ours) == pytest.approx(abs(cosines(rows) + 1 / (k - 1)).mean(), rel=1e-12)
+
+
+def test_an_angle_error_has_a_gradient():
+    m = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(metrics.angle_error, (m,))
+
+
+def test_hand_computed_angles():
+    rows = torch.tensor([[1.0, 0], [0, 2], [-3, 0]])  # cosines 0, 0 and -1, a simplex has -1/2
+    assert float(metrics.angle_error(rows, global_mean=torch.zeros(2))) == pytest.approx(0.5)
+    assert metrics.angle_error(torch.tensor([[1.0, 0], [0, 0], [2, 1]]), global_mean=torch.zeros(2)).isnan()
+
+
 @pytest.mark.parametrize("k, dim", ((6, 15), (25, 8)))
 def test_nc1_without_scatter(k, dim):
     y = torch.randint(0, k, (2000,))
@@ -196,7 +221,7 @@ def test_too_few_classes(k):
         metrics.nc1_pinv(within, m), metrics.nc1_quotient(torch.tensor(1.0), m), metrics.nc1_cdnv(v, m),
         metrics.vci(within, m), metrics.norm_variation(m), metrics.norm_variation(m, log=True),
         *metrics.pair_similarity(m), *metrics.log_uniformity(m), metrics.etf_error(m), *metrics.alignment(w, m),
-        metrics.duality_error(w, m), metrics.duality_distance(w, m),
+        metrics.duality_error(w, m), metrics.duality_distance(w, m), metrics.angle_error(m),
     ]  # fmt: skip
     assert torch.stack(values).isnan().all()
     assert metrics.rounding_rtol(m, torch.float32) is None
@@ -212,6 +237,7 @@ def test_poisoned_and_coincident_means():
         metrics.nc1_cdnv(torch.ones(5), m),
         metrics.etf_error(m),
         metrics.norm_variation(m),
+        metrics.angle_error(m),
     ):
         assert value.isnan()
     assert metrics.rounding_rtol(m, torch.float32) is None
@@ -241,6 +267,7 @@ def test_wrong_arguments():
         (lambda: metrics.alignment(m[:3], m), "weight"),
         (lambda: metrics.alignment(m, m, similarity="angle"), "similarity"),
         (lambda: metrics.pair_similarity(m, similarity="angle"), "similarity"),
+        (lambda: metrics.angle_error(m[0]), "means"),
         (lambda: metrics.etf_error(m, global_mean=torch.zeros(4)), "global_mean"),
         (lambda: metrics.nc1_cdnv(torch.ones(3), m), "class_var"),
         (lambda: metrics.nc1_cdnv(torch.ones(4), m, ddof=1), "counts"),

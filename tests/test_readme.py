@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_python_blocks_run(capsys):
+def test_python_blocks_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     means = torch.randn(10, 16) * 3
 
@@ -27,11 +28,11 @@ def test_python_blocks_run(capsys):
         "loader": lambda x, y: zip(x.split(64), y.split(64), strict=True),
     }  # fmt: skip
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     printed = capsys.readouterr().out
-    assert "nc4_agreement" in printed
+    assert "nc4_agreement" in printed and "Class by class" in (tmp_path / "report.html").read_text()
     assert names["x"].grad.isfinite().all() and names["head"].grad.abs().max() > 0
     exact = torch.stack([features[labels == c].double().var(0, unbiased=False).sum() for c in range(10)])
     torch.testing.assert_close(names["variances"], exact, rtol=1e-4, atol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 import ncops
 from ncops.cli import main
+from ncops.conventions import PRESETS
 from ncops.metrics.goals import Goals
 from ncops.report import Comparison, compare
 from ncops.report import details as parts
@@ -292,6 +294,75 @@ def test_figure_of_names_and_of_one_run(runs, saved, pyplot):
     figure, axes = one.plot()
     assert one.trajectory[0] == curves.Axis("step", [0, 50, 800]) and len(axes) == 2
     assert list(axes[0].lines[0].get_ydata())[:2] == [3.0, 2.0]
+
+
+def papyan_runs(crowded=False, convention="papyan"):
+    """Runs whose means go from anywhere to a simplex, or in two dimensions to a pentagon."""
+    generator, reports = torch.Generator().manual_seed(0), []
+    y, dim = torch.arange(500) % 5, 2 if crowded else 8
+    angles = 2 * torch.pi * torch.arange(5) / 5
+    end = torch.stack([angles.cos(), angles.sin()], 1) if crowded else ncops.metrics.simplex_etf(5, dim).float()
+    start = torch.randn(5, dim, generator=generator)
+    for far in (1.0, 0.3, 0.01):
+        means = far * start + (1 - far) * end
+        x = means[y] + 0.5 * far * torch.randn(500, dim, generator=generator)
+        weight = means + 0.2 * far * torch.randn(5, dim, generator=generator)
+        reports.append(ncops.measure(x, y, weight, convention=convention))
+    return compare(reports, labels=["epoch-1", "epoch-10", "epoch-100"])
+
+
+def test_the_figures_of_papyan_han_and_donoho(pyplot):
+    runs = papyan_runs()
+    figure, axes = runs.plot(panels="papyan")
+    names = (
+        ("nc2_norm_cv", "nc2_w_norm_cv"), ("nc2_cos_std", "nc2_w_cos_std"), ("nc2_cos_error", "nc2_w_cos_error"),
+        ("nc3_duality_error",), ("nc1_pinv",), ("nc4_agreement",),
+    )  # fmt: skip
+    titles = ["Equinorm", "Equiangularity", "Maximal angle", "Self-duality", "Variability collapse", "NCC mismatch"]
+    for ax, metrics, title in zip(axes, names, titles, strict=True):
+        drawn = [line for line in ax.lines if len(line.get_xdata()) == 3]
+        assert len(drawn) == len(metrics) and any(text.get_text() == title for text in ax.texts)
+        for line, name in zip(drawn, metrics, strict=True):
+            values = runs.metrics[name]
+            values = [1 - v for v in values] if name == "nc4_agreement" else values
+            assert list(line.get_xdata()) == [1, 10, 100] and line.get_ydata() == pytest.approx(values)
+        assert [text.get_text() for text in ax.texts if text.get_text() in ("means", "rows")] == (
+            ["means", "rows"] if len(metrics) == 2 else []
+        )
+    assert any(text.get_text() == "tr Σ_W Σ_B⁺ ↓ 0" for text in axes[4].texts)
+    figure.draw_without_rendering()
+
+
+def test_the_figures_of_a_paper_show_bounds_and_want_its_convention(pyplot):
+    crowded = papyan_runs(crowded=True)
+    _, axes = crowded.plot(panels="papyan")
+    least = f"std of cosines ↓ {crowded.goals['nc2_cos_std'].target:.3g}"
+    assert any(text.get_text() == least for text in axes[1].texts) and "0.559" in least
+    with pytest.raises(ValueError, match="'papyan' needs runs .* got epoch-1 with 'ncops' \\(a self-duality"):
+        papyan_runs(convention="ncops").plot(panels="papyan")
+    with pytest.raises(ValueError, match="inner products for cosines, a self-duality"):
+        papyan_runs(convention="neural-collapse").plot(panels="papyan")
+    with pytest.raises(ValueError, match="panels: expected one of ncops, papyan, got 'zhu'"):
+        crowded.plot(panels="zhu")
+    with pytest.raises(ValueError, match="ax: expected None with panels='papyan'"):
+        crowded.plot(pyplot.figure().add_subplot(), panels="papyan")
+    divided = dataclasses.replace(PRESETS["papyan"], name="mine", nc1_divide=True)
+    _, axes = papyan_runs(convention=divided).plot(panels="papyan")
+    assert any(text.get_text() == "tr Σ_W Σ_B⁺/K ↓ 0" for text in axes[4].texts)
+
+
+def test_command_with_the_figures_of_a_paper(runs, tmp_path, capsys):
+    for run in papyan_runs().runs:
+        (tmp_path / run.name).mkdir()
+        (tmp_path / run.name / "report.json").write_text(json.dumps(parts.document(run.report, run.details)))
+    stored = [str(path) for path in sorted(tmp_path.glob("epoch-*"))]
+    assert main(["report", *stored, "-o", str(tmp_path / "out"), "--panels", "papyan"]) == 0
+    assert main(["report", *stored, "-o", str(tmp_path / "ours")]) == 0
+    theirs, ours = ((tmp_path / place / "trajectories.svg").read_text() for place in ("out", "ours"))
+    assert theirs != ours and theirs.startswith("<?xml") == ours.startswith("<?xml")
+    capsys.readouterr()
+    assert main(["report", *map(str, runs), "-o", str(tmp_path / "no"), "--panels", "papyan"]) == 2
+    assert "needs runs measured with convention='papyan'" in capsys.readouterr().err
 
 
 def test_more_lines_than_colours(pyplot):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_type  # Python 3.11; the checker takes it from typing_extensions before
+from typing import Any, assert_type  # Python 3.11; the checker takes it from typing_extensions before
 
 import torch
 from torch import Tensor
@@ -19,6 +19,13 @@ assert_type(geometry, ncops.ClassGeometry)
 decisions = ncops.DecisionStatistics(geometry, weight, convention="papyan")
 report = ncops.collapse(geometry, weight, decisions=decisions, convention=ncops.conventions.PRESETS["papyan"])
 assert_type(report["nc1_pinv"], float)
+
+measured = ncops.measure(x, y, weight, convention="papyan", nonfinite="skip", min_count=2)
+assert_type(measured, ncops.CollapseReport)
+assert_type(measured.classes("count", descending=True, limit=3), ncops.report.ClassTable)
+assert_type(measured.classes()["count"], list[Any])
+ncops.measure(x.numpy(), y.numpy())
+ncops.report.compare([measured]).plot(panels="papyan")
 
 logits = ncops.linear_stats(x, weight, None, y)
 assert_type(logits.loss("nll", reduction="none"), Tensor)
@@ -38,3 +45,6 @@ logits.loss("nil")  # type: ignore[arg-type]
 ncops.pair_stats(x, "cosin")  # type: ignore[arg-type]
 ncops.use_backend("gpu")  # type: ignore[arg-type]
 ncops.collapse(geometry, weight, convention="nocps")  # type: ignore[arg-type]
+ncops.measure(x, y, convention="nocps")  # type: ignore[arg-type]
+ncops.measure(x, y, None, None, 10)  # type: ignore[call-arg]
+ncops.report.compare([measured]).plot(panels="zhu")  # type: ignore[arg-type]

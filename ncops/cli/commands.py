@@ -17,6 +17,7 @@ from .._version import __version__
 from ..conventions import PRESETS
 from ..errors import CommandError, Interrupted, need
 from ..names import Nonfinite as NonfiniteName
+from ..names import Panels as PanelsName
 
 app = typer.Typer(
     help="Measures the geometry of trained classifiers and language models: neural collapse NC1 to NC4, in one pass.",
@@ -37,6 +38,7 @@ def _choices(name: str, values: Iterable[str]) -> type[Enum]:
 DemoModel = _choices("DemoModel", ("smollm2", "tiny", "digits"))
 Dtype = _choices("Dtype", ("float32", "bfloat16", "float16", "float64", "auto"))
 Nonfinite = _choices("Nonfinite", get_args(NonfiniteName))
+Panels = _choices("Panels", get_args(PanelsName))
 Preset = _choices("Preset", PRESETS)
 
 
@@ -124,7 +126,8 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure stored features, read in batches. Arrays val_features and val_labels, if there, are the held-out part."""
-    from ..measure import features as work
+    from ..measuring import files as work
+    from ..measuring.features import measure_features
     from ..report.output import check_file, check_folder, deliver
     from ..stats.arrays import Arrays, read_classifier
 
@@ -135,10 +138,10 @@ def measure(
         x = arrays.require(features_key, work.FEATURES, "features", "--features-key")
         y = arrays.require(labels_key, work.LABELS, "labels", "--labels-key")
         held = [arrays.find(None, (f"val_{name}",), "") for name in (x, y)]
-        decide = work.Part(arrays, held[0], held[1]) if all(held) else None
+        decide = work.FilePart(arrays, held[0], held[1]) if all(held) else None
         head = read_classifier(classifier, arrays, weight_key, bias_key)
-        measured = work.measure_features(
-            work.Part(arrays, x, y), decide, head,
+        measured = measure_features(
+            work.FilePart(arrays, x, y), decide, head,
             num_classes=num_classes, min_count=min_count, batch=batch, convention=convention.value, scatter=scatter,
             nonfinite=nonfinite.value,
         )  # fmt: skip
@@ -199,7 +202,7 @@ def lm(
     with _clean_stdout(as_json), _resumable(checkpoint):
         from .. import lm as work
         from ..lm.ranks import join
-        from ..measure.saved import read_saved
+        from ..measuring.saved import read_saved
 
         given = origin = None
         if statistics is not None:
@@ -230,7 +233,7 @@ def merge(
     The files are read one after the other, so that memory holds two at a time; the output is written whole or not at
     all.
     """
-    from ..measure.saved import add_up
+    from ..measuring.saved import add_up
     from ..report.console import say
 
     say(f"wrote {output}: {add_up(files, output)!r}")
@@ -356,6 +359,9 @@ def compare_runs(
         Preset | None, Option(help="For saved statistics [default: that of the decisions, else ncops].")
     ] = None,
     title: Annotated[str | None, Option(help="Heading of the page.")] = None,
+    panels: Annotated[
+        Panels, Option(help="What the figure shows; papyan: the six plots of that paper, of runs of its convention.")
+    ] = Panels.ncops,
     as_json: Json = False,
 ) -> None:
     """Put several runs beside each other: NC1 to NC4, accuracy and NLL over checkpoints or models, on one page.
@@ -373,4 +379,5 @@ def compare_runs(
             runs, labels=names, axis=axis, classifier=classifier, min_count=min_count,
             convention=None if convention is None else convention.value,
         )  # fmt: skip
-    deliver_comparison(comparison, folder=output, title=title, as_json=as_json)
+        comparison.check_panels(panels.value)
+    deliver_comparison(comparison, folder=output, title=title, panels=panels.value, as_json=as_json)

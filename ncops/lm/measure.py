@@ -12,7 +12,7 @@ import torch
 
 from .. import memory
 from ..errors import CommandError
-from ..measure.saved import describe, same_model
+from ..measuring.saved import describe, same_model
 from ..metrics.table import LAYERS, shown_in
 from ..model import identity, text_config
 from ..report.measured import Measured, assemble

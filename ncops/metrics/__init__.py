@@ -13,6 +13,7 @@ from .calibration import (
 )
 from .configuration import (
     PairMoments,
+    angle_error,
     etf_error,
     log_uniformity,
     mean_norms,
@@ -72,6 +73,7 @@ __all__ = [
     "PrincipalSpace",
     "adaptive_calibration_error",
     "alignment",
+    "angle_error",
     "brier_score",
     "class_separation",
     "cone_effect",

@@ -75,7 +75,7 @@ class Goals:
         """The metrics that have their collapsed value whatever the features: for two means, those of their shape."""
         if self.classes != 2 or self.settings.global_mean != "class":
             return ()
-        shape = ["nc2_norm_cv", "nc2_log_norm_cv", "nc2_cos_std"]
+        shape = ["nc2_norm_cv", "nc2_log_norm_cv", "nc2_cos_std", "nc2_cos_error"]
         shape += ["nc2_cos_mean"] if self.settings.similarity == "cosine" else []
         shape += ["nc2_etf_error"] if self.settings.etf_of == "means" else []
         return (*shape, *(["gnc2_log_mean", "gnc2_log_var"] if self.settings.gnc2_centered else []))
@@ -104,15 +104,19 @@ class Goals:
         if d is None:
             return None
         if not self.crowded:
-            return Goal("0 = collapsed", 0.0, "lower") if name == "nc2_etf_error" or self._gram(name) else None
+            fits = name in ("nc2_etf_error", "nc2_cos_error", "nc2_w_cos_error") or self._gram(name)
+            return Goal("0 = collapsed", 0.0, "lower") if fits else None
         if name == "nc2_etf_error" or self._gram(name):
             floor = simplex_floor(k, d)
             return Goal(f"{floor:.4g} = least for K > D + 1", floor, "lower")
-        if name == "nc2_cos_std" and settings.similarity == "cosine":
+        if name == "nc2_w_cos_std" or (name == "nc2_cos_std" and settings.similarity == "cosine"):
             pairs = k * (k - 1) / 2
             least = equal_norm_spread(k, d) * math.sqrt(pairs / (pairs - settings.pair_ddof))
-            return Goal(f"{least:.4g} = least at equal norms for K > D + 1", least, "lower")
-        if name in ("nc2_cos_std", "gnc2_log_var"):
+            # Rows that do not add up to 0 can have less: all of them alike have none.
+            centred = name == "nc2_cos_std" and settings.global_mean == "class"
+            where = "at equal norms" if centred else "at equal norms and sum 0"
+            return Goal(f"{least:.4g} = least {where} for K > D + 1", least, "lower")
+        if name in ("nc2_cos_std", "nc2_cos_error", "nc2_w_cos_error", "gnc2_log_var"):
             return Goal("above 0 for K > D + 1", None, "lower")
         return None
 

@@ -100,6 +100,10 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
         shown=(OVERVIEW, LAYERS, CHECKPOINTS), panel="nc2", short="angles",
     ),
     _to_zero(
+        "nc2_cos_error", "NC2", (PAIRS,), "NC2, angle error",
+        "Mean distance of the cosine of two class means from a simplex's -1/(K-1).", SIMPLEX,
+    ),
+    _to_zero(
         "nc2_etf_error", "NC2", (PAIRS,), "NC2, simplex error", "Distance of the class means from a perfect simplex.",
         SIMPLEX,
         shown=(OVERVIEW, SUMMARY, LAYERS, CHECKPOINTS), panel="nc2", short="simplex error",
@@ -111,6 +115,18 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     _to_zero(
         "gnc2_log_var", "NC2", (PAIRS,), "GNC2, uniformity spread",
         "How much that closeness differs from pair to pair.",
+    ),
+    _to_zero(
+        "nc2_w_norm_cv", "NC2", (PAIRS, WEIGHT), "NC2 of rows, norm variation",
+        "How unequal the lengths of the classifier's rows are.",
+    ),
+    _to_zero(
+        "nc2_w_cos_std", "NC2", (PAIRS, WEIGHT), "NC2 of rows, cosine spread",
+        "How unequal the angles between the classifier's rows are.",
+    ),
+    _to_zero(
+        "nc2_w_cos_error", "NC2", (PAIRS, WEIGHT), "NC2 of rows, angle error",
+        "Mean distance of the cosine of two classifier rows from a simplex's -1/(K-1).", SIMPLEX,
     ),
     _to_one(
         "nc3_cos_mean", "NC3", (PAIRS, WEIGHT), "NC3, alignment",

@@ -1,10 +1,17 @@
 """Reports: the numbers (:mod:`.collapse`), a measurement (:mod:`.measured`), several runs (:mod:`.comparison`), plots
 and pages (imported when used)."""
 
+from typing import TYPE_CHECKING
+
 from ..metrics.table import NAMES
+from .classes import ClassTable
 from .collapse import CollapseReport, collapse
 
-__all__ = ["NAMES", "CollapseReport", "Comparison", "collapse", "compare"]
+if TYPE_CHECKING:
+    from .comparison import Comparison as Comparison
+    from .comparison import compare as compare
+
+__all__ = ["NAMES", "ClassTable", "CollapseReport", "Comparison", "collapse", "compare"]
 
 
 def __getattr__(name: str):

@@ -16,14 +16,16 @@ from ..conventions import Convention, resolve
 from ..metrics.goals import Goals
 from ..metrics.table import meaning
 from ..names import Preset
+from ..ops.checks import check_integer
 from ..stats.decisions import DecisionStatistics, check_geometry, check_head
 from ..stats.files import write_file
 from ..stats.geometry import ClassGeometry
 from .caveats import caveats
+from .classes import ClassTable, class_table
 from .notes import notes
 from .numbers import format_value, strict_json
 from .provenance import SCHEMA, provenance
-from .quantities import quantities, taken_by_rounding
+from .quantities import mean_cosines, quantities, taken_by_rounding
 
 
 class CollapseReport(Mapping[str, float]):
@@ -39,6 +41,7 @@ class CollapseReport(Mapping[str, float]):
         convention: name of the convention. settings: the :class:`ncops.conventions.Convention` itself.
         notes: metric name -> why it is NaN, or what it means under a convention that changes its meaning.
         provenance: versions, date, command line, backend, instruction set and threads of the measurement.
+        details: what :func:`ncops.measure` adds to show on a page: histograms, run facts; see ``ncops.report.details``.
     """
 
     def __init__(
@@ -48,12 +51,15 @@ class CollapseReport(Mapping[str, float]):
         convention: Preset | Convention = "ncops",
         notes: Mapping[str, str] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        classes: ClassTable | None = None,
     ):
         self._values = {name: float(value) for name, value in values.items()}
         self.coverage: dict[str, Any] = dict(coverage or {})
         self.settings = resolve(convention)
         self.notes: dict[str, str] = dict(notes or {})
         self.provenance: dict[str, Any] = dict(provenance or {})
+        self.details: dict[str, Any] = {}
+        self._classes = classes
 
     @property
     def convention(self) -> str:
@@ -109,6 +115,39 @@ class CollapseReport(Mapping[str, float]):
             "meaning": [meaning(name).sentence for name in self],
         }
         return tables.frame(columns, list(self))
+
+    def classes(self, by: str = "class", *, descending: bool = False, limit: int | None = None) -> ClassTable:
+        """One row per kept class, and per class that only the decision pass has met; nothing in it is K x K.
+
+        ====================================  ==============================================================
+        ``class``, ``count``, ``kept``        label, rows of the training pass (None: fewer than ``min_count``)
+        ``class_var``                         V_c = tr Sigma_c, mean squared distance of its rows from its mean
+        ``mean_norm``                         length of the class mean about the global mean of the convention
+        ``row_norm``, ``row_cosine``          length of its classifier row, and cosine with that mean
+        ``nearest``, ``nearest_cosine``       the class whose centred mean has the largest cosine with its own
+        ``decided``                           rows of the decision pass
+        ``hit``, ``ncc_hit``, ``agree``       shares of them: the classifier is right, the nearest mean is, both agree
+        ``nll``                               mean -log p(class) of them, in nats
+        ====================================  ==============================================================
+
+        Columns of a classifier or of decisions that were not given are not there. A report read from a file has the
+        rows and columns that the file holds.
+
+        Args:
+            by: the column to sort by. descending: the largest first. limit: at most so many rows.
+
+        Returns:
+            :class:`ncops.report.ClassTable`, with ``to_frame()``, ``to_dict()`` and a view in notebooks.
+
+        Raises:
+            ValueError: no such column, or a report that was made from numbers alone.
+        """
+        if self._classes is None:
+            raise ValueError("classes: this report was made from numbers alone, without a table of classes")
+        if limit is not None:
+            limit = check_integer(limit, "limit", 0)
+        table = self._classes.sort(by, descending)
+        return table if limit is None else table.head(limit)
 
     def _repr_html_(self) -> str:
         rows = [(n, format_value(v), self.goals[n].text, meaning(n).sentence) for n, v in self.items()]
@@ -169,9 +208,10 @@ class CollapseReport(Mapping[str, float]):
             f"{c['samples']:,} samples, {c['skipped_rows']:,} rows skipped, {c['ignored_rows']:,} ignored."
         ]
         if "decision_samples" in c:
-            share = c["decision_unkept_share"]
+            share, where = c["decision_unkept_share"], self.details.get("run", {}).get("decisions_on")
             unkept = "" if math.isnan(share) else f", {100 * share:.3g} % of them of classes that are not kept"
-            lines.append(f"Decisions: {c['decision_samples']:,} samples{unkept}.")
+            of = f" of {where}" if where else ""
+            lines.append(f"Decisions: {c['decision_samples']:,} samples{of}{unkept}.")
         return lines
 
     def plot(self, ax=None):
@@ -181,10 +221,10 @@ class CollapseReport(Mapping[str, float]):
         return plot_report(self, ax)
 
     def to_html(self, path: str | os.PathLike, *, title: str | None = None, details: Any = None) -> None:
-        """Writes the report as one self-contained HTML file."""
+        """Writes the report as one self-contained HTML file, with its own ``details`` unless others are given."""
         from .page import render
 
-        write_file(path, render(self, title=title, details=details))
+        write_file(path, render(self, title=title, details=self.details if details is None else details))
 
 
 @torch.no_grad()
@@ -212,18 +252,21 @@ def collapse(
         everything between classes when fewer than two are kept.
 
     Raises:
-        TypeError: statistics in the place of the geometry computed from them.
+        TypeError: statistics, or features, in the place of the geometry computed from them; from features it is
+            :func:`ncops.measure`.
         ValueError: shapes that do not fit; decisions made with another convention, other classes or another number of
             them; decisions that hold their classifier (all but those read from a file), made with another one.
     """
     settings = resolve(convention)
     _check(geometry, weight, bias, decisions, settings)
     rows = None if weight is None else weight.detach()[geometry.classes.to(weight.device)]
-    values, taken = quantities(geometry, rows, decisions, settings), taken_by_rounding(geometry, settings)
+    cosines, taken = mean_cosines(geometry, settings), taken_by_rounding(geometry, settings)
+    values = quantities(geometry, rows, decisions, settings, cosines)
     told = notes(values, taken, geometry, rows, decisions, settings)
     coverage = {**geometry.coverage, "dim": geometry.dim, **taken, **({} if decisions is None else decisions.coverage)}
     made = provenance(geometry.device, geometry.input_dtype)
-    return CollapseReport(values, coverage, settings, told, made)
+    classes = class_table(geometry, rows, decisions, settings, cosines)
+    return CollapseReport(values, coverage, settings, told, made, classes)
 
 
 def _count(value: Any) -> int | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from .. import tables
 from ..metrics.goals import Goals
 from ..metrics.table import NAMES, SUMMARY, meaning, shown_in
+from ..names import Panels
 from ..stats.files import write_file
 from .collapse import CollapseReport
-from .console import plain_table
 from .measured import Measured
 from .numbers import format_value, strict, strict_json
 from .places import places, short_names
@@ -95,7 +95,7 @@ class Comparison:
 
     def table(self) -> str:
         """Plain text: one line per run with the main metrics."""
-        return plain_table(*self.rows(), left=(0,))
+        return tables.plain_table(*self.rows(), left=(0,))
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Headings and cells of :meth:`table`."""
@@ -129,25 +129,49 @@ class Comparison:
         one value per run, null where there is none), ``runs`` with what each rests on, and ``notes``."""
         return strict_json(self.document(), indent)
 
-    def plot(self, ax=None):
+    def plot(self, ax=None, *, panels: Panels = "ncops"):
         """NC1 to NC4, accuracy and NLL over the runs, or over the checkpoints that a single run holds.
 
         Args:
             ax: matplotlib axes for one plot, of NC1 to NC4 as distances from full collapse. With None: a figure 7
                 inches wide with one panel per property.
+            panels: ``"ncops"``, or ``"papyan"`` for the figures of Papyan, Han and Donoho 2020: equinorm,
+                equiangularity and maximal angle of class means and of classifier rows, self-duality, variability
+                collapse, mismatch with the nearest class centre. For runs measured with ``convention="papyan"``, or
+                with one that has its norms, cosines and self-duality.
 
         Returns:
             ``(fig, ax)``; with ``ax=None`` a list of axes, one per panel.
 
         Raises:
+            ValueError: unknown ``panels``, or ``"papyan"`` on axes or for runs of another convention.
             ModuleNotFoundError: without matplotlib (``pip install ncops[cli]``).
         """
+        self.check_panels(panels)
         from .plots.panels import plot_distances, plot_panels
+        from .plots.papyan import plot_papyan
 
+        if panels == "papyan":
+            if ax is not None:
+                raise ValueError("ax: expected None with panels='papyan', a figure of six plots")
+            return plot_papyan(*self.trajectory, self.goals)
         if ax is None:
             return plot_panels(*self.trajectory, self.goals)
         plot_distances(ax, *self.trajectory, self.goals)
         return ax.figure, ax
+
+    def check_panels(self, panels: str) -> None:
+        """Raises ValueError for a set of panels that there is not, or that these runs have not."""
+        from .plots.papyan import differs
+
+        if panels not in get_args(Panels):
+            raise ValueError(f"panels: expected one of {', '.join(get_args(Panels))}, got {panels!r}")
+        for run in self.runs if panels == "papyan" else ():
+            if what := differs(run.report.settings):
+                raise ValueError(
+                    f"panels: 'papyan' needs runs measured with convention='papyan', got {run.name} with "
+                    f"{run.report.convention!r} ({what})"
+                )
 
     def to_html(self, path: str | os.PathLike, *, title: str | None = None) -> None:
         """Writes trajectories, the table of all runs and the last run's details as one self-contained HTML file."""
@@ -207,7 +231,7 @@ def compare(
         elif isinstance(run, Measured):
             found.append(Run(name, run.report, dict(run.details), ""))
         elif isinstance(run, CollapseReport):
-            found.append(Run(name, run, {}, ""))
+            found.append(Run(name, run, dict(run.details), ""))
         else:
             raise TypeError(f"runs: expected paths or CollapseReport, got {type(run).__name__}")
     used = [run for run in found if run.details.get("run", {}).get("classifier")]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from ..metrics.table import meaning
+from ..tables import plain_table
 from .collapse import CollapseReport
 from .details import coverage_items
 from .numbers import format_value
@@ -50,17 +51,6 @@ def _rich_console():
     except ModuleNotFoundError:
         return None
     return Console(file=_Encodable(sys.stdout))
-
-
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    widths = [max(len(str(r[i])) for r in (columns, *rows)) for i in range(len(columns))]
-    lines = []
-    for row in (columns, *rows):
-        cells = [
-            str(c).ljust(w) if i in left else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _rich_table(

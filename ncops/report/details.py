@@ -14,6 +14,7 @@ import torch
 
 from .. import metrics
 from ..stats.decisions import MARGIN_LIMIT
+from .classes import COLUMNS
 from .numbers import format_value, strict
 
 if TYPE_CHECKING:
@@ -22,11 +23,8 @@ if TYPE_CHECKING:
 PAIR_SAMPLE = 512
 """Classes drawn for the histogram of pairwise cosines: 130,816 pairs, which show its shape; nothing is K x K."""
 
-CLASS_COLUMNS = {
-    "count": "samples", "class_var": "variance", "mean_norm": "mean norm", "row_cosine": "cos with its row",
-    "decided": "decision samples", "hit": "hit rate", "agree": "agreement",
-}  # fmt: skip
-"""The columns that a table of classes may have, by the name of their values in ``details["classes"]["rows"]``."""
+CLASS_COLUMNS = {name: heading for name, heading in COLUMNS.items() if name not in ("class", "kept", "row_norm", "nll")}
+"""The columns that a page's table of classes may have, by their name in ``details["classes"]["rows"]``."""
 
 TABLE_ROWS = 300
 SCATTER_POINTS = 4000
@@ -113,39 +111,22 @@ def _edges(low: float, high: float, bins: int) -> list[float]:
 
 
 def class_rows(
-    geometry,
-    weight: torch.Tensor | None,
-    decisions,
-    text: Callable[[int], str],
-    noun: str = "class",
-    limit: int = TABLE_ROWS,
+    report: CollapseReport, text: Callable[[int], str], noun: str = "class", limit: int = TABLE_ROWS
 ) -> dict[str, Any]:
-    """The most frequent kept classes, one row each.
+    """The most frequent kept classes of :meth:`ncops.CollapseReport.classes`, one row each.
 
     Args:
-        decisions: a DecisionStatistics of the decision pass; None without a classifier.
         text: the name of a class.
     """
-    order = torch.argsort(geometry.counts.cpu(), descending=True, stable=True)[:limit]
-    ids = geometry.classes.cpu()[order]
-    cosines = row_cosines(geometry, weight)
-    columns: dict[str, torch.Tensor] = {
-        "count": geometry.counts.cpu()[order],
-        "class_var": geometry.class_var.double().cpu()[order],
-        "mean_norm": metrics.mean_norms(geometry.means, global_mean=geometry.global_mean).cpu()[order],
-    }
-    if cosines is not None:
-        columns["row_cosine"] = cosines.cpu()[order]
-    if decisions is not None:
-        columns["decided"] = decisions.count.cpu()[ids]
-        columns["hit"] = metrics.per_class_share(decisions.hit, decisions.count).cpu()[ids]
-        columns["agree"] = metrics.per_class_share(decisions.agree, decisions.count).cpu()[ids]
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    rows = [
-        {"id": index, "text": text(index), **strict(dict(zip(columns, row, strict=True)))}
-        for index, row in zip(ids.tolist(), values, strict=True)
-    ]
-    return {"rows": rows, "shown": len(rows), "of": int(geometry.classes.numel()), "noun": noun}
+    table = report.classes("count", descending=True).kept()
+    shown = table.head(limit).to_dict()
+    rows = []
+    for i, index in enumerate(shown["class"]):
+        row = {"id": index, "text": text(index), **{name: shown[name][i] for name in CLASS_COLUMNS if name in shown}}
+        if row.get("nearest") is not None:
+            row["nearest_text"] = text(row["nearest"])
+        rows.append(strict(row))
+    return {"rows": rows, "shown": len(rows), "of": len(table), "noun": noun}
 
 
 def trajectory(

@@ -50,11 +50,12 @@ def assemble(
     details = geometry_details(geometry, weight)
     if decisions is not None:
         details["histograms"].update(decision_details(decisions))
-    details["classes"] = class_rows(geometry, weight, decisions, text, noun)
+    details["classes"] = class_rows(report, text, noun)
     details.update(parts)
     if notes is not None:
         details["notes"] = list(notes)
     details["run"] = dict(facts)
+    report.details = details
     return Measured(report, details)
 
 

@@ -31,7 +31,8 @@ def notes(
     infinite = features or "class means coincide"
     for name, value in values.items():
         if math.isnan(value):
-            told.setdefault(name, f"NaN: {undefined}")
+            of_rows = name.startswith("nc2_w_")
+            told.setdefault(name, f"NaN: {'a classifier row is 0 or not finite' if of_rows else undefined}")
         elif math.isinf(value):
             told.setdefault(name, f"infinite: {infinite}")
     return told
@@ -64,7 +65,7 @@ def _of_arguments(
             f"n - {settings.variance_ddof} {under}; keep classes with more",
         ),
         (
-            ["nc2_cos_std"], pairs <= settings.pair_ddof,
+            ["nc2_cos_std", "nc2_w_cos_std"], pairs <= settings.pair_ddof,
             f"NaN: too few pairs of classes ({pairs}) for a spread over n - {settings.pair_ddof} {under}",
         ),
         (needing(SCATTER), not scatter, "NaN: needs the D x D scatter, which was not kept"),

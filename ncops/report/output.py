@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 from ..errors import CommandError
+from ..names import Panels
 from ..stats.files import check_target, try_folder, write_file
 from .comparison import Comparison
 from .console import emit, say, show_report, show_table
@@ -70,7 +71,7 @@ def deliver(
         say("wrote " + ", ".join(str(path) for path in written))
 
 
-def figure_files(comparison: Comparison) -> dict[str, bytes]:
+def figure_files(comparison: Comparison, panels: Panels = "ncops") -> dict[str, bytes]:
     """The figure of a comparison in vector formats, the same bytes for the same runs; none without matplotlib."""
     try:
         import matplotlib
@@ -83,7 +84,7 @@ def figure_files(comparison: Comparison) -> dict[str, bytes]:
 
     # Type 42 fonts are what publishers ask for in a PDF.
     with matplotlib.rc_context({**PAPER, "pdf.fonttype": 42, "svg.hashsalt": "ncops", "backend": "agg"}):
-        figure, _ = comparison.plot()
+        figure, _ = comparison.plot(panels=panels)
         files = {}
         for suffix, date in (("pdf", "CreationDate"), ("svg", "Date")):
             buffer = io.BytesIO()
@@ -95,9 +96,9 @@ def figure_files(comparison: Comparison) -> dict[str, bytes]:
 
 
 def deliver_comparison(
-    comparison: Comparison, *, folder: Path, title: str | None = None, as_json: bool = False
+    comparison: Comparison, *, folder: Path, title: str | None = None, panels: Panels = "ncops", as_json: bool = False
 ) -> None:
-    """Prints the runs (or their JSON) and writes report.html, comparison.json and the figure.
+    """Prints the runs (or their JSON) and writes report.html, comparison.json and the figure of these panels.
 
     Raises:
         CommandError: where ``folder`` is one of the runs, whose own report.html this would replace.
@@ -105,7 +106,8 @@ def deliver_comparison(
     if any(Path(run.source).absolute().parent == folder.absolute() for run in comparison.runs if run.source):
         raise CommandError(f"--output: {folder} is one of the runs; give another folder")
     text = comparison.to_json(indent=1)
-    files = {"report.html": comparison.html(title=title), "comparison.json": text + "\n", **figure_files(comparison)}
+    files = {"report.html": comparison.html(title=title), "comparison.json": text + "\n"}
+    files |= figure_files(comparison, panels)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

@@ -8,18 +8,26 @@ from torch import Tensor
 
 from .. import metrics
 from ..conventions import Convention
+from ..metrics.common import centred
 from ..metrics.table import NAMES, NEAREST, needing
+from ..ops import PairStats, pair_stats
 from ..stats.decisions import DecisionStatistics
 from ..stats.geometry import ClassGeometry
 
 
 def quantities(
-    geometry: ClassGeometry, rows: Tensor | None, decisions: DecisionStatistics | None, settings: Convention
-) -> dict[str, float]:
-    """All of ``NAMES``, NaN where ``rows`` (the classifier's, of the kept classes) or decisions would be needed."""
+    geometry: ClassGeometry, rows: Tensor | None, decisions: DecisionStatistics | None, settings: Convention,
+    cosines: PairStats | None,
+) -> dict[str, float]:  # fmt: skip
+    """All of ``NAMES``, NaN where ``rows`` (the classifier's, of the kept classes) or decisions would be needed.
+
+    ``cosines`` as :func:`mean_cosines` has them.
+    """
     values = dict.fromkeys(NAMES, math.nan)
     values.update(_variability(geometry, settings))
-    values.update(_configuration(geometry, rows, settings))
+    if cosines is not None:
+        values.update(_configuration(geometry, rows, settings, cosines))
+        values.update(_row_configuration(rows, settings))
     values.update(_duality(geometry, rows, settings))
     values.update(_decisions(decisions))
     return {name: float(values[name]) for name in NAMES}
@@ -41,6 +49,13 @@ def origin_of(geometry: ClassGeometry, settings: Convention) -> Tensor | None:
     return geometry.sample_mean if settings.global_mean == "sample" else None
 
 
+def mean_cosines(geometry: ClassGeometry, settings: Convention) -> PairStats | None:
+    """Cosines of the centred class means over all pairs, and the nearest of each; None for fewer than two classes."""
+    if geometry.num_kept < 2:
+        return None
+    return pair_stats(centred(geometry.means, origin_of(geometry, settings)), "cosine")
+
+
 def _variability(geometry: ClassGeometry, settings: Convention) -> dict[str, Tensor]:
     means, origin = geometry.means, origin_of(geometry, settings)
     values = {
@@ -56,18 +71,21 @@ def _variability(geometry: ClassGeometry, settings: Convention) -> dict[str, Ten
     return values
 
 
-def _configuration(geometry: ClassGeometry, rows: Tensor | None, settings: Convention) -> dict[str, Tensor]:
+def _configuration(
+    geometry: ClassGeometry, rows: Tensor | None, settings: Convention, cosines: PairStats
+) -> dict[str, Tensor]:
     means, origin = geometry.means, origin_of(geometry, settings)
     norms = {"global_mean": origin, "squared": settings.norm_squared, "ddof": settings.norm_ddof}
-    similarity = metrics.pair_similarity(
-        means, global_mean=origin, similarity=settings.similarity, ddof=settings.pair_ddof
-    )
+    similarity = metrics.PairMoments.of(cosines, settings.pair_ddof)
+    if settings.similarity == "dot":
+        similarity = metrics.pair_similarity(means, global_mean=origin, similarity="dot", ddof=settings.pair_ddof)
     uniformity = metrics.log_uniformity(means, global_mean=origin, center=settings.gnc2_centered)
     values = {
         "nc2_norm_cv": metrics.norm_variation(means, **norms),
         "nc2_log_norm_cv": metrics.norm_variation(means, log=True, **norms),
         "nc2_cos_mean": similarity.mean,
         "nc2_cos_std": similarity.std,
+        "nc2_cos_error": metrics.angle_error(means, global_mean=origin),
         "gnc2_log_mean": uniformity.mean,
         "gnc2_log_var": uniformity.var,
     }
@@ -76,6 +94,20 @@ def _configuration(geometry: ClassGeometry, rows: Tensor | None, settings: Conve
     elif rows is not None:
         values["nc2_etf_error"] = metrics.simplex_error(rows, rows)
     return values
+
+
+def _row_configuration(rows: Tensor | None, settings: Convention) -> dict[str, Tensor]:
+    """NC2 of the classifier's rows as they are."""
+    if rows is None:
+        return {}
+    zero = rows.new_zeros(rows.shape[1])
+    return {
+        "nc2_w_norm_cv": metrics.norm_variation(
+            rows, global_mean=zero, squared=settings.norm_squared, ddof=settings.norm_ddof
+        ),
+        "nc2_w_cos_std": metrics.pair_similarity(rows, global_mean=zero, ddof=settings.pair_ddof).std,
+        "nc2_w_cos_error": metrics.angle_error(rows, global_mean=zero),
+    }
 
 
 def _duality(geometry: ClassGeometry, rows: Tensor | None, settings: Convention) -> dict[str, Tensor]:

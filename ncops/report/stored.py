@@ -19,6 +19,7 @@ from ..stats.classes import ClassStatistics
 from ..stats.decisions import DecisionStatistics
 from ..stats.load import load
 from ..stats.passes import in_dtype_of
+from .classes import INTEGERS, ClassTable
 from .collapse import CollapseReport
 from .details import CLASS_COLUMNS
 from .measured import Measured, assemble, geometry_facts
@@ -81,8 +82,11 @@ def read_report(path: Path) -> Measured:
     reasons = document.get("metric_notes", document.get("notes"))  # as ncops writes it, and as CollapseReport.to_json
     reasons = {k: str(v) for k, v in _mapping(reasons).items() if k in metrics}
     made = {key: value for key, value in _facts(_mapping(document.get("provenance"))).items() if _NAME.fullmatch(key)}
-    report = CollapseReport(metrics, coverage, _convention(document), reasons, made)
     details = read_details(document)
+    listed = details.get("classes")
+    classes = None if listed is None else ClassTable.of_rows(listed["rows"], listed["of"])
+    report = CollapseReport(metrics, coverage, _convention(document), reasons, made, classes)
+    report.details = details
     schema = document.get("schema")
     if schema is not None and not (_count(schema) and schema <= SCHEMA):
         details["notes"].append(f"{path.name} has schema {schema!s:.20}, this version of ncops reads up to {SCHEMA}.")
@@ -117,6 +121,10 @@ def _maybe(value: Any) -> bool:
 
 def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _maybe_count(value: Any) -> bool:
+    return value is None or _count(value)
 
 
 def _list(value: Any, kind: Callable[[Any], bool], length: int | None = None) -> bool:
@@ -159,8 +167,10 @@ def _classes(data: Any) -> dict[str, Any]:
     for row in data["rows"]:
         if "held_out" in row:  # its name before, whatever part the decisions were on
             row = {**row, "decided": row["held_out"]}
-        columns = [name for name in CLASS_COLUMNS if name in row]
-        rows.append({**_entries(row, {"id": _count, **dict.fromkeys(columns, _maybe)}), "text": str(row["text"])})
+        checks = {name: _maybe_count if name in INTEGERS else _maybe for name in CLASS_COLUMNS if name in row}
+        rows.append({**_entries(row, {"id": _count, **checks}), "text": str(row["text"])})
+        if "nearest_text" in row:
+            rows[-1]["nearest_text"] = str(row["nearest_text"])
     noun = str(data.get("noun", "class"))[:40]
     return {**_entries(data, {"of": _count}), "rows": rows, "shown": len(rows), "noun": noun}
 

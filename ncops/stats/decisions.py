@@ -49,9 +49,16 @@ STATES = {
 
 
 def check_geometry(geometry: Any) -> None:
-    """Raises TypeError for anything else, such as the statistics that a geometry is computed from."""
+    """Raises TypeError for anything else, such as features or the statistics that a geometry is computed from."""
     if not isinstance(geometry, ClassGeometry):
-        hint = ": give .compute() of it" if hasattr(geometry, "compute") else ""
+        hint = ""
+        if isinstance(geometry, Tensor) or hasattr(geometry, "__array__"):
+            hint = (
+                ": it is what ClassStatistics.compute() returns; from features in one line it is "
+                "ncops.measure(features, labels, weight, bias)"
+            )
+        elif hasattr(geometry, "compute"):  # which arrays of dask have too
+            hint = ": give .compute() of it"
         raise TypeError(f"geometry: expected ClassGeometry, got {type(geometry).__name__}{hint}")
 
 

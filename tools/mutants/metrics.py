@@ -31,6 +31,10 @@ SOURCES: tuple[Source, ...] = (
             ("(inner - sum_left @ sum_right / k)", "inner"),
             ("(gram_left * gram_right)", "(gram_left * gram_left)"),
             ("norms.log() if log else norms", "norms"),
+            ("(tile.sum() - tile.diagonal().sum()) / 2", "tile.sum() / 2"),
+            ("range(start + ANGLE_TILE, k, ANGLE_TILE)", "range(start, k, ANGLE_TILE)"),
+            ("ANGLE_TILE].T).add_(1 / (k - 1))", "ANGLE_TILE].T)"),
+            ("return total / (k * (k - 1) / 2)", "return total / (k * k / 2)"),
         ),
     ),
     Source(
@@ -239,6 +243,11 @@ SOURCES: tuple[Source, ...] = (
             ("abs(value - target)", "abs(value)"),
             ('["nc2_etf_error"] if self.settings.etf_of == "means" else []', '["nc2_etf_error"]'),
             ('name == "nc2_cos_std" and settings.similarity == "cosine"', 'name == "nc2_cos_std"'),
+            ('"nc2_cos_std", "nc2_cos_error"]', '"nc2_cos_std"]'),
+            ('("nc2_etf_error", "nc2_cos_error", "nc2_w_cos_error")', '("nc2_etf_error", "nc2_cos_error")'),
+            ('name == "nc2_w_cos_std" or (', "("),
+            ('name == "nc2_cos_std" and settings.global_mean == "class"', 'name == "nc2_cos_std"'),
+            ('("nc2_cos_std", "nc2_cos_error", "nc2_w_cos_error", "gnc2_log_var")', '("nc2_cos_std", "gnc2_log_var")'),
         ),
     ),
     Source(

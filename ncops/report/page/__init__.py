@@ -95,7 +95,11 @@ def _page(template: str, report: CollapseReport, details: Mapping[str, Any], **v
         notes=[*details.get("notes", []), *report.caveats()],
         classes=classes,
         decisions_on=details.get("run", {}).get("decisions_on"),
-        class_columns={n: text for n, text in CLASS_COLUMNS.items() if classes["rows"] and n in classes["rows"][0]},
+        class_columns={
+            name: (heading, "text" if name == "nearest" else "number")
+            for name, heading in CLASS_COLUMNS.items()
+            if classes["rows"] and name in classes["rows"][0]
+        },
         facts={"convention": report.convention, **details.get("run", {}), **report.provenance},
     )
     return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else "·", text)

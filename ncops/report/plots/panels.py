@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from ...metrics.goals import Goals
 from ...metrics.table import HEADLINES, METRICS, meaning, takes_log
@@ -54,9 +56,16 @@ def draw_panel(ax, key: str, axis: Axis, metrics: Metrics, goals: Goals, palette
 
 def plot_panels(axis: Axis, metrics: Metrics, goals: Goals):
     """A figure with one panel per property that was measured, 7 inches wide; returns it and its axes."""
+    shown = shown_panels(metrics, goals)
+    return panel_figure(axis, [
+        (title, way, partial(draw_panel, key=key, axis=axis, metrics=metrics, goals=goals)) for key, title, way in shown
+    ])  # fmt: skip
+
+
+def panel_figure(axis: Axis, shown: Sequence[tuple[str, str, Callable[[Any], Any]]]):
+    """A figure of panels: title, a line under it, and what draws on axes."""
     from matplotlib import pyplot
 
-    shown = shown_panels(metrics, goals)
     columns = min(len(shown), 2 if len(shown) in (2, 4) else 3) or 1
     rows = max(1, math.ceil(len(shown) / columns))
     height = 2.2 if axis.labels is None else 2.2 + 0.06 * min(18, max(map(len, axis.labels)))
@@ -65,8 +74,8 @@ def plot_panels(axis: Axis, metrics: Metrics, goals: Goals):
         figure, grid = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
         for ax in grid.flat[len(shown) :]:
             ax.set_axis_off()
-        for ax, (key, title, way) in zip(grid.flat, shown, strict=False):
-            draw_panel(ax, key, axis, metrics, goals)
+        for ax, (title, way, drawing) in zip(grid.flat, shown, strict=False):
+            drawing(ax)
             palette = palette_of(ax)
             for text, up, look in (
                 (title, 17, {"color": palette.ink, "fontweight": "bold"}),

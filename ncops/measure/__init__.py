@@ -1,1 +1,0 @@
-"""Measurements from files: stored features, and statistics that jobs have saved."""
