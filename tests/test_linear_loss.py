@@ -327,3 +327,14 @@ def test_without_target():
     x, weight, bias, _ = problem(6, 5, 9, torch.float32)
     loss = ncops.linear_loss(x, weight, bias, nll=0, z_loss=1).loss
     torch.testing.assert_close(loss, dense(x, weight, bias, 1).logsumexp(1).square().mean())
+
+
+def test_bfloat16_beside_torchs_products():
+    """Both may use a CPU's tile registers on the same threads, and each finds its own configuration there."""
+    x, weight, bias, target = problem(70, 64, 500, torch.bfloat16)
+    product = x @ weight.T
+    found = value_and_gradients(ours, (x, weight, bias), target, None)
+    for _ in range(20):
+        assert torch.equal(x @ weight.T, product)
+        for a, b in zip(value_and_gradients(ours, (x, weight, bias), target, None), found, strict=True):
+            assert torch.equal(a, b)

@@ -11,15 +11,16 @@
 namespace ncops::NCOPS_ISA {
 
 // How the work is cut: a function of the shape alone.
-template <class T>
+template <class Mode>
 struct KeptTiles {
+  using T = typename Mode::T;
   static constexpr int L = 2 * kWidth<T>;
-  static constexpr int64_t kTile = kTileRows * L, kMostRows = 512;
+  static constexpr int64_t kRows = kGradientRows<Mode>, kTile = kRows * L, kMostRows = 512;
   int64_t rows, classes, tiles, groups, tiles_per_split, splits, rows_per_group, rows_per_block, panels;
 
   // `width`: of what a class's gradients hold; `products`: kept per row and class; `inputs`: per row and split.
   KeptTiles(int64_t rows, int64_t classes, int64_t width, int64_t products, int64_t inputs)
-      : rows(rows), classes(classes), tiles(pieces(classes, kTileRows)) {
+      : rows(rows), classes(classes), tiles(pieces(classes, kRows)) {
     constexpr int64_t tasks = 16, mb = int64_t(1) << 20;
     const int64_t ranges = std::max<int64_t>(1, std::min<int64_t>(tasks, classes / 256));
     const int64_t affordable = 64 * mb / std::max<int64_t>(1, classes * width * int64_t(sizeof(T)));
@@ -27,7 +28,7 @@ struct KeptTiles {
     if (ranges >= groups) groups = 1;
     tiles_per_split = groups > 1 ? tiles : pieces(tiles, ranges);
     splits = pieces(tiles, tiles_per_split);
-    const int64_t row_bytes = (products * tiles * kTileRows + splits * inputs) * int64_t(sizeof(T));
+    const int64_t row_bytes = (products * tiles * kRows + splits * inputs) * int64_t(sizeof(T));
     const int64_t kept = (groups > 1 ? mb : 88 * mb) / row_bytes;
     rows_per_group = round_up(pieces(rows, groups), L);
     rows_per_block = std::min(rows_per_group, std::max<int64_t>(L, std::min(kMostRows, kept) / L * L));
@@ -38,7 +39,7 @@ struct KeptTiles {
   template <class F>
   void for_tiles(int64_t split, F f) const {
     for (int64_t t = split * tiles_per_split; t < std::min(tiles, (split + 1) * tiles_per_split); ++t)
-      f(t, t * kTileRows, std::min(kTileRows, classes - t * kTileRows));
+      f(t, t * kRows, std::min(kRows, classes - t * kRows));
   }
 
   // How many blocks there are at a time.
@@ -66,8 +67,9 @@ struct KeptTiles {
 };
 
 // Rows [row, end) of a block, panel by panel.
-template <class T>
+template <class Mode>
 struct KeptRows {
+  using T = typename Mode::T;
   static constexpr int L = 2 * kWidth<T>;
   int64_t row = 0, end = 0;
 
@@ -75,11 +77,11 @@ struct KeptRows {
   int64_t first(int64_t p) const { return row + p * L; }
   int64_t count(int64_t p) const { return std::min<int64_t>(L, end - first(p)); }
   // Tiles lie [tile of w][panel][class][lane].
-  T* tile(T* tiles, int64_t t, int64_t p) const { return tiles + (t * number() + p) * KeptTiles<T>::kTile; }
+  T* tile(T* tiles, int64_t t, int64_t p) const { return tiles + (t * number() + p) * KeptTiles<Mode>::kTile; }
 
   // Tile t of every panel, from packed rows of x and w, `steps` at a time, added to what it is if `onto`; done(p) follows the
   // last of a panel.
-  template <class Mode, class Done>
+  template <class Done>
   void multiply(const T* panels, int64_t depth, int64_t steps, const T* w, int64_t group, int64_t t, int64_t count, T* tiles,
                 Done done, bool onto = false) const {
     for (int64_t k = 0; k == 0 || k < depth; k += steps)

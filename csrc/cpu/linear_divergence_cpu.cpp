@@ -30,7 +30,7 @@ inline void subtract_pairs(float* x, float* other, int64_t n) {
 template <class Mode>
 class Divergence {
   using T = typename Mode::T;
-  static constexpr int L = KeptTiles<T>::L;
+  static constexpr int L = KeptTiles<Mode>::L;
   using State = DivergenceState<T, L>;
   using Lanes = DivergenceLanes<T, L>;
   using Gradient = DivergenceGradient<T, L>;
@@ -49,7 +49,7 @@ class Divergence {
   };
 
   // Per side tiles of products, then of their gradients; packed rows; shares of g_x [split][panel][column][lane].
-  struct Block : KeptRows<T> {
+  struct Block : KeptRows<Mode> {
     T *tiles[2], *panels[2], *lower, *columns[2], *inputs[2];
     DivergenceShare* shares;  // [split][row]
     Sums* sums;               // [split][panel]
@@ -57,13 +57,13 @@ class Divergence {
     Lanes* lanes;
     Gradient* gradients;
 
-    T* tile(int side, int64_t t, int64_t p) const { return KeptRows<T>::tile(tiles[side], t, p); }
+    T* tile(int side, int64_t t, int64_t p) const { return KeptRows<Mode>::tile(tiles[side], t, p); }
   };
 
   const LinearDivergenceArgs& args_;
   bool backward_;
   Side sides_[2];
-  KeptTiles<T> plan_;
+  KeptTiles<Mode> plan_;
   Bias<T> bias_, other_bias_;
   PairReader<T> read_;
 
@@ -91,12 +91,12 @@ class Divergence {
       panels_at[s] = block.add<T>(plan_.panels * L * side.depth);
       columns_at[s] = block.add<T>(sides_[args_.one_head ? 0 : s].g_weight ? plan_.rows_per_block / kPerStep<Mode> * side.columns : 0);
       inputs_at[s] = block.add<T>(side.g_x ? plan_.splits * plan_.rows_per_block * side.features : 0);
-      w_size = std::max<size_t>(w_size, std::max(kTileRows / kMR * group_size<Mode>(side.dim), turned_size<Mode>(kTileRows, side.dim)));
+      w_size = std::max<size_t>(w_size, std::max(KeptTiles<Mode>::kRows / kMR * group_size<Mode>(side.dim), turned_size<Mode>(KeptTiles<Mode>::kRows, side.dim)));
     }
     const size_t shares_at = block.add<DivergenceShare>(backward_ ? 0 : plan_.splits * plan_.rows_per_block);
     const size_t sums_at = block.add<Sums>(backward_ ? 0 : plan_.splits * plan_.panels), rows_at = block.add<DivergenceRow>(plan_.rows_per_block);
     const size_t lanes_at = block.add<Lanes>(plan_.panels), gradients_at = block.add<Gradient>(backward_ ? plan_.panels : 0);
-    const size_t steps_at = worker.add<T>(backward_ ? class_steps_size<Mode>(kTileRows) : 0);
+    const size_t steps_at = worker.add<T>(backward_ ? class_steps_size<Mode>(KeptTiles<Mode>::kRows) : 0);
     const size_t w_at = worker.add<T>(w_size), states_at = worker.add<State>(plan_.panels);
     const Scratch blocks(block.bytes * plan_.at_once()), own(worker.bytes * workers());
     plan_.run([&](int64_t row, int64_t end, int64_t group, int64_t at, const auto& each) {
@@ -184,7 +184,7 @@ class Divergence {
         if (s == 0 || !args_.one_head) pack_rows<Mode>(sides_[s].w, first, count, w);
         const int64_t depth = sides_[s].depth, steps = plan_product<T>(plan_.rows, plan_.classes, depth, L).steps;
         const auto add = [&](const T* panels, bool onto) {
-          b.template multiply<Mode>(panels, depth, steps, w, group_size<Mode>(sides_[s].dim), t, count, b.tiles[s], [](int64_t) {}, onto);
+          b.multiply(panels, depth, steps, w, group_size<Mode>(sides_[s].dim), t, count, b.tiles[s], [](int64_t) {}, onto);
         };
         add(b.panels[s], false);
         if (kInPairs<Mode> && s == 1 && args_.one_head) add(b.lower, true);
@@ -253,7 +253,7 @@ class Divergence {
     const int64_t number = b.number();
     for (int s = 0; s < 2; ++s)
       if (sides_[s].g_x) std::memset(inputs(b, s, split, 0), 0, number * L * sides_[s].features * sizeof(T));
-    bool zero[2][KeptTiles<T>::kMostRows / L];
+    bool zero[2][KeptTiles<Mode>::kMostRows / L];
     plan_.for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
       for (int64_t p = 0; p < number; ++p) {
         zero[0][p] = zero[1][p] = !b.gradients[p].any_active;

@@ -38,9 +38,9 @@ class Loss {
     const size_t columns_at = block.add<T>(args_.g_weight ? plan_.rows_per_block / kPerStep<Mode> * columns_ : 0);
     const size_t inputs_at = block.add<T>(args_.g_x ? plan_.splits * plan_.rows_per_block * features_ : 0);
     const size_t gradients_at = block.add<Panel>(plan_.panels);
-    const size_t w_at = worker.add<T>(std::max(kTileRows / kMR * group_size<Mode>(dim_), turned_size<Mode>(kTileRows, dim_)));
+    const size_t w_at = worker.add<T>(std::max(KeptTiles<Mode>::kRows / kMR * group_size<Mode>(dim_), turned_size<Mode>(KeptTiles<Mode>::kRows, dim_)));
     const size_t copy_at = worker.add<T>(cap_ ? plan_.kTile : 0);
-    const size_t steps_at = worker.add<T>(class_steps_size<Mode>(kTileRows));
+    const size_t steps_at = worker.add<T>(class_steps_size<Mode>(KeptTiles<Mode>::kRows));
     const size_t states_at = worker.add<State>(plan_.panels);
     const Scratch blocks(block.bytes * plan_.at_once()), packed(worker.bytes * workers());
     plan_.run([&](int64_t row, int64_t end, int64_t group, int64_t at, const auto& each) {
@@ -65,13 +65,13 @@ class Loss {
   }
 
  private:
-  static constexpr int L = KeptTiles<T>::L;
+  static constexpr int L = KeptTiles<Mode>::L;
   using Epilogue = LinearStats<Mode, 2>;
   using State = typename Epilogue::State;
   using Panel = PanelGradient<T, L>;
 
   // Tiles of logits, then of their gradients; x packed for the products either way; shares of g_x [split][panel][column][lane].
-  struct Block : KeptRows<T> {
+  struct Block : KeptRows<Mode> {
     T *logits, *panels, *columns, *inputs;
     Panel* gradients;
   };
@@ -80,7 +80,7 @@ class Loss {
   int64_t dim_, depth_, columns_, features_;
   Bias<T> bias_;
   Softcap<T> cap_;
-  KeptTiles<T> plan_;
+  KeptTiles<Mode> plan_;
 
   // Logits of a split's classes, and their share of the rows' statistics.
   void multiply(const Block& b, int64_t split, Epilogue& epilogue, T* w, T* copy, State* states) const {
@@ -89,7 +89,7 @@ class Loss {
       epilogue.begin(states[p], b.first(p), b.count(p), split, b.panels + p * L * depth_);
     plan_.for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
       pack_rows<Mode>(args_.w, first, count, w);
-      b.template multiply<Mode>(b.panels, depth_, steps, w, group_size<Mode>(dim_), t, count, b.logits, [&](int64_t p) {
+      b.multiply(b.panels, depth_, steps, w, group_size<Mode>(dim_), t, count, b.logits, [&](int64_t p) {
         // The slopes of capped logits come from the products, which then stay.
         T* tile = b.tile(b.logits, t, p);
         if (cap_) std::memcpy(copy, tile, count * L * sizeof(T));
@@ -127,7 +127,7 @@ class Loss {
     const int64_t number = b.number(), panel = L * features_;
     T* inputs = args_.g_x ? b.inputs + split * number * panel : nullptr;
     if (inputs) std::memset(inputs, 0, number * panel * sizeof(T));
-    bool zero[KeptTiles<T>::kMostRows / L];
+    bool zero[KeptTiles<Mode>::kMostRows / L];
     plan_.for_tiles(split, [&](int64_t t, int64_t first, int64_t count) {
       if (g_weight && b.row == 0 && plan_.groups == 1) std::memset(g_weight + first * dim_, 0, count * dim_ * sizeof(T));
       bool packed = false, some = false;

@@ -31,7 +31,7 @@ class Backward {
     const int64_t affordable = kShareBytes / std::max<int64_t>(1, args.w.rows * dim_ * int64_t(sizeof(T)));
     groups_ = std::max<int64_t>(1, std::min({int64_t(kTasks), affordable, pieces(args.x.rows, 128)}));
     if (splits >= groups_) groups_ = 1;
-    w_per_split_ = groups_ > 1 ? args.w.rows : int64_t(round_up(pieces(args.w.rows, splits), kTileRows));
+    w_per_split_ = groups_ > 1 ? args.w.rows : int64_t(round_up(pieces(args.w.rows, splits), kRows));
     splits_ = pieces(args.w.rows, w_per_split_);
     const int64_t share = args.g_x ? kShareBytes / (splits_ * features_ * int64_t(sizeof(T))) : args.x.rows;
     const int64_t unit = L * groups_;
@@ -50,9 +50,9 @@ class Backward {
     Layout layout;
     const size_t panels_at = layout.add<T>(rows_per_chunk_ * depth_);
     const size_t columns_at = layout.add<T>(args_.g_weight ? rows_per_chunk_ / kPerStep<Mode> * columns_ : 0);
-    const size_t w_at = layout.add<T>(kTileRows / kMR * group_);
-    const size_t turned_at = layout.add<T>(args_.g_x ? turned_size<Mode>(kTileRows, dim_) : 0);
-    const size_t dz_at = layout.add<T>(rows_per_chunk_ * kTileRows), steps_at = layout.add<T>(class_steps_size<Mode>(kTileRows));
+    const size_t w_at = layout.add<T>(kRows / kMR * group_);
+    const size_t turned_at = layout.add<T>(args_.g_x ? turned_size<Mode>(kRows, dim_) : 0);
+    const size_t dz_at = layout.add<T>(rows_per_chunk_ * kRows), steps_at = layout.add<T>(class_steps_size<Mode>(kRows));
     const size_t gradients_at = layout.add<Panel>(rows_per_chunk_ / L);
     Scratch scratch(layout.bytes * std::min<int64_t>(tasks, workers()));
     for (int64_t row = 0; row < args_.x.rows; row += rows_per_pass_) {
@@ -77,7 +77,7 @@ class Backward {
 
  private:
   static constexpr int L = 2 * kWidth<T>;
-  static constexpr int64_t kTasks = 16, kChunk = 512, kShareBytes = int64_t(64) << 20;
+  static constexpr int64_t kRows = kGradientRows<Mode>, kTasks = 16, kChunk = 512, kShareBytes = int64_t(64) << 20;
   using Panel = PanelGradient<T, L>;
   struct Memory {
     T *panels, *columns, *w, *turned, *dz, *steps;  // of a chunk: x and a tile of w for either product, its logits' gradients
@@ -92,7 +92,7 @@ class Backward {
   // g_weight (V, D) and g_bias (V) are added to. Null: not wanted.
   void chunk(int64_t begin, int64_t end, int64_t split, T* share, T* g_weight, T* g_bias, const Memory& memory) {
     const auto [panels, columns, w, turned, dz, steps, gradients] = memory;
-    const int64_t number = pieces(end - begin, L), tile = kTileRows * L;
+    const int64_t number = pieces(end - begin, L), tile = kRows * L;
     for (int64_t p = 0; p < number; ++p) {
       const int64_t row = begin + p * L, count = std::min<int64_t>(L, end - row);
       pack_panel<Mode, L>(args_.x, row, count, panels + p * L * depth_);
@@ -104,8 +104,8 @@ class Backward {
       pack_row_steps<Mode>(args_.x, begin + p * L, counts, columns + p * L * L / kPerStep<Mode>, number * L);
     bool zero[kChunk / L];
     const int64_t last = std::min(args_.w.rows, (split + 1) * w_per_split_);
-    for (int64_t first = split * w_per_split_; first < last; first += kTileRows) {
-      const int64_t classes = std::min(kTileRows, last - first);
+    for (int64_t first = split * w_per_split_; first < last; first += kRows) {
+      const int64_t classes = std::min(kRows, last - first);
       bool packed = false, some = false;
       for (int64_t p = 0; p < number; ++p) {
         T* out = dz + p * tile;
@@ -131,7 +131,7 @@ class Backward {
     const T* bias = bias_.data ? bias_.data + first : nullptr;
     if (gradients.soft || cap_)
       multiply_panel<Mode, 2>(panel, w, group_, classes, depth_, false, out);
-    alignas(64) T slopes[kTileRows * L];
+    alignas(64) T slopes[kRows * L];
     if (cap_) cap_.logits_and_slopes(out, slopes, classes * L, L, T(args_.scale), bias);
     if (gradients.soft) gradients.apply(out, first, classes, cap_ ? T(1) : T(args_.scale), cap_ ? nullptr : bias);
     else gradients.apply_hard(out, first, classes);

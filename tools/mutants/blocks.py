@@ -33,11 +33,8 @@ SOURCES: tuple[Source, ...] = (
         (
             ("round_up(Bf16Pairs::depth(dim), kLine<float>)", "Bf16Pairs::depth(dim)"),
             ("if (left_out && left_out[i]) continue;", ""),
-            ("w += 2 * group, out += 2 * next)", "w += group, out += 2 * next)"),
-            (
-                "<1, NV>(x, w, group, line, kMR * line, lines, onto,",
-                "<1, NV>(x, w, group, line, kMR * line, lines, false,",
-            ),
+            ("rows += 2 * group, to += 2 * next)", "rows += group, to += 2 * next)"),
+            ("first += kLinesAtOnce, onto = true)", "first += kLinesAtOnce)"),
             ("total += even + odd;", "total += even;"),
             ("if (count > kMR) tile_products<2", "if (count > 1) tile_products<1"),
             ("out[(m + i) * dim + k + j] += total[i][j];", "out[(m + i) * dim + k + j] = total[i][j];"),

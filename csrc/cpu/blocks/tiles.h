@@ -45,6 +45,8 @@ constexpr TileConfig tile_config() {
   return config;
 }
 
+constexpr int64_t kLinesAtOnce = 12;  // of a panel, 24 KB, stay in the first-level cache
+
 class TileScope {
  public:
   TileScope() {
@@ -89,13 +91,18 @@ NCOPS_INLINE void tile_products(const float* x, const float* w, int64_t group, i
 template <int NV>
 __attribute__((noinline)) void multiply_in_tiles(const float* x, const float* w, int64_t group, int64_t count, int64_t steps, bool onto,
                                                  float* out) {
-  constexpr int64_t line = kLine<float>, next = kMR * NV * kWidth<float>;
+  constexpr int64_t line = kLine<float>, L = NV * kWidth<float>, next = kMR * L;
   const TileScope tiles;
-  const int64_t lines = pieces(steps, line);
-  int64_t left = pieces(count, kMR);
-  for (; left >= 2; left -= 2, w += 2 * group, out += 2 * next)
-    tile_products<2, NV>(x, w, group, line, kMR * line, lines, onto, nullptr, out);
-  if (left) tile_products<1, NV>(x, w, group, line, kMR * line, lines, onto, nullptr, out);
+  const int64_t all = pieces(steps, line);
+  for (int64_t first = 0; first < all || first == 0; first += kLinesAtOnce, onto = true) {
+    const int64_t lines = std::min(kLinesAtOnce, all - first);
+    const float *columns = x + first * line * L, *rows = w + first * kMR * line;
+    float* to = out;
+    int64_t left = pieces(count, kMR);
+    for (; left >= 2; left -= 2, rows += 2 * group, to += 2 * next)
+      tile_products<2, NV>(columns, rows, group, line, kMR * line, lines, onto, nullptr, to);
+    if (left) tile_products<1, NV>(columns, rows, group, line, kMR * line, lines, onto, nullptr, to);
+  }
 }
 
 template <int NV>
