@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Backend = Literal["cpu", "cuda", "triton", "reference"]
-Kernel = Literal["dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv"]
+Kernel = Literal["dot", "cosine", "angle", "distance", "log_distance", "riesz", "gaussian", "cdnv"]
 Loss = Literal["nll", "cross_entropy", "z_loss", "entropy", "margin"]
 Metric = Literal["euclidean", "cosine"]
 Nonfinite = Literal["propagate", "skip", "raise"]

@@ -279,13 +279,17 @@ def _nearest_neighbors_gradients(x, rows):
 
 
 # ---- pairs
-def _pairs(k: int, d: int, kernel: str):
+def _pairs(k: int, d: int, kernel: str, classes: int = 0):
     def make(dtype):
         rows = randn(k, d, dtype=dtype, shift=0.3)
         if kernel != "riesz":
-            rows[1] = rows[0] * (1 + 2**-7)  # a close pair
+            rows[1] = rows[0] * (1 + 2**-7)  # a close pair, for angles not quite parallel
+            rows[1, 0] += 2**-4 * (kernel == "angle")
         variances = torch.rand(k).to(_wide(dtype)) + 0.1 if kernel == "cdnv" else None
-        return {"rows": rows, "kernel": kernel, "variances": variances, "valid": torch.arange(k) % 5 != 2}
+        labels = torch.arange(k) * 7 % 11 % classes if classes else None
+        return {
+            "rows": rows, "kernel": kernel, "variances": variances, "valid": torch.arange(k) % 5 != 2, "labels": labels
+        }  # fmt: skip
 
     return make
 
@@ -298,15 +302,15 @@ def _few_pairs(k: int, d: int, kernel: str):
     return make
 
 
-def _pair_stats(rows, kernel, variances, valid):
-    stats = ncops.pair_stats(rows, kernel, variances=variances, valid=valid)
+def _pair_stats(rows, kernel, variances, valid, labels=None):
+    stats = ncops.pair_stats(rows, kernel, variances=variances, valid=valid, labels=labels)
     return {name: getattr(stats, name) for name in ("mean", "var", "min", "max", "row_max", "count")}
 
 
-def _pair_stats_gradients(rows, kernel, variances, valid):
+def _pair_stats_gradients(rows, kernel, variances, valid, labels=None):
     inputs = [rows.requires_grad_()] + ([] if variances is None else [variances.requires_grad_()])
-    stats = ncops.pair_stats(rows, kernel, variances=variances, valid=valid)
-    loss = stats.mean + (stats.row_max.where(valid, 0) * 0.1).sum()
+    stats = ncops.pair_stats(rows, kernel, variances=variances, valid=valid, labels=labels)
+    loss = stats.mean.sum() + (stats.row_max.where(valid, 0) * 0.1).sum()
     return {f"g_{i}": g for i, g in enumerate(torch.autograd.grad(loss, inputs))}
 
 
@@ -365,11 +369,22 @@ CASES = (
     OpCase("nearest_neighbors", "backward", _points(65, 33, 40), _nearest_neighbors_gradients, gradient=True),
     *(
         OpCase("pair_stats", kernel, _pairs(40, 17, kernel), _pair_stats, _pair_scale)
-        for kernel in ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
+        for kernel in ("dot", "cosine", "angle", "distance", "log_distance", "riesz", "gaussian", "cdnv")
+    ),
+    *(
+        OpCase("pair_stats", f"{kernel} by class", _pairs(40, 17, kernel, classes=3), _pair_stats, _pair_scale)
+        for kernel in ("dot", "angle", "distance", "cdnv")
+    ),
+    *(
+        OpCase(
+            "pair_stats", f"{kernel} by class backward", _pairs(40, 17, kernel, classes=3), _pair_stats_gradients,
+            gradient=True,
+        )  # fmt: skip
+        for kernel in ("cosine", "angle", "distance", "cdnv")
     ),
     *(
         OpCase("pair_stats", f"{kernel} backward", _pairs(40, 17, kernel), _pair_stats_gradients, gradient=True)
-        for kernel in ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
+        for kernel in ("dot", "cosine", "angle", "distance", "log_distance", "riesz", "gaussian", "cdnv")
     ),
 )
 

@@ -37,8 +37,8 @@ def test_pair_stats(kernel):
 
     rows = two_clusters(14, DEPTH)
     with launch.override("pair_products", BLOCK_D=32), launch.override("pair_distances", BLOCK_D=32):
-        ours = pair_stats(rows, kernel, None, 2.0, None, False)[4]
-    truth = reference.pair_stats(rows.double(), kernel, None, 2.0, None, False)[4]
+        ours = pair_stats(rows, kernel, None, 2.0, None, None, -100, False)[4]
+    truth = reference.pair_stats(rows.double(), kernel, None, 2.0, None, None, -100, False)[4]
     if kernel == "dot":
         plain = rows @ rows.t()
     else:
@@ -87,7 +87,7 @@ def test_pair_gradients_of_many_rows():
     close = torch.zeros(count // block, dtype=torch.int64)
     partial = torch.empty(block, dim)
     _apply[(1, 1, 1)](
-        rows, *rows.stride(), None, origin, factors, close, partial,
+        rows, *rows.stride(), None, origin, None, factors, None, close, partial,
         0, block, count, dim, count // block, count // block, BLOCK=block, BLOCK_D=dim, FOLD=256,
     )  # fmt: skip
     truth = (factors.double()[:, :, None] * (rows.double()[:block, None] - rows.double())).sum(1)

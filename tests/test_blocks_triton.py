@@ -460,7 +460,7 @@ def test_pair_stats_in_blocks_of_a_close_pair():
     """A hundredth of the rows' size apart, where products have lost half of their digits."""
     rows = 50 * torch.rand(18, 7)
     rows[9] = rows[0] * (1 + 2**-7)
-    least = pair_stats.pair_stats(rows, "distance", None, 1.0, None, False)[2]
+    least = pair_stats.pair_stats(rows, "distance", None, 1.0, None, None, -100, False)[2]
     torch.testing.assert_close(least.double(), torch.dist(*rows[[0, 9]].double()), rtol=1e-6, atol=0)
 
 
@@ -487,5 +487,6 @@ def test_rows_that_coincide(wide):
 def test_a_nan_in_one_tile_of_several(kernel, row):
     rows = pair_problem(18, kernel)[0]
     rows[row, 5] = math.nan
-    mean, var, low, high, row_max, count, row_argmax = pair_stats.pair_stats(rows, kernel, None, 1.0, None, False)
+    found = pair_stats.pair_stats(rows, kernel, None, 1.0, None, None, -100, False)
+    mean, var, low, high, row_max, count, row_argmax = found
     assert mean.isnan() and var.isnan() and low.isnan() and high.isnan() and count == 153

@@ -61,10 +61,10 @@ def problem(name: str, n: int, d: int, dtype: torch.dtype, labelled: bool = True
     variances = torch.rand(n).to(compute) + 0.1 if name == "cdnv" else None
     valid = torch.rand(n) < 0.8 if labelled else None
     power = 0.02 if name == "gaussian" else 1.5  # else its values vanish
-    options = (name, *exact(variances), power, valid, False)
+    options = (name, *exact(variances), power, valid, None, IGNORE, False)
     *_, count, row_argmax = backends.reference("pair_stats")(x.double(), *options)
     g_mean, g_row_max = randn(1, dtype=compute)[0] * 3, randn(n, dtype=compute).masked_fill(torch.rand(n) < 0.2, 0)
-    return g_mean, g_row_max, count, row_argmax, x, name, variances, power, valid, False
+    return g_mean, g_row_max, count, row_argmax, x, name, variances, power, valid, None, IGNORE, False
 
 
 def op_of(name: str) -> str:

@@ -35,6 +35,10 @@ def values(rows, kernel, variances, power=POWER):
     if kernel == "cosine":
         return (rows @ rows.T) / (rows.norm(dim=1)[:, None] * rows.norm(dim=1))
     k = rows.shape[0]
+    if kernel == "angle":
+        unit, eye = rows / rows.norm(dim=1, keepdim=True), torch.eye(k, dtype=rows.dtype)[..., None]
+        apart, together = ((unit[:, None] + sign * unit + eye).norm(dim=2) for sign in (-1, 1))
+        return 2 * torch.atan2(apart, together)
     # The diagonal never counts, but an infinite slope there would turn every gradient into NaN.
     difference = rows[:, None] - rows + torch.eye(k, dtype=rows.dtype)[..., None]
     d2 = difference.square().sum(2)
@@ -127,6 +131,7 @@ def test_by_hand(backend):
     assert stats.row_max.tolist() == pytest.approx([5, 5, 4], rel=1e-6) and stats.row_argmax.tolist() == [1, 0, 1]
     assert ncops.pair_stats(rows, "dot").mean.item() == 3
     assert ncops.pair_stats(rows[1:], "cosine").mean.item() == pytest.approx(0.6)
+    assert ncops.pair_stats(rows[1:], "angle").mean.item() == pytest.approx(math.atan2(4, 3))
     assert ncops.pair_stats(rows[1:], "log_distance").mean.item() == pytest.approx(math.log(4))
     assert ncops.pair_stats(rows[1:], "riesz", power=2).mean.item() == pytest.approx(1 / 16)
     assert ncops.pair_stats(rows[1:], "gaussian", power=0.1).mean.item() == pytest.approx(math.exp(-1.6))
@@ -304,6 +309,15 @@ def test_only_mean_and_row_max_carry_gradients(backend):
         ({"valid": torch.ones(3, dtype=torch.bool)}, ValueError, r"valid: expected shape \(K,\) = \(4,\), got \(3,\)"),
         ({"valid": [True] * 4}, TypeError, "valid: expected a tensor, got list"),
         ({"rows": torch.ones(4)}, ValueError, "rows: expected 2 dimensions"),
+        ({"labels": torch.ones(4)}, ValueError, "labels: expected an integer dtype, got torch.float32"),
+        ({"labels": torch.arange(3)}, ValueError, r"labels: expected shape rows.shape\[:-1\] = \(4,\), got \(3,\)"),
+        ({"labels": [0] * 4}, TypeError, "labels: expected a tensor, got list"),
+        (
+            {"labels": torch.tensor([0, -100, -1, -2])},
+            ValueError,
+            "labels: expected values of 0 or more or ignore_index=-100, got -1 at row 2 of 4",
+        ),
+        ({"labels": torch.arange(4), "ignore_index": None}, TypeError, "ignore_index: expected an integer, got None"),
         ({"power": torch.ones((), requires_grad=True)}, ValueError, "power: expected a number, got a tensor that"),
         ({"power": None}, TypeError, "power: expected a number, got None"),
     ],
@@ -326,7 +340,8 @@ def test_opcheck(backend, kernel):
     rows, variances = problem(9, 5, kernel, torch.float32)
     inputs = (rows.requires_grad_(), None if variances is None else variances.requires_grad_())
     valid = torch.ones(9, dtype=torch.bool)  # opcheck takes NaN for a difference
-    torch.library.opcheck(torch.ops.ncops.pair_stats.default, (inputs[0], kernel, inputs[1], 1.0, valid, False))
+    arguments = (inputs[0], kernel, inputs[1], 1.0, valid, None, -100, False)
+    torch.library.opcheck(torch.ops.ncops.pair_stats.default, arguments)
 
 
 def test_compile(backend):

@@ -33,8 +33,8 @@ def test_any_grouping_gives_the_same_partners(kernel, multiprocessors, monkeypat
     rows, valid = randn(45, 5, dtype=torch.float32), torch.rand(45) < 0.8
     monkeypatch.setattr(pair_stats, "INTERPRETED_MULTIPROCESSORS", multiprocessors)
     with launch.override("pair_products", BLOCK=8), launch.override("pair_distances", BLOCK=8):
-        ours = pair_stats.pair_stats(rows, kernel, None, 1.0, valid, False)
-    theirs = reference.pair_stats(rows, kernel, None, 1.0, valid, False)
+        ours = pair_stats.pair_stats(rows, kernel, None, 1.0, valid, None, -100, False)
+    theirs = reference.pair_stats(rows, kernel, None, 1.0, valid, None, -100, False)
     close(ours, theirs, torch.float32)
 
 
@@ -46,7 +46,7 @@ def test_powers(kernel, power):
     for dtype in (torch.float32, torch.float64):
         rows = randn(9, 4, dtype=dtype)
         variances = torch.rand(9, dtype=dtype) if kernel == "cdnv" else None
-        arguments = (rows, kernel, variances, power, None, False)
+        arguments = (rows, kernel, variances, power, None, None, -100, False)
         close(pair_stats(*arguments), reference.pair_stats(*arguments), dtype)
 
 
@@ -56,7 +56,7 @@ def test_tiles_wholly_of_close_pairs():
 
     rows = (randn(5, 6).repeat(7, 1) + 1e-3 * randn(35, 6)).float()
     truth = torch.pdist(rows.double())
-    stats = pair_stats(rows, "distance", None, 1.0, None, False)
+    stats = pair_stats(rows, "distance", None, 1.0, None, None, -100, False)
     for mine, true in zip(stats[:4], (truth.mean(), truth.var(correction=0), truth.min(), truth.max()), strict=True):
         assert mine.item() == pytest.approx(true.item(), rel=1e-6)
 
@@ -72,9 +72,9 @@ def test_backward_by_strips(kernel, dtype, monkeypatch):
     rows, valid = rows.to(dtype), torch.arange(k) % 5 != 1
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     variances = torch.rand(k, dtype=wide) if kernel == "cdnv" else None
-    out = reference.pair_stats(rows, kernel, variances, 1.0, valid, False)
+    out = reference.pair_stats(rows, kernel, variances, 1.0, valid, None, -100, False)
     g_mean, g_row_max = randn(1, dtype=wide)[0], randn(k, dtype=wide)
-    arguments = (g_mean, g_row_max, out[5], out[6], rows, kernel, variances, 1.0, valid, False)
+    arguments = (g_mean, g_row_max, out[5], out[6], rows, kernel, variances, 1.0, valid, None, -100, False)
     whole = backward.pair_stats_backward(*arguments)
     monkeypatch.setattr(backward, "STRIP_BYTES", 1)  # one row of tiles a strip
     strips = backward.pair_stats_backward(*arguments)
@@ -109,9 +109,9 @@ def test_infinite_and_missing_values_cross_tiles():
 
     rows = randn(20, 3, dtype=torch.float32)
     rows[18] = rows[2]
-    mean, var, low, high, row_max, count, row_argmax = pair_stats(rows, "riesz", None, 1.0, None, False)
+    mean, var, low, high, row_max, count, row_argmax = pair_stats(rows, "riesz", None, 1.0, None, None, -100, False)
     assert mean == high == math.inf and var.isnan() and low > 0 and count == 190
     assert row_argmax[2] == 18 and row_argmax[18] == 2
     rows[18, 1] = math.nan
-    mean, _, low, high, row_max, count, row_argmax = pair_stats(rows, "distance", None, 1.0, None, False)
+    mean, _, low, high, row_max, count, row_argmax = pair_stats(rows, "distance", None, 1.0, None, None, -100, False)
     assert all(value.isnan() for value in (mean, low, high)) and row_max.isnan().all() and (row_argmax == -1).all()

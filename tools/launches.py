@@ -30,6 +30,7 @@ from ncops.triton_kernels import (
     pair_stats,
     projected_sqnorms,
 )
+from ncops.triton_kernels._pair_values import NAMES as PAIR_KERNELS
 from tools.gpu_day import stand_in
 
 IGNORE = -100
@@ -70,9 +71,10 @@ NAMES = {
     "pair_stats._pairs": "pairs[{kind}{variant}]",
     "pair_stats._merge_moments": "merge_moments[{sums}]",
     "pair_stats._merge_partners": "merge_partners[{sums}]",
-    "_pair_backward._factors": "pair_factors[{kind},cdnv{variant}]",
+    "_pair_backward._factors": "pair_factors[{kind},{KERNEL}{variant}]",
     "_pair_backward._apply": "pair_gradient[{kind}{variant}]",
-    "_pair_backward._partners": "pair_partners[{sums}]",
+    "_pair_backward._class_sums": "pair_class_sums[{sums}]",
+    "_pair_backward._partners": "pair_partners[{sums}{variant}]",
     "_pair_backward._finish": "pair_finish[{sums}]",
     "_row_products._row_products": "row_products[{kind}{variant}]",
     "_rows._column_sums": "column_sums[{sums}]",
@@ -86,6 +88,7 @@ WORDS = {
     "MODE": {0: "fresh", 1: "state", 2: "anchor"},
     "SHARE": {False: "", True: "_share"},
     "GROUP": {1: "", 4: ",4", 16: ",16", 64: ",64"},
+    "KERNEL": dict(enumerate(PAIR_KERNELS)),
     "WHOLE": {True: "largest", False: "largest_of_many"},
 }
 
@@ -144,7 +147,7 @@ def launch_all(start: Callable[..., Problem]) -> None:
     for kernel, power, kinds in (
         ("dot", 1, ("fp32", "tf32", "bf16", "fp16")), ("cosine", 1, ("fp64",)), ("distance", 1, ("fp32", "tf32")),
         ("log_distance", 1, ("bf16",)), ("cdnv", 1, ("fp32",)), ("cdnv", 1.3, ("fp32",)), ("riesz", 1.3, ("fp32",)),
-        ("gaussian", 1, ("fp64",)),
+        ("gaussian", 1, ("fp64",)), ("angle", 1, ("fp32", "bf16", "fp64")),
     ):  # fmt: skip
         for kind in kinds:
             p = start(kind, f",{kernel}" + ",any power" * (power != 1))
@@ -157,6 +160,15 @@ def launch_all(start: Callable[..., Problem]) -> None:
             pairs = _pairs(p, kernel, power)
             k = len(pairs[0])
             pair_stats.pair_stats_backward(p.wide(), p.wide(k), p.index(), p.index(k), *pairs)
+    for kernel, kind in (("dot", "bf16"), ("distance", "fp32"), ("angle", "fp32")):
+        pair_stats.pair_stats(*_pairs(start(kind, f",{kernel},labels"), kernel, 1, labelled=True))
+    for kernel, variant in (("angle", ",unit rows"), ("cosine", ",labels"), ("cdnv", ",labels")):
+        p, labelled = start("fp32", variant), variant == ",labels"
+        pairs = _pairs(p, kernel, 1, labelled)
+        k, sides = len(pairs[0]), (2,) if labelled else ()
+        pair_stats.pair_stats_backward(
+            p.wide(*sides), p.wide(*sides, k), p.index(*sides), p.index(*sides, k), *pairs
+        )
     for kind in KINDS:
         p = start(kind)
         means, valid = p.x(1001, 1024, dtype=torch.float64), p.x(1001, dtype=torch.bool)
@@ -233,10 +245,11 @@ def _deviations(kind: str, start: Callable[..., Problem]) -> None:
     projected_sqnorms.projected_sqnorms_backward(*rest, True, True, False)
 
 
-def _pairs(p: Problem, kernel: str, power: float) -> tuple:
+def _pairs(p: Problem, kernel: str, power: float, labelled: bool = False) -> tuple:
     k = 9001
     variances = p.wide(k) if kernel == "cdnv" else None
-    return p.x(k, 512), kernel, variances, power, p.x(k, dtype=torch.bool), p.tf32
+    labels = p.index(k) if labelled else None
+    return p.x(k, 512), kernel, variances, power, p.x(k, dtype=torch.bool), labels, IGNORE, p.tf32
 
 
 def recorded(capability: int) -> dict[str, Launch]:

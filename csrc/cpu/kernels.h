@@ -132,6 +132,13 @@ struct RowMeanArgs {
 NCOPS_KERNEL(row_mean, RowMeanArgs)
 NCOPS_KERNEL(row_center, RowMeanArgs)  // a point amid most rows: coordinate-wise median of up to 63, evenly spaced
 
+struct RowScalesArgs {
+  Rows rows;
+  double least;  // of the norms; 0: a zero row has NaN
+  double* out;   // by stored row: 1 / norm
+};
+NCOPS_KERNEL(row_scales, RowScalesArgs)
+
 struct NearestClassMeanArgs {
   Rows x, means;               // offset already set on both: a point amid the valid means
   const bool* valid = nullptr;  // (C), or null
@@ -225,16 +232,20 @@ struct AccumulateClassMomentsArgs : LabelledRows {
 };
 NCOPS_KERNEL(accumulate_class_moments, AccumulateClassMomentsArgs)
 
-enum class PairKernel { dot, cosine, distance, log_distance, riesz, gaussian, cdnv };
-static constexpr bool is_distance(PairKernel kernel) { return kernel != PairKernel::dot && kernel != PairKernel::cosine; }
+enum class PairKernel { dot, cosine, angle, distance, log_distance, riesz, gaussian, cdnv };
+static constexpr bool is_distance(PairKernel kernel) { return kernel >= PairKernel::distance; }
+// Pairs are counted apart where there are labels: those of one class first, then the others. All sides are one behind the other.
 struct PairStatsArgs {
-  Rows rows;  // the K valid rows, gathered by index; offset set for the distance kernels
+  Rows rows;  // the K valid rows, gathered by index; offset set for the distance kernels, scale (1 / norm) for angle
   PairKernel kernel;
   const double* variances = nullptr;  // (K), gathered
   double power = 1;
-  double *mean, *var, *min, *max;
-  double *row_max;
-  int64_t *count, *row_argmax;  // row_argmax indexes the gathered rows
+  int sides = 1;
+  const int64_t* labels = nullptr;  // (K), gathered, below `classes`; with 2 sides
+  int64_t classes = 0;
+  double *mean, *var, *min, *max;  // (sides)
+  double* row_max;                 // (sides, K)
+  int64_t *count, *row_argmax;     // (sides), (sides, K); row_argmax indexes the gathered rows
 };
 NCOPS_KERNEL(pair_stats, PairStatsArgs)
 
@@ -243,9 +254,12 @@ struct PairStatsBackwardArgs {
   PairKernel kernel;
   const double* variances = nullptr;
   double power = 1;
-  double share = 0;                // gradient by the value of each ordered pair, through the mean
-  const double* g_row_max;         // (K), gathered; 0 where there is no partner
-  const int64_t* partner;          // (K) the row that gives row_max, among the gathered ones; -1: none
+  int sides = 1;
+  const int64_t* labels = nullptr;
+  int64_t classes = 0;
+  double share[2] = {0, 0};        // by side: gradient by the value of each ordered pair, through the mean
+  const double* g_row_max;         // (sides, K), gathered; 0 where there is no partner
+  const int64_t* partner;          // (sides, K) the row that gives row_max, among the gathered ones; -1: none
   int64_t total = 0;               // rows of g_rows: those that are not gathered get zero
   void* g_rows;                    // (total, D) in the dtype of rows
   double* g_variances = nullptr;   // (K), gathered, for cdnv

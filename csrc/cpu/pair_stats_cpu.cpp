@@ -1,4 +1,7 @@
-// pair_stats: upper-triangle tiles of a row product, turned into the pair kernel's values and reduced on the spot.
+// pair_stats: upper-triangle tiles of a row product, turned into the pair kernel's values and reduced on the spot. With labels
+// there are two sides, pairs of one class and others, which share the products and the values.
+#include <vector>
+
 #include "blocks/pair_rows.h"
 #include "blocks/product.h"
 
@@ -32,23 +35,22 @@ struct BlockResult {
   bool poisoned = false;
 };
 
-template <class T>
+template <class T, int Sides>
 struct PairStats {
   static constexpr int W = kWidth<T>, L = 2 * W;
   static constexpr T inf = std::numeric_limits<T>::infinity();
   struct State {
     int64_t row, count;
-    alignas(64) T norm[L], scale[L], variance[L], best[L];  // squared norm, 1 / norm, class variance, largest value so far
-    alignas(64) LaneInt<T> best_index[L];                   // relative to `row`; -1: none
+    alignas(64) T norm[L], scale[L], variance[L], best[Sides][L];  // squared norm, 1 / norm, class variance, largest value so far
+    alignas(64) LaneInt<T> best_index[Sides][L], label[L];         // relative to `row`, -1: none; class
   };
   const PairStatsArgs& args;
   const Plan& plan;
   const T *norms, *scales, *variances;  // (K): squared norms, 1 / norm (cosine), class variances (cdnv)
-  BlockResult* results;                 // (blocks)
-  Best* column_best;                    // (blocks, K): best partner of w row j among the x rows of a block
-  Best* row_best;                       // (K): best partner of x row i among the later rows
-
-  bool close_pairs() const { return is_distance(args.kernel); }
+  const LaneInt<T>* labels;             // (K), with two sides
+  BlockResult* results;                 // (blocks, Sides)
+  Best* column_best;                    // (blocks, Sides, K): best partner of w row j among the x rows of a block
+  Best* row_best;                       // (Sides, K): best partner of x row i among the later rows
 
   void begin(State& s, int64_t row, int64_t count, int64_t, const T*) {
     s.row = row;
@@ -58,14 +60,15 @@ struct PairStats {
       s.norm[i] = norms[r];
       s.scale[i] = scales ? scales[r] : T(1);
       s.variance[i] = variances ? variances[r] : T(0);
-      s.best[i] = -inf;
-      s.best_index[i] = -1;
+      s.label[i] = labels ? labels[r] : 0;
+      for (int side = 0; side < Sides; ++side) s.best[side][i] = -inf, s.best_index[side][i] = -1;
     }
   }
 
   Vec<T> value(const State& s, int lane, int64_t j, Vec<T> product, IntVec<T> wanted) const {
     if (args.kernel == PairKernel::dot) return product;
     if (args.kernel == PairKernel::cosine) return product * load(s.scale + lane) * scales[j];
+    if (args.kernel == PairKernel::angle) return angle(s, lane, j, product, wanted);
     const Vec<T> size = load(s.norm + lane) + norms[j];
     Vec<T> d2 = size - 2 * product;
     const IntVec<T> close = (d2 < size * T(kClose)) & wanted;  // the difference has lost digits: form it directly
@@ -82,6 +85,16 @@ struct PairStats {
     }
   }
 
+  Vec<T> angle(const State& s, int lane, int64_t j, Vec<T> cosine, IntVec<T> wanted) const {
+    const IntVec<T> opposite = cosine < 0;
+    Vec<T> chord = 2 - 2 * (opposite ? -cosine : cosine);
+    const IntVec<T> close = (chord < T(2 * kClose)) & wanted;
+    if (any<T>(close))
+      for (int i = 0; i < W; ++i)
+        if (close[i]) chord[i] = T(unit_pair(args.rows, s.row + lane + i, j).chord());
+    return angle_of<T>(chord, opposite);
+  }
+
   void tile(State& s, T* tile, int64_t first, int64_t count) {
     for (int lane = 0; lane < L && lane < s.count; lane += W) {
       // Past the diagonal every lane of a whole panel counts, and nothing need be masked.
@@ -95,8 +108,7 @@ struct PairStats {
   template <bool Masked>
   void reduce(State& s, T* tile, int lane, int64_t first, int64_t count) {
     const int64_t block = s.row / plan.rows_per_block;
-    BlockResult& result = results[block];
-    Best* columns = column_best + block * args.rows.rows;
+    Best* columns = column_best + block * Sides * args.rows.rows;
     IntVec<T> lanes;
     for (int i = 0; i < W; ++i) lanes[i] = LaneInt<T>(lane + i);
     const auto wanted_at = [&](int64_t j) -> IntVec<T> {
@@ -104,43 +116,65 @@ struct PairStats {
       const LaneInt<T> limit = LaneInt<T>(std::min<int64_t>(std::max<int64_t>(first + j - s.row, 0), s.count));
       return lanes < limit;
     };
-    Vec<T> best = load(s.best + lane), sum{}, low = splat<T>(inf), high = splat<T>(-inf);
-    IntVec<T> best_index = load_int<T>(s.best_index + lane), pairs{}, bad{};
+    const IntVec<T> label = load_int<T>(s.label + lane);
+    // Which of the pairs with w row j are of a side.
+    const auto of_side = [&](int side, int64_t w, IntVec<T> wanted) -> IntVec<T> {
+      if constexpr (Sides == 1) return wanted;
+      const IntVec<T> same = label == labels[w];
+      return wanted & (side == 0 ? same : ~same);
+    };
+    struct Side {
+      Vec<T> best, sum, low, high;
+      IntVec<T> best_index, pairs, bad;
+    } sides[Sides];
+#pragma GCC unroll 2
+    for (int side = 0; side < Sides; ++side)
+      sides[side] = {load(s.best[side] + lane), Vec<T>{}, splat<T>(inf), splat<T>(-inf),
+                     load_int<T>(s.best_index[side] + lane), IntVec<T>{}, IntVec<T>{}};
     for (int64_t j = 0; j < count; ++j) {
       const int64_t w = first + j;
       const IntVec<T> wanted = wanted_at(j);
       const Vec<T> v = value(s, lane, w, load(tile + j * L), wanted);
       store(tile + j * L, v);
-      sum += wanted ? v : Vec<T>{};
-      pairs -= wanted;
-      low = wanted & (v < low) ? v : low;
-      high = wanted & (v > high) ? v : high;
-      bad |= wanted & (v != v);
-      const IntVec<T> better = wanted & ((v > best) | ((v != v) & (best == best)) | (best_index < 0));
-      best = better ? v : best;
-      best_index = better ? IntVec<T>{} + LaneInt<T>(w - s.row) : best_index;
-      offer_column(columns[w], s.row + lane, v, wanted);
+#pragma GCC unroll 2
+      for (int side = 0; side < Sides; ++side) {
+        const IntVec<T> here = of_side(side, w, wanted);
+        Side& c = sides[side];
+        c.sum += here ? v : Vec<T>{};
+        c.pairs -= here;
+        c.low = here & (v < c.low) ? v : c.low;
+        c.high = here & (v > c.high) ? v : c.high;
+        c.bad |= here & (v != v);
+        const IntVec<T> better = here & ((v > c.best) | ((v != v) & (c.best == c.best)) | (c.best_index < 0));
+        c.best = better ? v : c.best;
+        c.best_index = better ? IntVec<T>{} + LaneInt<T>(w - s.row) : c.best_index;
+        offer_column(columns[side * args.rows.rows + w], s.row + lane, v, here);
+      }
     }
-    store(s.best + lane, best);
-    store_int<T>(s.best_index + lane, best_index);
-    double total = 0, number = 0;
-    for (int i = 0; i < W; ++i) {
-      total += double(sum[i]);
-      number += double(pairs[i]);
-      result.min = std::min(result.min, double(low[i]));
-      result.max = std::max(result.max, double(high[i]));
-      result.poisoned |= bad[i] != 0;
+    for (int side = 0; side < Sides; ++side) {
+      const Side& c = sides[side];
+      BlockResult& result = results[block * Sides + side];
+      store(s.best[side] + lane, c.best);
+      store_int<T>(s.best_index[side] + lane, c.best_index);
+      double total = 0, number = 0;
+      for (int i = 0; i < W; ++i) {
+        total += double(c.sum[i]);
+        number += double(c.pairs[i]);
+        result.min = std::min(result.min, double(c.low[i]));
+        result.max = std::max(result.max, double(c.high[i]));
+        result.poisoned |= c.bad[i] != 0;
+      }
+      if (number == 0) continue;
+      const double mean = total / number;
+      Vec<T> squares{};
+      for (int64_t j = 0; j < count; ++j) {
+        const Vec<T> dev = load(tile + j * L) - T(mean);
+        squares += of_side(side, first + j, wanted_at(j)) ? dev * dev : Vec<T>{};
+      }
+      double square = 0;
+      for (int i = 0; i < W; ++i) square += double(squares[i]);
+      result.moments.add(number, mean, square);
     }
-    if (number == 0) return;
-    const double mean = total / number;
-    Vec<T> squares{};
-    for (int64_t j = 0; j < count; ++j) {
-      const Vec<T> dev = load(tile + j * L) - T(mean);
-      squares += wanted_at(j) ? dev * dev : Vec<T>{};
-    }
-    double square = 0;
-    for (int i = 0; i < W; ++i) square += double(squares[i]);
-    result.moments.add(number, mean, square);
   }
 
   // The best x row of this vector for w row j. Nearly always an earlier one stays, which one comparison tells.
@@ -151,25 +185,71 @@ struct PairStats {
   }
 
   void end(State& s, int64_t row, int64_t count, int64_t) {
-    for (int64_t i = 0; i < count; ++i)
-      row_best[row + i] = {double(s.best[i]), s.best_index[i] < 0 ? -1 : row + int64_t(s.best_index[i])};
+    for (int side = 0; side < Sides; ++side)
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t index = s.best_index[side][i];
+        row_best[side * args.rows.rows + row + i] = {double(s.best[side][i]), index < 0 ? -1 : row + index};
+      }
   }
 };
 
-template <class T>
+// What all blocks found on one side.
+template <class T, int Sides>
+void finish(const PairStatsArgs& args, const PairStats<T, Sides>& epilogue, int64_t blocks, int side) {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+  const int64_t k = args.rows.rows;
+  BlockResult total;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const BlockResult& r = epilogue.results[b * Sides + side];
+    total.moments.add(r.moments.count, r.moments.mean, r.moments.squares);
+    total.min = std::min(total.min, r.min);
+    total.max = std::max(total.max, r.max);
+    total.poisoned |= r.poisoned;
+  }
+  const bool none = args.count[side] == 0 || total.poisoned;
+  // Infinite values (coincident rows) of one sign make an infinite mean; merging them by differences would give NaN.
+  const bool infinite = total.min == -inf || total.max == inf;
+  args.mean[side] = none ? nan : infinite ? total.min + total.max : total.moments.mean;
+  args.var[side] = none || infinite ? nan : total.moments.squares / total.moments.count;
+  args.min[side] = none ? nan : total.min;
+  args.max[side] = none ? nan : total.max;
+  for (int64_t j = 0; j < k; ++j) {
+    Best best{0, -1};
+    for (int64_t b = 0; b < blocks; ++b) {
+      const Best& earlier = epilogue.column_best[(b * Sides + side) * k + j];
+      if (earlier.index >= 0) best.offer(earlier.value, earlier.index);
+    }
+    const Best& later = epilogue.row_best[side * k + j];
+    if (later.index >= 0) best.offer(later.value, later.index);
+    args.row_max[side * k + j] = best.index < 0 ? nan : best.value;
+    args.row_argmax[side * k + j] = best.value == best.value ? best.index : -1;
+  }
+}
+
+template <class T, int Sides>
 void run(const PairStatsArgs& args) {
-  constexpr int L = PairStats<T>::L;
+  using Epilogue = PairStats<T, Sides>;
+  constexpr int L = Epilogue::L;
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
   const int64_t k = args.rows.rows;
-  *args.count = k * (k - 1) / 2;
-  *args.mean = *args.var = *args.min = *args.max = nan;
-  for (int64_t i = 0; i < k; ++i) args.row_max[i] = nan, args.row_argmax[i] = -1;
+  for (int64_t i = 0; i < Sides * k; ++i) args.row_max[i] = nan, args.row_argmax[i] = -1;
+  const int64_t all = k * (k - 1) / 2;
+  args.count[0] = all;
+  if constexpr (Sides == 2) {
+    std::vector<int64_t> sizes(args.classes);
+    for (int64_t i = 0; i < k; ++i) ++sizes[args.labels[i]];
+    args.count[0] = 0;
+    for (const int64_t n : sizes) args.count[0] += n * (n - 1) / 2;
+    args.count[1] = all - args.count[0];
+  }
+  for (int side = 0; side < Sides; ++side) args.mean[side] = args.var[side] = args.min[side] = args.max[side] = nan;
   if (k < 2) return;
 
-  Scratch norms(k * sizeof(T)), scales(k * sizeof(T)), variances(k * sizeof(T));
+  Scratch norms(k * sizeof(T)), scales(k * sizeof(T)), variances(k * sizeof(T)), labels(k * sizeof(LaneInt<T>));
   const bool cosine = args.kernel == PairKernel::cosine;
   squared_norms<T>(args.rows, norms.at<T>(), cosine ? scales.at<T>() : nullptr);
   for (int64_t r = 0; args.variances && r < k; ++r) variances.at<T>()[r] = T(args.variances[r]);
+  for (int64_t r = 0; Sides == 2 && r < k; ++r) labels.at<LaneInt<T>>()[r] = LaneInt<T>(args.labels[r]);
 
   Plan plan = plan_product<T>(k, k, args.rows.dim, L);
   plan.upper = true;
@@ -177,45 +257,23 @@ void run(const PairStatsArgs& args) {
   // Early blocks meet more partners than late ones: at least 32 blocks, so that they balance over threads.
   plan.rows_per_block = round_up(std::min<int64_t>(1024, std::max<int64_t>(L, k / 32)), L);
   plan.blocks = (k + plan.rows_per_block - 1) / plan.rows_per_block;
-  Scratch results(plan.blocks * sizeof(BlockResult)), columns(plan.blocks * k * sizeof(Best)), rows(k * sizeof(Best));
-  for (int64_t b = 0; b < plan.blocks; ++b) results.at<BlockResult>()[b] = BlockResult{};
-  for (int64_t i = 0; i < plan.blocks * k; ++i) columns.at<Best>()[i] = {0, -1};
-  PairStats<T> epilogue{args, plan, norms.at<T>(), cosine ? scales.at<T>() : nullptr,
-                        args.variances ? variances.at<T>() : nullptr, results.at<BlockResult>(), columns.at<Best>(),
-                        rows.at<Best>()};
+  const int64_t parts = plan.blocks * Sides;
+  Scratch results(parts * sizeof(BlockResult)), columns(parts * k * sizeof(Best)), rows(Sides * k * sizeof(Best));
+  for (int64_t b = 0; b < parts; ++b) results.at<BlockResult>()[b] = BlockResult{};
+  for (int64_t i = 0; i < parts * k; ++i) columns.at<Best>()[i] = {0, -1};
+  Epilogue epilogue{args, plan, norms.at<T>(), cosine ? scales.at<T>() : nullptr, args.variances ? variances.at<T>() : nullptr,
+                    Sides == 2 ? labels.at<LaneInt<T>>() : nullptr, results.at<BlockResult>(), columns.at<Best>(), rows.at<Best>()};
   run_product<Plain<T>, 2>(args.rows, args.rows, plan, epilogue);
-
-  BlockResult total;
-  for (int64_t b = 0; b < plan.blocks; ++b) {
-    const BlockResult& r = epilogue.results[b];
-    total.moments.add(r.moments.count, r.moments.mean, r.moments.squares);
-    total.min = std::min(total.min, r.min);
-    total.max = std::max(total.max, r.max);
-    total.poisoned |= r.poisoned;
-  }
-  // Infinite values (coincident rows) of one sign make an infinite mean; merging them by differences would give NaN.
-  constexpr double inf = std::numeric_limits<double>::infinity();
-  const bool infinite = total.min == -inf || total.max == inf;
-  *args.mean = total.poisoned ? nan : infinite ? total.min + total.max : total.moments.mean;
-  *args.var = total.poisoned || infinite ? nan : total.moments.squares / total.moments.count;
-  *args.min = total.poisoned ? nan : total.min;
-  *args.max = total.poisoned ? nan : total.max;
-  for (int64_t j = 0; j < k; ++j) {
-    Best best{0, -1};
-    for (int64_t b = 0; b < plan.blocks; ++b) {
-      const Best& earlier = epilogue.column_best[b * k + j];
-      if (earlier.index >= 0) best.offer(earlier.value, earlier.index);
-    }
-    if (epilogue.row_best[j].index >= 0) best.offer(epilogue.row_best[j].value, epilogue.row_best[j].index);
-    args.row_max[j] = best.index < 0 ? nan : best.value;
-    args.row_argmax[j] = best.value == best.value ? best.index : -1;
-  }
+  for (int side = 0; side < Sides; ++side) finish(args, epilogue, plan.blocks, side);
 }
 
 }  // namespace
 
 void pair_stats(const PairStatsArgs& args) {
-  with_compute(args.rows.dtype, [&](auto t) { run<decltype(t)>(args); });
+  with_compute(args.rows.dtype, [&](auto t) {
+    if (args.sides == 2) run<decltype(t), 2>(args);
+    else run<decltype(t), 1>(args);
+  });
 }
 
 }  // namespace ncops::NCOPS_ISA

@@ -1,4 +1,4 @@
-// Rows of a matrix as the kernels see them: any dtype, any strides, optionally gathered, minus a centre.
+// Rows of a matrix as the kernels see them: any dtype, any strides, optionally gathered and scaled, minus a centre.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@ struct Rows {
   int64_t rows = 0, dim = 0;
   int64_t row_stride = 0, col_stride = 1;   // in elements
   const int64_t* index = nullptr;           // row r is stored at index[r]
+  const double* scale = nullptr;            // by stored row: what a row is multiplied by, in double, before anything is subtracted
   const int64_t* labels = nullptr;          // by stored row, with `center`: centre + labels[...] * dim is a row's ...
   const void* center = nullptr;             // ... in the compute dtype; without labels one centre serves all rows
   const double* offset = nullptr;           // (dim) subtracted in double before rounding to the compute dtype

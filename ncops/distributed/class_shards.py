@@ -45,8 +45,8 @@ class ShardedClassStatistics:
     anywhere; so do ranks that have come to different calls.
 
     Args:
-        num_classes, dim, scatter, nonfinite, ignore_index: as :class:`ncops.ClassStatistics` has them, the same on
-            every rank. The ``(D, D)`` scatter is kept by every rank.
+        num_classes, dim, scatter, nonfinite, ignore_index, normalize: as :class:`ncops.ClassStatistics` has them, the
+            same on every rank. The ``(D, D)`` scatter is kept by every rank.
         group: the process group; None is the default one.
         device: where the state lives and the rows are: a CPU with gloo, this rank's GPU with nccl.
 
@@ -79,6 +79,7 @@ class ShardedClassStatistics:
         device: torch.device | str | None = None,
         nonfinite: str = "propagate",
         ignore_index: int = -100,
+        normalize: bool = False,
     ):
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
@@ -88,12 +89,14 @@ class ShardedClassStatistics:
         if self.rank < 0:
             raise ValueError("group: this process is not one of its ranks")
         # All the classes, without their memory.
-        self._whole = ClassStatistics(num_classes, dim, scatter, "meta", nonfinite, ignore_index)
+        self._whole = ClassStatistics(num_classes, dim, scatter, "meta", nonfinite, ignore_index, normalize)
         self.num_classes, self.dim = self._whole.num_classes, self._whole.dim
         self._width = -(-self.num_classes // self.ranks)  # classes of a full range
         start, stop = (min(r * self._width, self.num_classes) for r in (self.rank, self.rank + 1))
         self.classes = start, stop
-        self.local = ClassStatistics(max(1, stop - start), dim, scatter, device, ignore_index=NO_LABEL)
+        self.local = ClassStatistics(
+            max(1, stop - start), dim, scatter, device, ignore_index=NO_LABEL, normalize=normalize
+        )
         self.updates, self._halfway = 0, False
 
     @property
@@ -341,7 +344,7 @@ class ShardedClassStatistics:
         if kind != KIND:
             raise ValueError(f"path: {path} holds {kind!r}, expected {KIND}")
         try:
-            config = check_config(config, _CONFIG)
+            config = check_config({**ClassStatistics.LATER, **config}, _CONFIG)
             updates, kept, ranks, dtype = (config.pop(n) for n in ("updates", "classes", "ranks", "input_dtype"))
             self = cls(**config, group=group, device="meta")
             if ranks != self.ranks or tuple(kept) != self.classes:

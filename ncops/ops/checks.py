@@ -161,6 +161,19 @@ def raise_bad_label(labels: Tensor, num_classes: int, ignore_index: int, name: s
     )
 
 
+def check_class_labels(labels: Tensor, ignore_index: int, name: str) -> None:
+    """Raises ValueError on the CPU for a label below 0 that is not ``ignore_index``, where classes have no number."""
+    if labels.device.type != "cpu" or labels.numel() == 0 or labels.min() >= 0:
+        return
+    bad = (labels < 0) & (labels != ignore_index)
+    if bad.any():
+        row = int(bad.int().argmax())
+        raise ValueError(
+            f"{name}: expected values of 0 or more or ignore_index={ignore_index}, "
+            f"got {int(labels[row])} at row {row} of {labels.shape[0]}"
+        )
+
+
 def check_label_values(labels: Tensor, num_classes: int, ignore_index: int, name: str) -> None:
     """Raises ValueError for a bad label on the CPU; other devices would have to synchronise, so they count instead."""
     if labels.device.type != "cpu" or labels.numel() == 0:

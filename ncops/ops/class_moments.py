@@ -13,6 +13,7 @@ from .checks import (
     check_device,
     check_dtype,
     check_integer,
+    check_label_values,
     check_shape,
     flatten_labels,
     flatten_rows,
@@ -20,6 +21,7 @@ from .checks import (
     refuse_forward_mode,
 )
 from .op import define
+from .unit_rows import unit_blocks
 
 
 class ClassMoments(NamedTuple):
@@ -32,8 +34,9 @@ class ClassMoments(NamedTuple):
 
 
 def class_moments(
-    x: Tensor, labels: Tensor, num_classes: int, *, center: Tensor | None = None, ignore_index: int = -100
-) -> ClassMoments:
+    x: Tensor, labels: Tensor, num_classes: int, *, center: Tensor | None = None, ignore_index: int = -100,
+    normalize: bool = False,
+) -> ClassMoments:  # fmt: skip
     """Counts, sums and squared norms of ``x - center[label]`` per class, in one pass over ``x``.
 
     Args:
@@ -43,6 +46,9 @@ def class_moments(
         center: ``(C, D)`` anchor of each class, in float32 (float64 for float64 ``x``); None means the origin.
             Anchors inside the classes keep every digit of the class variance when classes are tight.
         ignore_index: the label to skip.
+        normalize: the moments of ``x / |x|`` instead; a row of zeros stays zero, as in
+            :func:`torch.nn.functional.normalize`. Rows are divided in blocks of 8 MB, or of C rows where those are
+            more, and never all at once; for the gradient the blocks are kept.
 
     Returns:
         ``counts (C,) int64``, ``sums (C, D)`` in float32 (float64 for float64 ``x``), ``sqnorms (C,) float64``, and
@@ -63,8 +69,24 @@ def class_moments(
     if center is not None:
         check_center(center, flat, (num_classes, x.shape[-1]), "(num_classes, D)")
     refuse_forward_mode("class_moments", x, center)
+    if normalize:
+        return _of_unit_rows(flat, y, num_classes, center, ignore_index)
     sums, sqnorms, counts, invalid = torch.ops.ncops.class_moments(flat, y, num_classes, center, ignore_index)
     return ClassMoments(counts, sums, sqnorms, invalid)
+
+
+def _of_unit_rows(
+    x: Tensor, labels: Tensor, num_classes: int, center: Tensor | None, ignore_index: int
+) -> ClassMoments:
+    if not torch.compiler.is_compiling():  # a block would number its rows from its own first
+        check_label_values(labels, num_classes, ignore_index, "labels")
+    total = None
+    for rows, unit in unit_blocks(x, least=num_classes):
+        sums, *others = torch.ops.ncops.class_moments(unit, labels[rows], num_classes, center, ignore_index)
+        part = (sums.double(), *others)
+        total = part if total is None else tuple(a + b for a, b in zip(total, part, strict=True))
+    sums, sqnorms, counts, invalid = total
+    return ClassMoments(counts, sums.to(compute_dtype(x.dtype)), sqnorms, invalid)
 
 
 def check_center(center: Tensor, x: Tensor, expected: tuple[int, ...], meaning: str) -> None:

@@ -12,6 +12,7 @@ from .checks import check_beside, flatten_rows
 from .op import define
 from .pair_stats import check_valid
 from .precision import allow_tf32
+from .unit_rows import unit_blocks
 
 
 class NearestClassMean(NamedTuple):
@@ -21,13 +22,17 @@ class NearestClassMean(NamedTuple):
     sqdist: Tensor
 
 
-def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None) -> NearestClassMean:
+def nearest_class_mean(
+    x: Tensor, means: Tensor, *, valid: Tensor | None = None, normalize: bool = False
+) -> NearestClassMean:
     """Index of the nearest class mean in Euclidean distance, and the squared distance to it.
 
     Args:
         x: ``(..., D)`` features; float32, float64, bfloat16 or float16; any strides.
         means: ``(C, D)`` in float64 or in the dtype of the products (float32; float64 for float64 ``x``).
         valid: ``(C,)`` bool, the classes to choose from; None means all.
+        normalize: measure from ``x / |x|``, not from ``x``; ``means`` are used as they are. A row of zeros stays zero.
+            Rows are divided in blocks of 8 MB, never all at once.
 
     Returns:
         ``index (...) int64``: ties go to the lowest; -1 where the row holds a NaN or an infinity or no class is valid.
@@ -47,8 +52,13 @@ def nearest_class_mean(x: Tensor, means: Tensor, *, valid: Tensor | None = None)
     if means.dtype not in (torch.float64, dtype):
         raise ValueError(f"means: expected torch.float64 or {dtype} (x is {x.dtype}), got {means.dtype}")
     check_valid(valid, means.shape[0], x, "x", "(C,)")
-    sqdist, index = torch.ops.ncops.nearest_class_mean(flat, means, valid, allow_tf32(x))
     rows = x.shape[:-1]
+    if normalize:
+        flat = flat.detach()
+        parts = [torch.ops.ncops.nearest_class_mean(u, means, valid, allow_tf32(x)) for _, u in unit_blocks(flat)]
+        sqdist, index = (torch.cat(part) for part in zip(*parts, strict=True))
+    else:
+        sqdist, index = torch.ops.ncops.nearest_class_mean(flat, means, valid, allow_tf32(x))
     return NearestClassMean(index.reshape(rows), sqdist.reshape(rows))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..backends.dtypes import compute_dtype
 from ..names import Nonfinite
 from ..ops import accumulate_class_moments_
 from ..ops.checks import FLOATING, check_integer
+from ..ops.unit_rows import unit_blocks
 from .anchored import Undo, drifted, move, shifted
 from .batch import NONFINITE, check_batch, leave_out
 from .blocks import blocks
@@ -39,6 +41,8 @@ class ClassStatistics(StreamingState):
             ``"skip"`` leaves the row out and counts it in the coverage, ``"raise"`` is a ValueError that changes
             nothing (it has to look at the values, hence synchronises CUDA).
         ignore_index: label of rows that count nowhere.
+        normalize: statistics of ``x / |x|`` instead of ``x``; a row of zeros stays zero. Rows are divided in blocks of
+            8 MB.
 
     Memory: ``C * D`` float64 sums and, from the first update on, ``C * D`` anchors in float32 (float64 for float64
     features), ``D * D`` float64 with scatter. An update needs, for the P classes in it, the state of these P classes
@@ -52,10 +56,12 @@ class ClassStatistics(StreamingState):
     """
 
     CONFIG = {
-        "num_classes": int, "dim": int, "scatter": bool, "nonfinite": str, "ignore_index": int,
+        "num_classes": int, "dim": int, "scatter": bool, "normalize": bool, "nonfinite": str, "ignore_index": int,
         "input_dtype": (str, type(None)),
     }  # fmt: skip
     """Names and types of :meth:`config`."""
+    LATER = {"normalize": False}
+    """What the configurations of files that know no such option stand for."""
     _TENSORS = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
 
     @stateful
@@ -67,13 +73,14 @@ class ClassStatistics(StreamingState):
         device: torch.device | str | None = None,
         nonfinite: Nonfinite = "propagate",
         ignore_index: int = -100,
+        normalize: bool = False,
     ):
         num_classes, dim = check_integer(num_classes, "num_classes", 1), check_integer(dim, "dim", 1)
         if nonfinite not in NONFINITE:
             raise ValueError(f"nonfinite: expected one of {', '.join(NONFINITE)}, got {nonfinite!r}")
         if 8 * dim * max(num_classes, dim) >= 2**63:
             raise ValueError(f"num_classes, dim: expected sums of fewer than 2^63 bytes, got {num_classes} and {dim}")
-        self.num_classes, self.dim = num_classes, dim
+        self.num_classes, self.dim, self.normalize = num_classes, dim, bool(normalize)
         self.nonfinite, self.ignore_index = nonfinite, check_integer(ignore_index, "ignore_index")
         self.input_dtype: torch.dtype | None = None
         self.center: Tensor | None = None
@@ -121,7 +128,7 @@ class ClassStatistics(StreamingState):
         state = (self.counts, center, self.sums, self.sqnorms)
         growth = moved = None
         with Undo(self, present, *state) as undo:
-            accumulate_class_moments_(*state, self.invalid, flat, y, ignore_index=self.ignore_index)
+            self._accumulate(state, flat, y)
             far = drifted(undo.old, *state)
             if far is not None:
                 # The batch has shown that some anchors lie outside their classes, hence its own float32 sums about them
@@ -130,17 +137,33 @@ class ClassStatistics(StreamingState):
                 undo.remember(far[0])
                 moved = None if self.scatter is None else torch.zeros_like(self.scatter)
                 move(*far, *state, moved)
-                accumulate_class_moments_(*state, self.invalid, flat, y, ignore_index=self.ignore_index)
+                self._accumulate(state, flat, y)
             if self.scatter is not None and present.numel():
                 # With the anchors that the moments have used, those of new classes included.
                 before = self.scatter if moved is None else self.scatter + moved
-                growth = batch_scatter(flat, y, center, before, ignore_index=self.ignore_index)
+                growth = self._scatter_of(flat, y, center, before)
                 growth = growth if moved is None else growth + moved
             self.center, self.input_dtype = center, flat.dtype
             self.skipped += skipped
             self.ignored += ignored
             if growth is not None:
                 self.scatter += growth  # the last step, which nothing has to undo
+
+    def _parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The rows that are counted: ``x`` as it is, or its unit rows block by block."""
+        return unit_blocks(x) if self.normalize else iter([(slice(None), x)])
+
+    def _accumulate(self, state: tuple[Tensor, ...], x: Tensor, y: Tensor) -> None:
+        for rows, part in self._parts(x):
+            accumulate_class_moments_(*state, self.invalid, part, y[rows], ignore_index=self.ignore_index)
+
+    def _scatter_of(self, x: Tensor, y: Tensor, center: Tensor, before: Tensor) -> Tensor:
+        growth = None
+        for rows, part in self._parts(x):
+            known = before if growth is None else before + growth
+            more = batch_scatter(part, y[rows], center, known, ignore_index=self.ignore_index)
+            growth = more if growth is None else growth.double() + more
+        return growth
 
     def reset(self) -> None:
         """Forgets everything seen, the dtype of the features included."""
@@ -158,8 +181,8 @@ class ClassStatistics(StreamingState):
 
         Raises:
             TypeError: ``other`` is not a ClassStatistics.
-            ValueError: it differs in ``num_classes``, ``dim``, ``scatter`` or ``input_dtype``; nothing has changed
-                then.
+            ValueError: it differs in ``num_classes``, ``dim``, ``scatter``, ``normalize`` or ``input_dtype``; nothing
+                has changed then.
         """
         if not isinstance(other, ClassStatistics):
             raise TypeError(f"other: expected ClassStatistics, got {type(other).__name__}")
@@ -212,7 +235,12 @@ class ClassStatistics(StreamingState):
         reduce_class_state(self.counts, self.center, self.sums, self.sqnorms, self.scatter, group)
 
     def _identity(self) -> dict[str, Any]:
-        return {"num_classes": self.num_classes, "dim": self.dim, "scatter": self.scatter is not None}
+        return {
+            "num_classes": self.num_classes,
+            "dim": self.dim,
+            "scatter": self.scatter is not None,
+            "normalize": self.normalize,
+        }
 
     # -- storing ------------------------------------------------------------------------------------------------------
 
@@ -232,7 +260,7 @@ class ClassStatistics(StreamingState):
         Raises:
             ValueError: names, types, shapes or dtypes that are not those of such statistics.
         """
-        settings = check_config(config, cls.CONFIG)
+        settings = check_config({**cls.LATER, **config} if isinstance(config, Mapping) else config, cls.CONFIG)
         dtype = settings.pop("input_dtype")
         if dtype is not None and dtype not in _DTYPES:
             raise ValueError(f"config: input_dtype: expected one of {', '.join(_DTYPES)} or None, got {dtype!r}")

@@ -134,7 +134,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         "csrc/cpu/kernels.h",
         PAIRS,
-        (("kernel != PairKernel::dot && kernel != PairKernel::cosine", "kernel != PairKernel::dot"),),
+        (("kernel >= PairKernel::distance", "kernel >= PairKernel::angle"),),
     ),
     Source("csrc/columns.h", LINEAR, (("kMean, kVar, kSumSquaredProb", "kVar, kMean, kSumSquaredProb"),)),
     Source(

@@ -13,15 +13,17 @@ def tests(files: str, only: str = "") -> str:
     return " ".join(f"tests/test_{name}.py" for name in files.split()) + f" -k '{chosen}{only and f' and ({only})'}'"
 
 
-KERNELS = "distance or riesz or gaussian or cdnv or dot or cosine"
+KERNELS = "distance or riesz or gaussian or cdnv or dot or cosine or angle"
 MOMENTS = tests("across_parts class_moments accumulate_class_moments", "moments or squares or accumulated")
 SCATTER = tests("across_parts class_scatter", "scatter")
 CENTRES = tests("across_parts native_gradients projected_sqnorms", "centre or class_scatter or projected")
 CLASS_GRADIENTS = tests("across_parts native_gradients", "centre or class_moments or class_scatter or projected")
 PROJECTIONS = tests("across_parts projected_sqnorms native_gradients", "project")
 NEAREST = tests("across_parts nearest_class_mean", "nearest or nan_mean or overflows")
-PAIRS = tests("across_parts pair_stats", "pair or nan_in_one")
-PAIR_GRADIENTS = tests("across_parts native_gradients pair_stats", f"coincide or grad and ({KERNELS})")
+PAIRS = tests("across_parts pair_stats pair_stats_labels", "pair or nan_in_one")
+PAIR_GRADIENTS = tests(
+    "across_parts native_gradients pair_stats pair_stats_labels", f"coincide or grad and ({KERNELS})"
+)
 LOGITS = tests("across_parts logit_stats", "logit")
 LOGIT_GRADIENTS = tests("logit_stats_gradients")
 LINEAR = tests("across_parts linear_stats batch_invariance", "linear or an_overflow or columns")
@@ -112,7 +114,8 @@ SOURCES: tuple[Source, ...] = (
                 "only the last panel is short, and no row comes after it",
             ),
             ("first >= s.row + L && s.count == L", "first > s.row && s.count == L"),
-            ("((v > best) | ((v != v) & (best == best)) |", "((v > best) |"),
+            ("((v > c.best) | ((v != v) & (c.best == c.best)) |", "((v > c.best) |"),
+            ("wanted & (side == 0 ? same : ~same)", "wanted & same"),
             ("wanted & ~(IntVec<T>)(v <= T(column.value))", "wanted & (IntVec<T>)(v > T(column.value))"),
         ),
     ),
@@ -120,14 +123,14 @@ SOURCES: tuple[Source, ...] = (
         "csrc/cpu/pair_stats_backward_cpu.cpp",
         PAIR_GRADIENTS,
         (
-            ("{d2 == 0 ? 0 : slope, weight}", "{slope, weight}"),
+            ("{d2 == 0 ? 0 : slope, weight, 1}", "{slope, weight, 1}"),
             ("return d2 == 0 ? Vec<T>{} : f;", "return f;"),
             ("if (own >= 0 && own < W)", "if (first == 0 && own >= 0 && own < W)"),
-            (
-                "total[c + i] = args.share * (sum[c + i] - scale[r] * block[i])",
-                "total[c + i] = args.share * sum[c + i]",
-            ),
-            ("s.close[lane * x.dim + k + c]", "s.close[lane * x.dim + c]"),
+            ("own * (sum[c + i] - scale()[r] * block[i])", "own * sum[c + i]"),
+            ("s.close[lane * args.rows.dim + k + c]", "s.close[lane * args.rows.dim + c]"),
+            ("pair.opposite() ? -1.0 : 1.0", "1.0"),
+            ("opposite[i] ? -1 : 1)", "1)"),
+            ("label == labels[w] ? same : different", "label == labels[w] ? different : same"),
             ("-power / 2 - 1)", "-power / 2)"),
         ),
     ),
@@ -483,7 +486,8 @@ SOURCES: tuple[Source, ...] = (
         "csrc/pair_stats.cpp",
         PAIR_GRADIENTS,
         (
-            ("inputs.original(best_index[i])", "best_index[i]"),
+            ("inputs.original(best_index[from])", "best_index[from]"),
+            ("label[i] >= 0 && label[i] != ignore_index", "label[i] >= 0"),
             ("pointer<double>(spread)[original(i)]", "pointer<double>(spread)[i]"),
         ),
     ),

@@ -122,7 +122,8 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "triton_kernels/pair_stats.py",
-        f"{BLOCKS} tests/test_pair_stats_triton.py -k 'pair_stats_in or coincide or nan_in or grouping or infinite'",
+        f"{BLOCKS} tests/test_pair_stats_triton.py tests/test_pair_stats_labels.py "
+        "-k 'pair_stats_in or coincide or nan_in or grouping or infinite or by_hand and triton'",
         (
             (
                 "other = (other_value > value) | ((other_value == value) & (other_index < index))",
@@ -131,6 +132,7 @@ SOURCES: tuple[Source, ...] = (
             ("(seen * number / together)", "(number * number / together)"),
             ("poisoned = tl.maximum(poisoned, (index_along < 0)", "poisoned = ((index_along < 0)"),
             ("own + found * delta * delta", "own + delta * delta"),
+            ("== (side == 0))", "== (side == 1))"),
             ("weighted += tl.where(some, found * tl", "weighted += tl.where(some, tl"),
         ),
     ),
@@ -147,12 +149,14 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "triton_kernels/_pair_backward.py",
-        f"{BLOCKS} tests/test_pair_stats_triton.py -k 'pair_stats_in or coincide or strips or partner'",
+        f"{BLOCKS} tests/test_pair_stats_triton.py tests/test_pair_stats_labels.py "
+        "-k 'pair_stats_in or coincide or strips or partner or triton and near_0'",
         (
             ("tl.where(from_b[None, :] == a[:, None]", "tl.where(from_b[None, :] > count + a[:, None]"),
             ("total += part", "total = part"),
             ("tl.full((), 64 * word, tl.int64)", "tl.full((), 0, tl.int64)"),
             ("factor = tl.where(flagged[None, :], 0, factor)", "factor = tl.where(flagged[None, :], factor, factor)"),
+            ("tl.where(product < 0, -1, 1)", "tl.where(product < 0, 1, 1)"),
             ("theirs = theirs * tl.load(scale + friend)", "theirs = theirs * tl.load(scale + i)"),
         ),
     ),

@@ -29,21 +29,23 @@ NCOPS_INLINE void for_columns(int64_t dim, F f) {
   for (int64_t k = 0; k < dim; k += kLoadBlock) f(k, std::min(kLoadBlock, dim - k));
 }
 
-// n elements of row r from column k, in T, minus whatever `src` subtracts. n <= kLoadBlock.
+// n elements of row r from column k, in T, scaled and minus whatever `src` subtracts. n <= kLoadBlock.
 template <class T>
 inline void load_row(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
   const int64_t stored = src.stored(r);
-  if (src.offset) {
+  const T* c = src.center ? static_cast<const T*>(src.center) + (src.labels ? src.labels[stored] * src.dim : 0) + k : nullptr;
+  if (src.offset || src.scale) {
     double wide[kLoadBlock];
     load_raw<double>(src, stored, k, n, wide);
-    for (int64_t i = 0; i < n; ++i) out[i] = T(wide[i] - src.offset[k + i]);
+    const double scale = src.scale ? src.scale[stored] : 1;
+    for (int64_t i = 0; i < n; ++i) wide[i] *= scale;
+    for (int64_t i = 0; src.offset && i < n; ++i) wide[i] -= src.offset[k + i];
+    for (int64_t i = 0; c && i < n; ++i) wide[i] -= double(c[i]);  // a scaled row keeps its digits beyond those of T
+    for (int64_t i = 0; i < n; ++i) out[i] = T(wide[i]);
     return;
   }
   load_raw<T>(src, stored, k, n, out);
-  if (src.center) {
-    const T* c = static_cast<const T*>(src.center) + (src.labels ? src.labels[stored] * src.dim : 0) + k;
-    for (int64_t i = 0; i < n; ++i) out[i] -= c[i];
-  }
+  for (int64_t i = 0; c && i < n; ++i) out[i] -= c[i];
 }
 
 // |row r|^2, from elements in T.

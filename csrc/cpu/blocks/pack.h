@@ -14,7 +14,7 @@ struct Plain {
   static void load(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) { load_row<T>(src, r, k, n, out); }
   // Where n steps of row r from step k lie in memory as they are wanted; null where they have to be loaded.
   static const T* in_place(const Rows& src, int64_t r, int64_t k, int64_t) {
-    if (src.dtype != (sizeof(T) == 8 ? DType::f64 : DType::f32) || src.col_stride != 1 || src.center || src.offset)
+    if (src.dtype != (sizeof(T) == 8 ? DType::f64 : DType::f32) || src.col_stride != 1 || src.center || src.offset || src.scale)
       return nullptr;
     return static_cast<const T*>(src.data) + src.stored(r) * src.row_stride + k;
   }

@@ -74,12 +74,17 @@ def projected_sqnorms_backward(data: Data) -> Iterator[Case]:
     yield from data.grid(shapes, _projection, partial(gradients, loss, (0, 1)), GRADIENTS)
 
 
-KERNELS = ("dot", "cosine", "distance", "log_distance", "riesz", "gaussian", "cdnv")
+BY_CLASS = ((3000, 512), (700, 250))
+KERNELS = ("dot", "cosine", "angle", "distance", "log_distance", "riesz", "gaussian", "cdnv")
 
 
 def _rows(data: Data, k: int, d: int, dtype: torch.dtype, kernel: str) -> list[Any]:
     scale = d**-0.5 if kernel in ("dot", "gaussian") else 1.0
     return [data.randn(k, d, dtype=dtype, scale=scale, shift=0.3), data.wide(dtype, k).abs() + 0.1]
+
+
+def _labelled(data: Data, k: int, d: int, dtype: torch.dtype) -> list[Any]:
+    return [data.randn(k, d, dtype=dtype, shift=0.3), data.labels(k, 10)]
 
 
 def _pair_stats(kernel: str, rows: Tensor, variances: Tensor):
@@ -94,11 +99,17 @@ def _pair_cases(data: Data, run: Callable, tolerances: dict[torch.dtype, float])
 
 
 def pair_stats(data: Data) -> Iterator[Case]:
-    def run(kernel, rows, variances):
-        stats = _pair_stats(kernel, rows, variances)
+    def found(stats):
         return {name: getattr(stats, name) for name in ("mean", "var", "min", "max", "row_max", "row_argmax", "count")}
 
+    def run(kernel, rows, variances):
+        return found(_pair_stats(kernel, rows, variances))
+
+    def by_class(rows, labels):
+        return found(ncops.pair_stats(rows, "angle", labels=labels))
+
     yield from _pair_cases(data, run, dict.fromkeys(DTYPES, 1e-4) | {F64: 1e-9})
+    yield from data.grid(BY_CLASS, _labelled, by_class, dict.fromkeys(DTYPES, 1e-4) | {F64: 1e-9}, "angle by class")
     # The pairs with rows of zeros are zero.
     dots = lambda rows: {"row_max": ncops.pair_stats(rows, "dot").row_max[-TAIL:].clamp(min=0)}  # noqa: E731
     yield data.beyond(65536, dots, 1e-4)
@@ -112,4 +123,14 @@ def pair_stats_backward(data: Data) -> Iterator[Case]:
 
         return gradients(loss, (0, 1) if kernel == "cdnv" else (0,), rows, variances)
 
-    yield from _pair_cases(data, run, {F32: 1e-4, BF16: 2e-2, F16: 5e-3, F64: 1e-9})
+    def loss_by_class(kernel, rows, labels):
+        stats = ncops.pair_stats(rows, kernel, labels=labels)
+        return stats.mean[0] - stats.mean[1] + 0.1 * stats.row_max[:, labels >= 0].sum()
+
+    def run_by_class(kernel, rows, labels):
+        return gradients(partial(loss_by_class, kernel), (0,), rows, labels)
+
+    tolerances = {F32: 1e-4, BF16: 2e-2, F16: 5e-3, F64: 1e-9}
+    yield from _pair_cases(data, run, tolerances)
+    for kernel in ("cosine", "angle", "distance"):
+        yield from data.grid(BY_CLASS, _labelled, partial(run_by_class, kernel), tolerances, f"{kernel} by class")
