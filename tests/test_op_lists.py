@@ -81,8 +81,16 @@ def launched() -> set[str]:
 JITTED = {
     name: f"{path.stem}.{name}"
     for path in (ROOT / "triton_kernels").glob("*.py")
-    for name in re.findall(r"^@triton\.jit\n(?:@.*\n)*def (\w+)\(", path.read_text(), re.M)
+    for name in re.findall(r"^@triton\.jit(?:\(.*\))?\n(?:@.*\n)*def (\w+)\(", path.read_text(), re.M)
 }
+
+
+def test_kernels_use_no_containers():
+    """The linker would share a function of theirs that was compiled for a new machine with an old one."""
+    files = [*(ROOT / "csrc" / "cpu").glob("*_cpu.cpp"), *(ROOT / "csrc" / "cpu").rglob("*.h")]
+    used = re.compile(r"std::(vector|string|map|set|unordered_\w+|deque|function|shared_ptr)\b")
+    bad = {f"{path.name}: {found[0]}" for path in files for found in used.finditer(path.read_text())}
+    assert len(files) > 30 and not bad, bad
 
 
 def test_a_second_import_is_refused_in_one_line():

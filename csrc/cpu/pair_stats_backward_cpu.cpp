@@ -3,8 +3,6 @@
 // pairs. Through row_max only the K pairs that give the maxima count (of each side), and those are formed directly, in double.
 //
 // Every row gathers what it gets, so bits do not depend on the number of threads. K x K never exists.
-#include <vector>
-
 #include "blocks/pair_rows.h"
 #include "blocks/sorted_rows.h"
 #include "blocks/two_products.h"
@@ -347,9 +345,10 @@ struct ProductGradient {
 template <class T>
 void through_products(const PairStatsBackwardArgs& args) {
   const Rows& x = args.rows;
-  const std::vector<int64_t> one(args.labels ? 0 : x.rows);
+  const Scratch one(args.labels ? 0 : x.rows * sizeof(int64_t));
+  if (!args.labels) std::memset(one.at<int64_t>(), 0, x.rows * sizeof(int64_t));
   const int64_t classes = args.labels ? args.classes : 1, row_bytes = x.dim * sizeof(double);
-  const ProductGradient<T> gradient(args, args.labels ? args.labels : one.data(), classes);
+  const ProductGradient<T> gradient(args, args.labels ? args.labels : one.at<int64_t>(), classes);
   const int64_t some = std::min(classes, std::max<int64_t>(1, kSumBytes / std::max<int64_t>(1, row_bytes)));
   Scratch sums(some * row_bytes), totals(workers() * round_up(row_bytes, 64));
   if (args.labels) {

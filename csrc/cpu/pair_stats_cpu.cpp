@@ -1,7 +1,5 @@
 // pair_stats: upper-triangle tiles of a row product, turned into the pair kernel's values and reduced on the spot. With labels
 // there are two sides, pairs of one class and others, which share the products and the values.
-#include <vector>
-
 #include "blocks/pair_rows.h"
 #include "blocks/product.h"
 
@@ -236,10 +234,11 @@ void run(const PairStatsArgs& args) {
   const int64_t all = k * (k - 1) / 2;
   args.count[0] = all;
   if constexpr (Sides == 2) {
-    std::vector<int64_t> sizes(args.classes);
-    for (int64_t i = 0; i < k; ++i) ++sizes[args.labels[i]];
-    args.count[0] = 0;
-    for (const int64_t n : sizes) args.count[0] += n * (n - 1) / 2;
+    const Scratch memory(args.classes * sizeof(int64_t));
+    int64_t* sizes = memory.at<int64_t>();
+    std::memset(sizes, 0, args.classes * sizeof(int64_t));
+    args.count[0] = 0;  // a row makes a pair with each of its class before it
+    for (int64_t i = 0; i < k; ++i) args.count[0] += sizes[args.labels[i]]++;
     args.count[1] = all - args.count[0];
   }
   for (int side = 0; side < Sides; ++side) args.mean[side] = args.var[side] = args.min[side] = args.max[side] = nan;
