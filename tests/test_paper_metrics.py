@@ -522,3 +522,7 @@ def test_operating_points_at_the_ends():
         metrics.operating_points(unit, labels, torch.tensor([0.5, 0.4]))
     with pytest.raises(ValueError, match="labels: expected shape"):
         metrics.operating_points(unit, labels[:3], torch.tensor([0.5]))
+
+
+def test_a_head_of_zeros_spans_nothing():
+    assert metrics.nrc2(randn(9, 4), torch.zeros(2, 4, dtype=torch.float64)).item() == pytest.approx(1)
