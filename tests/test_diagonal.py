@@ -10,6 +10,8 @@ import torch
 from testing import IGNORE, randn, random_labels
 
 import ncops
+from ncops.backends.dtypes import compute_dtype
+from ncops.ops import unit_rows
 from ncops.stats import blocks
 
 C, D = 6, 9
@@ -167,3 +169,43 @@ def test_all_reduce(on_ranks):
     assert ranks[0] == ranks[1] == ranks[2]
     x, labels = (torch.cat(part) for part in zip(share(0), share(1), strict=True))
     np.testing.assert_allclose(np.array(ranks[0]), expected(x, labels), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+def test_class_moments(backend, monkeypatch, dtype, normalize, centred):
+    monkeypatch.setattr(unit_rows, "BLOCK_BYTES", 7 * D * 8)
+    x, labels = randn(40, D, shift=0.5).to(dtype), random_labels(40, C)
+    center = randn(C, D, dtype=compute_dtype(dtype)) if centred else None
+    found = ncops.class_moments(x, labels, C, center=center, normalize=normalize, diagonal=True)
+    rows, y = x.double().numpy(), labels.numpy()
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if normalize else rows
+    truth = np.zeros((C, D))
+    for row, label in zip(rows, y, strict=True):
+        if label != IGNORE:
+            truth[label] += (row - (0 if center is None else center[label].double().numpy())) ** 2
+    assert found.sqnorms.dtype == torch.float64
+    np.testing.assert_allclose(found.sqnorms.numpy(), truth, rtol=1e-12 if dtype == torch.float64 else 3e-6)
+    whole = ncops.class_moments(x, labels, C, center=center, normalize=normalize)
+    torch.testing.assert_close(found.sqnorms.sum(1), whole.sqnorms, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.sums, whole.sums, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.counts, whole.counts)
+
+
+def test_gradients_of_class_moments(backend):
+    x, center = randn(12, D).requires_grad_(), randn(C, D).requires_grad_()
+    labels, weight = random_labels(12, C), randn(C, D)
+    found = ncops.class_moments(x, labels, C, center=center, diagonal=True)
+    mine = torch.autograd.grad((found.sqnorms * weight).sum() + found.sums[2].sum(), (x, center))
+    keep = labels != IGNORE
+    r = x[keep] - center[labels[keep]]
+    plain = (r.square() * weight[labels[keep]]).sum() + r[labels[keep] == 2].sum()
+    torch.testing.assert_close(mine, torch.autograd.grad(plain, (x, center)))
+
+
+def test_class_moments_of_nothing(backend):
+    for n, classes in ((0, C), (3, 0)):
+        labels = torch.full((n,), IGNORE)
+        found = ncops.class_moments(randn(n, D), labels, classes, diagonal=True)
+        assert found.sqnorms.shape == (classes, D) and not found.sqnorms.any()
