@@ -204,3 +204,13 @@ def test_opcheck(backend):
 def test_compile(backend):
     labels = random_labels(9, 3)
     assert_compiles(lambda x, center: ncops.class_scatter(x, labels, center), randn(9, 5), randn(3, 5))
+
+
+def test_the_cross_scatter_of_two_sides(backend):
+    """The route of the docstring, with rows of two widths about the centres of their classes."""
+    x, other, labels = randn(40, 9, shift=0.5), randn(40, 5), random_labels(40, 3)
+    centers = randn(3, 9), randn(3, 5)
+    both = ncops.class_scatter(torch.cat([x, other], 1), labels, torch.cat(centers, 1))
+    keep = labels != IGNORE
+    left, right = (side[keep] - center[labels[keep]] for side, center in zip((x, other), centers, strict=True))
+    torch.testing.assert_close(both[:9, 9:], left.T @ right)

@@ -345,6 +345,8 @@ class ShardedClassStatistics:
             raise ValueError(f"path: {path} holds {kind!r}, expected {KIND}")
         try:
             config = check_config({**ClassStatistics.LATER, **config}, _CONFIG)
+            if config.pop("diagonal"):
+                raise ValueError("diagonal: expected False, got True")
             updates, kept, ranks, dtype = (config.pop(n) for n in ("updates", "classes", "ranks", "input_dtype"))
             self = cls(**config, group=group, device="meta")
             if ranks != self.ranks or tuple(kept) != self.classes:

@@ -21,7 +21,7 @@ from .checks import (
     refuse_forward_mode,
 )
 from .op import define
-from .unit_rows import unit_blocks
+from .unit_rows import row_blocks
 
 
 class ClassMoments(NamedTuple):
@@ -35,7 +35,7 @@ class ClassMoments(NamedTuple):
 
 def class_moments(
     x: Tensor, labels: Tensor, num_classes: int, *, center: Tensor | None = None, ignore_index: int = -100,
-    normalize: bool = False,
+    normalize: bool = False, diagonal: bool = False,
 ) -> ClassMoments:  # fmt: skip
     """Counts, sums and squared norms of ``x - center[label]`` per class, in one pass over ``x``.
 
@@ -49,6 +49,8 @@ def class_moments(
         normalize: the moments of ``x / |x|`` instead; a row of zeros stays zero, as in
             :func:`torch.nn.functional.normalize`. Rows are divided in blocks of 8 MB, or of C rows where those are
             more, and never all at once; for the gradient the blocks are kept.
+        diagonal: ``sqnorms`` by dimension, ``(C, D)``: the sums of squares of each class in each dimension, by the same
+            blocks.
 
     Returns:
         ``counts (C,) int64``, ``sums (C, D)`` in float32 (float64 for float64 ``x``), ``sqnorms (C,) float64``, and
@@ -69,21 +71,30 @@ def class_moments(
     if center is not None:
         check_center(center, flat, (num_classes, x.shape[-1]), "(num_classes, D)")
     refuse_forward_mode("class_moments", x, center)
-    if normalize:
-        return _of_unit_rows(flat, y, num_classes, center, ignore_index)
+    if normalize or diagonal:
+        return _by_blocks(flat, y, num_classes, center, ignore_index, normalize, diagonal)
     sums, sqnorms, counts, invalid = torch.ops.ncops.class_moments(flat, y, num_classes, center, ignore_index)
     return ClassMoments(counts, sums, sqnorms, invalid)
 
 
-def _of_unit_rows(
-    x: Tensor, labels: Tensor, num_classes: int, center: Tensor | None, ignore_index: int
-) -> ClassMoments:
+def _by_blocks(
+    x: Tensor, labels: Tensor, num_classes: int, center: Tensor | None, ignore_index: int, normalize: bool,
+    diagonal: bool,
+) -> ClassMoments:  # fmt: skip
+    """Moments of rows that are formed a block at a time, and added up in float64."""
     if not torch.compiler.is_compiling():  # a block would number its rows from its own first
         check_label_values(labels, num_classes, ignore_index, "labels")
     total = None
-    for rows, unit in unit_blocks(x, least=num_classes):
-        sums, *others = torch.ops.ncops.class_moments(unit, labels[rows], num_classes, center, ignore_index)
-        part = (sums.double(), *others)
+    for rows, block in row_blocks(x, normalize, least=num_classes):
+        y = labels[rows]
+        sums, sqnorms, *numbers = torch.ops.ncops.class_moments(block, y, num_classes, center, ignore_index)
+        if diagonal:
+            r = block.double()
+            if center is not None and num_classes:
+                r = r - center.double()[y.clamp(0, num_classes - 1)]
+            squares = r.square().to(sums.dtype)
+            sqnorms = torch.ops.ncops.class_moments(squares, y, num_classes, None, ignore_index)[0].double()
+        part = (sums.double(), sqnorms, *numbers)
         total = part if total is None else tuple(a + b for a, b in zip(total, part, strict=True))
     sums, sqnorms, counts, invalid = total
     return ClassMoments(counts, sums.to(compute_dtype(x.dtype)), sqnorms, invalid)

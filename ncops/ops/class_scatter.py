@@ -42,6 +42,11 @@ def class_scatter(
             naming row and value (elsewhere such a row is skipped).
 
     Gradients flow to ``x`` and ``center``. The workspace is one block of rows.
+
+    The cross scatter ``sum_i x_i other_i^T`` of two sides, ``(N, D1)`` and ``(N, D2)``, is a block of one scatter of
+    both: ``class_scatter(torch.cat([x, other], 1))[:D1, D1:]``, with centres laid side by side likewise. Where both
+    layers together are too much memory, add up the scatters of batches. :func:`ncops.metrics.linear_cka` takes the
+    whole.
     """
     flat, y = check_labelled(x, labels, center)
     ignore_index = check_integer(ignore_index, "ignore_index")

@@ -19,15 +19,16 @@ def unit_rows(x: Tensor) -> Tensor:
     return (x.double() / norm.clamp_min(LEAST_NORM)).to(compute_dtype(x.dtype))
 
 
-def unit_blocks(x: Tensor, least: int = 1) -> Iterator[tuple[slice, Tensor]]:
-    """The unit rows of ``x`` and where they lie, in blocks of 8 MB in float64, but of ``least`` rows at least.
+def row_blocks(x: Tensor, normalize: bool = True, least: int = 1) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of ``x``, or its unit rows, and where they lie: blocks of 8 MB in float64, of ``least`` rows at least.
 
     One block in a compiled graph, which fuses the division with what comes after it; an empty one for no rows.
     """
+    made = unit_rows if normalize else lambda block: block
     step = max(least, BLOCK_BYTES // (8 * max(1, x.shape[1])), 1)
     if torch.compiler.is_compiling():
-        yield slice(None), unit_rows(x)
+        yield slice(None), made(x)
         return
     for start in range(0, max(1, x.shape[0]), step):
         rows = slice(start, start + step)
-        yield rows, unit_rows(x[rows])
+        yield rows, made(x[rows])

@@ -41,6 +41,12 @@ def shifted(
     return new_s, torch.maximum(new_q, new_s.square().sum(1) / n)
 
 
+def shifted_squares(n: Tensor, s: Tensor, t: Tensor, delta: Tensor) -> Tensor:
+    """The sums of squares by dimension ``t (P, D)`` of P classes, seen from there too; ``s`` as before the move."""
+    n = n[:, None]
+    return torch.maximum(t + 2 * delta * s + n * delta.square(), (s + n * delta).square() / n)
+
+
 def drifted(
     present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor
 ) -> tuple[Tensor, Tensor] | None:
@@ -68,13 +74,19 @@ def drifted(
 
 def move(
     classes: Tensor, anchors: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor,
-    change: Tensor | None,
+    change: Tensor | None, squares: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Gives the classes these anchors, in place; what S grows by is added to ``change (D, D)``, unless that is None."""
+    """Gives the classes these anchors, in place; what S grows by is added to ``change (D, D)``, unless that is None.
+
+    ``squares (C, D)``, sums of squares by dimension, move with them where there are any.
+    """
     for rows in blocks(classes.numel(), sums.shape[1]):
         block, new = classes[rows], anchors[rows]
         delta = center[block].double() - new.double()
-        state = shifted(counts[block].double(), sums[block], sqnorms[block], delta, change)
+        n = counts[block].double()
+        if squares is not None:
+            squares[block] = shifted_squares(n, sums[block], squares[block], delta)
+        state = shifted(n, sums[block], sqnorms[block], delta, change)
         for tensor, value in zip((center, sums, sqnorms), (new, *state), strict=True):
             tensor[block] = value
 
@@ -87,11 +99,12 @@ class Undo:
     """
 
     def __init__(
-        self, statistics: Any, present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor
+        self, statistics: Any, present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor,
+        squares: Tensor | None = None,
     ):  # fmt: skip
         seen = counts[present] > 0
         self.old, self.new = present[seen], present[~seen]  # rows of a class not seen before are all zero
-        self.center, self.per_class = center, (counts, sums, sqnorms)
+        self.center, self.per_class = center, (counts, sums, sqnorms) + (() if squares is None else (squares,))
         self.saved = [tensor.index_select(0, self.old) for tensor in self.per_class]
         self.statistics, self.attributes = statistics, (statistics.center, statistics.input_dtype)
         numbers = (statistics.invalid, statistics.skipped, statistics.ignored)

@@ -12,16 +12,16 @@ from ..backends.dtypes import compute_dtype
 from ..names import Nonfinite
 from ..ops import accumulate_class_moments_
 from ..ops.checks import FLOATING, check_integer
-from ..ops.unit_rows import unit_blocks
-from .anchored import Undo, drifted, move, shifted
+from ..ops.unit_rows import row_blocks, unit_rows
+from .anchored import Undo, drifted, move, shifted, shifted_squares
 from .batch import NONFINITE, check_batch, leave_out
 from .blocks import blocks
 from .collectives import reduce_class_state, sum_over_ranks
-from .geometry import ClassGeometry, class_geometry, describe_classes, kept_classes, pool_rows
+from .geometry import ClassGeometry, class_geometry, class_variances, describe_classes, kept_classes, pool_rows
 from .scatter import batch_scatter
 from .signals import uninterrupted
 from .state import StreamingState, stateful
-from .stored import check_class_moments, check_config, check_counts, check_scatter, check_tensors
+from .stored import check_class_moments, check_config, check_counts, check_scatter, check_squares, check_tensors
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATING}
 
@@ -43,26 +43,30 @@ class ClassStatistics(StreamingState):
         ignore_index: label of rows that count nowhere.
         normalize: statistics of ``x / |x|`` instead of ``x``; a row of zeros stays zero. Rows are divided in blocks of
             8 MB.
+        diagonal: also keep the second moments of each class by dimension, ``(C, D)``, that
+            :attr:`ClassGeometry.variances` needs: diagonal Gaussians, naive Bayes.
 
     Memory: ``C * D`` float64 sums and, from the first update on, ``C * D`` anchors in float32 (float64 for float64
-    features), ``D * D`` float64 with scatter. An update needs, for the P classes in it, the state of these P classes
-    once more (to undo a failure) and blocks of 8 MB. A batch whose scatter float32 would spoil is added up in float64.
+    features), ``D * D`` float64 with scatter, ``C * D`` with diagonal. An update needs, for the P classes in it, the
+    state of these P classes once more (to undo a failure; with diagonal three times) and blocks of 8 MB. A batch whose
+    scatter float32 would spoil is added up in float64.
 
     Attributes:
         counts: ``(C,) int64``. center: ``(C, D)`` anchors, None before the first update. sums: ``(C, D) float64``, sum
             of ``x - center[label]``. sqnorms: ``(C,) float64``, sum of its squared norms. scatter: ``(D, D) float64``,
-            sum of its outer products, or None. invalid, skipped, ignored: ``() int64`` counts of rows.
+            sum of its outer products, or None. squares: ``(C, D) float64``, sum of its squares, or None. invalid,
+            skipped, ignored: ``() int64`` counts of rows.
         input_dtype: dtype of the features, None before the first update.
     """
 
     CONFIG = {
-        "num_classes": int, "dim": int, "scatter": bool, "normalize": bool, "nonfinite": str, "ignore_index": int,
-        "input_dtype": (str, type(None)),
+        "num_classes": int, "dim": int, "scatter": bool, "normalize": bool, "diagonal": bool, "nonfinite": str,
+        "ignore_index": int, "input_dtype": (str, type(None)),
     }  # fmt: skip
     """Names and types of :meth:`config`."""
-    LATER = {"normalize": False}
+    LATER = {"normalize": False, "diagonal": False}
     """What the configurations of files that know no such option stand for."""
-    _TENSORS = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
+    _TENSORS = ("counts", "center", "sums", "sqnorms", "scatter", "squares", "invalid", "skipped", "ignored")
 
     @stateful
     def __init__(
@@ -74,6 +78,7 @@ class ClassStatistics(StreamingState):
         nonfinite: Nonfinite = "propagate",
         ignore_index: int = -100,
         normalize: bool = False,
+        diagonal: bool = False,
     ):
         num_classes, dim = check_integer(num_classes, "num_classes", 1), check_integer(dim, "dim", 1)
         if nonfinite not in NONFINITE:
@@ -88,6 +93,7 @@ class ClassStatistics(StreamingState):
         self.sums = torch.zeros((num_classes, dim), dtype=torch.float64, device=device)
         self.sqnorms = torch.zeros(num_classes, dtype=torch.float64, device=device)
         self.scatter = torch.zeros((dim, dim), dtype=torch.float64, device=device) if scatter else None
+        self.squares = torch.zeros_like(self.sums) if diagonal else None
         self.invalid, self.skipped, self.ignored = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(3))
 
     @property
@@ -127,7 +133,7 @@ class ClassStatistics(StreamingState):
         present = torch.unique(counted)
         state = (self.counts, center, self.sums, self.sqnorms)
         growth = moved = None
-        with Undo(self, present, *state) as undo:
+        with Undo(self, present, *state, self.squares) as undo:
             self._accumulate(state, flat, y)
             far = drifted(undo.old, *state)
             if far is not None:
@@ -136,13 +142,15 @@ class ClassStatistics(StreamingState):
                 undo.restore()
                 undo.remember(far[0])
                 moved = None if self.scatter is None else torch.zeros_like(self.scatter)
-                move(*far, *state, moved)
+                move(*far, *state, moved, self.squares)
                 self._accumulate(state, flat, y)
             if self.scatter is not None and present.numel():
                 # With the anchors that the moments have used, those of new classes included.
                 before = self.scatter if moved is None else self.scatter + moved
                 growth = self._scatter_of(flat, y, center, before)
                 growth = growth if moved is None else growth + moved
+            if self.squares is not None and present.numel():
+                self._add_squares(flat, y, center, present)
             self.center, self.input_dtype = center, flat.dtype
             self.skipped += skipped
             self.ignored += ignored
@@ -151,7 +159,7 @@ class ClassStatistics(StreamingState):
 
     def _parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The rows that are counted: ``x`` as it is, or its unit rows block by block."""
-        return unit_blocks(x) if self.normalize else iter([(slice(None), x)])
+        return row_blocks(x) if self.normalize else iter([(slice(None), x)])
 
     def _accumulate(self, state: tuple[Tensor, ...], x: Tensor, y: Tensor) -> None:
         for rows, part in self._parts(x):
@@ -164,6 +172,23 @@ class ClassStatistics(StreamingState):
             more = batch_scatter(part, y[rows], center, known, ignore_index=self.ignore_index)
             growth = more if growth is None else growth.double() + more
         return growth
+
+    def _add_squares(self, x: Tensor, y: Tensor, center: Tensor, present: Tensor) -> None:
+        """Adds the squares of ``x - center[y]`` by class, of which those ``present`` occur."""
+        total = self.sums.new_zeros((present.numel(), self.dim))
+        origin = torch.zeros_like(total, dtype=center.dtype)
+        rest = self.counts.new_ones(present.numel()), self.sqnorms.new_zeros(present.numel()), self.counts.new_zeros(())
+        counted = ((y >= 0) & (y < self.num_classes) & (y != self.ignore_index)).nonzero()[:, 0]
+        for part in blocks(counted.numel(), self.dim):
+            rows = counted[part]
+            block = unit_rows(x[rows]) if self.normalize else x[rows]
+            squares = (block.double() - center[y[rows]].double()).square_().to(center.dtype)
+            counts, sqnorms, invalid = rest
+            accumulate_class_moments_(
+                counts, origin, total, sqnorms, invalid, squares, torch.searchsorted(present, y[rows])
+            )
+        for rows in blocks(present.numel(), self.dim):
+            self.squares[present[rows]] += total[rows]
 
     def reset(self) -> None:
         """Forgets everything seen, the dtype of the features included."""
@@ -181,8 +206,8 @@ class ClassStatistics(StreamingState):
 
         Raises:
             TypeError: ``other`` is not a ClassStatistics.
-            ValueError: it differs in ``num_classes``, ``dim``, ``scatter``, ``normalize`` or ``input_dtype``; nothing
-                has changed then.
+            ValueError: it differs in ``num_classes``, ``dim``, ``scatter``, ``normalize``, ``diagonal`` or
+                ``input_dtype``; nothing has changed then.
         """
         if not isinstance(other, ClassStatistics):
             raise TypeError(f"other: expected ClassStatistics, got {type(other).__name__}")
@@ -213,12 +238,17 @@ class ClassStatistics(StreamingState):
             n, a, s, q = (t[both] for t in theirs)
             classes = both + rows.start
             delta = a.double() - self.center[classes].double()
+            if self.squares is not None:
+                t = other.squares[rows].to(self.device)[both]
+                self.squares[classes] += shifted_squares(n.double(), s, t, delta)
             s, q = shifted(n.double(), s, q, delta, change)
             for mine, more in zip((self.counts, self.sums, self.sqnorms), (n, s, q), strict=True):
                 mine[classes] += more
             far = drifted(classes, *state)
             if far is not None:
-                move(*far, *state, change)
+                move(*far, *state, change, self.squares)
+        if self.squares is not None:
+            self.squares[take + rows.start] = other.squares[rows].to(self.device)[take]
         for mine, their in zip(state, theirs, strict=True):
             mine[take + rows.start] = their[take]
 
@@ -232,7 +262,7 @@ class ClassStatistics(StreamingState):
             return
         if self.center is None:
             self.center = torch.zeros(self.sums.shape, dtype=compute_dtype(self.input_dtype), device=self.device)
-        reduce_class_state(self.counts, self.center, self.sums, self.sqnorms, self.scatter, group)
+        reduce_class_state(self.counts, self.center, self.sums, self.sqnorms, self.scatter, self.squares, group)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -240,6 +270,7 @@ class ClassStatistics(StreamingState):
             "dim": self.dim,
             "scatter": self.scatter is not None,
             "normalize": self.normalize,
+            "diagonal": self.squares is not None,
         }
 
     # -- storing ------------------------------------------------------------------------------------------------------
@@ -278,6 +309,8 @@ class ClassStatistics(StreamingState):
         check_class_moments(self.counts, self.center, self.sums, self.sqnorms)
         if self.scatter is not None:
             check_scatter(self.scatter, self.sqnorms)
+        if self.squares is not None:
+            check_squares(self.squares, self.counts, self.sqnorms)
 
     def _check_fits(self, loaded: ClassStatistics) -> None:
         for name, value in self._identity().items():
@@ -299,9 +332,12 @@ class ClassStatistics(StreamingState):
         kept, pooled = kept_classes(self, min_count), pool_rows(self)
         means = self.sums.new_empty((kept.numel(), self.dim))
         class_var = self.sqnorms.new_empty(kept.numel())
+        variances = None if self.squares is None else torch.empty_like(means)
         for rows in blocks(kept.numel(), self.dim):
             class_var[rows], means[rows] = describe_classes(self, kept[rows])
+            if variances is not None:
+                variances[rows] = class_variances(self, kept[rows])
         return class_geometry(
             kept, self.counts[kept], class_var, means, pooled, num_classes=self.num_classes, min_count=int(min_count),
-            input_dtype=self.input_dtype,
+            input_dtype=self.input_dtype, variances=variances,
         )  # fmt: skip

@@ -84,13 +84,14 @@ def sum_over_ranks(tensors: Iterable[Tensor], group: Group, dst: int | None = No
 
 
 def reduce_class_state(
-    counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor, scatter: Tensor | None, group: Group
-) -> None:
+    counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor, scatter: Tensor | None, squares: Tensor | None,
+    group: Group,
+) -> None:  # fmt: skip
     """Sums anchored class states over the ranks, in place. Ranks may have other anchors, and no rows at all.
 
     The anchor of a class is that of the lowest rank that has the class; every rank moves its own state there before
     anything is added, so that deviations stay as small as the spread. Traffic per rank: twice ``C x D`` (anchors and
-    sums) and, with scatter, ``D x D``; temporaries are blocks of 8 MB.
+    sums), with ``squares`` three times, and, with scatter, ``D x D``; temporaries are blocks of 8 MB.
     """
     rank = dist.get_rank(group)
     owner = torch.where(counts > 0, rank, dist.get_world_size(group))
@@ -100,11 +101,12 @@ def reduce_class_state(
         anchors = torch.where((owner[rows] == rank)[:, None], center[rows], 0)
         reduce_in_place(anchors, group)  # all but one rank add zeros: exact
         foreign = ((counts[rows] > 0) & (owner[rows] != rank)).nonzero()[:, 0]
-        move(foreign + rows.start, anchors[foreign], counts, center, sums, sqnorms, change)
+        move(foreign + rows.start, anchors[foreign], counts, center, sums, sqnorms, change, squares)
         center[rows] = anchors
-        part = sums[rows].contiguous()
-        reduce_in_place(part, group)
-        sums[rows] = part
+        for tensor in (sums,) if squares is None else (sums, squares):
+            part = tensor[rows].contiguous()
+            reduce_in_place(part, group)
+            tensor[rows] = part
     sum_over_ranks([counts, sqnorms], group)
     if scatter is not None:
         scatter += change
@@ -112,6 +114,6 @@ def reduce_class_state(
     far = drifted((counts > 0).nonzero()[:, 0], counts, center, sums, sqnorms)
     if far is not None:  # every rank holds the same bits by now, and moves the same anchors
         change = None if scatter is None else torch.zeros_like(scatter)
-        move(*far, counts, center, sums, sqnorms, change)
+        move(*far, counts, center, sums, sqnorms, change, squares)
         if scatter is not None:
             scatter += change

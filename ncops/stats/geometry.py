@@ -37,6 +37,8 @@ class ClassGeometry:
         num_samples: rows counted, over all classes.
         num_classes: C, the range of the labels.
         input_dtype: dtype of the features; decides which singular values count as rounding.
+        variances: ``(K, D) float64``, variance of each class in each dimension (divided by n); None without
+            ``diagonal=True``.
         coverage: numbers that say what the geometry rests on; see :func:`ncops.collapse`.
     """
 
@@ -52,6 +54,7 @@ class ClassGeometry:
     num_classes: int
     input_dtype: torch.dtype = torch.float32
     coverage: dict[str, Any] = field(default_factory=dict)
+    variances: Tensor | None = None
 
     @property
     def num_kept(self) -> int:
@@ -115,6 +118,14 @@ def describe_classes(state: ClassStatistics, classes: Tensor) -> tuple[Tensor, T
     return class_var, means
 
 
+def class_variances(state: ClassStatistics, classes: Tensor) -> Tensor:
+    """Variances by dimension ``(P, D) float64`` of P classes with rows."""
+    n = state.counts[classes].double()[:, None]
+    found = state.squares[classes]
+    found /= n
+    return found.sub_((state.sums[classes] / n).square_()).clamp_min_(0)
+
+
 def pool_rows(state: ClassStatistics) -> PooledRows:
     """The sums over every class with rows."""
     counted = state.counts.nonzero()[:, 0]
@@ -145,7 +156,7 @@ def pool_rows(state: ClassStatistics) -> PooledRows:
 
 def class_geometry(
     classes: Tensor, counts: Tensor, class_var: Tensor, means: Tensor, pooled: PooledRows, *, num_classes: int,
-    min_count: int, input_dtype: torch.dtype | None,
+    min_count: int, input_dtype: torch.dtype | None, variances: Tensor | None = None,
 ) -> ClassGeometry:  # fmt: skip
     """The geometry of K kept classes (arguments as its attributes) among all rows; takes ``means`` over as it is."""
     samples = pooled.samples
@@ -163,6 +174,7 @@ def class_geometry(
         num_samples=samples,
         num_classes=num_classes,
         input_dtype=input_dtype or torch.float32,
+        variances=variances,
         coverage={
             "classes": num_classes,
             "classes_seen": pooled.classes_seen,

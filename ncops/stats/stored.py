@@ -94,6 +94,21 @@ def check_class_moments(counts: Tensor, center: Tensor | None, sums: Tensor, sqn
                 raise ValueError(f"state: center: class {at}: expected finite numbers, as its squared norms are")
 
 
+def check_squares(squares: Tensor, counts: Tensor, sqnorms: Tensor) -> None:
+    """Raises ValueError for sums of squares by dimension that do not add up to the squared norms."""
+    require(~(squares < 0), "squares", "sums of squares", squares)
+    tiny = torch.finfo(torch.float32).tiny * squares.shape[1]
+    for rows in blocks(*squares.shape):
+        total, q = squares[rows].sum(1), sqnorms[rows]
+        fits = ((total - q).abs() <= 1e-3 * q + tiny * counts[rows]) | ~(q < OVERFLOW)
+        if not fits.all():
+            at = rows.start + int((~fits).nonzero()[0])
+            raise ValueError(
+                f"state: squares: class {at}: expected a sum of {float(sqnorms[at]):g}, its squared norms, "
+                f"got {float(squares[at].sum()):g}"
+            )
+
+
 def check_scatter(scatter: Tensor, sqnorms: Tensor) -> None:
     """Raises ValueError for a scatter that is not finite though all squared norms are."""
     if bool((sqnorms < OVERFLOW).all()):
