@@ -16,7 +16,11 @@ SOURCES: tuple[Source, ...] = (
                 "    if scatter is not None:\n        reduce",
             ),
             ("sum_over_ranks([counts, sqnorms], group)", "sum_over_ranks([counts], group)"),
-            ("        sums[rows] = part\n", "", "rows of contiguous sums are a view, which has been reduced in place"),
+            (
+                "            tensor[rows] = part\n",
+                "",
+                "rows of contiguous sums are a view, which has been reduced in place",
+            ),
             ("if value != expected:", "if type(value) is not type(expected):"),
             (
                 "torch.where((owner[rows] == rank)[:, None], center[rows], 0)",
@@ -24,8 +28,8 @@ SOURCES: tuple[Source, ...] = (
             ),
             ("dist.ReduceOp.MIN)", "dist.ReduceOp.MAX)"),
             (
-                "        move(*far, counts, center, sums, sqnorms, change)\n",
-                "        move(*far, counts, center, sums, sqnorms, None)\n",
+                "        move(*far, counts, center, sums, sqnorms, change, squares)\n",
+                "        move(*far, counts, center, sums, sqnorms, None, squares)\n",
             ),
             ("dist.ReduceOp.SUM if op is None else op", "dist.ReduceOp.SUM if op is None else dist.ReduceOp.SUM"),
             ("tensor.cpu().contiguous().numpy()", "tensor.sum().cpu().contiguous().numpy()"),

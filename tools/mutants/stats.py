@@ -3,7 +3,8 @@
 from .plants import Source
 
 STATISTICS = (
-    "tests/test_statistics.py tests/test_storage.py tests/test_stored_state.py"
+    "tests/test_statistics.py tests/test_diagonal.py tests/test_normalize.py tests/test_storage.py"
+    " tests/test_stored_state.py"
     " -k 'not disk and not flipped and not cut and not interrupted and not json and not again'"
 )
 
@@ -53,13 +54,16 @@ SOURCES: tuple[Source, ...] = (
                 "(y < self.num_classes)]",
                 "a class of ignored rows alone is put back to what it is",
             ),
-            ("                move(*far, *state, moved)\n", "                move(*far, *state, None)\n"),
+            ("move(*far, *state, moved, self.squares)\n", "move(*far, *state, None, self.squares)\n"),
+            ("move(*far, *state, moved, self.squares)\n", "move(*far, *state, moved)\n"),
             ("growth = growth if moved is None else growth + moved", "growth = growth"),
             ("            self.skipped += skipped\n", "            self.skipped += ignored\n"),
             ("            self.ignored += ignored\n", ""),
             ("far = drifted(undo.old, *state)", "far = None"),
             ("a.double() - self.center[classes].double()", "self.center[classes].double() - a.double()"),
-            ("                move(*far, *state, change)\n", "                move(*far, *state, None)\n"),
+            ("move(*far, *state, change, self.squares)\n", "move(*far, *state, None, self.squares)\n"),
+            ("self.squares[classes] += shifted_squares(n.double(), s, t, delta)", "self.squares[classes] += t"),
+            ("center[y[rows]].double()).square_()", "center[y[rows]].double()).abs_()"),
             ("s, q = shifted(n.double(), s, q, delta, change)", "s, q = shifted(n.double(), s, q, delta, None)"),
             ("self.input_dtype = self.input_dtype or other.input_dtype", "self.input_dtype = other.input_dtype"),
             (
@@ -72,7 +76,8 @@ SOURCES: tuple[Source, ...] = (
                 "            self.center = None\n",
                 "            self.center = None if self.center is None else self.center * 0\n",
             ),
-            ('"dim": self.dim, "scatter": self.scatter is not None}', '"dim": self.dim}'),
+            ('            "scatter": self.scatter is not None,\n', ""),
+            ('            "normalize": self.normalize,\n', ""),
             ("        check_class_moments(self.counts, self.center, self.sums, self.sqnorms)\n", ""),
             ("            check_scatter(self.scatter, self.sqnorms)\n", "            pass\n"),
             ('"nonfinite": self.nonfinite,\n', '"nonfinite": "propagate",\n'),
