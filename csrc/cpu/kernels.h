@@ -23,18 +23,6 @@ struct LinearStatsArgs : LogitOptions {
   void* target_logit = nullptr;     // (N) in the compute dtype; result of linear_stats_targets: +inf where there is no class
   LogitColumns out;                 // either the columns, ...
   LogitShares shares;               // ... or shares, whose ranks are counted against target_logit, where that is not null
-
-  // Rows [first, first + count); T: the compute dtype.
-  template <class T>
-  LinearStatsArgs some(int64_t first, int64_t count) const {
-    LinearStatsArgs part = *this;
-    part.x = x.some(first, count);
-    if (target) part.target += first;
-    if (target_logit) part.target_logit = static_cast<T*>(target_logit) + first;
-    if (out.floats) part.out.floats = static_cast<T*>(out.floats) + first, part.out.indices += first;
-    if (shares.floats) part.shares.floats += first, part.shares.indices += first;
-    return part;
-  }
 };
 NCOPS_KERNEL(linear_stats, LinearStatsArgs)
 NCOPS_KERNEL(linear_stats_targets, LinearStatsArgs)

@@ -29,6 +29,18 @@ void run_few(const LinearStatsArgs& args, const Products& products, const Plan& 
   products.run(args.x.rows, plan, epilogue, [&](auto& state, int64_t) { state.begin(targets); });
 }
 
+// Rows [first, first + count); T: the compute dtype.
+template <class T>
+LinearStatsArgs some_rows(const LinearStatsArgs& args, int64_t first, int64_t count) {
+  LinearStatsArgs part = args;
+  part.x = args.x.some(first, count);
+  if (args.target) part.target += first;
+  if (args.target_logit) part.target_logit = static_cast<T*>(args.target_logit) + first;
+  if (args.out.floats) part.out.floats = static_cast<T*>(args.out.floats) + first, part.out.indices += first;
+  if (args.shares.floats) part.shares.floats += first, part.shares.indices += first;
+  return part;
+}
+
 constexpr int64_t kRowsAtOnce = 8192;  // of several splits, whose shares take 30 MB then
 
 template <class Mode, int NV>
@@ -63,7 +75,7 @@ void in_ranges_of_rows(const LinearStatsArgs& args) {
   const int64_t rows = args.x.rows, at_once = plan_of(rows).splits > 1 ? kRowsAtOnce : rows;
   for (int64_t row = 0; row < rows; row += at_once) {
     const int64_t count = std::min(at_once, rows - row);
-    all_columns<Mode, NV>(args.some<T>(row, count), plan_of(count), bias.data);
+    all_columns<Mode, NV>(some_rows<T>(args, row, count), plan_of(count), bias.data);
   }
 }
 

@@ -214,7 +214,7 @@ SOURCES: tuple[Source, ...] = (
         (
             ("for (int64_t split = 1; split < plan.splits", "for (int64_t split = 1; split + 1 < plan.splits"),
             ("logits[row] = epilogue.logit(out[row], args.target[row]);", "logits[row] = out[row];"),
-            ("args.some<T>(row, count)", "args.some<T>(0, count)"),
+            ("some_rows<T>(args, row, count)", "some_rows<T>(args, 0, count)"),
             ("NV * kWidth<T>, kMostSplits);", "NV * kWidth<T>);"),
         ),
     ),
