@@ -56,7 +56,7 @@ def instruction_set() -> str:
     """What the installed extension runs here; empty where there is none to ask."""
     program = "import torch; from ncops.backends import native; native.load(); print(torch.ops.ncops_C.cpu_isa())"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT).stdout
-    return found.strip().removesuffix("_bf16")
+    return found.strip().partition("_")[0]
 
 
 def build(mode: str, isa: str) -> Path:

@@ -40,12 +40,14 @@ def exponent_class(kernel: str, power: float) -> int:
     return int(twice) if kernel in ("riesz", "cdnv") and twice in range(7) else -1
 
 
-def launch_row(kernel: str, power: float) -> str:
+def launch_row(kernel: str, power: float, by_class: bool = False) -> str:
     """The name of the launch parameters for tiles of ``kernel``."""
     if kernel in ("dot", "cosine"):
         return "pair_products"
     slow = kernel in ("riesz", "cdnv") and exponent_class(kernel, power) == -1
-    return "pair_distances_power" if slow else "pair_distances"
+    if slow:
+        return "pair_distances_power"
+    return "pair_distances_labels" if by_class else "pair_distances"
 
 
 def split_power(power: float) -> tuple[float, float]:

@@ -256,7 +256,7 @@ def pair_stats(
     def run(config: Launch):
         return _run(config, rows, kernel, variances, power, valid, labels, allow_tf32)
 
-    return tuned(launch_row(kernel, power), rows, tuple(rows.shape), run, allow_tf32)
+    return tuned(launch_row(kernel, power, labels is not None), rows, tuple(rows.shape), run, allow_tf32)
 
 
 def _run(
