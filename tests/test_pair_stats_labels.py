@@ -26,7 +26,10 @@ POWER, IGNORE = 1.5, -100
 SCALARS = ("mean", "var", "min", "max", "count")
 kernels = pytest.mark.parametrize("kernel", KERNELS)
 small_tiles = interpreter_blocks(
-    {name: {"BLOCK": 16} for name in ("pair_products", "pair_distances", "pair_distances_power", "pair_factors")}
+    {
+        name: {"BLOCK": 16}
+        for name in ("pair_products", "pair_distances", "pair_distances_labels", "pair_distances_power", "pair_factors")
+    }
 )
 
 

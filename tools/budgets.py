@@ -290,7 +290,7 @@ def main() -> int:
         import triton
 
         (write_spills if triton.__version__ == OLDEST_TRITON else write)(found, options.only)
-        write_fingerprints(triton_jobs(False, options.only), options.only)
+        write_fingerprints(triton_jobs(False, options.only) if options.full else jobs, options.only)
         return 0
     lines = exceeded(found, json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}, known_spills())
     print("\n".join(lines))
