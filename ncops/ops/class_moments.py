@@ -21,7 +21,7 @@ from .checks import (
     refuse_forward_mode,
 )
 from .op import define
-from .unit_rows import row_blocks
+from .unit_rows import row_parts
 
 
 class ClassMoments(NamedTuple):
@@ -85,7 +85,7 @@ def _by_blocks(
     if not torch.compiler.is_compiling():  # a block would number its rows from its own first
         check_label_values(labels, num_classes, ignore_index, "labels")
     total = None
-    for rows, block in row_blocks(x, normalize, least=num_classes):
+    for rows, block in row_parts(x, normalize, least=num_classes):
         y = labels[rows]
         sums, sqnorms, *numbers = torch.ops.ncops.class_moments(block, y, num_classes, center, ignore_index)
         if diagonal:

@@ -12,7 +12,7 @@ from .checks import check_beside, flatten_rows
 from .op import define
 from .pair_stats import check_valid
 from .precision import allow_tf32
-from .unit_rows import row_blocks
+from .unit_rows import row_parts
 
 
 class NearestClassMean(NamedTuple):
@@ -55,7 +55,7 @@ def nearest_class_mean(
     rows = x.shape[:-1]
     if normalize:
         flat = flat.detach()
-        parts = [torch.ops.ncops.nearest_class_mean(u, means, valid, allow_tf32(x)) for _, u in row_blocks(flat)]
+        parts = [torch.ops.ncops.nearest_class_mean(u, means, valid, allow_tf32(x)) for _, u in row_parts(flat)]
         sqdist, index = (torch.cat(part) for part in zip(*parts, strict=True))
     else:
         sqdist, index = torch.ops.ncops.nearest_class_mean(flat, means, valid, allow_tf32(x))

@@ -19,7 +19,7 @@ def unit_rows(x: Tensor) -> Tensor:
     return (x.double() / norm.clamp_min(LEAST_NORM)).to(compute_dtype(x.dtype))
 
 
-def row_blocks(x: Tensor, normalize: bool = True, least: int = 1) -> Iterator[tuple[slice, Tensor]]:
+def row_parts(x: Tensor, normalize: bool = True, least: int = 1) -> Iterator[tuple[slice, Tensor]]:
     """The rows of ``x``, or its unit rows, and where they lie: blocks of 8 MB in float64, of ``least`` rows at least.
 
     One block in a compiled graph, which fuses the division with what comes after it; an empty one for no rows.

@@ -12,7 +12,7 @@ from ..backends.dtypes import compute_dtype
 from ..names import Nonfinite
 from ..ops import accumulate_class_moments_
 from ..ops.checks import FLOATING, check_integer
-from ..ops.unit_rows import row_blocks, unit_rows
+from ..ops.unit_rows import row_parts, unit_rows
 from .anchored import Undo, drifted, move, shifted, shifted_squares
 from .batch import NONFINITE, check_batch, leave_out
 from .blocks import blocks
@@ -159,7 +159,7 @@ class ClassStatistics(StreamingState):
 
     def _parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The rows that are counted: ``x`` as it is, or its unit rows block by block."""
-        return row_blocks(x) if self.normalize else iter([(slice(None), x)])
+        return row_parts(x) if self.normalize else iter([(slice(None), x)])
 
     def _accumulate(self, state: tuple[Tensor, ...], x: Tensor, y: Tensor) -> None:
         for rows, part in self._parts(x):
