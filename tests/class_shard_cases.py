@@ -8,8 +8,10 @@ import ncops
 from ncops.distributed import ShardedClassStatistics
 
 D = 5
-TENSORS = ("classes", "counts", "class_var", "means", "within_cov", "within_trace", "global_mean", "sample_mean")
-STATE = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
+TENSORS = (
+    "classes", "counts", "class_var", "means", "within_cov", "within_trace", "global_mean", "sample_mean", "variances",
+)  # fmt: skip
+STATE = ("counts", "center", "sums", "sqnorms", "scatter", "squares", "invalid", "skipped", "ignored")
 
 
 def batch(rank: int, ranks: int, step: int, classes: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,7 +28,7 @@ def agree_with_one_process(rank, ranks, classes, dtype, scatter, receive_bytes):
 
 def check_against_one_process(rank, ranks, classes, dtype, scatter):
     dtype = getattr(torch, dtype)
-    one, shards = one_and_shards(rank, ranks, classes, dtype, scatter=scatter)
+    one, shards = one_and_shards(rank, ranks, classes, dtype, scatter=scatter, diagonal=scatter)
     start, stop = shards.classes
     assert int(shards.local.counts.sum()) == int(one.counts[start:stop].sum())
     assert torch.equal(shards.local.counts[: stop - start], one.counts[start:stop])
@@ -53,7 +53,7 @@ def check_against_one_process(rank, ranks, classes, dtype, scatter):
     whole.update(*batch(0, ranks, 9, classes, dtype))  # an ordinary one goes on
     whole.merge(one)
 
-    _, again = one_and_shards(rank, ranks, classes, dtype, scatter=scatter)
+    _, again = one_and_shards(rank, ranks, classes, dtype, scatter=scatter, diagonal=scatter)
     assert same(bits(shards), bits(again)), "the same rows give the same bits"
     return shards.classes
 

@@ -18,7 +18,14 @@ from ..stats.batch import check_batch, leave_out
 from ..stats.classes import ClassStatistics
 from ..stats.collectives import Group, sum_over_ranks
 from ..stats.files import read_state, save_state
-from ..stats.geometry import ClassGeometry, class_geometry, describe_classes, kept_classes, pool_rows
+from ..stats.geometry import (
+    ClassGeometry,
+    class_geometry,
+    class_variances,
+    describe_classes,
+    kept_classes,
+    pool_rows,
+)
 from ..stats.state import stateful
 from ..stats.stored import check_config
 from .agreement import Offer, together
@@ -45,8 +52,8 @@ class ShardedClassStatistics:
     anywhere; so do ranks that have come to different calls.
 
     Args:
-        num_classes, dim, scatter, nonfinite, ignore_index, normalize: as :class:`ncops.ClassStatistics` has them, the
-            same on every rank. The ``(D, D)`` scatter is kept by every rank.
+        num_classes, dim, scatter, nonfinite, ignore_index, normalize, diagonal: as :class:`ncops.ClassStatistics` has
+            them, the same on every rank. The ``(D, D)`` scatter is kept by every rank.
         group: the process group; None is the default one.
         device: where the state lives and the rows are: a CPU with gloo, this rank's GPU with nccl.
 
@@ -80,6 +87,7 @@ class ShardedClassStatistics:
         nonfinite: str = "propagate",
         ignore_index: int = -100,
         normalize: bool = False,
+        diagonal: bool = False,
     ):
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
@@ -89,13 +97,13 @@ class ShardedClassStatistics:
         if self.rank < 0:
             raise ValueError("group: this process is not one of its ranks")
         # All the classes, without their memory.
-        self._whole = ClassStatistics(num_classes, dim, scatter, "meta", nonfinite, ignore_index, normalize)
+        self._whole = ClassStatistics(num_classes, dim, scatter, "meta", nonfinite, ignore_index, normalize, diagonal)
         self.num_classes, self.dim = self._whole.num_classes, self._whole.dim
         self._width = -(-self.num_classes // self.ranks)  # classes of a full range
         start, stop = (min(r * self._width, self.num_classes) for r in (self.rank, self.rank + 1))
         self.classes = start, stop
         self.local = ClassStatistics(
-            max(1, stop - start), dim, scatter, device, ignore_index=NO_LABEL, normalize=normalize
+            max(1, stop - start), dim, scatter, device, ignore_index=NO_LABEL, normalize=normalize, diagonal=diagonal
         )
         self.updates, self._halfway = 0, False
 
@@ -212,22 +220,24 @@ class ShardedClassStatistics:
         sums = [t for t in (pooled.trace, pooled.total, pooled.within) if t is not None]
         sum_over_ranks(sums, self._group, dst)
 
+        local = self.local
+
         def part(rows: slice) -> tuple[Tensor, ...]:
             classes = kept[rows]
-            return classes + self.classes[0], self.local.counts[classes], *describe_classes(self.local, classes)
+            variances = () if local.squares is None else (class_variances(local, classes),)
+            return classes + self.classes[0], local.counts[classes], *describe_classes(local, classes), *variances
 
-        local = self.local
+        like = [t[:0] for t in (kept, local.counts, local.sqnorms, local.sums, local.squares) if t is not None]
         columns = concatenate(
-            [size for size, _ in every], (kept[:0], local.counts[:0], local.sqnorms[:0], local.sums[:0]), part,
-            group=self._group, dst=dst, device=device,
+            [size for size, _ in every], like, part, group=self._group, dst=dst, device=device,
         )  # fmt: skip
         if columns is None:
             return None
         summed = {name: sum(numbers[name] for _, numbers in every) for name in every[0][1]}
         tensors = {name: t.to(device) for name, t in vars(pooled).items() if isinstance(t, Tensor)}
         return class_geometry(
-            *columns, replace(pooled, **summed, **tensors), num_classes=self.num_classes, min_count=min_count,
-            input_dtype=self.input_dtype,
+            *columns[:4], replace(pooled, **summed, **tensors), num_classes=self.num_classes, min_count=min_count,
+            input_dtype=self.input_dtype, variances=None if local.squares is None else columns[4],
         )  # fmt: skip
 
     def _check_dst(self, dst: int | None) -> None:
@@ -255,7 +265,8 @@ class ShardedClassStatistics:
             return Offer(None, {"dst": dst}, stop - start)
 
         _, sizes = self._together("gather", prepare)
-        names = [name for name in ("counts", "center", "sums", "sqnorms") if getattr(local, name) is not None]
+        by_class = ("counts", "center", "sums", "sqnorms", "squares")
+        names = [name for name in by_class if getattr(local, name) is not None]
         state = [getattr(local, name) for name in names]
         columns = concatenate(
             sizes, [t[:0] for t in state], lambda rows: [t[rows] for t in state],
@@ -345,8 +356,6 @@ class ShardedClassStatistics:
             raise ValueError(f"path: {path} holds {kind!r}, expected {KIND}")
         try:
             config = check_config({**ClassStatistics.LATER, **config}, _CONFIG)
-            if config.pop("diagonal"):
-                raise ValueError("diagonal: expected False, got True")
             updates, kept, ranks, dtype = (config.pop(n) for n in ("updates", "classes", "ranks", "input_dtype"))
             self = cls(**config, group=group, device="meta")
             if ranks != self.ranks or tuple(kept) != self.classes:

@@ -21,7 +21,7 @@ from .checks import (
     refuse_forward_mode,
 )
 from .op import define
-from .unit_rows import row_parts
+from .unit_rows import row_parts, squared_deviations
 
 
 class ClassMoments(NamedTuple):
@@ -89,13 +89,17 @@ def _by_blocks(
         y = labels[rows]
         sums, sqnorms, *numbers = torch.ops.ncops.class_moments(block, y, num_classes, center, ignore_index)
         if diagonal:
-            r = block.double()
-            if center is not None and num_classes:
-                r = r - center.double()[y.clamp(0, num_classes - 1)]
-            squares = r.square().to(sums.dtype)
-            sqnorms = torch.ops.ncops.class_moments(squares, y, num_classes, None, ignore_index)[0].double()
-        part = (sums.double(), sqnorms, *numbers)
-        total = part if total is None else tuple(a + b for a, b in zip(total, part, strict=True))
+            near = center if num_classes else None
+            squares = squared_deviations(block, y if near is None else y.clamp(0, num_classes - 1), near)
+            sqnorms = torch.ops.ncops.class_moments(squares, y, num_classes, None, ignore_index)[0]
+        part = (sums, sqnorms, *numbers)
+        if total is None:
+            total = (sums.double(), sqnorms.double(), *numbers)
+        elif sums.requires_grad:
+            total = tuple(a + b for a, b in zip(total, part, strict=True))
+        else:
+            for a, b in zip(total, part, strict=True):
+                a += b
     sums, sqnorms, counts, invalid = total
     return ClassMoments(counts, sums.to(compute_dtype(x.dtype)), sqnorms, invalid)
 

@@ -12,7 +12,7 @@ from ..backends.dtypes import compute_dtype
 from ..names import Nonfinite
 from ..ops import accumulate_class_moments_
 from ..ops.checks import FLOATING, check_integer
-from ..ops.unit_rows import row_parts, unit_rows
+from ..ops.unit_rows import row_parts, squared_deviations, unit_rows
 from .anchored import Undo, drifted, move, shifted, shifted_squares
 from .batch import NONFINITE, check_batch, leave_out
 from .blocks import blocks
@@ -182,7 +182,7 @@ class ClassStatistics(StreamingState):
         for part in blocks(counted.numel(), self.dim):
             rows = counted[part]
             block = unit_rows(x[rows]) if self.normalize else x[rows]
-            squares = (block.double() - center[y[rows]].double()).square_().to(center.dtype)
+            squares = squared_deviations(block, y[rows], center)
             counts, sqnorms, invalid = rest
             accumulate_class_moments_(
                 counts, origin, total, sqnorms, invalid, squares, torch.searchsorted(present, y[rows])
