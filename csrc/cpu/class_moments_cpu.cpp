@@ -84,8 +84,10 @@ template <class T>
 double reduce_rows(const Rows& x, const int64_t* order, int64_t n, const T* center, T* sum) {
   if (x.col_stride == 1 && x.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32))
     return reduce_direct<T, T>(x, order, n, center, sum);
-  if constexpr (sizeof(T) == 4)
+  if constexpr (sizeof(T) == 4) {
     if (x.col_stride == 1 && x.dtype == DType::bf16) return reduce_direct<T, Bf16>(x, order, n, center, sum);
+    if (x.col_stride == 1 && x.dtype == DType::f16) return reduce_direct<T, F16>(x, order, n, center, sum);
+  }
   return reduce_any<T>(x, order, n, 0, x.dim, center, sum);
 }
 

@@ -108,7 +108,7 @@ struct SlopeRows {
   }
 
   // Squared distances to slopes times share; `weight` becomes the gradient by a variance.
-  Vec<T> slope(Vec<T> d2, Vec<T> spread, Vec<T> share, Vec<T>& weight) const {
+  NCOPS_INLINE Vec<T> slope(Vec<T> d2, Vec<T> spread, Vec<T> share, Vec<T>& weight) const {
     const T power = T(args.power);
     Vec<T> f;
     switch (args.kernel) {
@@ -125,7 +125,7 @@ struct SlopeRows {
     return d2 == 0 ? Vec<T>{} : f;
   }
 
-  static Vec<T> gaussian(Vec<T> x) {  // subnormal values count as zero here
+  static NCOPS_INLINE Vec<T> gaussian(Vec<T> x) {  // subnormal values count as zero here
     if (any<T>(~(IntVec<T>)(x <= 0))) return exp_of<T>(x);
     return exp_nonpositive<T>(x);
   }
