@@ -10,8 +10,12 @@ import os
 import zlib
 from collections import Counter
 
-import pytest
-import torch
+# Read when OpenMP is loaded. Threads that spin while they wait take the cores of tests beside them: on a busy machine
+# ten digits are learnt in 90 s with it and in 17 s without, of which 6 s are work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():  # before anything imports Triton, which reads it when a kernel is defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
