@@ -13,7 +13,7 @@ from ..names import Nonfinite
 from ..ops import accumulate_class_moments_
 from ..ops.checks import FLOATING, check_integer
 from ..ops.unit_rows import row_parts, squared_deviations, unit_rows
-from .anchored import Undo, drifted, move, shifted, shifted_squares
+from .anchored import Room, Undo, drifted, move, shifted, shifted_squares
 from .batch import NONFINITE, check_batch, leave_out
 from .blocks import blocks
 from .collectives import reduce_class_state, sum_over_ranks
@@ -48,8 +48,8 @@ class ClassStatistics(StreamingState):
 
     Memory: ``C * D`` float64 sums and, from the first update on, ``C * D`` anchors in float32 (float64 for float64
     features), ``D * D`` float64 with scatter, ``C * D`` with diagonal. An update needs, for the P classes in it, the
-    state of these P classes once more (to undo a failure; with diagonal three times) and blocks of 8 MB. A batch whose
-    scatter float32 would spoil is added up in float64.
+    state of these P classes once more (to undo a failure; kept for the next update; with diagonal three times) and
+    blocks of 8 MB. A batch whose scatter float32 would spoil is added up in float64.
 
     Attributes:
         counts: ``(C,) int64``. center: ``(C, D)`` anchors, None before the first update. sums: ``(C, D) float64``, sum
@@ -94,6 +94,7 @@ class ClassStatistics(StreamingState):
         self.sqnorms = torch.zeros(num_classes, dtype=torch.float64, device=device)
         self.scatter = torch.zeros((dim, dim), dtype=torch.float64, device=device) if scatter else None
         self.squares = torch.zeros_like(self.sums) if diagonal else None
+        self.room = Room()
         self.invalid, self.skipped, self.ignored = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(3))
 
     @property
@@ -130,7 +131,8 @@ class ClassStatistics(StreamingState):
         if center is None:
             center = torch.zeros(self.sums.shape, dtype=compute_dtype(flat.dtype), device=self.device)
         counted = y[(y >= 0) & (y < self.num_classes) & (y != self.ignore_index)]
-        present = torch.unique(counted)
+        present = torch.zeros(self.num_classes, dtype=torch.bool, device=self.device).index_fill_(0, counted, True)
+        present = present.nonzero()[:, 0]
         state = (self.counts, center, self.sums, self.sqnorms)
         growth = moved = None
         with Undo(self, present, *state, self.squares) as undo:
