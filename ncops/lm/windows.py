@@ -145,12 +145,14 @@ class Windows:
         sizes = [self._sizes[i] for i in indices]
         return None if UNKNOWN in sizes else sum(sizes)
 
-    def num_documents(self, indices: range) -> int:
-        """How many documents these windows have tokens of."""
-        if not indices:
-            return 0
-        begins = sorted(set(self._begins))
-        return bisect_right(begins, self._ends[indices[-1]] - 1) - bisect_right(begins, self._starts[indices[0]]) + 1
+    def num_documents(self, indices: Iterable[int]) -> int:
+        """How many documents these windows, in order, score tokens of."""
+        begins, count, counted = sorted(set(self._begins)), 0, 0
+        for i in indices:
+            low, high = (bisect_right(begins, at) for at in (self._firsts[i], self._ends[i] - 1))
+            count += high - max(low - 1, counted) if high > counted else 0
+            counted = max(high, counted)
+        return count
 
     def split(self, held_out: float = 0.2) -> tuple[range, range]:
         """Indices of the train part and of the held-out part: as it was given, else the last of the windows.
