@@ -103,8 +103,6 @@ class Windows:
                 self._sizes.append(UNKNOWN if min(of_each) < 0 else sum(of_each))
                 self.tokens += end - max(seen, start)
                 seen = end
-            if end == last:
-                return
 
     def __len__(self) -> int:
         return len(self._starts)

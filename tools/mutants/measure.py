@@ -26,7 +26,6 @@ SOURCES: tuple[Source, ...] = (
             ("first, end = max(seen, start + 1), min", "first, end = start + 1, min"),
             ("            if first < end:\n", "            if first <= end:\n"),
             ("range(begin, last, self.stride)", "range(begin, last, self.size)"),
-            ("            if end == last:\n                return\n", ""),
             ("UNKNOWN if min(of_each) < 0 else sum(of_each)", "sum(of_each)"),
             ("sizes[first - begin : end - begin]", "sizes[start - begin : end - begin]"),
             ("self.tokens += end - max(seen, start)", "self.tokens += end - start"),
