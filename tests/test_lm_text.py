@@ -172,6 +172,7 @@ def test_byte_sizes_sum_up_to_the_text(loaded, document):
 
 def test_a_character_in_several_tokens_counts_once():
     assert list(byte_sizes("aé🙂b", [1, 2, 2, 3, 3, 3, 4])) == [1, 2, 0, 4, 0, 0, 1]
+    assert list(byte_sizes("abc", [2, 1, 3])) == [2, 0, 1]  # a token of what an earlier one has had
     assert list(byte_sizes("ab  ", [1, 1, 2])) == [1, 0, 3] and list(byte_sizes("  ", [])) == []
 
 
