@@ -17,10 +17,10 @@ OPS = tuple(op for op in DEFINED if not op.endswith(backends.FORMS))
 EXTRAS = {
     "cli": ("typer", "rich", "tqdm", "matplotlib"),
     "lm": ("transformers", "accelerate", "gguf"),
-    "data": ("pyarrow", "zstandard"),
     "metrics": ("torchmetrics",),
     "lightning": ("lightning",),
     "triton": ("triton",),
+    "data": ("pyarrow", "zstandard"),
 }
 
 
