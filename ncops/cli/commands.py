@@ -231,16 +231,16 @@ def lm(
         from ..lm.text import few_names
         from ..measuring.saved import read_saved
 
+        given = origin = None
+        if statistics is not None:
+            given, origin = read_saved(statistics, "--statistics", "ClassStatistics")
+        source = work.find_source(model, gguf)
+        name = Path(model).name or source.folder.name
         with join(_device(device)) as (ranks, here):
             options = {"field": text_field, "errors": encoding_errors.value, "processes": ranks.size}
             options["told"] = say if ranks.speaks else lambda _: None
             texts = work.read_texts(text, **options)
             others = work.read_texts(held_out, **options, option="--held-out") if held_out else None
-            given = origin = None
-            if statistics is not None:
-                given, origin = read_saved(statistics, "--statistics", "ClassStatistics")
-            source = work.find_source(model, gguf)
-            name = Path(model).name or source.folder.name
             loaded = work.load(source, dtype=dtype.value, device=here)
             measured = work.measure(
                 loaded, texts, held_out=others, tokens=tokens, window=window, stride=stride, bos=bos.value,
