@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_lm import WORDS, llama, save, sentence
+from test_lm import WORDS, llama, save, sentence, tokenizers, transformers
 
 import ncops
 from ncops import cli, lm, memory
@@ -174,6 +174,14 @@ def test_a_character_in_several_tokens_counts_once():
     assert list(byte_sizes("aé🙂b", [1, 2, 2, 3, 3, 3, 4])) == [1, 2, 0, 4, 0, 0, 1]
     assert list(byte_sizes("abc", [2, 1, 3])) == [2, 0, 1]  # a token of what an earlier one has had
     assert list(byte_sizes("ab  ", [1, 1, 2])) == [1, 0, 3] and list(byte_sizes("  ", [])) == []
+
+
+def test_bytes_of_a_tokenizer_of_bytes():
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    bare.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens = encoder(transformers.PreTrainedTokenizerFast(tokenizer_object=bare))("é\n🙂 a")
+    assert len(tokens.ids) == 9 and list(tokens.sizes) == [2, 0, 1, 4, 0, 0, 0, 1, 1]
 
 
 def test_bytes_of_pieces_without_tokens_are_not_lost(loaded):
