@@ -161,9 +161,7 @@ def lm(
     text: Annotated[list[str], Option("--text", metavar="FILE...", help=f"After MODEL: {TEXT}.")],
     held_out: Annotated[
         list[str] | None,
-        Option(
-            "--held-out", metavar="FILE...", help="Held-out part, read as --text, which is all train part then."
-        ),
+        Option("--held-out", metavar="FILE...", help="Held-out part, read as --text, which is all train part then."),
     ] = None,
     text_field: Annotated[str, Option(help="Name of the text in records of .jsonl, .parquet and data sets.")] = "text",
     encoding_errors: Annotated[
@@ -176,7 +174,8 @@ def lm(
         int | None, Option(min=2, help="Tokens seen together [default: 256, or what the model takes].")
     ] = None,
     stride: Annotated[
-        int | None, Option(min=1, help="Tokens from one window to the next; what overlaps is context [default: WINDOW].")
+        int | None,
+        Option(min=1, help="Tokens from one window to the next; what overlaps is context [default: WINDOW]."),
     ] = None,
     bos: Annotated[Bos, Option(help="BOS before every window; auto: where the tokenizer puts one.")] = Bos.auto,
     documents: Annotated[
