@@ -213,7 +213,7 @@ def held_out_rows(model, windows) -> list[dict]:
 
 WAYS = [
     {}, {"stride": 5}, {"bos": "always"}, {"bos": "always", "stride": 7, "documents": "packed"},
-    {"documents": "packed", "held_out": True}, {"stride": 3, "held_out": True},
+    {"documents": "packed", "held_out": True}, {"stride": 3, "held_out": True}, {"held_out": True},
 ]  # fmt: skip
 
 
