@@ -130,6 +130,7 @@ def decision_metrics(x, y, weight, bias, g, *, use_bias=True, candidates="all", 
     edges = np.linspace(0, 1, 16)
     bins = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, 14)
     ece = sum(abs(right[bins == b].sum() - confidence[bins == b].sum()) for b in range(15)) / len(y)
+    entropies = -(p * np.log(np.where(p > 0, p, 1))).sum(1)
     rivals = logits.copy()
     rivals[np.arange(len(y)), y] = -np.inf
     return {
@@ -137,8 +138,9 @@ def decision_metrics(x, y, weight, bias, g, *, use_bias=True, candidates="all", 
         "ncc_accuracy": (nearest == y).mean(),
         "accuracy": right.mean(),
         "nll": (lse - logits[np.arange(len(y)), y]).mean(),
+        "entropy": entropies.mean(),
         "ece": ece,
-        "entropy": -(p * np.log(np.where(p > 0, p, 1))).sum(1),
+        "entropies": entropies,
         "margin": logits[np.arange(len(y)), y] - rivals.max(1),
         "confidence": confidence,
         "bins": bins,

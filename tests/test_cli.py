@@ -319,6 +319,8 @@ def test_text_takes_many_files():
         "--json",
     ]
     assert cli.spread_text(["lm", "M", "--window", "3", "--text", "a"]) == ["lm", "M", "--window", "3", "--text", "a"]
+    spread = cli.spread_text(["lm", "M", "--text", "-", "b", "--held-out", "c", "d", "--json", "e"])
+    assert " ".join(spread) == "lm M --text - --text b --held-out c --held-out d --json e"
 
 
 def test_missing_cli_extra_is_one_line(capsys, monkeypatch):

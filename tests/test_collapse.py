@@ -60,7 +60,7 @@ def numpy_report(x, y, held, z, weight, bias, convention="ncops", min_count=1):
         held.double().numpy(), z.numpy(), weight.double().numpy(), bias.double().numpy(), g,
         use_bias=c.decision_bias, candidates=c.decision_classes, rows=c.decision_rows,
     )  # fmt: skip
-    return {**values, **{name: decided[name] for name in (*DECISIONS, "nll")}}
+    return {**values, **{name: decided[name] for name in (*DECISIONS, "nll", "entropy")}}
 
 
 SHAPES = {
@@ -145,7 +145,7 @@ def test_absent_inputs_are_nan_with_a_reason():
     report = ncops.collapse(stats.compute())
     missing = {name for name in NAMES if math.isnan(report[name])}
     rows = {"nc2_w_norm_cv", "nc2_w_cos_std", "nc2_w_cos_error", "nc3_cos_mean", "nc3_cos_cv", "nc3_duality_error"}
-    assert missing == {"nc1_pinv", "vci", "nll", *rows, *DECISIONS}
+    assert missing == {"nc1_pinv", "vci", "nll", "entropy", *rows, *DECISIONS}
     assert set(report.notes) == missing
     assert "needs the D x D scatter" in report.notes["vci"] and "classifier's weight" in report.notes["nc3_cos_mean"]
     assert "needs a decision pass" in report.notes["nll"]

@@ -53,7 +53,7 @@ def test_counts_and_histograms(dtype, with_bias):
     for name, field in (("nc4_agreement", "agree"), ("ncc_accuracy", "ncc_hit"), ("accuracy", "hit")):
         assert int(getattr(stats, field).sum()) == round(truth[name] * n)
     assert float(stats.nll.sum()) / n == pytest.approx(truth["nll"], rel=1e-12 if dtype == torch.float64 else 1e-6)
-    entropy = np.histogram(truth["entropy"], bins=64, range=(0, math.log(11)))[0]
+    entropy = np.histogram(truth["entropies"], bins=64, range=(0, math.log(11)))[0]
     margin = np.histogram(truth["margin"], bins=np.r_[-np.inf, np.linspace(-32, 32, 65), np.inf])[0]
     confidence = np.bincount(truth["bins"], minlength=15)
     near = 0 if dtype == torch.float64 else 2  # rows within rounding of an edge

@@ -125,7 +125,7 @@ def test_a_collapsed_network_has_every_goal(convention, classes, dim):
         goal = report.goals[name]
         if goal.text == "depends on the scale":
             continue
-        if name in ("accuracy", "nll", "ece"):
+        if name in ("accuracy", "nll", "entropy", "ece"):
             assert value == pytest.approx(float(name == "accuracy"), abs=1e-12)
         elif goal.target is None:
             assert goal.text.endswith(" = simplex") and value == pytest.approx(float(goal.text.split()[0]), rel=1e-3)
@@ -150,7 +150,7 @@ def test_a_tight_frame_has_every_goal_that_k_classes_can_have(convention):
         elif goal.text.endswith("least"):
             assert value >= float(goal.text.split()[0]) - 1e-3
         else:
-            assert goal.text == "depends on the scale" or name in ("accuracy", "nll", "ece"), name
+            assert goal.text == "depends on the scale" or name in ("accuracy", "nll", "entropy", "ece"), name
     assert "at equal norms and sum 0" in report.goals["nc2_w_cos_std"].text
     if report.settings.similarity == "cosine":
         lone = "sum 0" not in report.goals["nc2_cos_std"].text

@@ -13,7 +13,7 @@ from ncops import cli
 from ncops.errors import CommandError
 from ncops.lm.collect import LayerStatistics
 from ncops.lm.measure import parse_layers
-from ncops.lm.windows import IGNORE, Windows, tokenize
+from ncops.lm.windows import IGNORE, Tokens, Windows, tokenize
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -311,11 +311,11 @@ def test_tokenize_stops_at_the_limit():
 
     def encode(text):
         read.append(text)
-        return [ord(c) for c in text]
+        return Tokens([ord(c) for c in text])
 
-    assert [list(d) for d in tokenize([["ab", "cd", "ef"], ["gh"]], encode, 3)] == [[97, 98, 99]]
+    assert [list(d.ids) for d in tokenize([["ab", "cd", "ef"], ["gh"]], encode, 3)] == [[97, 98, 99]]
     assert read == ["ab", "cd"]
-    assert [len(d) for d in tokenize([["ab"], ["gh"]], encode, None)] == [2, 2]
+    assert [len(d.ids) for d in tokenize([["ab"], ["gh"]], encode, None)] == [2, 2]
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("all", [0, 1, 2, 3]), ("3,0", [0, 3]), ("-1", [3]), (None, [])])

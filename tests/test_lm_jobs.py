@@ -250,7 +250,7 @@ def test_killed_and_resumed_gives_the_same_bits(tiny, capsys, tmp_path, monkeypa
 def test_a_checkpoint_of_another_run_is_refused(tiny, capsys, tmp_path):
     run(capsys, *command(tiny, "--checkpoint", tmp_path))
     assert cli.main(command(tiny, "--checkpoint", tmp_path, "--window", "16")) == 2
-    assert "belongs to a run with another text" in capsys.readouterr().err
+    assert "belongs to a run with another window" in capsys.readouterr().err
     assert cli.main(command(tiny, "--checkpoint", tmp_path, "--batch-size", "4")) == 2
     assert "belongs to a run with another batch size" in capsys.readouterr().err
     (tmp_path / "train.safetensors").write_bytes(b"x" * 100)

@@ -16,15 +16,18 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """How torch says it, on the CPU and on a GPU."""
 
 
+SPREAD = ("--text", "--held-out")
+
+
 def spread_text(arguments: Sequence[str]) -> list[str]:
-    """``--text a b c`` as ``--text a --text b --text c``, so that a shell's ``*.txt`` works."""
+    """``--text a b c`` as ``--text a --text b --text c``, so that a shell's ``*.txt`` works; so ``--held-out``."""
     result: list[str] = []
-    after_text = False
+    option = ""
     for argument in arguments:
-        if argument.startswith("-"):
-            after_text = argument == "--text"
-        elif after_text and result[-1] != "--text":
-            result.append("--text")
+        if argument.startswith("-") and argument != "-":  # which is standard input
+            option = argument if argument in SPREAD else ""
+        elif option and result[-1] != option:
+            result.append(option)
         result.append(argument)
     return result
 

@@ -29,14 +29,18 @@ app = typer.Typer(
 Json = Annotated[bool, Option("--json", help="Print JSON on standard output; everything else goes to standard error.")]
 MinCount = Option("--min-count", min=1, help="Samples that a class needs to be kept.")
 Output = Annotated[Path | None, Option("--output", "-o", help="Folder for report.json and report.html.")]
+TEXT = "text files, folders of them, - (standard input), .gz, .zst, .jsonl, .parquet, folders of datasets.save_to_disk"
 
 
 def _choices(name: str, values: Iterable[str]) -> type[Enum]:
     return Enum(name, {value: value for value in values}, type=str)
 
 
+Bos = _choices("Bos", ("auto", "always", "never"))
 DemoModel = _choices("DemoModel", ("smollm2", "tiny", "digits"))
+Documents = _choices("Documents", ("separate", "packed"))
 Dtype = _choices("Dtype", ("float32", "bfloat16", "float16", "float64", "auto"))
+EncodingErrors = _choices("EncodingErrors", ("strict", "replace", "ignore"))
 Nonfinite = _choices("Nonfinite", get_args(NonfiniteName))
 Panels = _choices("Panels", get_args(PanelsName))
 Preset = _choices("Preset", PRESETS)
@@ -154,13 +158,29 @@ def lm(
         str,
         Argument(metavar="MODEL", help="Folder of a Hugging Face causal LM, or with a GGUF file, or such a file."),
     ],
-    text: Annotated[list[Path], Option("--text", metavar="FILE...", help="UTF-8 text files, after MODEL.")],
+    text: Annotated[list[str], Option("--text", metavar="FILE...", help=f"After MODEL: {TEXT}.")],
+    held_out: Annotated[
+        list[str] | None,
+        Option("--held-out", metavar="FILE...", help="Held-out part, read as --text, which is all train part then."),
+    ] = None,
+    text_field: Annotated[str, Option(help="Name of the text in records of .jsonl, .parquet and data sets.")] = "text",
+    encoding_errors: Annotated[
+        EncodingErrors, Option(help="Bytes that are not UTF-8 are an error, become U+FFFD, or are left out.")
+    ] = EncodingErrors.strict,
     tokens: Annotated[
-        int | None, Option(min=4, help="Tokens to read, train and held-out part together [default: all].")
+        int | None, Option(min=4, help="Tokens of --text to read, both parts together [default: all].")
     ] = None,
     window: Annotated[
         int | None, Option(min=2, help="Tokens seen together [default: 256, or what the model takes].")
     ] = None,
+    stride: Annotated[
+        int | None,
+        Option(min=1, help="Tokens from one window to the next; what overlaps is context [default: WINDOW]."),
+    ] = None,
+    bos: Annotated[Bos, Option(help="BOS before every window; auto: where the tokenizer puts one.")] = Bos.auto,
+    documents: Annotated[
+        Documents, Option(help="Windows of one document each, or of all of them, joined by EOS.")
+    ] = Documents.separate,
     batch_size: Annotated[int, Option(min=1, help="Windows per forward pass.")] = 8,
     layers: Annotated[
         str | None, Option(help="Hidden layers to measure too: 0,6,12 or all; 0 is the embedding, -1 the last.")
@@ -183,25 +203,31 @@ def lm(
         Path | None, Option(help="Folder that keeps the place; the same command goes on from there.")
     ] = None,
     every: Annotated[int, Option(min=1, help="Batches between two checkpoints.")] = 100,
+    tokens_csv: Annotated[
+        Path | None,
+        Option("--tokens-csv", help="Write a row for each scored token of the held-out part as this CSV file."),
+    ] = None,
     output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Measure the token collapse of a causal language model on disk: every token of the vocabulary is a class.
 
-    Only the base model runs. The last 20 % of the windows are held out for the decisions. Several processes share the
-    windows and write one report: torchrun --nproc_per_node=N -m ncops lm ...
+    Only the base model runs. The last 20 % of the windows are held out for the decisions, or --held-out. Several
+    processes share the windows and write one report: torchrun --nproc_per_node=N -m ncops lm ...
     """
     need("cli", "tqdm")
-    from ..report.output import check_folder, deliver
+    from ..report.console import say
+    from ..report.output import check_file, check_folder, deliver
 
     for option, folder in (("--output", output), ("--save", save), ("--checkpoint", checkpoint)):
         check_folder(folder, option)
-    for path in text:
-        if not path.is_file():
-            raise CommandError(f"--text: no file {str(path)!r}")
+    check_file(tokens_csv, "--tokens-csv")
+    if held_out and statistics is not None:
+        raise CommandError("--held-out: beside --statistics all of --text is held out; give the one or the other")
     with _clean_stdout(as_json), _resumable(checkpoint):
         from .. import lm as work
         from ..lm.ranks import join
+        from ..lm.text import few_names
         from ..measuring.saved import read_saved
 
         given = origin = None
@@ -210,12 +236,20 @@ def lm(
         source = work.find_source(model, gguf)
         name = Path(model).name or source.folder.name
         with join(_device(device)) as (ranks, here):
+            options = {"field": text_field, "errors": encoding_errors.value, "processes": ranks.size}
+            options["told"] = say if ranks.speaks else lambda _: None
+            texts = work.read_texts(text, **options)
+            others = work.read_texts(held_out, **options, option="--held-out") if held_out else None
             loaded = work.load(source, dtype=dtype.value, device=here)
             measured = work.measure(
-                loaded, [work.read_chunks(path) for path in text], tokens=tokens, window=window, batch_size=batch_size,
-                layers=layers, min_count=min_count, ignore_softcap=ignore_softcap, given=given, given_origin=origin,
-                save=save, checkpoint=checkpoint, every=every, ranks=ranks,
-                facts={"model_name": name, "data": ", ".join(path.name for path in text)},
+                loaded, texts, held_out=others, tokens=tokens, window=window, stride=stride, bos=bos.value,
+                documents=documents.value, batch_size=batch_size, layers=layers, min_count=min_count,
+                ignore_softcap=ignore_softcap, given=given, given_origin=origin, save=save, checkpoint=checkpoint,
+                every=every, tokens_csv=tokens_csv, ranks=ranks,
+                facts={
+                    "model_name": name, "data": few_names(text), "held_out_data": few_names(held_out or []) or None,
+                    "text_field": text_field, "encoding_errors": encoding_errors.value,
+                },
             )  # fmt: skip
     if measured is not None:
         deliver(measured, title=f"Token collapse of {name}", folder=output, as_json=as_json)

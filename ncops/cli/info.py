@@ -20,6 +20,7 @@ EXTRAS = {
     "metrics": ("torchmetrics",),
     "lightning": ("lightning",),
     "triton": ("triton",),
+    "data": ("pyarrow", "zstandard"),
 }
 
 

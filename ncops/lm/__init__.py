@@ -2,8 +2,9 @@
 
 from .head import Head, find_head
 from .load import LoadedModel, Source, find_source, load
-from .measure import measure
-from .windows import Batch, Windows, read_chunks
+from .measure import measure, read_windows
+from .text import read_texts
+from .windows import Batch, Windows
 
 __all__ = [
     "Batch",
@@ -15,5 +16,6 @@ __all__ = [
     "find_source",
     "load",
     "measure",
-    "read_chunks",
+    "read_texts",
+    "read_windows",
 ]

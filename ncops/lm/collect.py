@@ -16,6 +16,7 @@ from .head import Head, body
 from .load import LoadedModel
 from .progress import Progress
 from .ranks import Ranks
+from .token_rows import TokenRows
 from .windows import IGNORE, Batch, Windows
 
 
@@ -54,7 +55,7 @@ class Pass:
     """A part of the corpus, and statistics of the features that enter the head and of hidden layers beside them.
 
     Attributes:
-        states: all statistics by their names in a checkpoint.
+        states: all statistics by their names in a checkpoint. rows: what gets the columns of every scored token.
     """
 
     def __init__(
@@ -63,16 +64,19 @@ class Pass:
         name: str,
         statistics: ClassStatistics | DecisionStatistics,
         layers: LayerStatistics | None = None,
+        rows: TokenRows | None = None,
     ) -> None:
-        self.part, self.statistics, self.layers = part, statistics, layers
+        self.part, self.statistics, self.layers, self.rows = part, statistics, layers, rows
         self.states = {name: statistics}
         if layers is not None:
             self.states |= {f"layer {i}": of_layer for i, of_layer in layers.statistics.items()}
 
-    def update(self, features: torch.Tensor, hidden: Sequence[torch.Tensor] | None, labels: torch.Tensor) -> None:
-        self.statistics.update(features, labels)
+    def update(self, features: torch.Tensor, hidden: Sequence[torch.Tensor] | None, batch: Batch) -> None:
+        columns = self.statistics.update(features, batch.labels)
         if self.layers is not None:
-            self.layers.update(hidden, labels)
+            self.layers.update(hidden, batch.labels)
+        if self.rows is not None:
+            self.rows.add(batch.windows, columns)
 
 
 class Corpus:
@@ -102,7 +106,7 @@ class Corpus:
             into.states[name].load_state_dict(state)
         last = len(self.ranks.share(indices))
         for count, (position, batch) in enumerate(self.batches(indices, into.part, done), 1):
-            into.update(*self.features(batch, into.layers is not None), batch.labels)
+            into.update(*self.features(batch, into.layers is not None), batch)
             if count % place.every == 0 or position == last:
                 place.save(into.part, position, into.states)
         if self.ranks.size > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from ..errors import CommandError
 from ..measuring.saved import describe, same_model
 from ..metrics.table import LAYERS, shown_in
 from ..model import identity, text_config
+from ..report.collapse import CollapseReport
 from ..report.measured import Measured, assemble
 from ..report.stored import CLASSES, DECISIONS
 from ..stats.classes import ClassStatistics
@@ -26,7 +28,8 @@ from .head import Head, find_head
 from .load import LoadedModel, words
 from .progress import Progress, signature
 from .ranks import Ranks
-from .windows import Windows, leading_bos, tokenize
+from .token_rows import token_rows
+from .windows import Windows, encoder, leading_bos, separator, tokenize
 
 PROBE_TOKENS = 16
 WINDOW = 256
@@ -53,25 +56,43 @@ def parse_layers(text: str | None, count: int) -> list[int]:
 
 
 def read_windows(
-    loaded: LoadedModel, texts: Iterable[Iterable[str]], *, tokens: int | None, window: int | None
+    loaded: LoadedModel,
+    texts: Iterable[Iterable[str]],
+    *,
+    held_out: Iterable[Iterable[str]] | None = None,
+    tokens: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    bos: str = "auto",
+    documents: str = "separate",
 ) -> Windows:
-    """Tokenises ``texts`` (pieces per document) until ``tokens`` tokens and cuts them into windows.
+    """Tokenises ``texts`` (pieces per document) and cuts them into windows.
+
+    Args:
+        held_out: the texts of the held-out part, all of which is read; by default it is the last windows of ``texts``.
+        tokens: how many to read of ``texts``; None reads everything.
+        window: tokens seen together, by default 256 or what the model takes. stride: tokens from the start of one
+            window to the next, by default as many: what an earlier window has scored is context that is not scored.
+        bos: whether every window gets a BOS in front: ``"auto"`` (where the tokenizer puts one), ``"always"``,
+            ``"never"``.
+        documents: ``"separate"``, or ``"packed"``: joined by the tokenizer's EOS, so that all windows but the last are
+            full.
 
     Raises:
-        CommandError: if the window does not fit the model.
+        CommandError: if the window does not fit the model, the stride the window, or a special token is missing.
     """
-    config = text_config(loaded)
-    bos = leading_bos(loaded.tokenizer)
+    config, tokenizer = text_config(loaded), loaded.tokenizer
+    lead, eos = leading_bos(tokenizer, bos), separator(tokenizer, documents)
     longest = getattr(config, "max_position_embeddings", None) or 2**31
-    longest = 2**31 if longest < 0 else longest - (bos is not None)  # -1: no bound
+    longest = 2**31 if longest < 0 else longest - (lead is not None)  # -1: no bound
     if window is not None and window > longest:
         raise CommandError(f"--window: this model takes {longest} tokens at most, got {window}")
     window = min(WINDOW, longest) if window is None else window
-
-    def encode(text: str) -> Sequence[int]:
-        return loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-    return Windows(tokenize(texts, encode, tokens), window, bos)
+    if stride is not None and stride > window:
+        raise CommandError(f"--stride: expected at most the {window} tokens of a window, got {stride}")
+    encode = encoder(tokenizer)
+    others = None if held_out is None else tokenize(held_out, encode)
+    return Windows(tokenize(texts, encode, tokens), window, lead, stride=stride, eos=eos, held_out=others)
 
 
 def token_text(tokenizer: Any, index: int) -> str:
@@ -105,8 +126,6 @@ def measure(
     loaded: LoadedModel,
     texts: Iterable[Iterable[str]],
     *,
-    tokens: int | None = None,
-    window: int | None = None,
     batch_size: int = 8,
     layers: str | None = None,
     min_count: int = 10,
@@ -118,15 +137,14 @@ def measure(
     save: Path | None = None,
     checkpoint: Path | None = None,
     every: int = 100,
+    tokens_csv: Path | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008
+    **reading: Any,
 ) -> Measured | None:
     """One pass over the train part for the class statistics, one over the held-out part for the decisions.
 
     Args:
-        texts: pieces of text per document.
-        tokens: tokens to read, train and held-out part together; None reads everything.
-        window: tokens seen together, by default 256 or what the model takes; each token but the first of a window is
-            one sample, its class is its id.
+        texts: pieces of text per document; each token that a window scores is one sample, its class is its id.
         layers: hidden layers to measure too, see `parse_layers`.
         min_count: samples in the train part that a class needs to be kept.
         progress: False hides the progress bars; None shows them on a terminal.
@@ -134,7 +152,10 @@ def measure(
         given_origin: the model they were made with, as their file says; None where it does not.
         save: folder for the statistics of both parts, as files that ``ncops merge`` and ``ncops.load`` read.
         checkpoint: folder that keeps the place every ``every`` batches; a run that finds its own place there goes on.
+        tokens_csv: file for a row of each scored token of the held-out part, see :mod:`.token_rows`; that part is then
+            read from its beginning, whatever ``checkpoint`` holds.
         ranks: the processes of this run; windows are dealt out to them, statistics are summed.
+        reading: ``held_out``, ``tokens``, ``window``, ``stride``, ``bos``, ``documents`` of :func:`read_windows`.
 
     Memory above the model: a batch, 12 bytes * V * D of class states, 8 * D * D of scatter, the kernels' workspace.
 
@@ -146,7 +167,9 @@ def measure(
     """
     depth = text_config(loaded).num_hidden_layers
     chosen = parse_layers(layers, depth)
-    windows = read_windows(loaded, texts, tokens=tokens, window=window)
+    if tokens_csv is not None and ranks.size > 1:
+        raise CommandError(f"--tokens-csv: written by one process, got {ranks.size}: run it without torchrun")
+    windows = read_windows(loaded, texts, **reading)
     train, held_out = windows.split() if given is None else (range(0), range(len(windows)))
     model = loaded.model  # loaded only now that what is cheap to check has been checked
     memory.reset_peak()
@@ -155,6 +178,7 @@ def measure(
     corpus = Corpus(loaded, head, windows, batch_size, ranks, progress)
     run = signature(
         {
+            "window": windows.size, "stride": windows.stride, "BOS": windows.bos, "separator of documents": windows.eos,
             "text": windows.fingerprint_bytes(), "model": identity(model).encode(), "batch size": batch_size,
             "layers": chosen, "min count": min_count, "number of processes": ranks.size,
             "statistics": None if given is None else given.sqnorms,
@@ -180,12 +204,15 @@ def measure(
     geometry = given.to(corpus.device).compute(min_count=min_count)
     del given  # 340 MB for SmolLM2, not needed while the held-out part runs
     decisions = DecisionStatistics(geometry, head.weight, head.bias, scale=head.scale)
-    corpus.run(held_out, Pass("held-out", "decisions", decisions), place)
+    text = partial(token_text, loaded.tokenizer)
+    with token_rows(tokens_csv, windows, text) as rows:
+        place = place if rows is None else Progress(None, every, run, ranks)
+        corpus.run(held_out, Pass("held-out", "decisions", decisions, rows=rows), place)
     keep(DECISIONS, decisions)
     if not ranks.speaks:
         return None
     measured = assemble(
-        geometry, head.weight, head.bias, decisions, text=partial(token_text, loaded.tokenizer), noun="token", **parts,
+        geometry, head.weight, head.bias, decisions, text=text, noun="token", **parts,
         facts={
             **(facts or {}),
             "model_path": str(loaded.source.folder),
@@ -198,8 +225,16 @@ def measure(
             "device": str(corpus.device),
             "tokens": windows.tokens,
             "window": windows.size,
+            "stride": windows.stride,
+            "bos": reading.get("bos", "auto"),
+            "bos_token": None if windows.bos is None else text(windows.bos),
+            "documents": reading.get("documents", "separate"),
             "train_windows": len(train),
+            "train_documents": windows.num_documents(train),
             "held_out_windows": len(held_out),
+            "held_out_documents": windows.num_documents(held_out),
+            "scored_tokens": windows.num_scored(held_out),
+            "scored_bytes": windows.num_bytes(held_out),
             "decisions_on": "held-out windows",
             "processes": ranks.size,
             "min_count": min_count,
@@ -208,12 +243,26 @@ def measure(
             "features": head.features,
         },
     )  # fmt: skip
+    add_text_metrics(measured.report, windows.num_bytes(held_out))
     peak = memory.peak()
     measured.details["run"] |= {
         "seconds": round(time.perf_counter() - started, 2),
         "peak_mb_above_model": None if peak is None or before is None else round((peak - before) / 2**20, 1),
     }
     return measured
+
+
+def add_text_metrics(report: CollapseReport, num_bytes: int | None) -> None:
+    """Perplexity and bits per byte from the mean NLL; ``num_bytes`` of text have the tokens that it is of."""
+    nll, rows, note = report["nll"], report.coverage["decision_samples"], report.notes.get("nll")
+    report.add("perplexity", math.exp(nll) if nll < 709 else nll + math.inf, note)
+    if report.coverage["decision_skipped_rows"]:
+        num_bytes, note = None, "NaN: some tokens have logits that are not finite, and no NLL"
+    elif num_bytes is None:
+        note = "NaN: this tokenizer does not tell which text a token stands for"
+    elif num_bytes == 0:
+        note = "NaN: the scored tokens stand for no text"
+    report.add("bits_per_byte", nll * rows / (math.log(2) * num_bytes) if num_bytes else math.nan, note)
 
 
 def probe_head(loaded: LoadedModel, windows: Windows, ignore_softcap: bool) -> Head:

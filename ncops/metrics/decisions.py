@@ -16,7 +16,10 @@ def share(hits: Tensor, counts: Tensor) -> Tensor:
 
 
 def mean_nll(nll: Tensor, counts: Tensor) -> Tensor:
-    """Mean of -log p(label) in nats from per-class sums ``nll (C,)`` and ``counts (C,)``. NaN of nothing."""
+    """Mean of -log p(label), or of the entropy, in nats from per-class sums ``nll (C,)`` and ``counts (C,)``.
+
+    NaN of nothing.
+    """
     return nll.sum().double() / counts.sum().double()
 
 

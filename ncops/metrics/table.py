@@ -31,7 +31,7 @@ class Metric:
         shown: where it is shown. panel, short: the plot of runs that has its line, and the line's name there.
         card, far: of the one metric per property at the top of a report: its heading there, and the name of its
             distance from full collapse.
-        reported: whether :func:`ncops.collapse` gives it; others come with checkpoints only.
+        reported: whether :func:`ncops.collapse` gives it; others come with checkpoints or of language models only.
     """
 
     name: str
@@ -170,8 +170,21 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
         "higher is better", "higher", panel="accuracy", short="held out", reported=False,
     ),
     Metric(
+        "entropy", "Decisions", "Entropy (nats)", "Mean entropy of the predicted probabilities.",
+        "0 = certain", "", needs=(DECISIONS,),
+    ),
+    Metric(
         "ece", "Decisions", "Calibration error", "Gap between confidence and accuracy, 15 equal bins.",
         "0 = calibrated", "lower", needs=(DECISIONS,),
+    ),
+    Metric(
+        "perplexity", "Decisions", "Perplexity", "Exponential of the NLL, over the scored tokens of a language model.",
+        "lower is better", "lower", reported=False,
+    ),
+    Metric(
+        "bits_per_byte", "Decisions", "Bits per byte",
+        "NLL of the scored tokens in bits, over the UTF-8 bytes of their text: comparable between tokenizers.",
+        "lower is better", "lower", reported=False,
     ),
 )}  # fmt: skip
 

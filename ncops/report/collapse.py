@@ -65,6 +65,12 @@ class CollapseReport(Mapping[str, float]):
     def convention(self) -> str:
         return self.settings.name
 
+    def add(self, name: str, value: float, note: str | None = None) -> None:
+        """Adds a metric of another source, at the end; ``note`` says why it is NaN."""
+        self._values[name] = float(value)
+        if note is not None:
+            self.notes[name] = note
+
     @property
     def goals(self) -> Goals:
         """Where each metric goes at collapse, for the K and D of this report."""

@@ -82,6 +82,10 @@ def _of_arguments(
             ["nc3_duality_error"], weight and settings.duality_error == "distance",
             f"squared distance of normalised matrices {under}",
         ),
+        (
+            ["entropy"], decided and bool(decisions.entropy.isnan().any()),
+            "NaN: the decisions are from a file of before it was kept",
+        ),
         (needing(DECISIONS), decisions is None, "NaN: needs a decision pass"),
         (needing(DECISIONS), decisions is not None and not decided, "NaN: the decision pass counted no row"),
         (needing(NEAREST), decided and not decisions.kept.any(), "NaN: no class is kept, so there is no nearest mean"),

@@ -134,6 +134,7 @@ def _decisions(decisions: DecisionStatistics | None) -> dict[str, Tensor | float
         "ncc_accuracy": metrics.share(d.ncc_hit, d.count),
         "accuracy": metrics.share(d.hit, d.count),
         "nll": metrics.mean_nll(d.nll, d.count),
+        "entropy": metrics.mean_nll(d.entropy, d.count),
         "ece": metrics.expected_calibration_error(d.confidence_count, d.confidence_correct, d.confidence_sum),
     }
     if not d.kept.any():

@@ -37,7 +37,7 @@ CONFIDENCE_BINS = 15
 CLASSES = -1
 STATES = {
     **dict.fromkeys(("count", "agree", "ncc_hit", "hit"), ((CLASSES,), torch.int64)),
-    "nll": ((CLASSES,), torch.float64),
+    **dict.fromkeys(("nll", "entropy"), ((CLASSES,), torch.float64)),
     "entropy_hist": ((ENTROPY_BINS,), torch.int64),
     "margin_hist": ((MARGIN_BINS + 2,), torch.int64),
     **dict.fromkeys(("confidence_count", "confidence_correct"), ((CONFIDENCE_BINS,), torch.int64)),
@@ -92,7 +92,8 @@ class DecisionStatistics(StreamingState):
 
     Attributes:
         count, agree, ncc_hit, hit: ``(C,) int64`` per true class: rows; rows where both decide alike; where the nearest
-            mean is right; where the classifier is right. nll: ``(C,) float64`` sums of -log p(label), in nats.
+            mean is right; where the classifier is right. nll, entropy: ``(C,) float64`` sums of -log p(label) and
+            of the entropy over all classes, in nats.
         entropy_hist: ``(64,) int64`` on ``[0, ln C]``. margin_hist: ``(66,) int64``, below -32, 64 bins of width 1 on
             [-32, 32), from 32 on. Bins are closed on the left; the last of the entropy also on the right.
         confidence_count, confidence_correct: ``(15,) int64``; confidence_sum: ``(15,) float64``: rows, hits and sum of
@@ -173,8 +174,11 @@ class DecisionStatistics(StreamingState):
     # -- the pass -----------------------------------------------------------------------------------------------------
 
     @stateful
-    def update(self, x: Tensor, labels: Tensor) -> None:
+    def update(self, x: Tensor, labels: Tensor) -> LinearStats:
         """Adds a batch: ``x (..., D)`` features in the classifier's dtype, ``labels (...)`` integer classes.
+
+        Returns:
+            What :func:`ncops.linear_stats` has for the rows, ``(N,)`` each.
 
         Raises:
             ValueError: shape, dtype or device mismatch, on the CPU also a label outside ``[0, C)``; nothing has
@@ -200,7 +204,8 @@ class DecisionStatistics(StreamingState):
         ones = torch.ones_like(y)
         confidence = stats.max_prob[counts].double()
         bins = torch.ceil(confidence * CONFIDENCE_BINS).long().sub_(1).clamp_(0, CONFIDENCE_BINS - 1)
-        entropy = stats.entropy[counts].double() * (ENTROPY_BINS / (math.log(self.num_classes) or 1.0))
+        entropy = stats.entropy[counts].double()
+        sure = entropy * (ENTROPY_BINS / (math.log(self.num_classes) or 1.0))
         margin = (stats.margin[counts].double() + MARGIN_LIMIT) / (2 * MARGIN_LIMIT / MARGIN_BINS)
         additions = (
             (self.count, y, ones),
@@ -208,10 +213,11 @@ class DecisionStatistics(StreamingState):
             (self.ncc_hit, y, (nearest[counts] == y).long()),
             (self.hit, y, right.long()),
             (self.nll, y, stats.nll[counts].double()),
+            (self.entropy, y, entropy),
             (self.confidence_count, bins, ones),
             (self.confidence_correct, bins, right.long()),
             (self.confidence_sum, bins, confidence),
-            (self.entropy_hist, *_in_bins(entropy.floor(), ENTROPY_BINS)),
+            (self.entropy_hist, *_in_bins(sure.floor(), ENTROPY_BINS)),
             (self.margin_hist, *_in_bins(margin.floor() + 1, MARGIN_BINS + 2)),
         )
         scalars = (
@@ -224,6 +230,7 @@ class DecisionStatistics(StreamingState):
                 total.index_add_(0, index, values)
             for total, value in scalars:
                 total += value
+        return stats
 
     def _check(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """``(x (N, D), labels (N,) int64)`` of a batch that fits the classifier."""
@@ -335,6 +342,8 @@ class DecisionStatistics(StreamingState):
         if stats.num_classes >= 2**60:
             raise ValueError(f"config: num_classes: expected fewer than 2^60, got {stats.num_classes}")
         stats._allocate("meta")
+        if isinstance(tensors.get("nll"), Tensor):  # files of before the entropy load, without it
+            tensors = {"entropy": torch.full_like(tensors["nll"], math.nan), **tensors}
         check_tensors(tensors, stats.tensors())
         vars(stats).update(tensors)
         return stats
@@ -346,6 +355,8 @@ class DecisionStatistics(StreamingState):
             require(states[name] <= self.count, name, "at most the rows of the class", states[name])
         require(self.nll >= 0, "nll", "sums of -log p", self.nll)
         require((self.count > 0) | (self.nll == 0), "nll", "0 in a class without rows", self.nll)
+        most = (1 + 1e-4) * math.log(self.num_classes) * self.count + 1e-6
+        require(~((self.entropy < 0) | (self.entropy > most)), "entropy", "at most ln C a row", self.entropy)
         require(
             (self.confidence_sum >= 0) & (self.confidence_sum <= 1.001 * self.confidence_count), "confidence_sum",
             "a sum of probabilities", self.confidence_sum,
