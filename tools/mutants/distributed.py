@@ -60,7 +60,7 @@ SOURCES: tuple[Source, ...] = (
         "ncops/distributed/class_shards.py",
         SHARDS,
         (
-            ("return classes + self.classes[0], self", "return classes, self"),
+            ("return classes + self.classes[0], local", "return classes, local"),
             ("self.local.skipped += left_out[0]", "self.local.skipped += left_out[1]"),
             ("        self.local.ignored += left_out[1]\n", ""),
             ("        self.updates += 1\n", ""),

@@ -63,7 +63,7 @@ SOURCES: tuple[Source, ...] = (
             ("a.double() - self.center[classes].double()", "self.center[classes].double() - a.double()"),
             ("move(*far, *state, change, self.squares)\n", "move(*far, *state, None, self.squares)\n"),
             ("self.squares[classes] += shifted_squares(n.double(), s, t, delta)", "self.squares[classes] += t"),
-            ("center[y[rows]].double()).square_()", "center[y[rows]].double()).abs_()"),
+            ("squared_deviations(block, y[rows], center)", "squared_deviations(block, y[rows], None)"),
             ("s, q = shifted(n.double(), s, q, delta, change)", "s, q = shifted(n.double(), s, q, delta, None)"),
             ("self.input_dtype = self.input_dtype or other.input_dtype", "self.input_dtype = other.input_dtype"),
             (
