@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def refused(capsys, tmp_path, *arguments) -> str:
 def test_adapters_that_are_none_of_this_model(tmp_path, capsys, monkeypatch):
     folder, adapter = tmp_path / "model", tmp_path / "adapter"
     adapted(tmp_path, ADAPTERS["lora"]())
-    assert f"holds an adapter of PEFT without its model: give the model's folder, and --adapter {adapter}" in refused(
+    assert f"holds an adapter of PEFT without its model: give the model's, and --adapter {adapter}" in refused(
         capsys, tmp_path, adapter
     )
     (adapter / "config.json").write_text((folder / "config.json").read_text())  # as people add it by hand
@@ -99,11 +100,14 @@ def test_adapters_that_are_none_of_this_model(tmp_path, capsys, monkeypatch):
         capsys, tmp_path, tmp_path / "flatter", "--adapter", adapter
     )
     save(tmp_path / "wider", llama(hidden_size=32))
-    assert "size mismatch" in refused(capsys, tmp_path, tmp_path / "wider", "--adapter", adapter)
+    assert f"--adapter: {adapter} did not load: " in refused(capsys, tmp_path, tmp_path / "wider", "--adapter", adapter)
     prompt = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     peft.get_peft_model(llama(), prompt).save_pretrained(tmp_path / "prompt")
     assert "is a learned prompt (PROMPT_TUNING)" in refused(capsys, tmp_path, folder, "--adapter", tmp_path / "prompt")
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    for name in ("model.safetensors", "tokenizer.json"):
+        (adapter / name).write_bytes((folder / name).read_bytes())
+    assert "holds a model and an adapter: give each a folder" in refused(capsys, tmp_path, adapter)
+    monkeypatch.setitem(sys.modules, "peft", None)
     assert "pip install 'ncops[peft]'" in refused(capsys, tmp_path, folder, "--adapter", adapter)
 
 
@@ -133,7 +137,7 @@ def test_code_of_its_own_runs_only_if_it_is_trusted(tmp_path, capsys, monkeypatc
     own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     rewrite(folder, model_type="own", architectures=["OwnForCausalLM"], auto_map=own)
     line = refused(capsys, tmp_path, folder)
-    assert "runs only with code of its own (auto_map in its config.json): --trust-remote-code lets it" in line
+    assert "runs only with code of its own (auto_map in its configuration): --trust-remote-code lets it" in line
     options = [folder, "--text", text(tmp_path), "--window", 32, "--min-count", 2]
     assert run(capsys, *options, "--trust-remote-code")["run"]["logit_scale"] == pytest.approx(0.5, rel=1e-6)
     rewrite(folder, model_type="llama", architectures=["LlamaForCausalLM"])  # a type that transformers has too

@@ -98,7 +98,7 @@ def test_a_type_that_is_not_causal_is_named_in_a_short_line(tmp_path, capsys):
     config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2)
     transformers.ViTModel(config).save_pretrained(folder)
     save_tokenizer(folder)
-    assert "ViTConfig" in refused(folder, capsys, tmp_path)
+    assert "as a causal language model: ViTModel is none that transformers knows" in refused(folder, capsys, tmp_path)
 
 
 # ---- heads that are more than a product

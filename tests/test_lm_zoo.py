@@ -84,6 +84,17 @@ def test_numbers_are_those_of_its_own_logits(kind, tmp_path):
     assert run["stated_nowhere"] is None
 
 
+@pytest.mark.parametrize("name", zoo.OTHERS)
+def test_other_models_are_refused(name, tmp_path):
+    kind = getattr(transformers, name).config_class.model_type
+    one = {} if "Bert" not in name else {"is_decoder": False}
+    zoo.build(kind, name, **one).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(CommandError, match=zoo.OTHERS[name]) as refused:
+        lm.measure(lm.load(lm.find_source(tmp_path)), [[TEXT]], window=WINDOW, progress=False)
+    assert len(str(refused.value).replace(str(tmp_path), "")) < 200
+
+
 def test_the_zoo_is_all_there_is():
     assert len(zoo.CAUSAL) - len(zoo.NOT_BUILT) - len(zoo.REFUSED) >= 40
     assert not set(zoo.SAMPLE) & (zoo.NOT_BUILT.keys() | zoo.REFUSED.keys())

@@ -111,6 +111,15 @@ REFUSED = {
     "prophetnet": r"is given \(1, 2, 16, 32\), and its logits are \(1, 16, 150\)",
     "xlnet": "is not causal",
 }
+OTHERS = {
+    **dict.fromkeys(("AlbertForMaskedLM", "DistilBertForMaskedLM"), "is none that transformers knows"),
+    **dict.fromkeys(("BertForMaskedLM", "RobertaForMaskedLM"), "which is no causal language model"),
+    **dict.fromkeys(("T5ForConditionalGeneration", "MarianMTModel", "BartModel"), "is an encoder-decoder"),
+    **dict.fromkeys(
+        ("LlamaModel", "GPT2Model", "MambaModel", "MixtralModel"), "no causal language model|lacks 1 weight"
+    ),
+}
+"""Models that are not causal, or have no head, and the line that refuses them."""
 SINGLE = ("inkling2_text", "xglm", "xlnet")
 """Models that transformers does not run in float64."""
 NOT_BUILT = {
@@ -138,8 +147,8 @@ def options_of(config: type, **more: Any) -> dict[str, Any]:
     return {n: value for n, value in {**SIZES, **more}.items() if n in known - set(config.attribute_map or ())}
 
 
-def build(kind: str, **more: Any) -> torch.nn.Module:
-    """A model of this type, with random weights of a fixed seed, in evaluation mode."""
+def build(kind: str, name: str | None = None, **more: Any) -> torch.nn.Module:
+    """A model of this type and class, with random weights of a fixed seed, in evaluation mode."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[kind]
     options = options_of(config)
@@ -149,8 +158,10 @@ def build(kind: str, **more: Any) -> torch.nn.Module:
             for name, part in config.sub_configs.items()
         }
         options = {name: options_of(part, **EYES) for name, part in parts.items()}
-    name = WHOLE.get(kind, CAUSAL[kind])
+    name = name or WHOLE.get(kind, CAUSAL[kind])
     made = getattr(transformers, name)(config(**{**options, **SPECIAL.get(kind, {}), **more})).eval()
     with torch.no_grad():
+        if made.get_output_embeddings() is None:
+            return made
         made.get_output_embeddings().weight[3:9] *= 3  # so that the most frequent words are said at times
     return made

@@ -50,8 +50,8 @@ class Head(NamedTuple):
         told = []
         if self.ignored is not None:
             told.append(
-                f"Logits are measured before the model's soft cap of {self.ignored:g}: NLL, entropy and margins are not "
-                "its own."
+                f"Logits are measured before the model's soft cap of {self.ignored:g}: NLL, entropy and margins are "
+                "not its own."
             )
         found = {"scale": self.scale, "softcap": self.softcap or self.ignored}
         if self.fitted:

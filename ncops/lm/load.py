@@ -43,11 +43,12 @@ def find_source(model: str | Path, gguf: str | None = None) -> Source:
             raise CommandError(f"MODEL: expected a folder or a .gguf file, got {path.name!r}")
         return Source(path.parent, path.name)
     files = sorted(p.name for p in path.glob("*.gguf"))
-    weights = [*files, *(name for pattern in WEIGHT_FILES for name in path.glob(pattern))]
-    if (path / "adapter_config.json").exists() and not weights:
+    if (path / "adapter_config.json").exists():
+        whole = any(any(path.glob(pattern)) for pattern in WEIGHT_FILES)
         raise CommandError(
-            f"MODEL: {path} holds an adapter of PEFT without its model: give the model's folder, and --adapter {path}"
-        )
+            f"MODEL: {path} holds a model and an adapter: give each a folder, the adapter's by --adapter" if whole
+            else f"MODEL: {path} holds an adapter of PEFT without its model: give the model's, and --adapter {path}"
+        )  # fmt: skip
     if gguf is not None:
         if gguf not in files:
             raise CommandError(f"--gguf: no {gguf!r} in {path}, which holds {', '.join(files) or 'no .gguf file'}")
@@ -65,7 +66,7 @@ CAUSAL = ("ForCausalLM", "LMHeadModel")
 """How the names of causal models end, whatever stands before: people's own classes are called like the known ones."""
 WHOLE = "ForConditionalGeneration"
 """How models end whose part is a causal one, beside what reads images or sound."""
-WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")
 TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.*", "*.tiktoken")
 
 
@@ -134,7 +135,7 @@ class LoadedModel:
         """
         import transformers
 
-        with self._explained(words):
+        with self._explained(self._why_no_model):
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                 str(self.source.folder), dtype=self.dtype, device_map=self._device_map, output_loading_info=True,
                 **self._options,
@@ -149,9 +150,14 @@ class LoadedModel:
         if next(model.parameters()).dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")  # products of all experts at once take no float64
         if self.adapter is not None:
-            with self._explained(words):
+            with self._explained(words, f"--adapter: {self.adapter} did not load"):
                 model = merged(model, self.adapter).requires_grad_(False)
         return model
+
+    def _why_no_model(self, error: BaseException) -> str:
+        text = words(error)
+        unknown = text.startswith("Unrecognized configuration class")
+        return f"{self._architecture()} is none that transformers knows" if unknown else text
 
     def _architecture(self) -> str:
         return ", ".join(getattr(self.config, "architectures", None) or [self.config.model_type])
@@ -175,7 +181,7 @@ class LoadedModel:
             print(f"ncops: {folder}: {loaded} does not use {self.unused}", file=sys.stderr)
 
     @contextlib.contextmanager
-    def _explained(self, why: Callable[[BaseException], str]) -> Iterator[None]:
+    def _explained(self, why: Callable[[BaseException], str], what: str | None = None) -> Iterator[None]:
         """What goes wrong inside transformers, in one line."""
         try:
             with _quiet_pipe():
@@ -185,12 +191,11 @@ class LoadedModel:
         except Exception as error:  # of any kind: files are read by several packages
             if "trust_remote_code" in str(error):
                 raise CommandError(
-                    f"MODEL: {self.source.folder} runs only with code of its own (auto_map in its config.json): "
+                    f"MODEL: {self.source.folder} runs only with code of its own (auto_map in its configuration): "
                     "--trust-remote-code lets it, if you have read that code"
                 ) from error
-            raise CommandError(
-                f"MODEL: {self.source.folder} did not load as a causal language model: {why(error)}"
-            ) from error
+            what = what or f"MODEL: {self.source.folder} did not load as a causal language model"
+            raise CommandError(f"{what}: {why(error)}") from error
 
 
 def load(
