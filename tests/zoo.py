@@ -53,6 +53,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "deepseek_v4": {
         "head_dim": 16, "o_lora_rank": 8, "o_groups": 2, "num_key_value_heads": 1, "partial_rotary_factor": 0.25,
     },
+    "fuyu": {
+        "patch_size": 2,
+        "text_config": {
+            "model_type": "persimmon", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3,
+        },
+    },
     "gemma3n_text": {
         **NARROW, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
         "laurel_rank": 8,
@@ -87,9 +94,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 WHOLE = {
     "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma4": "Gemma4ForConditionalGeneration",
     "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
+    "git": "GitForCausalLM",
     "llama4": "Llama4ForConditionalGeneration",
     "mllama": "MllamaForConditionalGeneration",
+    "phi4_multimodal": "Phi4MultimodalForCausalLM",
     "qwen3_5": "Qwen3_5ForConditionalGeneration",
     "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
     "qwen4_exp": "Qwen4ExpForConditionalGeneration",
@@ -98,7 +108,10 @@ WHOLE = {
 EYES = {
     "model_type": "siglip_vision_model", "depth": 1, "num_heads": 4, "out_hidden_size": 32, "head_dim": 8,
     "image_size": 28, "patch_size": 14, "projector_input_dim": 32, "projector_output_dim": 32, "vision_output_dim": 32,
-    "num_position_embeddings": 16, "mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 32,
+    "position_embedding_size": 64, "num_blocks": 1, "attention_dim": 32, "ext_pw_out_channel": 32,
+    "depthwise_separable_out_channel": 32, "nemo_conv_channels": 8, "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 8, "num_position_embeddings": 16, "mm_embed_dim": 32,
+    "mm_posemb_size": 16, "output_proj_dims": 32,
 }  # fmt: skip
 
 
@@ -123,8 +136,8 @@ OTHERS = {
 SINGLE = ("inkling2_text", "xglm", "xlnet")
 """Models that transformers does not run in float64."""
 NOT_BUILT = {
-    **dict.fromkeys(("blt", "emu3", "fuyu", "got_ocr2", "moss_transcribe_diarize", "phi4_multimodal"), "size"),
-    **dict.fromkeys(("dots3_note", "gemma4", "git", "musicgen", "musicgen_melody"), "parts that are no language model"),
+    **dict.fromkeys(("blt", "emu3", "got_ocr2", "moss_transcribe_diarize"), "size"),
+    **dict.fromkeys(("dots3_note", "musicgen", "musicgen_melody"), "parts that are no language model"),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "drafts that run beside their model only"),
     "gemma3n": "needs timm",
 }
@@ -134,7 +147,9 @@ MADE = {
     "granitemoeshared": (1 / 6, None),
     "hyperclovax": (6.0, None),
     "falcon_h1": (0.2, None),
-    **dict.fromkeys(("beam", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified"), (1.0, 2.5)),
+    **dict.fromkeys(
+        ("beam", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified", "gemma4"), (1.0, 2.5)
+    ),
     **dict.fromkeys(("gemma4_unified_text", "inkling2_text", "nanochat", "vaultgemma", "xlstm"), (1.0, 2.5)),
     "recurrent_gemma": (1.0, 0.5),
 }
@@ -157,7 +172,7 @@ def build(kind: str, name: str | None = None, **more: Any) -> torch.nn.Module:
             name: CONFIG_MAPPING["siglip_vision_model"] if part is AutoConfig else part
             for name, part in config.sub_configs.items()
         }
-        options = {name: options_of(part, **EYES) for name, part in parts.items()}
+        options |= {name: options_of(part, **EYES) for name, part in parts.items()}
     name = name or WHOLE.get(kind, CAUSAL[kind])
     made = getattr(transformers, name)(config(**{**options, **SPECIAL.get(kind, {}), **more})).eval()
     with torch.no_grad():
