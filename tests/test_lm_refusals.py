@@ -171,8 +171,9 @@ def test_a_scale_after_the_cap_is_one_before_a_larger_cap():
 @pytest.mark.parametrize(
     "bend", [torch.nn.functional.softsign, torch.atan, torch.special.erf, lambda z: z.clamp(-1, 1), torch.asinh]
 )
-def test_other_bends_are_refused(bend):
-    model = Capped(30.0, bend=bend).eval()
+@pytest.mark.parametrize("size", [30.0, 3000.0])  # the larger bends nothing but what is stretched
+def test_other_bends_are_refused(bend, size):
+    model = Capped(size, bend=bend).eval()
     with pytest.raises(CommandError, match="are not softcap"):
         find_head(model, IDS)
 
