@@ -324,6 +324,10 @@ def test_soft_caps_through_the_command(tmp_path, capsys):
     assert abs(capped["metrics"]["nll"] - bare["metrics"]["nll"]) > 0.1
     for name in ("accuracy", "nc4_agreement", "nc3_cos_mean"):
         assert capped["metrics"][name] == bare["metrics"][name]
+    (tmp_path / "place").mkdir()
+    run(capsys, *line, "--checkpoint", tmp_path / "place")
+    assert cli.main(["lm", *map(str, line), "--checkpoint", str(tmp_path / "place"), "--ignore-softcap"]) == 2
+    assert "belongs to a run with another --ignore-softcap" in capsys.readouterr().err
 
 
 def test_windows_and_labels_by_length():

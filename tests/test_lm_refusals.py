@@ -138,7 +138,7 @@ class Capped(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("dtype", "near"),
-    [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-3)], ids=str,
+    [(torch.float64, 3e-12), (torch.float32, 3e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-3)], ids=str,
 )  # fmt: skip
 def test_a_soft_cap_that_nothing_names_is_fitted(dtype, near):
     """In half precision most caps move each of the model's own logits by less than its rounding."""
@@ -150,7 +150,7 @@ def test_a_soft_cap_that_nothing_names_is_fitted(dtype, near):
         model.cap = cap
         head = find_head(model, IDS)
         assert head.scale == 1.0 and head.fitted == ("softcap",)
-        assert head.softcap == pytest.approx(cap, rel=near)
+        assert head.softcap == pytest.approx(cap, rel=near) and (cap != 700.0 or head.softcap == 700.0)
         assert "softcap" in head.remarks()[0]
     if dtype != torch.float16:
         model.cap = 1e9  # more than float16 holds

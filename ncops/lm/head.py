@@ -191,12 +191,13 @@ def _slope(products: Tensor, logits: Tensor) -> float:
 
 
 def _stated(value: float, stated: Sequence[float], tolerance: float, name: str, fitted: list[str]) -> float:
-    """The stated value that ``value`` is near to; else itself, and its name is put down as fitted."""
+    """The stated value that ``value`` is near to; else the roundest near it, and its name is put down as fitted."""
     for known in stated:
         if known and abs(value / known - 1) <= tolerance / 8:  # a fit to many logits is finer than each of them
             return known
     fitted.append(name)
-    return value
+    rounded = (float(f"{value:.{digits}g}") for digits in range(1, 18))  # so that runs on other tokens have the same
+    return next((near for near in rounded if abs(near - value) <= tolerance / 64 * abs(value)), value)
 
 
 def _fit(sample: Sample, scale: float, softcap: float) -> tuple[float, float]:

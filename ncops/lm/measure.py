@@ -181,7 +181,7 @@ def measure(
             "window": windows.size, "stride": windows.stride, "BOS": windows.bos, "separator of documents": windows.eos,
             "text": windows.fingerprint_bytes(), "model": identity(model).encode(), "batch size": batch_size,
             "layers": chosen, "min count": min_count, "number of processes": ranks.size,
-            "statistics": None if given is None else given.sqnorms,
+            "--ignore-softcap": ignore_softcap, "statistics": None if given is None else given.sqnorms,
         }
     )  # fmt: skip
     place = Progress(checkpoint, every, run, ranks)
