@@ -41,7 +41,7 @@ SOURCES: tuple[Source, ...] = (
         "tests/test_distributed.py -k other_kept",
         (
             (', "kept classes": fingerprint(self.kept),', ","),
-            ('"convention": self.convention.as_dict(), "scale": self.scale,', '"convention": self.convention.as_dict(),'),
+            (', "scale": self.scale,\n            "softcap"', ',\n            "softcap"'),
             ('"softcap": self.softcap or 0.0,', '"softcap": self.softcap,'),
         ),
     ),
