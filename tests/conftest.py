@@ -32,6 +32,7 @@ def pytest_addoption(parser):
     )
     parser.addoption("--triton-part", type=int, default=0, choices=range(4), help="which quarter of these without it")
     parser.addoption("--triton-release", help="fail unless this release of Triton is the one that is imported")
+    parser.addoption("--zoo", action="store_true", help="every causal architecture in test_lm_zoo.py, not a sample")
     parser.addoption("--kills", type=int, default=20, help="writers that test_kills.py kills (200 in a full run)")
     parser.addoption(
         "--without", action="append", default=[], choices=("cpu", "cuda", "triton"),

@@ -208,10 +208,10 @@ def test_other_kept_classes_never_fit_however_many_they_are():
 
 
 def test_what_a_state_says_is_restored():
-    one, geometry = keeping(0, 1, 3, scale=0.5, ignore_index=-7, convention="zhu")
+    one, geometry = keeping(0, 1, 3, scale=0.5, softcap=0.75, ignore_index=-7, convention="zhu")
     one.update(torch.randn(6, 2), torch.tensor([0, 1, 2, 3, 4, -7]))
     again = DecisionStatistics.from_state(one.config(), one.tensors()).bind(geometry, torch.ones(5, 2))
-    assert (again.scale, again.ignore_index, again.convention.name) == (0.5, -7, "zhu")
+    assert (again.scale, again.softcap, again.ignore_index, again.convention.name) == (0.5, 0.75, -7, "zhu")
     x, y = torch.randn(9, 2), torch.tensor([0, 1, 2, 3, 4, -7, 0, 1, 2])
     for stats in (one, again):
         stats.reset()
@@ -357,7 +357,8 @@ def test_merge_copies_and_reset():
     whole.reset()
     assert whole.num_samples == 0 and torch.equal(whole.kept, fresh.kept)
     assert fresh.num_samples == 700
-    for other in (run(geometry, weight, bias, x, y, convention="zhu"), run(geometry, weight, bias, x, y, scale=2.0)):
+    for options in ({"convention": "zhu"}, {"scale": 2.0}, {"softcap": 30.0}):
+        other = run(geometry, weight, bias, x, y, **options)
         with pytest.raises(ValueError, match="other: "):
             fresh.merge(other)
 
@@ -387,6 +388,32 @@ def test_scale_and_leading_dimensions():
     direct = run(geometry, weight * 0.5, bias, x, y, batch=700)
     torch.testing.assert_close(scaled.nll, direct.nll)
     assert torch.equal(scaled.hit, direct.hit)
+
+
+@pytest.mark.parametrize("bias_decides", (True, False))
+def test_softcap(bias_decides):
+    """Against capped logits; the second product, of the kept classes without the bias, is capped too."""
+    geometry, weight, bias, x, y = problem()
+    kept = {} if bias_decides else {"decision_bias": False, "decision_classes": "kept"}
+    name = dataclasses.replace(PRESETS["ncops"], **kept)
+    stats = run(geometry, weight, bias, x, y, scale=0.5, softcap=1.5, convention=name)
+    z = 1.5 * torch.tanh((0.5 * x @ weight.T + bias) / 1.5)
+    nll = -z.log_softmax(1)[torch.arange(len(y)), y]
+    torch.testing.assert_close(stats.nll, torch.zeros_like(stats.nll).index_add_(0, y, nll), rtol=1e-12, atol=1e-12)
+    entropy = np.histogram(-(z.softmax(1) * z.log_softmax(1)).sum(1), bins=64, range=(0, math.log(11)))[0]
+    assert stats.entropy_hist.tolist() == entropy.tolist()
+    rivals = z.clone()
+    rivals[torch.arange(len(y)), y] = -math.inf
+    margin = z[torch.arange(len(y)), y] - rivals.amax(1)
+    assert int(stats.margin_hist[33:].sum()) == int((margin >= 0).sum()) and not stats.margin_hist[37:].any()
+    plain = run(geometry, weight, bias, x, y, scale=0.5, convention=name)
+    assert torch.equal(plain.hit, stats.hit) and torch.equal(plain.agree, stats.agree)
+
+
+def test_states_from_before_the_softcap_are_read():
+    one, _ = keeping(0, 1, 3, softcap=0.75)
+    config = {name: value for name, value in one.config().items() if name != "softcap"}
+    assert DecisionStatistics.from_state(config, one.tensors()).softcap is None
 
 
 def test_autocast_does_not_touch_the_measurement():

@@ -133,6 +133,9 @@ def reduce_other_kept(rank: int) -> str:
     scaled = ncops.DecisionStatistics(seen(0, False).compute(), torch.ones(C, D), scale=1.0 + rank)
     with pytest.raises(ValueError, match="^all_reduce: scale differs between ranks: 1.0 on rank 0, 2.0 on rank 1"):
         scaled.all_reduce()
+    capped = ncops.DecisionStatistics(seen(0, False).compute(), torch.ones(C, D), softcap=30.0 if rank else None)
+    with pytest.raises(ValueError, match="^all_reduce: softcap differs between ranks: 0.0 on rank 0, 30.0 on rank 1"):
+        capped.all_reduce()
     return str(error.value)
 
 

@@ -216,21 +216,23 @@ def dense(z: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_logit_statistics(stored):
+@pytest.mark.parametrize("softcap", [None, 0.5])
+def test_logit_statistics(stored, softcap):
     torch.manual_seed(1)
     x, y = torch.randn(4, 20, D), torch.randint(0, C, (4, 20))
     y[:, ::7] = -100
     classifier = head()
     z = classifier(x)
-    metric = LogitStatistics(None if stored else classifier)
+    metric = LogitStatistics(None if stored else classifier, softcap=softcap)
     first = metric(*((z[:3], y[:3]) if stored else (x[:3], y[:3])))
     metric.update(*((z[3:], y[3:]) if stored else (x[3:], y[3:])))
+    z = z if softcap is None else softcap * torch.tanh(z / softcap)
     for values, rows in ((first, slice(3)), (metric.compute(), slice(None))):
         truth = dense(z[rows].reshape(-1, C), y[rows].reshape(-1))
         assert set(values) == set(truth)
         for name, value in truth.items():
             torch.testing.assert_close(float(values[name]), value, rtol=1e-5, atol=1e-6, msg=name)
-    free = LogitStatistics(classifier)
+    free = LogitStatistics(classifier, softcap=softcap)
     free.update(x)
     assert set(free.compute()) == set(LogitStatistics.FREE)
     torch.testing.assert_close(float(free.compute()["lse"]), z.double().logsumexp(-1).mean().item())

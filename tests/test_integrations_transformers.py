@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -183,7 +184,13 @@ def test_what_is_not_understood_is_said(tmp_path):
         with pytest.raises(ValueError, match="scale: expected a finite number, got inf"):  # before it trains
             NeuralCollapseCallback(run, scale=float("inf"))
         run.add_callback(NeuralCollapseCallback(run, scale=1.0))
-        run.evaluate()
+        plain = run.evaluate()
+        run = trainer(tmp_path, model, sentences(8, 0), sentences(8, 1))
+        with pytest.raises(ValueError, match="softcap: expected None or a positive number"):
+            NeuralCollapseCallback(run, softcap=-1.0)
+        run.add_callback(NeuralCollapseCallback(run, softcap=1e-6))
+        capped = run.evaluate()
+    assert abs(capped["nc/nll"] - math.log(VOCABULARY)) < 1e-5 < abs(plain["nc/nll"] - math.log(VOCABULARY))
 
 
 class Adapted(nn.Linear):

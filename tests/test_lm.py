@@ -9,6 +9,7 @@ import numpy_metrics
 import pytest
 import torch
 
+import ncops
 from ncops import cli
 from ncops.errors import CommandError
 from ncops.lm.collect import LayerStatistics
@@ -201,7 +202,7 @@ def test_logits_are_made_for_the_probe_only(tiny):
         lambda module, inputs, output: rows.append(output.shape[:-1].numel())
     )
     lm.measure(loaded, [[texts[0].read_text()]], window=WINDOW, min_count=2, progress=False)
-    assert rows == [16]
+    assert rows == [16, 16]
 
 
 def test_tokens_counts_both_parts(tiny, capsys):
@@ -233,15 +234,18 @@ def head_of(model):
 
 
 def check_head(model, head):
-    """scale * (x @ weight.T) + bias from the features that `body` gives equals the model's logits."""
+    """Logits of `linear_stats` from the features that `body` gives are the model's: their sums, extremes and NLL."""
     from ncops.lm.head import body
 
     ids = torch.randint(3, 100, (2, 9))
     mask = torch.ones_like(ids)
     with torch.no_grad():
         x, _ = body(model, head, ids, mask)
-        logits = head.scale * (x @ head.weight.T) + (0 if head.bias is None else head.bias)
-        torch.testing.assert_close(logits, model(input_ids=ids, attention_mask=mask).logits, rtol=1e-4, atol=1e-4)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+    stats = ncops.linear_stats(x, head.weight, head.bias, ids, scale=head.scale, softcap=head.softcap)
+    nll = -logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    for ours, theirs in ((stats.lse, logits.logsumexp(-1)), (stats.max, logits.amax(-1)), (stats.nll, nll)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_head_that_transforms_first_is_interrupted():
@@ -280,14 +284,50 @@ def test_logit_scale_is_found():
     check_head(model, head)
 
 
-def test_soft_capped_logits_are_refused():
-    config = transformers.Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=6, final_logit_softcapping=30.0)
-    model = transformers.Gemma2ForCausalLM(config).eval()
-    with pytest.raises(CommandError, match="soft-capped at 30.*--ignore-softcap"):
-        head_of(model)
+def gemma2(**options):
+    config = transformers.Gemma2Config(
+        **SMALL, num_key_value_heads=2, head_dim=6, initializer_range=0.3, max_position_embeddings=64, **options
+    )
+    return transformers.Gemma2ForCausalLM(config).eval()
+
+
+def test_soft_capped_logits_are_measured_under_their_cap():
     from ncops.lm import find_head
 
-    assert find_head(model, torch.tensor([[5, 6]]), ignore_softcap=True).softcap == 30.0
+    model = gemma2(final_logit_softcapping=2.5)
+    head = head_of(model)
+    assert (head.scale, head.softcap, head.ignored, head.fitted) == (1.0, 2.5, None, ())
+    check_head(model, head)
+    bare = find_head(model, torch.tensor([[5, 6]]), ignore_softcap=True)
+    assert (bare.scale, bare.softcap, bare.ignored) == (1.0, None, 2.5)
+
+
+def test_a_cap_that_no_logit_comes_near_is_found():
+    """The features are stretched until it shows; what is stated and not done is not measured."""
+    model = gemma2(final_logit_softcapping=1000.0)
+    assert head_of(model).softcap == 1000.0
+    model.config.final_logit_softcapping = None
+    assert head_of(model).softcap is None
+    ordinary = llama()
+    ordinary.config.final_logit_softcapping = 30.0
+    assert head_of(ordinary).softcap is None
+
+
+def test_soft_caps_through_the_command(tmp_path, capsys):
+    folder = save(tmp_path / "gemma", gemma2(final_logit_softcapping=2.5))
+    (tmp_path / "a.txt").write_text(sentence(4, 12 * WINDOW + 5))
+    line = [folder, "--text", tmp_path / "a.txt", "--window", WINDOW, "--min-count", 3, "--dtype", "float64"]
+    capped, bare = run(capsys, *line), run(capsys, *line, "--ignore-softcap")
+    assert (capped["run"]["soft_cap"], capped["run"]["soft_cap_ignored"]) == (2.5, None)
+    assert (bare["run"]["soft_cap"], bare["run"]["soft_cap_ignored"]) == (None, 2.5)
+    assert "notes" not in capped and "before the model's soft cap of 2.5" in " ".join(bare["notes"])
+    assert abs(capped["metrics"]["nll"] - bare["metrics"]["nll"]) > 0.1
+    for name in ("accuracy", "nc4_agreement", "nc3_cos_mean"):
+        assert capped["metrics"][name] == bare["metrics"][name]
+    (tmp_path / "place").mkdir()
+    run(capsys, *line, "--checkpoint", tmp_path / "place")
+    assert cli.main(["lm", *map(str, line), "--checkpoint", str(tmp_path / "place"), "--ignore-softcap"]) == 2
+    assert "belongs to a run with another --ignore-softcap" in capsys.readouterr().err
 
 
 def test_windows_and_labels_by_length():

@@ -98,7 +98,7 @@ def test_a_type_that_is_not_causal_is_named_in_a_short_line(tmp_path, capsys):
     config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2)
     transformers.ViTModel(config).save_pretrained(folder)
     save_tokenizer(folder)
-    assert "ViTConfig" in refused(folder, capsys, tmp_path)
+    assert "as a causal language model: ViTModel is none that transformers knows" in refused(folder, capsys, tmp_path)
 
 
 # ---- heads that are more than a product
@@ -122,9 +122,9 @@ def test_an_adapter_on_the_head_is_refused():
 class Capped(torch.nn.Module):
     """A causal model whose logits are soft-capped without a word in its configuration."""
 
-    def __init__(self, cap: float):
+    def __init__(self, cap: float, after: float = 1.0, bend=torch.tanh):
         super().__init__()
-        self.inner, self.cap = llama(initializer_range=0.5), cap
+        self.inner, self.cap, self.after, self.bend = llama(initializer_range=0.5), cap, after, bend
         self.config, self.base_model = self.inner.config, self.inner.base_model
 
     def get_output_embeddings(self):
@@ -132,18 +132,49 @@ class Capped(torch.nn.Module):
 
     def forward(self, **inputs):
         out = self.inner(**inputs)
-        out.logits = self.cap * torch.tanh(out.logits / self.cap)
+        out.logits = self.after * self.cap * self.bend(out.logits / self.cap)
         return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_soft_cap_that_nothing_names_is_found(dtype):
-    model = Capped(1e9).eval().to(dtype)
-    find_head(model, IDS)
+@pytest.mark.parametrize(
+    ("dtype", "near"),
+    [(torch.float64, 3e-12), (torch.float32, 3e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-3)], ids=str,
+)  # fmt: skip
+def test_a_soft_cap_that_nothing_names_is_fitted(dtype, near):
+    """In half precision most caps move each of the model's own logits by less than its rounding."""
+    model = Capped(3e4).eval()
     with torch.no_grad():
         largest = float(model(input_ids=IDS).logits.abs().max())
-    model.cap = 4 * largest  # bends the largest logit by 2 %, the roundings of bfloat16 are 0.4 %
-    with pytest.raises(CommandError, match="as under a soft cap|not scale"):
+    model.to(dtype)
+    for cap in (largest / 4, largest, 40 * largest, 700.0):
+        model.cap = cap
+        head = find_head(model, IDS)
+        assert head.scale == 1.0 and head.fitted == ("softcap",)
+        assert head.softcap == pytest.approx(cap, rel=near) and (cap != 700.0 or head.softcap == 700.0)
+        assert "softcap" in head.remarks()[0]
+    if dtype != torch.float16:
+        model.cap = 1e9  # more than float16 holds
+        assert find_head(model, IDS)[4:] == (None, None, ())
+
+
+def test_a_scale_after_the_cap_is_one_before_a_larger_cap():
+    model = Capped(12.0, after=0.5).eval().double()
+    head = find_head(model, IDS)
+    assert (head.scale, head.softcap) == pytest.approx((0.5, 6.0), rel=1e-12)
+    assert head.fitted == ("softcap", "scale")
+    model.config.logits_scaling = 2.0
+    for stated in (12.0, 6.0):
+        model.config.logits_soft_cap = stated
+        assert find_head(model, IDS)[2:] == (0.5, "base", 6.0, None, ())
+
+
+@pytest.mark.parametrize(
+    "bend", [torch.nn.functional.softsign, torch.atan, torch.special.erf, lambda z: z.clamp(-1, 1), torch.asinh]
+)
+@pytest.mark.parametrize("size", [30.0, 3000.0])  # the larger bends nothing but what is stretched
+def test_other_bends_are_refused(bend, size):
+    model = Capped(size, bend=bend).eval()
+    with pytest.raises(CommandError, match="are not softcap"):
         find_head(model, IDS)
 
 

@@ -64,11 +64,12 @@ def test_round_trip_before_any_update(tmp_path):
 def test_decisions_round_trip(tmp_path):
     stats, x, y = make()
     geometry, weight = stats.compute(), torch.randn(7, 6)
-    dec = DecisionStatistics(geometry, weight, convention="papyan", scale=0.5)
+    dec = DecisionStatistics(geometry, weight, convention="papyan", scale=0.5, softcap=2.0)
     dec.update(x, y)
     dec.save(tmp_path / "d.safetensors")
     loaded = ncops.load(tmp_path / "d.safetensors")
-    assert isinstance(loaded, DecisionStatistics) and loaded.convention == dec.convention and loaded.scale == 0.5
+    assert isinstance(loaded, DecisionStatistics) and loaded.convention == dec.convention
+    assert (loaded.scale, loaded.softcap) == (0.5, 2.0)
     report = ncops.collapse(geometry, weight, decisions=loaded, convention="papyan")
     assert report["accuracy"] == ncops.collapse(geometry, weight, decisions=dec, convention="papyan")["accuracy"]
     with pytest.raises(RuntimeError, match="bind"):

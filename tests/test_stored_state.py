@@ -101,6 +101,8 @@ DECISIONS = [
     (config(num_classes=-5), "num_classes"),
     (config(scale=NAN), "config: scale: expected float, got nan"),
     (config(scale="1"), "config: scale: expected float"),
+    (config(softcap="1"), "config: softcap: expected float or None, got '1'"),
+    (config(softcap=-1.0), "softcap: expected None or a positive number"),
     (config(convention="ncops"), "config: convention: expected dict, got 'ncops'"),
     (config(convention={}), "config: convention: expected the names"),
     (convention(other=1), "config: convention: expected the names"),
@@ -212,7 +214,7 @@ def test_any_json_in_the_place_of_any_other(tmp_path, kind):
                 assert str(error).startswith(f"path: {tmp_path / 'f'} ") and len(str(error)) < 1000, text
             else:
                 taken = (("ignore_index", "-1"), ("scale", "-1"), ("scatter", "true"), ("normalize", "true"))
-                assert (name, text) in taken
+                assert (name, text) in (*taken, ("softcap", "null"))
 
 
 def test_flipped_headers_of_files_without_a_hash(tmp_path):

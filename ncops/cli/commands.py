@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -38,6 +39,7 @@ def _choices(name: str, values: Iterable[str]) -> type[Enum]:
 
 Bos = _choices("Bos", ("auto", "always", "never"))
 DemoModel = _choices("DemoModel", ("smollm2", "tiny", "digits"))
+DeviceMap = _choices("DeviceMap", ("auto", "balanced", "balanced_low_0", "sequential"))
 Documents = _choices("Documents", ("separate", "packed"))
 Dtype = _choices("Dtype", ("float32", "bfloat16", "float16", "float64", "auto"))
 EncodingErrors = _choices("EncodingErrors", ("strict", "replace", "ignore"))
@@ -188,9 +190,18 @@ def lm(
     min_count: Annotated[int, MinCount] = 10,
     dtype: Annotated[Dtype, Option(help="Numeric type of the model; auto: as stored.")] = Dtype.float32,
     device: Annotated[str, Option(help="cpu, cuda, cuda:1, ... [default: cuda where there is one]")] = "",
+    device_map: Annotated[
+        DeviceMap | None, Option(help="Spread the model over the GPUs of this machine, in accelerate's words.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, Option(help="Folder of an adapter (LoRA, ...) saved by PEFT; merged into the model in memory.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, Option("--trust-remote-code", help="Run code that lies in MODEL, where the model needs it.")
+    ] = False,
     gguf: Annotated[str | None, Option(help="GGUF file in MODEL, where there are several.")] = None,
     ignore_softcap: Annotated[
-        bool, Option("--ignore-softcap", help="Measure logits before the model's soft cap.")
+        bool, Option("--ignore-softcap", help="Leave out the model's soft cap: measure the logits before it.")
     ] = False,
     statistics: Annotated[
         Path | None,
@@ -235,12 +246,19 @@ def lm(
             given, origin = read_saved(statistics, "--statistics", "ClassStatistics")
         source = work.find_source(model, gguf)
         name = Path(model).name or source.folder.name
+        spread = None if device_map is None else device_map.value
+        if spread and (device or "RANK" in os.environ):
+            other = f"--device {device}" if device else "torchrun"
+            raise CommandError(f"--device-map: {spread} takes all devices in one process, and {other} gives it one")
         with join(_device(device)) as (ranks, here):
             options = {"field": text_field, "errors": encoding_errors.value, "processes": ranks.size}
             options["told"] = say if ranks.speaks else lambda _: None
             texts = work.read_texts(text, **options)
             others = work.read_texts(held_out, **options, option="--held-out") if held_out else None
-            loaded = work.load(source, dtype=dtype.value, device=here)
+            loaded = work.load(
+                source, dtype=dtype.value, device=here, adapter=adapter, device_map=spread,
+                trust_remote_code=trust_remote_code,
+            )  # fmt: skip
             measured = work.measure(
                 loaded, texts, held_out=others, tokens=tokens, window=window, stride=stride, bos=bos.value,
                 documents=documents.value, batch_size=batch_size, layers=layers, min_count=min_count,

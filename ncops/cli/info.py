@@ -17,6 +17,7 @@ OPS = tuple(op for op in DEFINED if not op.endswith(backends.FORMS))
 EXTRAS = {
     "cli": ("typer", "rich", "tqdm", "matplotlib"),
     "lm": ("transformers", "accelerate", "gguf"),
+    "peft": ("peft",),
     "metrics": ("torchmetrics",),
     "lightning": ("lightning",),
     "triton": ("triton",),

@@ -74,6 +74,7 @@ class TwoPasses:
         *,
         align: Align | None = None,
         scale: float = 1.0,
+        softcap: float | None = None,
         precision: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ) -> CollapseReport:
         """Both passes over this rank's batches, one batch at a time, summed over the ranks: the same report on each.
@@ -111,8 +112,9 @@ class TwoPasses:
             )  # fmt: skip
             # Under autocast the features come in another dtype than the rows: the pass takes what autocast multiplies.
             decisions = decision_pass(
-                features(evaluation, limit), geometry, weight, bias, convention=self.convention, scale=scale, **shared
-            )
+                features(evaluation, limit), geometry, weight, bias,
+                convention=self.convention, scale=scale, softcap=softcap, **shared,
+            )  # fmt: skip
             return collapse(geometry, *decisions.classifier, decisions=decisions, convention=self.convention)
 
 

@@ -15,7 +15,7 @@ from ..metrics.table import PAIRS, SCATTER, WEIGHT, needing
 from ..model import Classifier, rows
 from ..names import Nonfinite, Preset
 from ..ops import linear_stats, logit_stats
-from ..ops.checks import FLOATING, check_floating, check_integer, check_number, check_shape, shape
+from ..ops.checks import FLOATING, check_floating, check_integer, check_number, check_shape, check_softcap, shape
 from ..report.collapse import CollapseReport, collapse
 from ..stats.batch import NONFINITE
 from ..stats.classes import ClassStatistics
@@ -167,7 +167,7 @@ class LogitStatistics(ExactMetric):
     Args:
         classifier: a module (its rows are read at every ``update``, and the metric does not own it), a ``(V, D)``
             weight, or ``(weight, bias)``; None takes logits.
-        scale: multiplies the products, or the logits.
+        scale: multiplies the products, or the logits. softcap: as in :func:`ncops.linear_stats`.
         ignore_index: target of rows that count nowhere.
         kwargs: of every torchmetrics Metric.
     """
@@ -177,10 +177,12 @@ class LogitStatistics(ExactMetric):
     TARGET = ("nll", "accuracy", "top5_accuracy", "margin", "rank")
 
     def __init__(
-        self, classifier: Classifier = None, *, scale: float = 1.0, ignore_index: int = -100, **kwargs: Any
+        self, classifier: Classifier = None, *,
+        scale: float = 1.0, softcap: float | None = None, ignore_index: int = -100, **kwargs: Any,
     ):  # fmt: skip
         super().__init__(classifier, **kwargs)
         self.scale = check_number(scale, "scale", "nothing is learned here, give float(scale)")
+        self.softcap = check_softcap(softcap) or None
         self.ignore_index = check_integer(ignore_index, "ignore_index")
         self.counts: Tensor
         self.sums: Tensor
@@ -191,7 +193,7 @@ class LogitStatistics(ExactMetric):
     def update(self, features: Tensor, target: Tensor | None = None) -> None:
         """Adds a batch: ``(..., D)`` features, or ``(..., V)`` logits without a classifier; ``(...)`` targets."""
         self._refuse_if_synced()
-        options = {"scale": self.scale, "ignore_index": self.ignore_index}
+        options = {"scale": self.scale, "softcap": self.softcap, "ignore_index": self.ignore_index}
         check_floating(features, "features" if self.classifier is not None else "logits")
         with outside_autocast(features.device):
             if self.classifier is None:

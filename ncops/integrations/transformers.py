@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..model import causal_tolerance, moved_by_later_tokens, stated_scales, stated_softcap, text_config
-from ..ops.checks import check_number
+from ..ops.checks import check_number, check_softcap
 from ._need import missing
 from ._passes import TwoPasses, Unpack, kind, split_labels, unwrapped
 
@@ -72,7 +72,8 @@ class NeuralCollapseCallback(TwoPasses, TrainerCallback):
         prefix: stands before every name, with a slash.
         convention: as in :func:`ncops.collapse`.
         ignore_index: label of rows that count nowhere.
-        scale: factor that the model puts on the products of its classifier; a warning names models that state one.
+        scale: factor that the model puts on the products of its classifier. softcap: bound of the tanh that it puts on
+            its logits. A warning names models that state one, where neither is given.
         unpack: ``batch -> (keywords of the model, labels)``; without it, a mapping with labels.
         align: ``(features, labels) -> (rows, labels)``; None shifts the labels of causal language models.
 
@@ -84,6 +85,7 @@ class NeuralCollapseCallback(TwoPasses, TrainerCallback):
     classifier: str | None = None
     _: KW_ONLY
     scale: float | None = None
+    softcap: float | None = None
     unpack: Unpack = unpack
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class NeuralCollapseCallback(TwoPasses, TrainerCallback):
             raise TypeError(f"trainer: expected a transformers Trainer, got {type(self.trainer).__name__}")
         if self.scale is not None:
             self.scale = check_number(self.scale, "scale", "nothing is learned here, give float(scale)")
+        self.softcap = check_softcap(self.softcap) or None
         super().__post_init__()
 
     def on_evaluate(self, args, state, control, model=None, train_dataloader=None, eval_dataloader=None, **kwargs):
@@ -99,7 +102,8 @@ class NeuralCollapseCallback(TwoPasses, TrainerCallback):
             train = self.train_loader = self.trainer.get_train_dataloader()  # an evaluation outside of training
         model = unwrapped(model)
         align = next_token if is_causal(model) else None
-        self.report = self.measure(model, train, eval_dataloader, align=align, scale=self._scale(model))
+        made = {"scale": self._scale(model), "softcap": self.softcap}
+        self.report = self.measure(model, train, eval_dataloader, align=align, **made)
         metrics = kwargs.get("metrics") or {}
         values = self.flat(self.report, _set_name(metrics))
         self.trainer.log(dict(values))
@@ -121,11 +125,11 @@ class NeuralCollapseCallback(TwoPasses, TrainerCallback):
     def _scale(self, model: nn.Module) -> float:
         if self.scale is None:
             config = text_config(model)
-            if len(stated_scales(config)) > 1 or stated_softcap(config):
+            if self.softcap is None and (len(stated_scales(config)) > 1 or stated_softcap(config)):
                 warnings.warn(
                     "scale: this model's configuration changes its logits after the classifier (a factor or a soft "
                     "cap); NLL, calibration and margins are measured without, decisions are the same. scale= sets a "
-                    "factor, scale=1.0 says that none is wanted",
+                    "factor and softcap= a cap, scale=1.0 says that none is wanted",
                     stacklevel=2,
                 )
             self.scale = 1.0

@@ -42,9 +42,10 @@ class LayerStatistics:
         }
 
     def update(self, hidden: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
+        labels = labels.to(self._row.device)
         rows = torch.where(labels == IGNORE, labels, self._row[labels.clamp_min(0)])
         for layer, statistics in self.statistics.items():
-            statistics.update(hidden[layer], rows)
+            statistics.update(hidden[layer], rows.to(hidden[layer].device))
 
     def compute(self, min_count: int, metrics: Sequence[str]) -> dict[str, Any]:
         reports = [collapse(statistics.compute(min_count=min_count)) for statistics in self.statistics.values()]
@@ -86,7 +87,7 @@ class Corpus:
         self, loaded: LoadedModel, head: Head, windows: Windows, batch_size: int, ranks: Ranks, progress: bool | None
     ) -> None:
         self.windows, self.batch_size, self.ranks = windows, batch_size, ranks
-        self.device = next(loaded.model.parameters()).device
+        self.device = head.weight.device
         self.hide = True if not ranks.speaks else None if progress is None else not progress
         self.model, self.head = loaded.model, head
 

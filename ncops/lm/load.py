@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import CommandError, need
+from .adapter import check_adapter, merged
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -42,6 +43,12 @@ def find_source(model: str | Path, gguf: str | None = None) -> Source:
             raise CommandError(f"MODEL: expected a folder or a .gguf file, got {path.name!r}")
         return Source(path.parent, path.name)
     files = sorted(p.name for p in path.glob("*.gguf"))
+    if (path / "adapter_config.json").exists():
+        whole = any(any(path.glob(pattern)) for pattern in WEIGHT_FILES)
+        raise CommandError(
+            f"MODEL: {path} holds a model and an adapter: give each a folder, the adapter's by --adapter" if whole
+            else f"MODEL: {path} holds an adapter of PEFT without its model: give the model's, and --adapter {path}"
+        )  # fmt: skip
     if gguf is not None:
         if gguf not in files:
             raise CommandError(f"--gguf: no {gguf!r} in {path}, which holds {', '.join(files) or 'no .gguf file'}")
@@ -52,15 +59,14 @@ def find_source(model: str | Path, gguf: str | None = None) -> Source:
         return Source(path, files[0])
     if files:
         raise CommandError(f"--gguf: {path} holds {len(files)} GGUF files, name one of {', '.join(files)}")
-    if (path / "adapter_config.json").exists():
-        raise CommandError(
-            f"MODEL: {path} holds an adapter of PEFT without its model: merge_and_unload() makes one of both, to save"
-        )
     raise CommandError(f"MODEL: {path} holds neither config.json nor a .gguf file")
 
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 """How the names of causal models end, whatever stands before: people's own classes are called like the known ones."""
+WHOLE = "ForConditionalGeneration"
+"""How models end whose part is a causal one, beside what reads images or sound."""
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*.gguf")
 TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.*", "*.tiktoken")
 
 
@@ -88,12 +94,21 @@ class LoadedModel:
     So what is cheap to look at, such as the text, is looked at before minutes are spent on loading.
     """
 
-    def __init__(self, source: Source, dtype: str, device: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        dtype: str,
+        device: str,
+        adapter: Path | None = None,
+        device_map: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         import transformers
 
         self.source, self.dtype, self.device = source, dtype, torch.device(device)
+        self.adapter, self._device_map = adapter, device_map
         self.unused: str | None = None
-        self._options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        self._options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
         if source.gguf:
             self._options["gguf_file"] = source.gguf
         folder = str(source.folder)
@@ -101,6 +116,10 @@ class LoadedModel:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **self._options)
         with self._explained(words):
             self.config = transformers.AutoConfig.from_pretrained(folder, **self._options)
+        if getattr(self.config, "auto_map", None) and not trust_remote_code:
+            print(
+                f"ncops: {folder}: code of its own (auto_map) does not run, that of transformers does", file=sys.stderr
+            )
         if getattr(self.config, "is_encoder_decoder", False):
             raise CommandError(
                 f"MODEL: {source.folder} is an encoder-decoder ({self._architecture()}): its decoder alone, without "
@@ -116,13 +135,29 @@ class LoadedModel:
         """
         import transformers
 
-        with self._explained(words):
+        with self._explained(self._why_no_model):
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                str(self.source.folder), dtype=self.dtype, output_loading_info=True, **self._options
-            )
-            model = model.to(self.device).eval().requires_grad_(False)
+                str(self.source.folder), dtype=self.dtype, device_map=self._device_map, output_loading_info=True,
+                **self._options,
+            )  # fmt: skip
+            model = (model if self._device_map else model.to(self.device)).eval().requires_grad_(False)
         self._check_whole(type(model).__name__, loading)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise CommandError(
+                f"--device-map: {self.source.folder} does not fit these devices: weights that are fetched when they "
+                "run are not measured"
+            )
+        if next(model.parameters()).dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # products of all experts at once take no float64
+        if self.adapter is not None:
+            with self._explained(words, f"--adapter: {self.adapter} did not load"):
+                model = merged(model, self.adapter).requires_grad_(False)
         return model
+
+    def _why_no_model(self, error: BaseException) -> str:
+        text = words(error)
+        unknown = text.startswith("Unrecognized configuration class")
+        return f"{self._architecture()} is none that transformers knows" if unknown else text
 
     def _architecture(self) -> str:
         return ", ".join(getattr(self.config, "architectures", None) or [self.config.model_type])
@@ -135,7 +170,8 @@ class LoadedModel:
                 f"MODEL: {folder}: the checkpoint lacks {len(missing)} weight(s) of {loaded}, "
                 f"{missing[0]} for one: it is not a causal language model, or not a whole one"
             )
-        if loaded not in stated and not any(name.endswith(CAUSAL) for name in stated):
+        part = self.config.get_text_config() is not self.config and all(name.endswith(WHOLE) for name in stated)
+        if not part and loaded not in stated and not any(name.endswith(CAUSAL) for name in stated):
             raise CommandError(
                 f"MODEL: {folder} holds a {self._architecture()}, as its config.json says under architectures, which "
                 f"is no causal language model: {loaded} would be another model, or a part of it"
@@ -145,19 +181,34 @@ class LoadedModel:
             print(f"ncops: {folder}: {loaded} does not use {self.unused}", file=sys.stderr)
 
     @contextlib.contextmanager
-    def _explained(self, why: Callable[[BaseException], str]) -> Iterator[None]:
+    def _explained(self, why: Callable[[BaseException], str], what: str | None = None) -> Iterator[None]:
         """What goes wrong inside transformers, in one line."""
         try:
             with _quiet_pipe():
                 yield
+        except CommandError:
+            raise
         except Exception as error:  # of any kind: files are read by several packages
-            raise CommandError(
-                f"MODEL: {self.source.folder} did not load as a causal language model: {why(error)}"
-            ) from error
+            if "trust_remote_code" in str(error):
+                raise CommandError(
+                    f"MODEL: {self.source.folder} runs only with code of its own (auto_map in its configuration): "
+                    "--trust-remote-code lets it, if you have read that code"
+                ) from error
+            what = what or f"MODEL: {self.source.folder} did not load as a causal language model"
+            raise CommandError(f"{what}: {why(error)}") from error
 
 
-def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
-    """The model behind ``source``: nothing is looked up, no code in the folder runs.
+def load(
+    source: Source, *, dtype: str = "float32", device: str = "cpu", adapter: Path | None = None,
+    device_map: str | None = None, trust_remote_code: bool = False,
+) -> LoadedModel:  # fmt: skip
+    """The model behind ``source``: nothing is looked up on a hub.
+
+    Args:
+        adapter: folder of an adapter of PEFT, which is merged into the weights.
+        device_map: how the model is spread over the devices of this machine, in the words of accelerate; then
+            ``device`` is not read.
+        trust_remote_code: runs code that lies beside the model; without, no code in the folder runs.
 
     Raises:
         CommandError: when a package is missing, or the folder holds no tokenizer or no configuration of such a model.
@@ -165,8 +216,11 @@ def load(source: Source, *, dtype: str = "float32", device: str = "cpu") -> Load
     if dtype not in DTYPES:
         raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    need("lm", "transformers", *(("gguf", "accelerate") if source.gguf else ()))
+    need("lm", "transformers", *(["gguf"] * bool(source.gguf)), *(["accelerate"] * bool(source.gguf or device_map)))
+    if adapter is not None:
+        check_adapter(adapter)
+        need("peft", "peft")
     import transformers
 
     transformers.logging.set_verbosity_error()
-    return LoadedModel(source, dtype, device)
+    return LoadedModel(source, dtype, device, adapter, device_map, trust_remote_code)

@@ -181,7 +181,7 @@ def measure(
             "window": windows.size, "stride": windows.stride, "BOS": windows.bos, "separator of documents": windows.eos,
             "text": windows.fingerprint_bytes(), "model": identity(model).encode(), "batch size": batch_size,
             "layers": chosen, "min count": min_count, "number of processes": ranks.size,
-            "statistics": None if given is None else given.sqnorms,
+            "--ignore-softcap": ignore_softcap, "statistics": None if given is None else given.sqnorms,
         }
     )  # fmt: skip
     place = Progress(checkpoint, every, run, ranks)
@@ -203,7 +203,7 @@ def measure(
         check_given(given, given_origin, origin, head.weight)
     geometry = given.to(corpus.device).compute(min_count=min_count)
     del given  # 340 MB for SmolLM2, not needed while the held-out part runs
-    decisions = DecisionStatistics(geometry, head.weight, head.bias, scale=head.scale)
+    decisions = DecisionStatistics(geometry, head.weight, head.bias, scale=head.scale, softcap=head.softcap)
     text = partial(token_text, loaded.tokenizer)
     with token_rows(tokens_csv, windows, text) as rows:
         place = place if rows is None else Progress(None, every, run, ranks)
@@ -213,10 +213,12 @@ def measure(
         return None
     measured = assemble(
         geometry, head.weight, head.bias, decisions, text=text, noun="token", **parts,
+        notes=head.remarks() or None,
         facts={
             **(facts or {}),
             "model_path": str(loaded.source.folder),
             "gguf": loaded.source.gguf,
+            "adapter": None if loaded.adapter is None else str(loaded.adapter),
             "unused_weights": loaded.unused,
             "vocabulary": head.weight.shape[0],
             "dim": geometry.dim,
@@ -239,7 +241,9 @@ def measure(
             "processes": ranks.size,
             "min_count": min_count,
             "logit_scale": head.scale,
-            "soft_cap_ignored": head.softcap,
+            "soft_cap": head.softcap,
+            "soft_cap_ignored": head.ignored,
+            "stated_nowhere": ", ".join(head.fitted) or None,
             "features": head.features,
         },
     )  # fmt: skip

@@ -17,9 +17,9 @@ from ..metrics.goals import Goals
 from ..metrics.table import meaning
 from ..names import Preset
 from ..ops.checks import check_integer
-from ..stats.decisions import DecisionStatistics, check_geometry, check_head
+from ..stats.decisions import DecisionStatistics
 from ..stats.files import write_file
-from ..stats.geometry import ClassGeometry
+from ..stats.geometry import ClassGeometry, check_geometry, check_head
 from .caveats import caveats
 from .classes import ClassTable, class_table
 from .notes import notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from ..ops.checks import (
     check_integer,
     check_label_values,
     check_number,
-    check_shape,
+    check_softcap,
     flatten_labels,
     shape,
 )
 from .collectives import fingerprint, sum_over_ranks
-from .geometry import ClassGeometry
+from .geometry import ClassGeometry, check_geometry, check_head
 from .signals import uninterrupted
 from .state import StreamingState, stateful
 from .stored import check_config, check_counts, check_tensors, require
@@ -48,31 +49,6 @@ STATES = {
 """Shape (``CLASSES`` stands for the number of classes) and dtype of every tensor of the state."""
 
 
-def check_geometry(geometry: Any) -> None:
-    """Raises TypeError for anything else, such as features or the statistics that a geometry is computed from."""
-    if not isinstance(geometry, ClassGeometry):
-        hint = ""
-        if isinstance(geometry, Tensor) or hasattr(geometry, "__array__"):
-            hint = (
-                ": it is what ClassStatistics.compute() returns; from features in one line it is "
-                "ncops.measure(features, labels, weight, bias)"
-            )
-        elif hasattr(geometry, "compute"):  # which arrays of dask have too
-            hint = ": give .compute() of it"
-        raise TypeError(f"geometry: expected ClassGeometry, got {type(geometry).__name__}{hint}")
-
-
-def check_head(geometry: ClassGeometry, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raises ValueError for a classifier that is not one of all classes of this geometry."""
-    if weight is not None:
-        check_floating(weight, "weight", 2)
-        check_shape(weight, "weight", (geometry.num_classes, geometry.dim), "(num_classes, D)")
-        check_device(weight, "weight", geometry.means, "geometry")
-    if bias is not None:
-        check_floating(bias, "bias", 1)
-        check_shape(bias, "bias", (geometry.num_classes,), "(num_classes,)")
-
-
 class DecisionStatistics(StreamingState):
     """Streaming decisions of a linear classifier and of the nearest class mean, per true class, with histograms.
 
@@ -83,7 +59,8 @@ class DecisionStatistics(StreamingState):
             the features (see :func:`ncops.linear_stats`).
         convention: a name or a :class:`ncops.conventions.Convention`; its ``decision_*`` fields say which classes and
             rows take part in the agreement. :func:`ncops.collapse` has to be called with the same one.
-        scale: multiplies the products, not the bias.
+        scale: multiplies the products, not the bias. softcap: as in :func:`ncops.linear_stats`: every logit z becomes
+            softcap * tanh(z / softcap).
         ignore_index: label of rows that count nowhere.
 
     By default every row that is not ignored counts, the classifier chooses among all C classes and the nearest mean
@@ -102,6 +79,12 @@ class DecisionStatistics(StreamingState):
             kept under ``decision_rows="kept"``.
     """
 
+    CONFIG = {
+        "num_classes": int, "convention": dict, "scale": float, "softcap": (float, type(None)), "ignore_index": int,
+    }  # fmt: skip
+    """Names and types of :meth:`config`."""
+    LATER = {"softcap": None}
+    """What the configurations of files that know no such option stand for."""
     _TENSORS = tuple(STATES)
 
     @stateful
@@ -113,11 +96,13 @@ class DecisionStatistics(StreamingState):
         *,
         convention: Preset | Convention = "ncops",
         scale: float = 1.0,
+        softcap: float | None = None,
         ignore_index: int = -100,
     ):
         check_geometry(geometry)
         self.convention = resolve(convention)
         self.scale = check_number(scale, "scale", "nothing is learned here, give float(scale)")
+        self.softcap = check_softcap(softcap) or None
         self.ignore_index = check_integer(ignore_index, "ignore_index")
         self.num_classes = geometry.num_classes
         self._allocate(geometry.device)
@@ -253,7 +238,9 @@ class DecisionStatistics(StreamingState):
 
     def _logits(self, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor | None = None) -> LinearStats:
         with outside_autocast(x.device):  # the model's own must not round what is measured
-            return linear_stats(x, weight, bias, labels, scale=self.scale, ignore_index=self.ignore_index)
+            return linear_stats(
+                x, weight, bias, labels, scale=self.scale, softcap=self.softcap, ignore_index=self.ignore_index
+            )
 
     def _choice_for_agreement(self, x: Tensor, chosen: Tensor) -> Tensor:
         """What the convention lets the classifier choose; a second product only where that is not ``chosen``."""
@@ -282,7 +269,7 @@ class DecisionStatistics(StreamingState):
     def _alike(self) -> dict[str, Any]:
         return {
             "num_classes": self.num_classes, "convention": self.convention.as_dict(), "scale": self.scale,
-            "kept classes": fingerprint(self.kept),
+            "softcap": self.softcap or 0.0, "kept classes": fingerprint(self.kept),
         }  # fmt: skip
 
     def _reduce(self, group, agreed: dict[str, Any]) -> None:
@@ -293,12 +280,12 @@ class DecisionStatistics(StreamingState):
 
         Raises:
             TypeError: ``other`` is not a DecisionStatistics.
-            ValueError: another ``num_classes``, ``convention``, ``scale`` or set of kept classes; nothing has changed
-                then.
+            ValueError: another ``num_classes``, ``convention``, ``scale``, ``softcap`` or set of kept classes; nothing
+                has changed then.
         """
         if not isinstance(other, DecisionStatistics):
             raise TypeError(f"other: expected DecisionStatistics, got {type(other).__name__}")
-        for name in ("num_classes", "convention", "scale"):
+        for name in ("num_classes", "convention", "scale", "softcap"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"other: {name}: expected {getattr(self, name)}, got {getattr(other, name)}")
         if not torch.equal(self.kept, other.kept.to(self.device)):
@@ -323,6 +310,7 @@ class DecisionStatistics(StreamingState):
             "num_classes": self.num_classes,
             "convention": self.convention.as_dict(),
             "scale": self.scale,
+            "softcap": self.softcap,
             "ignore_index": self.ignore_index,
         }
 
@@ -333,12 +321,13 @@ class DecisionStatistics(StreamingState):
         Raises:
             ValueError: names, types, shapes or dtypes that are not those of such statistics.
         """
-        settings = check_config(config, {"num_classes": int, "convention": dict, "scale": float, "ignore_index": int})
+        settings = check_config({**cls.LATER, **config} if isinstance(config, Mapping) else config, cls.CONFIG)
         fields = {field.name: type(field.default) for field in dataclasses.fields(Convention)} | {"name": str}
         stats = cls.__new__(cls)
         stats.num_classes = check_integer(settings["num_classes"], "config: num_classes", 1)
         stats.convention = Convention(**check_config(settings["convention"], fields, "config: convention"))
         stats.scale, stats.ignore_index = float(settings["scale"]), settings["ignore_index"]
+        stats.softcap = check_softcap(settings["softcap"]) or None
         if stats.num_classes >= 2**60:
             raise ValueError(f"config: num_classes: expected fewer than 2^60, got {stats.num_classes}")
         stats._allocate("meta")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..ops.checks import check_integer
+from ..ops.checks import check_device, check_floating, check_integer, check_shape
 from .blocks import blocks
 
 if TYPE_CHECKING:
@@ -187,3 +187,28 @@ def class_geometry(
             "ignored_rows": pooled.ignored,
         },
     )
+
+
+def check_geometry(geometry: Any) -> None:
+    """Raises TypeError for anything else, such as features or the statistics that a geometry is computed from."""
+    if not isinstance(geometry, ClassGeometry):
+        hint = ""
+        if isinstance(geometry, Tensor) or hasattr(geometry, "__array__"):
+            hint = (
+                ": it is what ClassStatistics.compute() returns; from features in one line it is "
+                "ncops.measure(features, labels, weight, bias)"
+            )
+        elif hasattr(geometry, "compute"):  # which arrays of dask have too
+            hint = ": give .compute() of it"
+        raise TypeError(f"geometry: expected ClassGeometry, got {type(geometry).__name__}{hint}")
+
+
+def check_head(geometry: ClassGeometry, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raises ValueError for a classifier that is not one of all classes of this geometry."""
+    if weight is not None:
+        check_floating(weight, "weight", 2)
+        check_shape(weight, "weight", (geometry.num_classes, geometry.dim), "(num_classes, D)")
+        check_device(weight, "weight", geometry.means, "geometry")
+    if bias is not None:
+        check_floating(bias, "bias", 1)
+        check_shape(bias, "bias", (geometry.num_classes,), "(num_classes,)")

@@ -40,11 +40,9 @@ SOURCES: tuple[Source, ...] = (
         "ncops/stats/decisions.py",
         "tests/test_distributed.py -k other_kept",
         (
-            ('            "kept classes": fingerprint(self.kept),\n', ""),
-            (
-                '"convention": self.convention.as_dict(), "scale": self.scale,\n            "kept',
-                '"convention": self.convention.as_dict(),\n            "kept',
-            ),
+            (', "kept classes": fingerprint(self.kept),', ","),
+            (', "scale": self.scale,\n            "softcap"', ',\n            "softcap"'),
+            ('"softcap": self.softcap or 0.0,', '"softcap": self.softcap,'),
         ),
     ),
     Source(

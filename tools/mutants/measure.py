@@ -5,17 +5,30 @@ from .plants import Source
 SOURCES: tuple[Source, ...] = (
     Source(
         "ncops/lm/head.py",
-        "tests/test_lm.py tests/test_lm_refusals.py -k 'head or scale or soft or adapter or later_tokens or untrained'",
+        "tests/test_lm.py tests/test_lm_refusals.py"
+        " -k 'head or scale or soft or cap or bends or adapter or later_tokens or untrained'",
         (
-            ("logits.double() - offset, x.dtype", "logits.double(), x.dtype"),
-            ("scale = next(stated, fitted)", "scale = fitted"),
+            ("logits.flatten(0, -2).double(), offset,", "logits.flatten(0, -2).double(), 0.0,"),
+            ("abs(value / known - 1) <= tolerance / 8", "False"),
             ("    _prove_causal(model, head, ids)\n", ""),
-            ("if not error <= tolerance:", "if error > 1e4 * tolerance:"),
-            ("if abs(bend) > 12 * noise and", "if abs(bend) > 12e6 * noise and"),
+            ("if not all(error <= tolerance for error in errors):", "if all(error > tolerance for error in errors):"),
+            ("if not large.error(scale, None) <= tolerance:", "if False:"),
+            ("torch.finfo(x.dtype).max / 2", "math.inf"),
+            ("        scale, softcap = _fit(samples[-1], scale, softcap)\n", ""),
+            ("* factor for factor in scales]", "for factor in scales]"),
             ("torch.allclose(hidden.float(), x.float(), rtol=1e-3, atol=1e-4)", "True"),
-            ("if softcap and not ignore_softcap:", "if False:"),
-            ("1.0 if softcap else _proved_scale", "1.0 if True else _proved_scale"),
+            ("(None, softcap) if ignore_softcap else (softcap, None)", "(softcap, None)"),
             ("head = Head(weight.detach(), bias, scale,", "head = Head(weight.detach(), None, scale,"),
+        ),
+    ),
+    Source(
+        "ncops/lm/adapter.py",
+        "tests/test_lm_loading.py -k adapter",
+        (
+            ("    _untie(model)\n", ""),
+            ("        if names:\n", "        if False:\n"),
+            ("    if settings.is_prompt_learning:\n", "    if False:\n"),
+            ("if not moved <= causal", "if moved <= causal"),
         ),
     ),
     Source(
@@ -83,7 +96,7 @@ SOURCES: tuple[Source, ...] = (
         "tests/test_lm.py tests/test_lm_jobs.py"
         " -k 'padding or hidden_layers or agrees or killed or torchrun or interrupted'",
         (
-            ("statistics.update(hidden[layer], rows)", "statistics.update(hidden[layer - 1], rows)"),
+            ("statistics.update(hidden[layer], rows", "statistics.update(hidden[layer - 1], rows"),
             ("torch.where(labels == IGNORE, labels, self._row[labels.clamp_min(0)])", "self._row[labels.clamp_min(0)]"),
             ("self.windows.batches(mine[done:],", "self.windows.batches(mine[max(0, done - 1) :],"),
             (

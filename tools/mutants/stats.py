@@ -117,8 +117,12 @@ SOURCES: tuple[Source, ...] = (
             ("bias = self._bias if self.convention.decision_bias else None", "bias = self._bias"),
             ("bias = None if bias is None else bias[classes]", "bias = None"),
             ("labels, scale=self.scale,", "labels, scale=1.0,"),
+            ("softcap=self.softcap,", "softcap=None,"),
+            ('check_softcap(settings["softcap"]) or None', "None"),
+            ("{**cls.LATER, **config}", "{**config}"),
             ('            if name != "kept":\n                tensor.zero_()', "            tensor.zero_()"),
-            ('for name in ("num_classes", "convention", "scale"):', 'for name in ("num_classes", "convention"):'),
+            ('"convention", "scale", "softcap"):', '"convention", "softcap"):'),
+            ('"convention", "scale", "softcap"):', '"convention", "scale"):'),
             ("if not torch.equal(self.kept, other.kept.to(self.device)):", "if self.kept.sum() != other.kept.sum():"),
             (
                 "if not torch.equal(self.kept.nonzero()[:, 0], geometry.classes.to(self.kept.device)):",
