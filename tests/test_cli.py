@@ -289,6 +289,7 @@ def test_other_bad_usage(tmp_path, capsys):
     assert "No such command" in error(capsys, "bogus")
     assert "No such option" in error(capsys, "info", "--bogus")
     assert "Missing argument" in error(capsys, "lm")
+    (tmp_path / "config.json").write_text("{}")
     assert "no file" in error(capsys, "lm", tmp_path, "--text", tmp_path / "none.txt")
     (tmp_path / "t.txt").write_text("text")
     assert "holds neither config.json nor a .gguf" in error(capsys, "lm", tmp_path / "..", "--text", tmp_path / "t.txt")

@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Runs the command; returns the exit status, or raises what it comes to."""
     try:
+        from . import plan  # noqa: F401, which puts its command into the application
         from .commands import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "tqdm", "click"):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ..errors import CommandError, need
+from ..errors import need
 from .commands import Dtype, Json, MinCount, _clean_stdout, _device, app
 
 
@@ -57,18 +57,17 @@ def plan(
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
         return
-    name = Path(model).name or source.folder.name
-    rows = [(part, duration(taken)) for part, taken in found.seconds.items()]
-    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in found.tokens_per_second.items())
-    show_table(f"{name}: {tokens:,} tokens on {ranks} rank(s)", ("time", ""), [*rows, ("total", duration(found.total_seconds))])
-    emit(f"\ntokens a second of a rank: {rates}; {found.kept:,} classes will be kept")
-    emit()
-    parts = [*found.memory.items(), ("total", sum(found.memory.values()))]
-    show_table("", ("memory of a rank", ""), [(part, size(number)) for part, number in parts])
+    title = f"{Path(model).name or source.folder.name}: {tokens:,} tokens on {ranks} rank(s)"
+    times = [*found.seconds.items(), ("total", found.total_seconds)]
+    show_table(title, ("time", ""), [(part, duration(taken)) for part, taken in times])
+    rates = ", ".join(f"{part} {rate:,.0f}" for part, rate in found.tokens_per_second.items())
+    emit(f"\ntokens a second of a rank: {rates}; {found.kept:,} classes will be kept\n")
+    held = [*found.memory.items(), ("total", sum(found.memory.values()))]
+    show_table("", ("memory of a rank", ""), [(part, size(number)) for part, number in held])
     emit(f"\nsent by a rank: {size(found.traffic)}")
+    save, checkpoint = (size(found.disk[name]) for name in ("save", "checkpoint"))
     emit(
-        f"on disk: --save {size(found.disk['save'])}; --checkpoint {size(found.disk['checkpoint'])} of all ranks, twice "
-        f"while it is written, {found.writes:,} time(s)"
+        f"on disk: --save {save}; --checkpoint {checkpoint} of all ranks, {found.writes:,} time(s), each beside the last"
     )
 
 

@@ -172,11 +172,9 @@ def plan(
     features = torch.randn(kept, dim, generator=torch.Generator().manual_seed(0)).to(corpus.device, head.weight.dtype)
     classes.update(features, most_frequent)
     closing, geometry = clock(lambda: classes.compute(min_count=1))
-    decisions = DecisionStatistics(geometry, head.weight, head.bias, scale=head.scale)
+    decisions = DecisionStatistics(geometry, head.weight, head.bias, scale=head.scale, softcap=head.softcap)
     into = Pass("held-out", "decisions", decisions)
-    rates["held-out"] = clock.per_token(
-        lambda b: into.update(*corpus.features(b, False), b), batches(), seconds / 2
-    )
+    rates["held-out"] = clock.per_token(lambda b: into.update(*corpus.features(b, False), b), batches(), seconds / 2)
     report, _ = clock(lambda: assemble(geometry, head.weight, head.bias, decisions, facts={}))
     states = _bytes((classes, decisions)) + sum(t.nbytes for t in vars(geometry).values() if isinstance(t, Tensor))
     peak = (memory.peak() or before) - before
