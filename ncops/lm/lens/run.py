@@ -69,8 +69,11 @@ class LayerLens:
 
     def read(self, input_ids: Tensor, attention_mask: Tensor, target: Tensor, choices: int = 1) -> Lens:
         """All layers of one batch ``(B, T)``, whose states are held together; logits are not."""
-        x, states = self._states.run(self.model, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        flat = x.reshape(-1, x.shape[-1])
+        first, last = next(self.model.parameters()).device, self.head.weight.device  # of a model on several devices
+        x, states = self._states.run(
+            self.model, input_ids=input_ids.to(first), attention_mask=attention_mask.to(first), use_cache=False
+        )
+        flat, target = x.reshape(-1, x.shape[-1]).to(last), target.to(last)
         reference = Reference(flat, self.head, target.reshape(-1), IGNORE, self.divergences)
         columns, tops = [], []
         for layer in self.layers:
@@ -166,7 +169,7 @@ def _ids(model: nn.Module, text: str | Tensor, tokenizer: Any) -> Tensor:
         raise ValueError(f"text: expected a text or integer token ids (T,) or (B, T), at least one, got {got}")
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     if int(text.min()) < 0 or rows is not None and int(text.max()) >= rows:
-        raise ValueError(f"text: expected token ids from 0 to {rows}, got {int(text.min())} to {int(text.max())}")
+        raise ValueError(f"text: expected token ids from 0 to {rows - 1}, got {int(text.min())} to {int(text.max())}")
     return text.reshape(-1, text.shape[-1]).to(next(model.parameters()).device, torch.int64)
 
 
@@ -175,8 +178,6 @@ def measure_lens(
     loaded: LoadedModel,
     texts: Iterable[Iterable[str]],
     *,
-    tokens: int | None = None,
-    window: int | None = None,
     batch_size: int = 8,
     layers: str = "all",
     translators: Path | None = None,
@@ -185,6 +186,7 @@ def measure_lens(
     top: int = 5,
     progress: bool | None = None,
     facts: Mapping[str, Any] | None = None,
+    **reading: Any,
 ) -> dict[str, Any]:
     """The means over a corpus, and the first ``examples`` tokens of it one by one, as ``lens.json`` has them.
 
@@ -192,8 +194,9 @@ def measure_lens(
     workspace.
 
     Args:
-        texts, tokens, window, batch_size, progress, facts: as :func:`ncops.lm.measure` takes them.
+        texts, batch_size, progress, facts: as :func:`ncops.lm.measure` takes them.
         layers, translators, divergences, top: as :func:`lens` takes them.
+        reading: ``tokens``, ``window``: how the text is read and cut, as :func:`ncops.lm.measure` takes it.
 
     Raises:
         CommandError: as :func:`lens`; text or a window that does not fit.
@@ -201,7 +204,7 @@ def measure_lens(
     depth = getattr(text_config(loaded), "num_hidden_layers", None)
     if depth is not None:
         parse_layers(layers, depth)  # before minutes are spent on loading
-    windows = read_windows(loaded, texts, tokens=tokens, window=window)
+    windows = read_windows(loaded, texts, **{"tokens": None, "window": None, **reading})
     model = loaded.model
     memory.reset_peak()
     started, before = time.perf_counter(), memory.resident()
@@ -209,12 +212,13 @@ def measure_lens(
     corpus = Corpus(loaded, head, windows, batch_size, Ranks(), progress)
     first = next(windows.batches(range(1), 1, corpus.device))
     made = LayerLens(model, head, first.input_ids[:, :PROBE_TOKENS], layers, translators, divergences)
-    shown = made.read(*(part[:, :examples] for part in first), min(top, head.weight.shape[0]))
+    cut = (part[:, :examples] for part in (first.input_ids, first.attention_mask, first.labels))
+    shown = made.read(*cut, min(top, head.weight.shape[0]))
     named = {*shown.input_ids.flatten().tolist(), *shown.target.flatten().tolist(), *shown.top.flatten().tolist()}
     words = {i: token_text(loaded.tokenizer, i) for i in named if i >= 0}
     totals = Totals(made.layers, head.weight.shape[0], _counts(windows, head.weight.shape[0]), tuple(shown.columns()))
     for _, batch in corpus.batches(range(len(windows)), "lens"):
-        totals.update(made.read(*batch))
+        totals.update(made.read(batch.input_ids, batch.attention_mask, batch.labels))
     peak = memory.peak()
     run = {
         **made.facts,
