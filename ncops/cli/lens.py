@@ -65,3 +65,8 @@ def lens(
             facts={"model_name": name, "data": ", ".join(path.name for path in text)},
         )  # fmt: skip
     deliver_lens(found, title=f"Logit lens of {name}", folder=output, as_json=as_json)
+
+
+# Where --help lists the commands it stands beside ``lm``.
+_order = [command.name or command.callback.__name__ for command in app.registered_commands]
+app.registered_commands.insert(_order.index("lm") + 1, app.registered_commands.pop())
