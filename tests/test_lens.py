@@ -475,3 +475,29 @@ def test_what_the_command_refuses(folder, capsys, tmp_path):
         assert cli.main(["lens", *here, *more]) == 2
         err = capsys.readouterr().err
         assert err.startswith(f"ncops: {words}") and len(err.splitlines()) == 1, err
+
+
+# -- a real model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_smollm2_agrees_with_its_own_logits():
+    from ncops import lm
+    from ncops.demo import smollm2
+
+    try:
+        source = lm.find_source(smollm2.folder())
+    except CommandError as error:
+        pytest.skip(str(error))
+    loaded = lm.load(source)
+    found = ncops.lens(loaded.model, "The capital of France is Paris, and that of Italy is", tokenizer=loaded.tokenizer)
+    assert found.layers == tuple(range(31)) and found.facts["through"] == "model.norm"
+    assert found.words[int(found.top[-1, 0, -1, 0])] == " Rome"
+    with torch.no_grad():
+        out = loaded.model(found.input_ids, output_hidden_states=True)
+        states = [loaded.model.model.norm(h) for h in out.hidden_states[:30]]
+        logits = torch.stack([loaded.model.lm_head(h).double() for h in states] + [out.logits.double()])
+    wanted = plain(logits, found.input_ids)
+    for name in ("entropy", "kl", "logprob"):
+        torch.testing.assert_close(getattr(found, name).double(), wanted[name], rtol=1e-4, atol=1e-3, equal_nan=True)
+    assert (found.agree == wanted["agree"]).float().mean() > 0.99 and found.agree[-1].all()
