@@ -111,6 +111,7 @@ def pull(x: Tensor, head: Head) -> Tensor:
         weight = head.weight[start : start + step].to(wide)
         bias = None if head.bias is None else head.bias[start : start + step].to(wide)
         with torch.inference_mode(False), torch.enable_grad():
+            # linear_loss would take two of these three products, and up to 88 MB for its tiles.
             leaf = x.to(wide).clone().requires_grad_()
             lse = linear_stats(leaf, weight, bias, scale=head.scale).lse
             (part,) = torch.autograd.grad(lse.sum(), leaf)
