@@ -6,6 +6,7 @@ Names stand one by one: mypy follows no ``__all__`` that is put together from th
 from . import conventions, metrics
 from ._version import __version__
 from .backends import use_backend
+from .lm.lens import Lens, lens
 from .measuring.tensors import measure
 from .ops import (
     ClassMoments,
@@ -67,8 +68,10 @@ __all__ = [
     "ClassStatistics",
     "CollapseReport",
     "DecisionStatistics",
+    "Lens",
     "collapse",
     "conventions",
+    "lens",
     "load",
     "measure",
     "metrics",

@@ -12,9 +12,12 @@ from pathlib import Path
 import chromium
 import pytest
 import report_runs
+import torch
 
+import ncops
 from ncops.report import compare
 from ncops.report.page import render
+from ncops.report.page.lens import render_lens
 
 BROWSER = chromium.find()
 pytestmark = [
@@ -37,7 +40,18 @@ def pages(tmp_path_factory):
     (folder / "report.html").write_text(render(report, details=details, title="One run"), encoding="utf-8")
     many = compare([report] * 12, labels=[f"{HOSTILE}-{100 * i}" for i in range(12)])
     many.to_html(folder / "many.html", title=HOSTILE)
-    return {name: folder / f"{name}.html" for name in ("comparison", "report", "many")}
+    (folder / "lens.html").write_text(render_lens(lens_document(), title="One lens"), encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in ("comparison", "report", "many", "lens")}
+
+
+def lens_document():
+    """Of a random model, whose tokens have hostile names."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 90, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 9}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=2, initializer_range=0.4)
+    generator = torch.Generator().manual_seed(0)
+    found = ncops.lens(transformers.LlamaForCausalLM(config), torch.randint(0, 90, (2, 40), generator=generator))
+    return found._replace(words={i: HOSTILE if i % 7 == 0 else f" word{i}" for i in range(90)}).document()
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +90,12 @@ WIDE = """(width => [...document.body.querySelectorAll("*")].filter(e =>
 ANCESTORS = "function* ancestors(e) { while ((e = e.parentElement)) yield e; }; 0"
 
 
-@pytest.mark.parametrize("name", ["comparison", "report"])
+@pytest.mark.parametrize("name", ["comparison", "report", "lens"])
 @pytest.mark.parametrize(("width", "dark"), [(DESK, False), (DESK, True), (PHONE, False)])
 def test_loads_and_shows(browser, pages, keep, name, width, dark):
     page = chromium.Page(browser, pages[name], width=width, dark=dark)
     boxes = page.run(BOXES)
-    assert len(boxes) == {"comparison": 6 + 2 + 2 + 8, "report": 8 + 2 + 2}[name]
+    assert len(boxes) == {"comparison": 6 + 2 + 2 + 8, "report": 8 + 2 + 2, "lens": 6 + 3 + 3}[name]
     for box in boxes:
         assert box["width"] > 200 and box["height"] > 120 and box["ink"] > 5, box
         assert box["smallest"] >= 9, box  # CSS pixels: the axis labels can be read without zooming
@@ -90,7 +104,7 @@ def test_loads_and_shows(browser, pages, keep, name, width, dark):
     assert page.run("document.documentElement.scrollWidth") <= width
     assert page.run(f"{WIDE}({width})") == []
     colours = page.run(
-        '["body", ".card", "figure"].map(s => getComputedStyle(document.querySelector(s)).backgroundColor)'
+        '["body", ".card, .scroll", "figure"].map(s => getComputedStyle(document.querySelector(s)).backgroundColor)'
     )
     assert all((sum(map(int, re.findall(r"\d+", colour)[:3])) < 200) == dark for colour in colours), colours
     picture = page.screenshot(keep(f"{name}-{width}-{'dark' if dark else 'light'}.png"))
@@ -121,7 +135,7 @@ def test_figures_under_a_policy_that_lets_no_style_in(browser, pages, keep, tmp_
     assert len(set(colours)) > 4, set(colours)
     fills = page.run('[...document.querySelectorAll("figure svg text")].map(e => getComputedStyle(e).fill)')
     assert "rgb(31, 36, 48)" in fills  # the ink of a light page, on which it then is
-    assert page.run('getComputedStyle(document.documentElement).colorScheme') == "normal"
+    assert page.run("getComputedStyle(document.documentElement).colorScheme") == "normal"
     page.screenshot(keep(f"{name}-strict-{'dark' if dark else 'light'}.png"))
 
 
@@ -185,7 +199,34 @@ def test_hostile_names_stay_text(browser, pages, keep):
     assert page.problems == [] and page.requests == [pages["many"].as_uri()]
 
 
-@pytest.mark.parametrize("name", ["comparison", "report", "many"])
+def test_a_heat_map_tells_its_cells(browser, pages, keep):
+    page = chromium.Page(browser, pages["lens"], width=PHONE)
+    assert page.run('document.querySelectorAll("img, [onerror], [onload]").length') == 0
+    colours = 'new Set([...document.querySelectorAll(".heat td")].map(c => getComputedStyle(c).backgroundColor)).size'
+    seen = []
+    for name in ("entropy", "kl", "logprob"):
+        page.run(f'document.querySelector("label[for=by-{name}]").click()')
+        assert page.run(colours) > 5
+        shown = '[...document.querySelectorAll(".scale")].filter(e => e.checkVisibility()).map(e => e.textContent)'
+        seen += page.run(shown)
+    assert [text.partition(":")[0].split()[0] for text in seen] == ["Entropy", "KL", "Log-probability"]
+    told = 'document.querySelector(".maps output")'
+    assert page.run(f"{told}.checkVisibility()") is False
+    cell = 'document.querySelectorAll("[data-heat] tbody")[1].rows[3].cells[4]'  # layer 9 is the first row
+    page.run(f'{cell}.scrollIntoView({{block: "center", inline: "center"}})')
+    x, y = page.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({cell}.getBoundingClientRect())")
+    for kind in ("mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    assert page.run(f"{told}.textContent").startswith("layer 6, position 19, after")
+    page.screenshot(keep("lens-cell.png"))
+    for key, words in (("ArrowRight", "layer 6, position 20"), ("ArrowDown", "layer 5, position 20"),
+                       ("ArrowUp", "layer 6, position 20"), ("ArrowLeft", "layer 6, position 19")):  # fmt: skip
+        page.call("Input.dispatchKeyEvent", type="keyDown", key=key)
+        assert page.run(f"{told}.textContent").startswith(words), key
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("name", ["comparison", "report", "many", "lens"])
 def test_prints(browser, pages, keep, name):
     page = chromium.Page(browser, pages[name], width=PAPER, dark=True)
     data = page.pdf(keep(f"{name}.pdf")).read_bytes()

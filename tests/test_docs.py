@@ -14,6 +14,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 # Packages that a page's examples need beyond those of every install.
 NEEDS: dict[str, tuple[str, ...]] = {
     "integrations.md": ("torchmetrics", "lightning", "transformers", "accelerate", "matplotlib"),
+    "lens.md": ("transformers",),
 }
 
 

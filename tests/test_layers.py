@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "_version errors memory names tables", "backends conventions model", "reference", "triton_kernels", "ops",
-    "losses stats nn", "metrics", "report", "measuring", "public", "ncops", "distributed compat", "lm",
+    "losses stats nn", "metrics", "report", "measuring", "lm", "public", "ncops", "distributed compat",
     "integrations demo bench", "cli", "__main__",
 )  # fmt: skip
 """Lowest first; those of one layer do not import each other. ``ncops`` is what ``import ncops`` runs."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..report.collapse import collapse
 from ..report.details import trajectory
@@ -93,6 +92,8 @@ class Corpus:
 
     def batches(self, indices: range, what: str, done: int = 0) -> Iterator[tuple[int, Batch]]:
         """``(windows done after it, batch)`` of this rank's share of the windows, from the ``done``-th on."""
+        from tqdm.auto import tqdm
+
         mine = self.windows.by_length(self.ranks.share(indices))
         with tqdm(total=len(mine), initial=done, desc=what, unit="window", disable=self.hide) as bar:
             for batch in self.windows.batches(mine[done:], self.batch_size, self.device):

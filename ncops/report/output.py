@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from ..errors import CommandError
 from ..names import Panels
-from ..stats.files import check_target, try_folder, write_file
+from ..stats.files import check_target, replacing, try_folder, write_file
 from .comparison import Comparison
 from .console import emit, say, show_report, show_table
 from .details import document
+from .lens import by_layer, heading
+from .lens import notes as lens_notes
 from .measured import Measured
-from .numbers import strict_json
+from .numbers import format_value, strict, strict_json
 
 
 def check_folder(folder: Path | None, option: str = "--output") -> None:
@@ -120,3 +127,45 @@ def deliver_comparison(
             for note in comparison.caveats():
                 emit(f"\n{note}")
     say("wrote " + ", ".join(str(folder / name) for name in files))
+
+
+def deliver_lens(lens: Mapping[str, Any], *, title: str, folder: Path | None = None, as_json: bool = False) -> None:
+    """Prints the means by layer (or the JSON), and writes lens.json and lens.html into the folder."""
+    try:
+        if folder is not None:
+            written = write_lens(lens, folder, title)
+    finally:  # what cannot be written is told all the same
+        if as_json:
+            emit(strict_json(lens, 1))
+        else:
+            columns = by_layer(lens)
+            rows = [
+                (str(layer), *(format_value(values[i]) for values in columns.values()))
+                for i, layer in enumerate(lens["layers"])
+            ]
+            show_table(title, ("layer", *map(heading, columns)), rows, left=())
+            for note in lens_notes(lens):
+                emit(f"\n{note}")
+    if folder is not None:
+        say("wrote " + ", ".join(map(str, written)))
+
+
+def write_lens(
+    lens: Mapping[str, Any], folder: Path, title: str, tensors: Mapping[str, Tensor] | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> list[Path]:  # fmt: skip
+    """Writes lens.json and lens.html, and lens.safetensors where there are tensors; returns their paths."""
+    from .page.lens import render_lens
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "lens.json", folder / "lens.html"]
+    write_file(written[0], strict_json(lens, 1) + "\n")
+    write_file(written[1], render_lens(lens, title=title))
+    if tensors is not None:
+        from safetensors.torch import save_file
+
+        written.append(folder / "lens.safetensors")
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with replacing(written[-1]) as temporary:
+            save_file(plain, temporary, metadata={"ncops-lens": json.dumps(strict(dict(told or {})))})
+    return written

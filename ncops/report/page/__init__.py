@@ -25,14 +25,23 @@ if TYPE_CHECKING:
 
 __all__ = ["render", "render_runs", "token_html"]
 
-_UNSEEN = re.compile(rf"^ | $|(?<= ) |{CONTROL.pattern}")
+_UNSEEN = re.compile(rf"^ | $|(?<= ) |[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]|{CONTROL.pattern}")
 _VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 def token_html(text: str) -> Markup:
     """A token's text as escaped HTML in which white space and control characters can be seen."""
-    shown = _UNSEEN.sub(lambda m: "<u>" + _VISIBLE.get(m[0], f"\\u{ord(m[0]):04x}") + "</u>", escape(text))
+    shown = _UNSEEN.sub(lambda m: f"<u>{_sign(m)}</u>", escape(text))
     return Markup(f"<code>{shown or ' '}</code>")
+
+
+def token_text(text: str) -> str:
+    """The same as text, in quotation marks."""
+    return f"“{_UNSEEN.sub(_sign, text)}”"
+
+
+def _sign(unseen: re.Match) -> str:
+    return _VISIBLE.get(unseen[0], f"\\u{ord(unseen[0]):04x}")
 
 
 def _collapsed(goals: Goals, name: str, value: float) -> float:
@@ -43,9 +52,7 @@ def _collapsed(goals: Goals, name: str, value: float) -> float:
     return min(max(value / goals[name].target, 0.0), 1.0) if goals[name].better == "higher" else 1 / (1 + far)
 
 
-def _nearest(
-    name: str, values: Sequence[float | None], goals: Sequence[Goals]
-) -> list[tuple[float | None, str]]:
+def _nearest(name: str, values: Sequence[float | None], goals: Sequence[Goals]) -> list[tuple[float | None, str]]:
     """Each value with the class of its cell: the nearest to full collapse are the best, unless all are."""
     far = [of.distance(name, value) for of, value in zip(goals, values, strict=True)]
     known = {d for d in far if d is not None}
@@ -65,7 +72,9 @@ MOST_COLUMNS = 64
 def _sheet() -> str:
     """The page's one style sheet; no element has a style of its own."""
     text = _TEMPLATES.get_template("page.css").render()
-    return text + "".join(f".n{n}{{--n:{n}}}" for n in range(11, MOST_COLUMNS + 1))
+    text += "".join(f".n{n}{{--n:{n}}}" for n in range(11, MOST_COLUMNS + 1))
+    # How strong the cell of a heat map is, by what is shown: of --e, --k and --l one is 1 and the others are 0.
+    return text + "".join(f".{key}{n}{{--{key}{key}:{n}}}" for key in "ekl" for n in range(1, 10))
 
 
 _TEMPLATES = Environment(
@@ -79,14 +88,19 @@ _TEMPLATES.filters.update(
 _TEMPLATES.globals.update(collapsed=_collapsed, headlines=HEADLINES, meaning=meaning, most_columns=MOST_COLUMNS)
 
 
+def fill(template: str, **values: Any) -> str:
+    """A page: the template with ``values``, the one sheet and the one script."""
+    script = _TEMPLATES.get_template("page.js").render()
+    text = _TEMPLATES.get_template(template).render(values, sheet=_sheet(), script=script, plots=figures.can_draw())
+    return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else "·", text)
+
+
 def _page(template: str, report: CollapseReport, details: Mapping[str, Any], **values: Any) -> str:
     """The template with all that there is to show of one report, and the other ``values``."""
     classes = details.get("classes", {"rows": []})
-    text = _TEMPLATES.get_template(template).render(
-        values,
-        sheet=_sheet(),
-        script=_TEMPLATES.get_template("page.js").render(),
-        plots=figures.can_draw(),
+    return fill(
+        template,
+        **values,
         figures=figures.drawn(figures.distributions(report, details)),
         report={name: float(value) for name, value in report.items()},
         goals=report.goals,
@@ -102,7 +116,6 @@ def _page(template: str, report: CollapseReport, details: Mapping[str, Any], **v
         },
         facts={"convention": report.convention, **details.get("run", {}), **report.provenance},
     )
-    return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else "·", text)
 
 
 def render(report: CollapseReport, *, title: str | None = None, details: Mapping[str, Any] | None = None) -> str:
