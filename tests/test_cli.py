@@ -325,7 +325,8 @@ def test_text_takes_many_files():
 
 
 def test_missing_cli_extra_is_one_line(capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "ncops.cli.commands", raising=False)
+    for name in ("application", "commands", "models", "options"):
+        monkeypatch.delitem(sys.modules, f"ncops.cli.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "typer", None)
     assert "pip install 'ncops[cli]'" in error(capsys, "info")
 

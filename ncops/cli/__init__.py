@@ -94,15 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Runs the command; returns the exit status, or raises what it comes to."""
     try:
-        from . import plan  # noqa: F401, which puts its command into the application
-        from . import lens  # noqa: F401, which puts its command into the application
-        from .commands import app
+        from .application import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich", "tqdm", "click"):
             raise
         raise CommandError(f"the command line needs {error.name!r}: pip install 'ncops[cli]'") from None
     _check_names(arguments)
-    if arguments[:1] in (["lm"], ["lens"]):
+    if arguments[:1] in (["lm"], ["lens"], ["plan"]):
         arguments = spread_text(arguments)
     result = app(arguments or ["--help"], prog_name="ncops", standalone_mode=False)
     if result == 130:  # how typer passes Ctrl-C on

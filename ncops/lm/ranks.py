@@ -26,6 +26,16 @@ class Ranks(NamedTuple):
         """The indices of this rank: every ``size``-th, so that parts differ by one at most."""
         return indices[self.rank :: self.size]
 
+    def agree(self, value: bool) -> bool:
+        """What rank 0 says; ranks need not see the same disk."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            said = [value]
+            dist.broadcast_object_list(said)
+            value = said[0]
+        return value
+
 
 @contextmanager
 def join(device: str) -> Iterator[tuple[Ranks, str]]:

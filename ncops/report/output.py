@@ -51,9 +51,10 @@ def check_file(path: Path | None, option: str) -> None:
 
 
 def deliver(
-    measured: Measured, *, title: str, folder: Path | None = None, html: Path | None = None, as_json: bool = False
-) -> None:
-    """Prints the report (or its JSON) and writes the files that were asked for."""
+    measured: Measured, *, title: str, folder: Path | None = None, html: Path | None = None, as_json: bool = False,
+    quiet: bool = False,
+) -> None:  # fmt: skip
+    """Prints the report (or its JSON, or nothing if ``quiet``) and writes the files that were asked for."""
     from .page import render
 
     text = strict_json(document(measured.report, measured.details), 1)
@@ -68,7 +69,9 @@ def deliver(
             write_file(html, render(measured.report, title=title, details=measured.details))
             written.append(html)
     finally:  # what cannot be written is told all the same
-        if as_json:
+        if quiet:
+            pass
+        elif as_json:
             emit(text)
         else:
             show_report(measured.report, title)

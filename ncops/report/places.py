@@ -28,12 +28,15 @@ class Place(NamedTuple):
 def short_names(files: Sequence[Path]) -> list[str]:
     """What tells these files apart: their paths without what all of them begin and end with."""
     parts = [_parts(path) for path in files]
-    if len(parts) == 1:
-        return [parts[0][-1]]
+    return [parts[0][-1]] if len(parts) == 1 else ["/".join(own) for own in distinct(parts)]
+
+
+def distinct(parts: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Paths without the parts that all of them begin and end with; one part of each is left at least."""
     shortest = min(map(len, parts))
     start = min(len(commonprefix(parts)), shortest - 1)
     stop = min(len(commonprefix([p[::-1] for p in parts])), shortest - start - 1)
-    return ["/".join(p[start : len(p) - stop]) for p in parts]
+    return [p[start : len(p) - stop] for p in parts]
 
 
 def _parts(path: Path) -> list[str]:

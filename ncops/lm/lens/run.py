@@ -238,6 +238,7 @@ def measure_lens(
 def _counts(windows: Iterable[list[int]], vocabulary: int) -> Tensor:
     """How often each token stands in the windows."""
     counts = torch.zeros(vocabulary, dtype=torch.int64)
-    for window in windows:
-        counts.index_add_(0, torch.tensor(window), torch.ones(len(window), dtype=torch.int64))
+    for index in range(len(windows)):
+        tokens = torch.tensor(windows.scored(index), dtype=torch.int64)
+        counts.index_add_(0, tokens, torch.ones_like(tokens))
     return counts
