@@ -72,6 +72,18 @@ def test_what_grows_with_tokens_and_ranks(model):
     assert one.memory["text"] > 4e9
 
 
+def test_another_machine(model):
+    """By the operations of its products, counted by hand: three layers, of which each has two matrices of keys."""
+    found = of(model, 10**6, flops=1e9)
+    dim, inner, layers, vocabulary = 24, 48, 3, 150
+    heads, keys = 2 * dim * dim, 2 * dim * dim // 2  # queries and output; keys and values of half as many heads
+    body = layers * (heads + keys + 3 * dim * inner + 2 * dim) + dim
+    forward = 2 * body + 2 * layers * dim * WINDOW
+    assert 1 / found.tokens_per_second["train"] == pytest.approx((forward + 2 * dim * dim) / 1e9)
+    held_out = (forward + 2 * (vocabulary + found.kept) * dim) / 1e9
+    assert found.seconds["held-out"] == pytest.approx(0.2e6 * held_out)
+
+
 def test_kept_classes_are_those_of_poisson_counts():
     torch.manual_seed(0)
     frequencies = 1 / (torch.arange(1000) + 2.7)

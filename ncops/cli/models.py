@@ -285,6 +285,9 @@ def plan(
     min_count: Annotated[int, MinCount] = 10,
     every: Every = 100,
     seconds: Annotated[float, Option(min=0, help="To spend on running batches, about.")] = 20.0,
+    flops: Annotated[
+        float | None, Option(min=1, help="Operations a second of another machine's products: 4e14 [default: measured].")
+    ] = None,
     dtype: DtypeOption = Dtype.float32,
     device: Device = "",
     adapter: Adapter = None,
@@ -310,7 +313,7 @@ def plan(
         )
         found = predict(
             loaded, tokens, texts=texts, ranks=ranks, window=window, batch_size=batch_size, min_count=min_count,
-            every=every, seconds=seconds,
+            every=every, seconds=seconds, flops=flops,
         )  # fmt: skip
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))

@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import memory
 from ..errors import CommandError
-from ..model import identity
+from ..model import identity, text_config
 from ..report.measured import assemble
 from ..stats.classes import ClassStatistics
 from ..stats.decisions import DecisionStatistics
 from ..stats.state import StreamingState
 from .collect import Corpus, Pass
+from .head import Head
 from .load import LoadedModel
 from .measure import probe_head, read_windows
 from .ranks import Ranks
@@ -102,6 +103,16 @@ def expected_kept(frequencies: Tensor, tokens: float, min_count: int) -> int:
     return max(1, round(float(torch.special.gammainc(least, expected.clamp_min(1e-30)).sum())))
 
 
+def operations(model: nn.Module, head: Head, window: int, kept: int) -> dict[str, float]:
+    """Floating-point operations of products per token, by pass; experts count as if all of them ran."""
+    config, (vocabulary, dim) = text_config(model), head.weight.shape
+    tables = {p.data_ptr(): p.numel() for p in (model.get_input_embeddings().weight, head.weight)}
+    body = sum(p.numel() for p in model.parameters()) - sum(tables.values())
+    attention = 2 * config.num_hidden_layers * config.hidden_size * window  # two products with half of a window
+    forward = 2.0 * body + attention
+    return {"train": forward + 2 * dim * dim, "held-out": forward + 2 * (vocabulary + kept) * dim}
+
+
 def _bytes(states: Iterable[StreamingState]) -> int:
     return sum(t.nbytes for state in states for t in state.tensors().values())
 
@@ -118,6 +129,7 @@ def plan(
     min_count: int = 10,
     every: int = 100,
     seconds: float = 20.0,
+    flops: float | None = None,
     ignore_softcap: bool = False,
 ) -> Plan:
     """Predicts what :func:`measure` takes for ``tokens`` tokens on ``ranks`` machines like this one.
@@ -129,6 +141,8 @@ def plan(
         texts: a sample of the text; None takes token ids that are as frequent as words are.
         window, batch_size, min_count, every, ignore_softcap: as :func:`measure` takes them. ranks: processes.
         seconds: to spend on the two passes, about.
+        flops: operations that the products of another machine do in a second, by which :func:`operations` are divided
+            instead of measuring the passes.
 
     Raises:
         CommandError: as :func:`measure` raises it.
@@ -177,6 +191,8 @@ def plan(
     rates["held-out"] = clock.per_token(lambda b: into.update(*corpus.features(b, False), b), batches(), seconds / 2)
     report, _ = clock(lambda: assemble(geometry, head.weight, head.bias, decisions, facts={}))
     states = _bytes((classes, decisions)) + sum(t.nbytes for t in vars(geometry).values() if isinstance(t, Tensor))
+    if flops is not None:
+        rates = {name: work / flops for name, work in operations(model, head, sample.size, kept).items()}
     peak = (memory.peak() or before) - before
     share = {"train": train, "held-out": tokens * HELD_OUT}
     parts |= {name: rate * share[name] / ranks for name, rate in rates.items()}
