@@ -39,7 +39,7 @@ def nearest_neighbors(data: Data) -> Iterator[Case]:
 
     yield from data.grid(((5000, 512, 50_000), (300, 250, 3000)), _candidates, run, SUMS)
     alone = lambda x: {"sqdist": ncops.nearest_neighbors(x, k=5).sqdist}  # noqa: E731
-    yield Case("among themselves", F32, lambda: [data.randn(20_000, 64)], alone, SUMS[F32])
+    yield Case("among themselves", F32, lambda: [data.randn(*data.sizes(20_000), 64)], alone, SUMS[F32])
 
 
 def nearest_neighbors_backward(data: Data) -> Iterator[Case]:
