@@ -13,6 +13,7 @@ import torch
 
 import ncops
 from ncops.metrics import table
+from ncops.metrics.papers import PAPERS
 from ncops.report import compare, numbers
 from ncops.report import details as parts
 from ncops.report import page as html
@@ -84,7 +85,8 @@ def test_one_file_without_requests(page):
     report, details = page
     text = html.render(report, title="T", details=details)
     reader = read(text)
-    assert not re.search(r"https?:|//[a-z]|@import|\bsrc=", re.sub(r"//.*?\n", "", text))
+    quiet = re.sub(r'<a href="https://arxiv.org/abs/[\d.]+" rel="noreferrer">|//.*?\n', "", text)
+    assert not re.search(r"https?:|//[a-z]|@import|\bsrc=", quiet)
     assert {"link", "img", "iframe", "object"}.isdisjoint(reader.tags)
     assert reader.tags.count("svg") == 8 + 4
     assert reader.tags.count("script") == 1
@@ -232,9 +234,27 @@ def test_histogram():
     assert parts.histogram(torch.tensor([float("nan")])) is None
 
 
-def test_every_metric_is_explained(page):
-    for name in page[0]:
-        assert table.METRICS[name].sentence and table.METRICS[name].goal
+def test_every_row_explains_its_metric(page):
+    text = html.render(page[0], details=page[1])
+    rows = dict(re.findall(r'<dl id="about-(\w+)">(.*?)</dl>', text, re.S))
+    assert list(rows) == list(page[0])
+    for name, row in rows.items():
+        told, metric = " ".join(read(row).text), table.METRICS[name]
+        for fact in (metric.formula, metric.span, metric.moved, *(PAPERS[paper].title for paper in metric.papers)):
+            assert fact in told, (name, fact)
+        assert re.findall(r"arXiv:([\d.]+)", told) == [PAPERS[paper].arxiv for paper in metric.papers]
+    assert "Formulas are those of" not in text
+
+
+def test_formulas_of_another_convention_are_not_passed_off_as_the_reports(page):
+    statistics = ncops.ClassStatistics(num_classes=4, dim=3)
+    statistics.update(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4)
+    report = ncops.collapse(statistics.compute(), convention="papyan")
+    told = re.search(r"Formulas are those of .*", html.render(report))[0]
+    assert told == (
+        "Formulas are those of the convention ncops; this report's, papyan, has nc1_divide = False, norm_ddof = 1, "
+        "duality_error = distance."
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from numpy_metrics import cosines, pairs, simplex_distance, spread
 
 from ncops import metrics, projected_sqnorms
 from ncops.metrics import table
+from ncops.metrics.papers import PAPERS
 from ncops.report.plots.panels import PANELS
 
 
@@ -282,7 +283,31 @@ def test_the_table_of_metrics_is_whole():
     assert [group for i, group in enumerate(groups) if group not in groups[:i]] == [g for g, _ in groupby(groups)]
     for metric in table.METRICS.values():
         assert metric.label and metric.sentence and metric.goal and metric.better in ("lower", "higher", "")
+        assert metric.formula and metric.span and metric.moved.endswith(".") and set(metric.papers) <= set(PAPERS)
         assert not metric.panel or metric.panel in PANELS and metric.short
         assert metric.name not in table.HEADLINES or metric.target is not None and metric.far
         assert (metric.name in table.NAMES) == bool(metric.needs)
     assert [table.meaning(name).group for name in table.HEADLINES] == ["NC1", "NC2", "NC3", "NC4"]
+
+
+def test_what_moves_a_metric_is_true():
+    """The numbers that the table of metrics states."""
+    generator = torch.Generator().manual_seed(0)
+    k, d = 400, 100
+    random = torch.randn(k, d, generator=generator, dtype=torch.float64)
+    equal = torch.nn.functional.normalize(random, dim=1)
+    assert metrics.pair_similarity(random).std.item() == pytest.approx(d**-0.5, rel=0.02)
+    assert metrics.angle_error(random).item() == pytest.approx(0.8 * d**-0.5, rel=0.02)
+    zero = torch.zeros(d, dtype=torch.float64)
+    alike = random[:1].expand(k, d)
+    assert metrics.angle_error(alike, global_mean=zero).item() == pytest.approx(1 + 1 / (k - 1))
+    assert metrics.pair_similarity(alike, global_mean=zero).std.item() == pytest.approx(0, abs=1e-7)
+    mean = metrics.pair_similarity(torch.cat([equal, -equal])).mean  # centred, of equal length, and no simplex
+    assert mean.item() == pytest.approx(-1 / (2 * k - 1))
+    single = torch.zeros(k, 1, dtype=torch.float64)
+    single[0] = 1  # all of the length in one mean: the largest variation of K norms
+    assert metrics.norm_variation(single, global_mean=single.new_zeros(1)).item() == pytest.approx((k - 1) ** 0.5)
+    x, y = random[:d], torch.arange(d) % 5  # as many samples as dimensions
+    means = torch.stack([x[y == c].mean(0) for c in range(5)])
+    within = (x - means[y]).T @ (x - means[y]) / d
+    assert metrics.vci(within, means).item() == pytest.approx(0, abs=1e-6)

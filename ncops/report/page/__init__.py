@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from ...conventions import PRESETS, Convention
 from ...metrics.goals import Goals
-from ...metrics.table import HEADLINES, meaning
+from ...metrics.papers import PAPERS
+from ...metrics.table import HEADLINES, NOTATION, meaning
 from ..details import CLASS_COLUMNS, coverage_items
 from ..numbers import format_value
 from ..plots.curves import CONTROL, Axis, has_values, short
@@ -85,7 +87,17 @@ _TEMPLATES.filters.update(
     numbers=lambda headings: [(heading, "number") for heading in headings],
     sort_key=lambda value: "" if value is None or not math.isfinite(value) else repr(value),
 )  # fmt: skip
-_TEMPLATES.globals.update(collapsed=_collapsed, headlines=HEADLINES, meaning=meaning, most_columns=MOST_COLUMNS)
+_TEMPLATES.globals.update(
+    collapsed=_collapsed, headlines=HEADLINES, meaning=meaning, most_columns=MOST_COLUMNS, notation=NOTATION,
+    papers=PAPERS,
+)  # fmt: skip
+
+
+def _other_choices(settings: Convention) -> str:
+    """Where a convention differs from the one that the formulas are written for."""
+    usual = PRESETS["ncops"].as_dict()
+    chosen = settings.as_dict().items()
+    return ", ".join(f"{field} = {value}" for field, value in chosen if field != "name" and value != usual[field])
 
 
 def fill(template: str, **values: Any) -> str:
@@ -105,6 +117,8 @@ def _page(template: str, report: CollapseReport, details: Mapping[str, Any], **v
         report={name: float(value) for name, value in report.items()},
         goals=report.goals,
         metric_notes=report.notes,
+        convention=report.convention,
+        other_choices=_other_choices(report.settings),
         coverage=coverage_items(report),
         notes=[*details.get("notes", []), *report.caveats()],
         classes=classes,
