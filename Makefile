@@ -13,7 +13,7 @@ OLDEST_TYPER_DIR := build/typer-$(OLDEST_TYPER)
 OLDEST_TRITON_DIR := build/triton-$(OLDEST_TRITON)
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: setup demo test test-oldest-triton test-oldest-typer bench budgets lint wheels test-cuda-wheel gpu-day-pack clean
+.PHONY: setup demo test test-oldest-triton test-oldest-typer bench budgets lint docs wheels test-cuda-wheel gpu-day-pack clean
 
 setup: .venv/installed
 
@@ -87,6 +87,10 @@ budgets: setup $(OLDEST_TRITON_DIR)/installed
 
 lint: setup
 	$(BIN)/ruff check .
+
+# The pages of docs/ and the API in build/site/, to be opened from there; a dead link is an error.
+docs: .venv/package
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The abi3 wheel with the native kernels, and the sdist, in dist/.
 wheels: setup

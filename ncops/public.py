@@ -7,6 +7,7 @@ from . import conventions, metrics
 from ._version import __version__
 from .backends import use_backend
 from .lm.lens import Lens, lens
+from .measuring.layers import watch
 from .measuring.tensors import measure
 from .ops import (
     ClassMoments,
@@ -76,4 +77,5 @@ __all__ = [
     "measure",
     "metrics",
     "use_backend",
+    "watch",
 ]

@@ -26,6 +26,9 @@ assert_type(measured.classes("count", descending=True, limit=3), ncops.report.Cl
 assert_type(measured.classes()["count"], list[Any])
 ncops.measure(x.numpy(), y.numpy())
 ncops.report.compare([measured]).plot(panels="papyan")
+with ncops.watch(torch.nn.Linear(3, 4), [""], 4, pool=lambda h: h) as watched:
+    watched.update(y)
+assert_type(watched.reports(convention="zhu"), dict[str, ncops.CollapseReport])
 
 logits = ncops.linear_stats(x, weight, None, y)
 assert_type(logits.loss("nll", reduction="none"), Tensor)
@@ -43,6 +46,7 @@ stats.update(x, labels="cat")  # type: ignore[arg-type]
 ncops.ClassStatistics(4, 3, nonfinite="drop")  # type: ignore[arg-type]
 logits.loss("nil")  # type: ignore[arg-type]
 ncops.pair_stats(x, "cosin")  # type: ignore[arg-type]
+ncops.watch(torch.nn.Linear(3, 4), [""], 4, pool="max")  # type: ignore[arg-type]
 ncops.use_backend("gpu")  # type: ignore[arg-type]
 ncops.collapse(geometry, weight, convention="nocps")  # type: ignore[arg-type]
 ncops.measure(x, y, convention="nocps")  # type: ignore[arg-type]
