@@ -1,4 +1,4 @@
-"""What mkdocs needs beside docs/: README, CONTRIBUTING and CHANGELOG as pages, the table of metrics and the API written out.
+"""What mkdocs needs beside docs/: the pages at the root, the table of metrics and the API written out.
 
 A hook of mkdocs and an extension of griffe, named in mkdocs.yml; nothing that it makes is kept in the repository.
 """
