@@ -226,9 +226,24 @@ def test_a_heat_map_tells_its_cells(browser, pages, keep):
     assert page.problems == []
 
 
+# Headings of more lines than words.
+BROKEN_WORDS = """[...document.querySelectorAll(".scroll:not(.many) thead button")].filter(b => {
+  const range = document.createRange();
+  range.selectNodeContents(b);
+  const lines = new Set([...range.getClientRects()].map(r => Math.round(r.top))).size;
+  return lines > b.textContent.trim().split(/[\\s-]+/).length;
+}).map(b => b.textContent)"""
+# Headings of a table turned on its side that stand lower or higher than the cells they are of.
+BESIDE_THEIR_ROWS = """[...document.querySelectorAll(".turn table")].flatMap(table => {
+  const tops = row => [...row.cells].map(cell => cell.getBoundingClientRect().top), heads = tops(table.tHead.rows[0]);
+  return [...table.tBodies[0].rows].flatMap(row => tops(row).filter((top, i) => Math.abs(top - heads[i]) > 1));
+})"""
+
+
 @pytest.mark.parametrize("name", ["comparison", "report", "many", "lens"])
 def test_prints(browser, pages, keep, name):
     page = chromium.Page(browser, pages[name], width=PAPER, dark=True)
+    page.run('document.querySelectorAll(".tall td code").forEach(e => e.textContent = "representation")')
     data = page.pdf(keep(f"{name}.pdf")).read_bytes()
     sheets = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", data)
     assert data.startswith(b"%PDF") and len(sheets) >= 3
@@ -242,4 +257,25 @@ def test_prints(browser, pages, keep, name):
     assert page.run(f"{WIDE}({PAPER})") == []  # nothing scrolls on paper, so nothing may stick out
     assert page.run('[...document.querySelectorAll(".scroll")].every(e => e.scrollWidth <= e.clientWidth + 1)')
     assert page.run('[...document.querySelectorAll("details table")].every(e => e.getBoundingClientRect().height > 20)')
+    assert page.run(BROKEN_WORDS) == []
+    # A button's text is not painted where a heading is repeated on the next sheet.
+    assert page.run('[...document.querySelectorAll("th button")].every(e => getComputedStyle(e).display == "contents")')
+    assert page.run(BESIDE_THEIR_ROWS) == []
     assert page.problems == []
+
+
+def test_a_row_opens_to_its_explanation(browser, pages, keep):
+    page = chromium.Page(browser, pages["report"], width=PHONE)
+    row = 'document.getElementById("about-nc1_pinv")'
+    assert page.run(f"{row}.checkVisibility()") is False
+    summary = f'{row}.closest("details").querySelector("summary")'
+    page.run(f'{summary}.scrollIntoView({{block: "center"}})')
+    box = page.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({summary}.getBoundingClientRect())")
+    for kind in ("mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+    assert page.run(f"{row}.checkVisibility()") is True
+    left, right = page.run(f"(b => [b.left, b.right])({row}.getBoundingClientRect())")
+    assert 0 <= left < right <= PHONE  # without a scroll to the side
+    assert page.run(f'{row}.querySelector("dd").getBoundingClientRect().width') > 100
+    page.screenshot(keep("about-375.png"))
+    assert page.problems == [] and page.requests == [pages["report"].as_uri()]

@@ -15,6 +15,7 @@ from matplotlib.text import Text  # noqa: E402
 
 from ncops.bench import plan, plots, runner, timing  # noqa: E402
 from ncops.bench.case import COMPILE, EAGER, OURS  # noqa: E402
+from ncops.report.plots.report import distribution  # noqa: E402
 from ncops.report.plots.style import DARK, LIGHT  # noqa: E402
 
 
@@ -178,3 +179,16 @@ def test_benchmark_plots_follow_a_dark_style(tmp_path, monkeypatch):
         for figure in drawn:
             for text in texts(figure.axes[0]):
                 assert contrast(text.get_color(), "black") > 4.5
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.99966, 0.99984), (-0.12346, -0.12340), (4.25, 4.37), (0.0, 3e-7)])
+def test_labels_of_a_narrow_histogram_stand_apart(low, high):
+    edges = [low + (high - low) * i / 8 for i in range(9)]
+    with pyplot.rc_context({"font.size": 11, "xtick.labelsize": 10.5}):  # as on a page
+        figure, ax = pyplot.subplots(figsize=(4.4, 2.9), layout="constrained")
+        distribution(ax, {"edges": edges, "counts": [2, 0, 1, 2, 0, 3, 0, 2]}, "cosine")
+        figure.draw_without_rendering()
+        figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+    shown = sorted((b for b in boxes if ax.bbox.x0 < (b.x0 + b.x1) / 2 < ax.bbox.x1), key=lambda box: box.x0)
+    assert len(shown) >= 2 and all(a.x1 + 2 < b.x0 for a, b in zip(shown[:-1], shown[1:], strict=True))

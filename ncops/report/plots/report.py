@@ -75,6 +75,9 @@ def distribution(
             textcoords="offset points", ha="right" if right else "left", va="top", fontsize="small",
             color=palette.second,
         )  # fmt: skip
+    longest = max(len(f"{tick:.9g}") for tick in ax.get_xticks())
+    if longest > 6:  # matplotlib leaves room for shorter labels
+        ax.xaxis.get_major_locator().set_params(nbins=max(1, 40 // (longest + 2)))
     outside = [f"{data[k]:,} {w}" for k, w in (("below", "below the axis"), ("above", "above the axis")) if data.get(k)]
     ax.set(xlabel=xlabel + (f"  ({', '.join(outside)})" if outside else ""), ylabel=data.get("unit", "classes"))
     ax.yaxis.get_major_locator().set_params(integer=True)
