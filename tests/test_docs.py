@@ -55,6 +55,11 @@ def test_pages_with_needs_exist():
     assert set(NEEDS) <= {page.name for page in PAGES}
 
 
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r"^ +- (?:\w+: )?(\S+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.M)
+    assert len(set(listed)) == len(listed) and {page.name for page in PAGES} <= set(listed)
+
+
 def test_the_citation_is_of_this_version():
     text = (DOCS.parent / "CITATION.cff").read_text()
     assert re.search(r"^version: (.*)$", text, re.M)[1] == ncops.__version__
