@@ -278,4 +278,6 @@ def test_a_row_opens_to_its_explanation(browser, pages, keep):
     assert 0 <= left < right <= PHONE  # without a scroll to the side
     assert page.run(f'{row}.querySelector("dd").getBoundingClientRect().width') > 100
     page.screenshot(keep("about-375.png"))
+    page.run('document.querySelector(".card a[href=\'#about-nc4_agreement\']").click()')
+    assert page.run('document.getElementById("about-nc4_agreement").checkVisibility()') is True
     assert page.problems == [] and page.requests == [pages["report"].as_uri()]
