@@ -13,7 +13,7 @@ from numpy_metrics import class_geometry
 import ncops
 from ncops import ClassStatistics, DecisionStatistics
 from ncops.stats import classes as statistics
-from ncops.stats.anchored import drifted, move
+from ncops.stats.anchored import Reach, drifted, move
 
 STATE = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
 
@@ -170,6 +170,43 @@ def test_bad_anchor_is_repaired():
     drift = (stats.sums[0] / 400).square().sum()
     variance = stats.compute().class_var[0]
     assert drift <= 16 * variance
+
+
+@pytest.mark.parametrize("scatter", [False, True])
+def test_classes_that_cannot_have_drifted_are_not_looked_at(scatter, monkeypatch):
+    """The same bits as if all were, in a stream in which some classes move away; and few that are looked at."""
+    torch.manual_seed(0)
+    looked = []
+
+    def everything_looked_at(self, classes, counts, sqnorms, old):
+        self._longest = torch.zeros_like(sqnorms)
+        return classes
+
+    def counting(present, *arguments):
+        looked[-1] += len(present)
+        return drifted(present, *arguments)
+
+    monkeypatch.setattr(statistics, "drifted", counting)
+    rows, labels = [], []
+    for step in range(60):
+        y = torch.randint(0, 40, (400,))
+        place = 5.0 * y[:, None] + (3.0 * step) * (y[:, None] >= 36)  # the last four wander
+        rows.append(place + 0.3 * torch.randn(400, 6))
+        labels.append(y)
+    found = []
+    for everything in (False, True):
+        if everything:
+            monkeypatch.setattr(Reach, "doubtful", everything_looked_at)
+        looked.append(0)
+        stats = ClassStatistics(40, 6, scatter=scatter)
+        for x, y in zip(rows, labels, strict=True):
+            stats.update(x, y)
+        other = copy.deepcopy(stats)
+        stats.merge(other)
+        stats.update(rows[0], labels[0])
+        found.append(snapshot(stats))
+    same(*found)
+    assert looked[0] < looked[1] / 4, looked
 
 
 def test_moving_anchors_changes_no_statistic():

@@ -48,20 +48,54 @@ def shifted_squares(n: Tensor, s: Tensor, t: Tensor, delta: Tensor) -> Tensor:
     return torch.maximum(t + 2 * delta * s + n * delta.square(), (s + n * delta).square() / n)
 
 
+class Reach:
+    """How long the sum s of each class can be by now, so that few classes have to be looked at for drift.
+
+    Rows that add m to n and g to q add at most sqrt(m g) to |s|: a class whose anchor is inside it is looked at about
+    once while n grows thirtyfold. Whatever else changes a state forgets what was known.
+    """
+
+    _SLACK = 1.001  # float32 sums of a batch
+
+    def __init__(self) -> None:
+        self._longest: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[Reach], tuple[()]]:
+        return Reach, ()
+
+    def forget(self) -> None:
+        self._longest = None
+
+    def doubtful(self, classes: Tensor, counts: Tensor, sqnorms: Tensor, old: tuple[Tensor, Tensor]) -> Tensor:
+        """Those of the ``classes`` that may have drifted by rows added to counts and sqnorms since ``old``."""
+        if self._longest is None:
+            self._longest = torch.full_like(sqnorms, math.inf)
+        n, q = counts[classes].double(), sqnorms[classes]
+        longest = self._longest[classes] + self._SLACK * ((n - old[0]) * (q - old[1]).clamp_min(0)).sqrt()
+        self._longest[classes] = longest
+        return classes[~((1 + DRIFT) * longest.square() < DRIFT * n * q / self._SLACK)]
+
+    def seen(self, classes: Tensor, lengths: Tensor) -> None:
+        self._longest[classes] = lengths
+
+
 def drifted(
-    present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor
+    present: Tensor, counts: Tensor, center: Tensor, sums: Tensor, sqnorms: Tensor, reach: Reach | None = None
 ) -> tuple[Tensor, Tensor] | None:
     """Those of the classes ``present`` whose mean lies far from their anchor for their spread, and better anchors.
 
     An anchor outside its class makes every deviation as long as that distance, and float32 sums of squares of such
-    deviations carry no digit of the spread.
+    deviations carry no digit of the spread. ``reach`` learns how long the sums are.
     """
     found = []
     for rows in blocks(present.numel(), sums.shape[1]):
         classes = present[rows]
         n = counts[classes].double()
         block = sums.index_select(0, classes)
-        squared = (torch.linalg.vector_norm(block, dim=1) / n).square()
+        lengths = torch.linalg.vector_norm(block, dim=1)
+        if reach is not None:
+            reach.seen(classes, lengths)
+        squared = (lengths / n).square()
         far = squared > DRIFT * (sqnorms[classes] / n - squared).clamp_min(0)
         if not far.any():
             continue
@@ -135,7 +169,13 @@ class Undo:
     def remember(self, classes: Tensor) -> None:
         self.anchors = classes, self.center.index_select(0, classes)
 
+    @property
+    def before(self) -> tuple[Tensor, Tensor]:
+        """Counts and squared norms of the classes seen before."""
+        return self.saved[0], self.saved[2]
+
     def restore(self) -> None:
+        self.statistics.reach.forget()
         for tensor, rows in zip(self.per_class, self.saved, strict=True):
             tensor[self.new] = 0
             tensor[self.old] = rows

@@ -13,7 +13,7 @@ from ..names import Nonfinite
 from ..ops import accumulate_class_moments_
 from ..ops.checks import FLOATING, check_integer
 from ..ops.unit_rows import row_parts, squared_deviations, unit_rows
-from .anchored import Room, Undo, drifted, move, shifted, shifted_squares
+from .anchored import Reach, Room, Undo, drifted, move, shifted, shifted_squares
 from .batch import NONFINITE, check_batch, leave_out
 from .blocks import blocks
 from .collectives import reduce_class_state, sum_over_ranks
@@ -94,7 +94,7 @@ class ClassStatistics(StreamingState):
         self.sqnorms = torch.zeros(num_classes, dtype=torch.float64, device=device)
         self.scatter = torch.zeros((dim, dim), dtype=torch.float64, device=device) if scatter else None
         self.squares = torch.zeros_like(self.sums) if diagonal else None
-        self.room = Room()
+        self.room, self.reach = Room(), Reach()
         self.invalid, self.skipped, self.ignored = (torch.zeros((), dtype=torch.int64, device=device) for _ in range(3))
 
     @property
@@ -137,7 +137,8 @@ class ClassStatistics(StreamingState):
         growth = moved = None
         with Undo(self, present, *state, self.squares) as undo:
             self._accumulate(state, flat, y)
-            far = drifted(undo.old, *state)
+            doubtful = self.reach.doubtful(undo.old, self.counts, self.sqnorms, undo.before)
+            far = drifted(doubtful, *state, self.reach)
             if far is not None:
                 # The batch has shown that some anchors lie outside their classes, hence its own float32 sums about them
                 # are worth little. From the state before it, move those anchors, and add the batch once more.
@@ -194,6 +195,7 @@ class ClassStatistics(StreamingState):
 
     def reset(self) -> None:
         """Forgets everything seen, the dtype of the features included."""
+        self.reach.forget()
         with uninterrupted():
             self.center = None
             for tensor in self.tensors().values():
@@ -218,6 +220,7 @@ class ClassStatistics(StreamingState):
             if mine != theirs and None not in (mine, theirs):
                 raise ValueError(f"other: {name}: expected {mine}, got {theirs}")
         change = None if self.scatter is None else other.scatter.to(self.device, copy=True)
+        self.reach.forget()
         with uninterrupted():
             if other.center is not None:
                 if self.center is None:
@@ -258,6 +261,7 @@ class ClassStatistics(StreamingState):
         return {**self._identity(), "input_dtype": self.input_dtype}
 
     def _reduce(self, group, agreed: dict[str, Any]) -> None:
+        self.reach.forget()
         self.input_dtype = agreed["input_dtype"]
         sum_over_ranks([self.invalid, self.skipped, self.ignored], group)
         if self.input_dtype is None:  # no rank has seen a row

@@ -59,7 +59,7 @@ SOURCES: tuple[Source, ...] = (
             ("growth = growth if moved is None else growth + moved", "growth = growth"),
             ("            self.skipped += skipped\n", "            self.skipped += ignored\n"),
             ("            self.ignored += ignored\n", ""),
-            ("far = drifted(undo.old, *state)", "far = None"),
+            ("far = drifted(doubtful, *state, self.reach)", "far = None"),
             ("a.double() - self.center[classes].double()", "self.center[classes].double() - a.double()"),
             ("move(*far, *state, change, self.squares)\n", "move(*far, *state, None, self.squares)\n"),
             ("self.squares[classes] += shifted_squares(n.double(), s, t, delta)", "self.squares[classes] += t"),
