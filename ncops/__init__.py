@@ -6,6 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 _LAZY = ("compat", "distributed", "integrations", "lm", "losses", "nn", "report")
+_LATER = {"Lens": "lm.lens", "lens": "lm.lens", "watch": "measuring.layers"}
+"""Names, and the modules they come from, that few programs need."""
 
 
 def _starts_command() -> bool:
@@ -28,10 +30,17 @@ if TYPE_CHECKING:
     from . import losses as losses
     from . import nn as nn
     from . import report as report
+    from .lm.lens import Lens as Lens
+    from .lm.lens import lens as lens
+    from .measuring.layers import watch as watch
 else:
+    if "__all__" in globals():
+        __all__ = [*__all__, *_LATER]
 
     def __getattr__(name: str):
-        """A package or module when it is named; in the command, where nothing has been imported, every name."""
+        """A package, module or rare name when it is named; in the command, where nothing is imported, every name."""
+        if name in _LATER:
+            return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
         own = f"{__name__}.{name}"
         if not name.startswith("_"):
             try:
@@ -47,4 +56,4 @@ else:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_LATER})

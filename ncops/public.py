@@ -6,8 +6,6 @@ Names stand one by one: mypy follows no ``__all__`` that is put together from th
 from . import conventions, metrics
 from ._version import __version__
 from .backends import use_backend
-from .lm.lens import Lens, lens
-from .measuring.layers import watch
 from .measuring.tensors import measure
 from .ops import (
     ClassMoments,
@@ -69,13 +67,10 @@ __all__ = [
     "ClassStatistics",
     "CollapseReport",
     "DecisionStatistics",
-    "Lens",
     "collapse",
     "conventions",
-    "lens",
     "load",
     "measure",
     "metrics",
     "use_backend",
-    "watch",
 ]

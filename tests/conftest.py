@@ -30,7 +30,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--triton-all", action="store_true", help="every combination of dtype, shape and mode on Triton's interpreter"
     )
-    parser.addoption("--triton-part", type=int, default=0, choices=range(4), help="which quarter of these without it")
+    parser.addoption(
+        "--triton-part", type=int, default=0, choices=range(4),
+        help="which quarter of these without it, and which sanitizer of the CUDA kernels in the harness",
+    )  # fmt: skip
     parser.addoption("--triton-release", help="fail unless this release of Triton is the one that is imported")
     parser.addoption("--zoo", action="store_true", help="every causal architecture in test_lm_zoo.py, not a sample")
     parser.addoption("--kills", type=int, default=20, help="writers that test_kills.py kills (200 in a full run)")

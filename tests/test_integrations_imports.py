@@ -38,6 +38,8 @@ def test_what_few_programs_need_is_imported_when_it_is_named():
         "names = 'lm', 'distributed', 'compat', 'integrations', 'nn', 'report.comparison'\n"
         "lazy = ['ncops.' + name for name in names]\n"
         "assert not set(lazy) & set(sys.modules) and 'lm' in dir(ncops)\n"
+        "assert {'lens', 'Lens', 'watch'} <= set(dir(ncops)) & set(ncops.__all__)\n"
+        "ncops.lens, ncops.Lens, ncops.watch\n"
         "ncops.lm.measure, ncops.distributed.linear_stats, ncops.compat.install\n"
         "ncops.integrations, ncops.nn.LinearHead, ncops.report.compare\n"
         "assert set(lazy) <= set(sys.modules) and not hasattr(ncops, 'nothing')\n"

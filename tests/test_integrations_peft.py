@@ -265,5 +265,5 @@ def test_a_measured_head_with_an_adapter():
 
 def test_an_adapter_alone_is_no_model(tmp_path):
     adapted().save_pretrained(tmp_path)
-    with pytest.raises(CommandError, match=r"holds an adapter of PEFT without its model: merge_and_unload"):
+    with pytest.raises(CommandError, match=r"an adapter of PEFT without its model: give the model's, and --adapter"):
         find_source(tmp_path)

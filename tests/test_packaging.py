@@ -84,16 +84,19 @@ def names(wheel: Path) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_native_wheel(source, tmp_path):
-    wheel = wheel_of(
-        source,
-        tmp_path,
-        "--no-build-isolation",
-        NCOPS_REQUIRE_EXT="1",
-        NCOPS_CUDA="0",
-        NCOPS_ISAS="generic",
-        MAX_JOBS="2",
-    )
+@pytest.fixture(scope="module")
+def quick_build(tmp_path_factory) -> dict[str, str]:
+    """The environment of a native build that compiles in less time: hardly optimised."""
+    compiler = tmp_path_factory.mktemp("compiler") / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O1\n')
+    compiler.chmod(0o755)
+    return {
+        "CXX": str(compiler), "NCOPS_REQUIRE_EXT": "1", "NCOPS_CUDA": "0", "NCOPS_ISAS": "generic", "MAX_JOBS": "2",
+    }  # fmt: skip
+
+
+def test_native_wheel(source, tmp_path, quick_build):
+    wheel = wheel_of(source, tmp_path, "--no-build-isolation", **quick_build)
     assert "cp310-abi3" in wheel.name
     content = names(wheel)
     assert "ncops/_C.abi3.so" in content and "ncops/py.typed" in content
@@ -118,11 +121,11 @@ def test_isolated_wheel_is_pure_and_runs_on_the_reference(source, tmp_path):
     assert seen["backend"] == "reference" and seen["sums"] == [[4.0, 0.0], [0.0, 2.0]]
 
 
-def test_editable_install(source, tmp_path):
+def test_editable_install(source, tmp_path, quick_build):
     python = environment(tmp_path / "venv")
     pip(
         "--python", python, "install", "--no-deps", "--no-build-isolation", "--editable", source,
-        cwd=tmp_path, NCOPS_REQUIRE_EXT="1", NCOPS_CUDA="0", NCOPS_ISAS="generic", MAX_JOBS="2",
+        cwd=tmp_path, **quick_build,
     )  # fmt: skip
     seen = probe(python, tmp_path)
     assert seen["backend"] == "cpu" and str(source) in seen["file"]

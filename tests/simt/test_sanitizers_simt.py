@@ -1,4 +1,7 @@
-"""The same tests again under AddressSanitizer with UBSan, and under ThreadSanitizer: each in a Python of its own."""
+"""The same tests again under AddressSanitizer with UBSan, or under ThreadSanitizer: each in a Python of its own.
+
+Which of them is said by ``--triton-part``; ``--triton-all`` asks for both.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,14 @@ def available(mode: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def runs(simt_mode, tmp_path_factory):
-    """Both children at once: each has one thread."""
+def runs(simt_mode, tmp_path_factory, pytestconfig):
+    """All children at once: each has one thread."""
     started = {}
     if simt_mode == "plain":
-        modes = [mode for mode in sanitizers.OPTIONS if available(mode)]
+        modes = list(sanitizers.OPTIONS)
+        if not pytestconfig.getoption("--triton-all"):
+            modes = [modes[pytestconfig.getoption("--triton-part") % len(modes)]]
+        modes = [mode for mode in modes if available(mode)]
         simt_modules.build_all(modes)
         for mode in modes:
             folder = tmp_path_factory.mktemp(mode)
@@ -51,7 +57,7 @@ def test_everything_under(mode, simt_mode, runs):
     if simt_mode != "plain":
         pytest.skip(f"this is the {simt_mode} run")
     if mode not in runs:
-        pytest.skip(f"the libraries of {mode} are not installed, or do not run here")
+        pytest.skip(f"another part runs {mode}, or its libraries are not installed, or do not run here")
     child, output = runs[mode]
     status = child.wait()
     output.seek(0)
