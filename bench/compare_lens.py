@@ -107,7 +107,8 @@ def peak(arguments: tuple, name: str) -> float | None:
 def _child(sender, arguments: tuple, name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     setting = prepare(*arguments)
-    small = setting._replace(batch=lm.Batch(*(part[:1, :8] for part in setting.batch)))
+    ids, mask, labels, windows = setting.batch
+    small = setting._replace(batch=lm.Batch(ids[:1, :8], mask[:1, :8], labels[:1, :8], windows[:1]))
     getattr(small, name)()  # loads code
     before = memory.resident() if memory.reset_peak() else None
     getattr(setting, name)()
