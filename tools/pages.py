@@ -27,7 +27,7 @@ MOVED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 SHAPES = ((10, 64), (50_257, 768))
 """Classes and dimensions whose goals are shown."""
 API = {
-    "ncops": "ncops.public",
+    "ncops": "ncops",
     "ncops.metrics": "ncops.metrics",
     "ncops.losses": "ncops.losses",
     "ncops.report": "ncops.report",
