@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 
 def _status(field: str, path: str = "/proc/self/status") -> int | None:
     try:
@@ -37,3 +40,20 @@ def peak() -> int | None:
 def available() -> int | None:
     """Bytes that can still be had without swapping, or None."""
     return _status("MemAvailable:", "/proc/meminfo")
+
+
+class Cost:
+    """Seconds and memory from here on."""
+
+    def __init__(self) -> None:
+        reset_peak()
+        self._started, self._before = time.perf_counter(), resident()
+
+    def facts(self) -> dict[str, Any]:
+        """As a report has them: seconds, and the megabytes that came on top of what was there, a model."""
+        most = peak()
+        known = most is not None and self._before is not None
+        return {
+            "seconds": round(time.perf_counter() - self._started, 2),
+            "peak_mb_above_model": round((most - self._before) / 2**20, 1) if known else None,
+        }

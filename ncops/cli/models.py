@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -43,6 +43,9 @@ from .options import (
     device_of,
     plain_errors,
 )
+
+if TYPE_CHECKING:
+    from ..lm import Source
 
 
 @contextlib.contextmanager
@@ -148,7 +151,7 @@ def lm(
         if statistics is not None:
             given, origin = read_saved(statistics, "--statistics", "ClassStatistics")
         sources = [work.find_source(model, gguf) for model in models]
-        names = of_series.folder_names(models) if series else [Path(models[0]).name or sources[0].folder.name]
+        names = of_series.folder_names(models) if series else [_name(models[0], sources[0])]
         spread = None if device_map is None else device_map.value
         if spread and (device or "RANK" in os.environ):
             other = f"--device {device}" if device else "torchrun"
@@ -165,27 +168,25 @@ def lm(
                 "encoding_errors": encoding_errors.value,
             }  # fmt: skip
 
-            def run(source: Any, name: str, within: str, more: dict[str, Any]) -> Any:
-                told = say if ranks.speaks else lambda _: None
+            told = say if ranks.speaks else lambda _: None
+            measured = None
+            for source, name in zip(sources, names, strict=True):
+                if series:
+                    files = [source.folder, *text, *(held_out or ())]
+                    inputs = of_series.inputs_of(files, {**how, **load, **read, "ncops": __version__})
+                    if ranks.agree(of_series.is_finished(output / name, inputs)):
+                        told(f"{name}: done before")
+                        continue
+                    facts[of_series.INPUTS] = inputs
+                within = name if series else ""
                 texts = work.read_texts(text, **read, told=told)
                 others = work.read_texts(held_out, **read, told=told, option="--held-out") if held_out else None
-                return work.measure(
+                measured = work.measure(
                     work.load(source, **load, device=here, adapter=adapter), texts, held_out=others, **how, given=given,
                     given_origin=origin, save=_inside(save, within), checkpoint=_inside(checkpoint, within),
-                    every=every, tokens_csv=tokens_csv, ranks=ranks, facts={"model_name": name, **facts, **more},
+                    every=every, tokens_csv=tokens_csv, ranks=ranks, facts={"model_name": name, **facts},
                 )  # fmt: skip
-
-            if not series:
-                measured = run(sources[0], names[0], "", {})
-            for source, name in zip(sources, names, strict=True) if series else ():
-                inputs = of_series.inputs_of(
-                    [source.folder, *text, *(held_out or ())], {**how, **load, **read, "ncops": __version__}
-                )
-                if ranks.agree(of_series.is_finished(output / name, inputs)):
-                    say(f"{name}: done before")
-                    continue
-                measured = run(source, name, name, {of_series.INPUTS: inputs})
-                if measured is not None:
+                if series and measured is not None:
                     deliver(measured, title=f"Token collapse of {name}", folder=output / name, quiet=True)
     if not ranks.speaks:
         return
@@ -197,6 +198,11 @@ def lm(
     with plain_errors():
         comparison = compare([output / name for name in names])
     deliver_comparison(comparison, folder=output, title="Token collapse, model by model", as_json=as_json)
+
+
+def _name(model: str, source: Source) -> str:
+    """What to call a model: "." has the name of its folder."""
+    return Path(model).name or source.folder.name
 
 
 def _inside(folder: Path | None, name: str) -> Path | None:
@@ -254,7 +260,7 @@ def lens(
         from ..lm.text import few_names
 
         source = work.find_source(model, gguf)
-        name = Path(model).name or source.folder.name
+        name = _name(model, source)
         texts = work.read_texts(text, field=text_field, errors=encoding_errors.value)
         loaded = work.load(
             source, dtype=dtype.value, device=device_of(device), adapter=adapter, trust_remote_code=trust_remote_code
@@ -318,7 +324,7 @@ def plan(
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
         return
-    title = f"{Path(model).name or source.folder.name}: {tokens:,} tokens on {ranks} rank(s)"
+    title = f"{_name(model, source)}: {tokens:,} tokens on {ranks} rank(s)"
     times = [*found.seconds.items(), ("total", found.total_seconds)]
     show_table(title, ("time", ""), [(part, duration(taken)) for part, taken in times])
     rates = ", ".join(f"{part} {rate:,.0f}" for part, rate in found.tokens_per_second.items())

@@ -355,7 +355,7 @@ class ShardedClassStatistics:
         if kind != KIND:
             raise ValueError(f"path: {path} holds {kind!r}, expected {KIND}")
         try:
-            config = check_config({**ClassStatistics.LATER, **config}, _CONFIG)
+            config = check_config(config, _CONFIG, later=ClassStatistics.LATER)
             updates, kept, ranks, dtype = (config.pop(n) for n in ("updates", "classes", "ranks", "input_dtype"))
             self = cls(**config, group=group, device="meta")
             if ranks != self.ranks or tuple(kept) != self.classes:

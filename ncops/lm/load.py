@@ -159,6 +159,15 @@ class LoadedModel:
         unknown = text.startswith("Unrecognized configuration class")
         return f"{self._architecture()} is none that transformers knows" if unknown else text
 
+    def facts(self) -> dict[str, str | None]:
+        """What a report says of where the model came from."""
+        return {
+            "model_path": str(self.source.folder),
+            "gguf": self.source.gguf,
+            "adapter": None if self.adapter is None else str(self.adapter),
+            "unused_weights": self.unused,
+        }
+
     def _architecture(self) -> str:
         return ", ".join(getattr(self.config, "architectures", None) or [self.config.model_type])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -172,8 +171,7 @@ def measure(
     windows = read_windows(loaded, texts, **reading)
     train, held_out = windows.split() if given is None else (range(0), range(len(windows)))
     model = loaded.model  # loaded only now that what is cheap to check has been checked
-    memory.reset_peak()
-    started, before = time.perf_counter(), memory.resident()
+    cost = memory.Cost()
     head = probe_head(loaded, windows, ignore_softcap)
     corpus = Corpus(loaded, head, windows, batch_size, ranks, progress)
     run = signature(
@@ -211,15 +209,13 @@ def measure(
     keep(DECISIONS, decisions)
     if not ranks.speaks:
         return None
+    num_bytes = windows.num_bytes(held_out)
     measured = assemble(
         geometry, head.weight, head.bias, decisions, text=text, noun="token", **parts,
         notes=head.remarks() or None,
         facts={
             **(facts or {}),
-            "model_path": str(loaded.source.folder),
-            "gguf": loaded.source.gguf,
-            "adapter": None if loaded.adapter is None else str(loaded.adapter),
-            "unused_weights": loaded.unused,
+            **loaded.facts(),
             "vocabulary": head.weight.shape[0],
             "dim": geometry.dim,
             "layers": depth,
@@ -236,7 +232,7 @@ def measure(
             "held_out_windows": len(held_out),
             "held_out_documents": windows.num_documents(held_out),
             "scored_tokens": windows.num_scored(held_out),
-            "scored_bytes": windows.num_bytes(held_out),
+            "scored_bytes": num_bytes,
             "decisions_on": "held-out windows",
             "processes": ranks.size,
             "min_count": min_count,
@@ -247,12 +243,8 @@ def measure(
             "features": head.features,
         },
     )  # fmt: skip
-    add_text_metrics(measured.report, windows.num_bytes(held_out))
-    peak = memory.peak()
-    measured.details["run"] |= {
-        "seconds": round(time.perf_counter() - started, 2),
-        "peak_mb_above_model": None if peak is None or before is None else round((peak - before) / 2**20, 1),
-    }
+    add_text_metrics(measured.report, num_bytes)
+    measured.details["run"] |= cost.facts()
     return measured
 
 

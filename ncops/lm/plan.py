@@ -22,11 +22,10 @@ from .head import Head
 from .load import LoadedModel
 from .measure import probe_head, read_windows
 from .ranks import Ranks
-from .windows import Batch, Windows, encoder, leading_bos
+from .windows import HELD_OUT, Batch, Windows, encoder, leading_bos
 
-SAMPLE_BATCHES = 256
+SAMPLE_TOKENS = 1 << 19
 """Text for the batches that are run, at most."""
-HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Clock:
         return spent / tokens
 
 
-def zipf_documents(size: int, vocabulary: int, tokens: int) -> list[list[int]]:
+def zipf_documents(vocabulary: int, tokens: int) -> list[list[int]]:
     """Token ids as frequent as words are, the c-th in proportion to 1 / (c + 2.7), where there is no text."""
     frequencies = 1 / (torch.arange(vocabulary, dtype=torch.float64) + 2.7)
     ids = torch.multinomial(frequencies, tokens, replacement=True, generator=torch.Generator().manual_seed(0))
@@ -130,7 +129,6 @@ def plan(
     every: int = 100,
     seconds: float = 20.0,
     flops: float | None = None,
-    ignore_softcap: bool = False,
 ) -> Plan:
     """Predicts what :func:`measure` takes for ``tokens`` tokens on ``ranks`` machines like this one.
 
@@ -139,7 +137,7 @@ def plan(
 
     Args:
         texts: a sample of the text; None takes token ids that are as frequent as words are.
-        window, batch_size, min_count, every, ignore_softcap: as :func:`measure` takes them. ranks: processes.
+        window, batch_size, min_count, every: as :func:`measure` takes them. ranks: processes.
         seconds: to spend on the two passes, about.
         flops: operations that the products of another machine do in a second, by which :func:`operations` are divided
             instead of measuring the passes.
@@ -154,21 +152,19 @@ def plan(
     model_bytes = sum(p.nbytes for p in model.parameters())
     clock = Clock(next(model.parameters()).device)
 
-    sample = read_windows(loaded, texts or [], tokens=SAMPLE_BATCHES * batch_size * 1024, window=window)
+    sample = read_windows(loaded, texts or [], tokens=SAMPLE_TOKENS, window=window)
     if texts is None:
         vocabulary = model.get_input_embeddings().num_embeddings
-        wanted = SAMPLE_BATCHES * batch_size * sample.size
-        documents = zipf_documents(sample.size, vocabulary, min(wanted, 1 << 20))
+        documents = zipf_documents(vocabulary, SAMPLE_TOKENS)
         sample = Windows(documents, sample.size, leading_bos(loaded.tokenizer))
     if len(sample) < 8:
         raise CommandError(f"--text: expected 8 windows of {sample.size} tokens for a sample, got {len(sample)}")
     parts["tokenize"] = _tokenize_seconds(loaded, sample) * tokens
-    parts["prove"], head = clock(lambda: probe_head(loaded, sample, ignore_softcap))
+    parts["prove"], head = clock(lambda: probe_head(loaded, sample, False))
     parts["prove"] += clock(lambda: identity(model))[0]
     corpus = Corpus(loaded, head, sample, batch_size, Ranks(), False)
     size, dim = head.weight.shape
-    labels = torch.tensor([i for w in range(len(sample)) for i in sample[w]])
-    frequencies = torch.bincount(labels, minlength=size)
+    frequencies = sample.counts(size)
     train = tokens * (1 - HELD_OUT)
     kept = expected_kept(frequencies, train, min_count)
 
@@ -190,16 +186,16 @@ def plan(
     into = Pass("held-out", "decisions", decisions)
     rates["held-out"] = clock.per_token(lambda b: into.update(*corpus.features(b, False), b), batches(), seconds / 2)
     report, _ = clock(lambda: assemble(geometry, head.weight, head.bias, decisions, facts={}))
-    states = _bytes((classes, decisions)) + sum(t.nbytes for t in vars(geometry).values() if isinstance(t, Tensor))
+    state, saved = _bytes((classes,)), _bytes((classes, decisions))
+    states = saved + sum(t.nbytes for t in vars(geometry).values() if isinstance(t, Tensor))
     if flops is not None:
         rates = {name: work / flops for name, work in operations(model, head, sample.size, kept).items()}
     peak = (memory.peak() or before) - before
     share = {"train": train, "held-out": tokens * HELD_OUT}
     parts |= {name: rate * share[name] / ranks for name, rate in rates.items()}
     parts["report"] = closing + report
-    state = _bytes((classes,))
     batches_of_rank = train / ranks / (batch_size * sample.size)
-    moved = (2 * (ranks - 1) / ranks) * (state + _bytes((decisions,)))
+    moved = (2 * (ranks - 1) / ranks) * saved
     return Plan(
         tokens=tokens,
         ranks=ranks,
@@ -215,7 +211,7 @@ def plan(
             "text": round(4 * tokens + 40 * tokens / sample.size),
         },
         traffic=round(moved),
-        disk={"save": _bytes((classes, decisions)), "checkpoint": state * ranks},
+        disk={"save": saved, "checkpoint": state * ranks},
         writes=max(1, round(batches_of_rank / every)),
     )
 

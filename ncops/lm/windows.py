@@ -14,6 +14,8 @@ import torch
 from ..errors import CommandError
 
 IGNORE = -100
+HELD_OUT = 0.2
+"""Share of the windows that decisions are measured on, where no text is given for them."""
 UNKNOWN = -1
 
 
@@ -152,7 +154,7 @@ class Windows:
             counted = max(high, counted)
         return count
 
-    def split(self, held_out: float = 0.2) -> tuple[range, range]:
+    def split(self, held_out: float = HELD_OUT) -> tuple[range, range]:
         """Indices of the train part and of the held-out part: as it was given, else the last of the windows.
 
         Raises:
@@ -171,6 +173,14 @@ class Windows:
             )
         last = min(max(1, round(held_out * len(self))), len(self) - 1)
         return range(len(self) - last), range(len(self) - last, len(self))
+
+    def counts(self, vocabulary: int) -> torch.Tensor:
+        """``(vocabulary,) int64``, how often each token is scored."""
+        total = torch.zeros(vocabulary, dtype=torch.int64)
+        for index in range(len(self)):
+            tokens = torch.tensor(self.scored(index), dtype=torch.int64)
+            total.index_add_(0, tokens, torch.ones_like(tokens))
+        return total
 
     def labels_seen(self, indices: Iterable[int]) -> list[int]:
         """The distinct labels of these windows, ascending."""

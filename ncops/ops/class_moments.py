@@ -89,17 +89,11 @@ def _by_blocks(
         y = labels[rows]
         sums, sqnorms, *numbers = torch.ops.ncops.class_moments(block, y, num_classes, center, ignore_index)
         if diagonal:
-            near = center if num_classes else None
-            squares = squared_deviations(block, y if near is None else y.clamp(0, num_classes - 1), near)
+            places = y.clamp(0, max(0, num_classes - 1))
+            squares = squared_deviations(block, places, center if num_classes else None)
             sqnorms = torch.ops.ncops.class_moments(squares, y, num_classes, None, ignore_index)[0]
-        part = (sums, sqnorms, *numbers)
-        if total is None:
-            total = (sums.double(), sqnorms.double(), *numbers)
-        elif sums.requires_grad:
-            total = tuple(a + b for a, b in zip(total, part, strict=True))
-        else:
-            for a, b in zip(total, part, strict=True):
-                a += b
+        part = (sums.double(), sqnorms.double(), *numbers)
+        total = part if total is None else tuple(a + b for a, b in zip(total, part, strict=True))
     sums, sqnorms, counts, invalid = total
     return ClassMoments(counts, sums.to(compute_dtype(x.dtype)), sqnorms, invalid)
 

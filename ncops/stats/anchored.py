@@ -140,10 +140,11 @@ class Room:
         if source.device.type != "cpu":
             return source.index_select(0, rows)
         shape = rows.numel(), *source.shape[1:]
+        size = math.prod(shape)
         flat = self._flat.get(name)
-        if flat is None or flat.numel() < math.prod(shape) or flat.dtype != source.dtype:
-            flat = self._flat[name] = source.new_empty(min(source.numel(), math.prod(shape) * 5 // 4))
-        return torch.index_select(source, 0, rows, out=flat[: math.prod(shape)].view(shape))
+        if flat is None or flat.numel() < size or flat.dtype != source.dtype:
+            flat = self._flat[name] = source.new_empty(min(source.numel(), size * 5 // 4))
+        return torch.index_select(source, 0, rows, out=flat[:size].view(shape))
 
 
 class Undo:

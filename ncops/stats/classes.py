@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -297,7 +297,7 @@ class ClassStatistics(StreamingState):
         Raises:
             ValueError: names, types, shapes or dtypes that are not those of such statistics.
         """
-        settings = check_config({**cls.LATER, **config} if isinstance(config, Mapping) else config, cls.CONFIG)
+        settings = check_config(config, cls.CONFIG, later=cls.LATER)
         dtype = settings.pop("input_dtype")
         if dtype is not None and dtype not in _DTYPES:
             raise ValueError(f"config: input_dtype: expected one of {', '.join(_DTYPES)} or None, got {dtype!r}")

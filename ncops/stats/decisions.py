@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -321,7 +320,7 @@ class DecisionStatistics(StreamingState):
         Raises:
             ValueError: names, types, shapes or dtypes that are not those of such statistics.
         """
-        settings = check_config({**cls.LATER, **config} if isinstance(config, Mapping) else config, cls.CONFIG)
+        settings = check_config(config, cls.CONFIG, later=cls.LATER)
         fields = {field.name: type(field.default) for field in dataclasses.fields(Convention)} | {"name": str}
         stats = cls.__new__(cls)
         stats.num_classes = check_integer(settings["num_classes"], "config: num_classes", 1)

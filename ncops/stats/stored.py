@@ -19,10 +19,17 @@ OVERFLOW = 1e37
 MAX_ROWS = 2**62
 
 
-def check_config(config: Any, kinds: Mapping[str, type | tuple[type, ...]], what: str = "config") -> dict[str, Any]:
-    """``config`` as a dictionary of its own; ValueError unless its names and the types of its values are these."""
+def check_config(
+    config: Any, kinds: Mapping[str, type | tuple[type, ...]], what: str = "config",
+    later: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """``config`` as a dictionary of its own; ValueError unless its names and the types of its values are these.
+
+    ``later`` are the values that files of before stand for, by names that they lack.
+    """
     if not isinstance(config, Mapping):
         raise ValueError(f"{what}: expected a dictionary, got {type(config).__name__}")
+    config = {**(later or {}), **config}
     if set(config) != set(kinds):
         raise ValueError(f"{what}: expected the names {_names(kinds)}, got {_names(config)}")
     for name, kind in kinds.items():
@@ -31,7 +38,7 @@ def check_config(config: Any, kinds: Mapping[str, type | tuple[type, ...]], what
         if not fits or (isinstance(value, (int, float)) and not -(2**63) <= value < 2**63):  # NaN is not either
             expected = " or ".join("None" if one is type(None) else one.__name__ for one in kind)
             raise ValueError(f"{what}: {name}: expected {expected}, got {reprlib.repr(value)}")
-    return dict(config)
+    return config
 
 
 def check_tensors(tensors: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:

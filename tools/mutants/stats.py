@@ -119,7 +119,7 @@ SOURCES: tuple[Source, ...] = (
             ("labels, scale=self.scale,", "labels, scale=1.0,"),
             ("softcap=self.softcap,", "softcap=None,"),
             ('check_softcap(settings["softcap"]) or None', "None"),
-            ("{**cls.LATER, **config}", "{**config}"),
+            ("cls.CONFIG, later=cls.LATER)", "cls.CONFIG)"),
             ('            if name != "kept":\n                tensor.zero_()', "            tensor.zero_()"),
             ('"convention", "scale", "softcap"):', '"convention", "softcap"):'),
             ('"convention", "scale", "softcap"):', '"convention", "scale"):'),

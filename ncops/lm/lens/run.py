@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,8 +205,7 @@ def measure_lens(
         parse_layers(layers, depth)  # before minutes are spent on loading
     windows = read_windows(loaded, texts, **{"tokens": None, "window": None, **reading})
     model = loaded.model
-    memory.reset_peak()
-    started, before = time.perf_counter(), memory.resident()
+    cost = memory.Cost()
     head = probe_head(loaded, windows, False)
     corpus = Corpus(loaded, head, windows, batch_size, Ranks(), progress)
     first = next(windows.batches(range(1), 1, corpus.device))
@@ -216,29 +214,17 @@ def measure_lens(
     shown = made.read(*cut, min(top, head.weight.shape[0]))
     named = {*shown.input_ids.flatten().tolist(), *shown.target.flatten().tolist(), *shown.top.flatten().tolist()}
     words = {i: token_text(loaded.tokenizer, i) for i in named if i >= 0}
-    totals = Totals(made.layers, head.weight.shape[0], _counts(windows, head.weight.shape[0]), tuple(shown.columns()))
+    vocabulary = head.weight.shape[0]
+    totals = Totals(made.layers, vocabulary, windows.counts(vocabulary), tuple(shown.columns()))
     for _, batch in corpus.batches(range(len(windows)), "lens"):
         totals.update(made.read(batch.input_ids, batch.attention_mask, batch.labels))
-    peak = memory.peak()
     run = {
         **made.facts,
         **(facts or {}),
-        "model_path": str(loaded.source.folder),
-        "gguf": loaded.source.gguf,
-        "unused_weights": loaded.unused,
+        **loaded.facts(),
         "tokens": windows.tokens,
         "window": windows.size,
         "windows": len(windows),
-        "seconds": round(time.perf_counter() - started, 2),
-        "peak_mb_above_model": None if peak is None or before is None else round((peak - before) / 2**20, 1),
+        **cost.facts(),
     }
     return document(totals.document(), shown._replace(words=words).example(examples), run)
-
-
-def _counts(windows: Iterable[list[int]], vocabulary: int) -> Tensor:
-    """How often each token stands in the windows."""
-    counts = torch.zeros(vocabulary, dtype=torch.int64)
-    for index in range(len(windows)):
-        tokens = torch.tensor(windows.scored(index), dtype=torch.int64)
-        counts.index_add_(0, tokens, torch.ones_like(tokens))
-    return counts
