@@ -20,14 +20,8 @@ from tqdm import tqdm
 
 import ncops
 from ncops import memory
+from ncops.bench import case
 from ncops.bench.limits import limits
-
-
-def zipf(rows: int, classes: int, generator: torch.Generator) -> torch.Tensor:
-    """Labels of which the c-th is seen in proportion to 1 / (c + 2.7)."""
-    ends = (1 / (torch.arange(classes, dtype=torch.float64) + 2.7)).cumsum(0)
-    drawn = torch.rand(rows, dtype=torch.float64, generator=generator) * ends[-1]
-    return torch.searchsorted(ends, drawn).clamp_max(classes - 1)
 
 
 def read_rate() -> float:
@@ -64,7 +58,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    labels = zipf(arguments.batch, arguments.classes, generator)
+    labels = case.labels(generator, arguments.batch, arguments.classes, "zipf")
     x = torch.empty(arguments.batch, arguments.dim, dtype=getattr(torch, arguments.dtype))
     for part in x.split(4096):
         part.copy_(torch.randn(part.shape, generator=generator) + 3)
