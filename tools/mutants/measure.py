@@ -61,7 +61,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/lm/text.py",
-        "tests/test_lm_text.py -k 'form or named or name or folder or pieces or line or utf8 or hostile or bomb'",
+        "tests/test_lm_text_forms.py -k 'form or named or name or folder or pieces or line or utf8 or hostile or bomb'",
         (
             ("at = counted.count - len(error.object) + error.start", "at = error.start"),
             ('encoding="utf-8-sig"', 'encoding="utf-8"'),
@@ -76,7 +76,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/lm/unpack.py",
-        "tests/test_lm_text.py -k 'form or hostile or bomb'",
+        "tests/test_lm_text_forms.py",
         (
             ("self._frame, self._rest = None, self._frame.unused_data", 'self._frame, self._rest = None, b""'),
             ("                if self._frame is not None:\n", "                if False:\n"),
