@@ -9,31 +9,31 @@
 namespace ncops::NCOPS_ISA {
 namespace {
 
-constexpr int kTile = kRegisters / 4;  // broadcast features per tile, x 2 vectors: half of the registers are sums
-constexpr int64_t kRows = 256;          // rows packed at a time, and summed in one chain
+constexpr int kTile = kRegisters < 32 ? kMR : 8;  // broadcast features per tile, x 2 vectors of sums
+constexpr int64_t kRows = 128;                    // rows packed at a time, and summed in one chain
 
-// out[m][lane] += sum over rows of a[row * L + m] * b[row * L + lane], for kTile features m and all L lanes.
+// out[m][lane] += sum over rows of a[m][row * L] * b[row * L + lane], for kTile features m, each where it lies, and all L lanes.
 template <class T>
-__attribute__((noinline)) void multiply_features(const T* a, const T* b, int64_t rows, T* out, int64_t stride) {
+__attribute__((noinline)) void multiply_features(const T* const (&a)[kTile], const T* b, int64_t rows, T* out, int64_t stride) {
   constexpr int L = 2 * kWidth<T>;
+  for (int m = 0; m < kTile; ++m) prefetch(out + m * stride);
   Sums<Plain<T>, kTile, 2> sums;
-  sums.template add<1, L>(b, a, rows);
+  sums.template add<L>(b, a, rows);
   sums.write(out, stride, true);
 }
 
 template <class T>
 void run(const ClassScatterArgs& args) {
   constexpr int L = 2 * kWidth<T>;
-  static_assert(L % kTile == 0 && kLoadBlock % L == 0);
-  const Rows& x = args.x;
+    const Rows& x = args.x;
   const int64_t dim = x.dim, padded = round_up(dim, L), panels = padded / L;
   T* out = static_cast<T*>(args.out);
   if (dim == 0) return;
   // Workspace at most 8 D x D float32, so four chunks in float64, and fewer from D = 4096 on.
   const int64_t most = std::max<int64_t>(1, (dim >= 4096 ? 2 : 8) * 4 / int64_t(sizeof(T)));
-  const int64_t chunks = std::max<int64_t>(1, std::min(most, x.rows / kRows));
+  const int64_t chunks = std::max<int64_t>(1, std::min(most, x.rows / (2 * kRows)));
   const int64_t per_chunk = (x.rows + chunks - 1) / chunks;
-  const size_t square = size_t(padded) * padded;
+  const size_t square = size_t(round_up(padded, kTile)) * padded;
   Scratch partial(chunks * square * sizeof(T));
   Scratch packed(std::min<int64_t>(chunks, workers()) * padded * kRows * sizeof(T));
   for_tasks(chunks, [&](int64_t chunk, int worker) {
@@ -44,11 +44,16 @@ void run(const ClassScatterArgs& args) {
     for (int64_t row = begin; row < end; row += kRows) {
       const int64_t rows = std::min(kRows, end - row);
       pack_columns_first<T>(x, row, rows, [](int64_t) { return true; }, panel);
-      for (int64_t i = 0; i < panels; ++i)
-        for (int64_t m = 0; m < L; m += kTile)
-          for (int64_t j = i; j < panels; ++j)
-            multiply_features<T>(panel + i * rows * L + m, panel + j * rows * L, rows, sum + (i * L + m) * padded + j * L,
-                                 padded);
+      // A panel of lanes stays in the first-level cache, while those before it and itself are broadcast.
+      for (int64_t j = 0; j < panels; ++j)
+        for (int64_t first = 0; first < (j + 1) * L; first += kTile) {
+          const T* features[kTile];
+          for (int m = 0; m < kTile; ++m) {
+            const int64_t f = std::min(first + m, padded - 1);
+            features[m] = panel + f / L * rows * L + f % L;
+          }
+          multiply_features<T>(features, panel + j * rows * L, rows, sum + first * padded + j * L, padded);
+        }
     }
   });
   for_tasks(panels, [&](int64_t i, int) {

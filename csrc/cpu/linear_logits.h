@@ -27,20 +27,18 @@ struct LinearStats {
   LogitShare* partials;  // (splits, N) where w is split, else null
   T* target_logits;    // (N), given or formed here; null without targets
 
-  // The target's logit first, by the arithmetic of the tiles, so that its rank is exact. Every split needs it; one keeps it.
-  void begin(State& state, int64_t row, int64_t count, int64_t split, const T* panel) {
+  // The target's logit first, so that its rank is exact. Where w is split, all have been found before.
+  void begin(State& state, int64_t row, int64_t count, int64_t, const T* panel) {
+    if (!partials && !args.shares.floats) find_targets(row, count, panel);
     T logits[L];
     for (int i = 0; i < L; ++i) logits[i] = std::numeric_limits<T>::infinity();
-    if (args.shares.floats) {
-      if (target_logits) std::memcpy(logits, target_logits + row, count * sizeof(T));
-    } else if (args.target) {
-      multiply_targets(row, count, panel, logits);
-      if (split == 0) std::memcpy(target_logits + row, logits, count * sizeof(T));
-    }
+    if (target_logits) std::memcpy(logits, target_logits + row, count * sizeof(T));
     state.begin(logits);
   }
 
-  void multiply_targets(int64_t row, int64_t count, const T* panel, T* logits) const {
+  // Into target_logits, by the arithmetic of the tiles; +inf for rows without one.
+  void find_targets(int64_t row, int64_t count, const T* panel) const {
+    if (!args.target) return;
     int64_t index[L];
     for (int64_t i = 0; i < count; ++i) index[i] = inside(row + i) ? args.target[row + i] : 0;
     Rows rows = args.w;
@@ -51,8 +49,8 @@ struct LinearStats {
     pack_panel<Mode, L>(rows, 0, count, scratch.at<T>());
     T products[L];
     multiply_diagonal<Mode, NV>(panel, scratch.at<T>(), depth, products);
-    for (int lane = 0; lane < count; ++lane)
-      if (inside(row + lane)) logits[lane] = logit(products[lane], index[lane]);
+    for (int64_t i = 0; i < count; ++i)
+      target_logits[row + i] = inside(row + i) ? logit(products[i], index[i]) : std::numeric_limits<T>::infinity();
   }
 
   void tile(State& state, T* tile, int64_t first, int64_t count) {

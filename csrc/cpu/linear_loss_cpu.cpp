@@ -48,7 +48,10 @@ class Loss {
       const auto own = [&](int number, size_t offset) { return packed.at<T>(number * worker.bytes + offset); };
       const Block b{{row, end}, shared(logits_at), shared(panels_at), shared(columns_at), shared(inputs_at),
                     reinterpret_cast<Panel*>(shared(gradients_at))};
-      each(b.number(), [&](int64_t p, int) { pack_panel<Mode, L>(args_.x, b.first(p), b.count(p), b.panels + p * L * depth_); });
+      each(b.number(), [&](int64_t p, int) {
+        pack_panel<Mode, L>(args_.x, b.first(p), b.count(p), b.panels + p * L * depth_);
+        epilogue.find_targets(b.first(p), b.count(p), b.panels + p * L * depth_);
+      });
       each(plan_.splits, [&](int64_t split, int w) {
         multiply(b, split, epilogue, own(w, w_at), own(w, copy_at), reinterpret_cast<State*>(own(w, states_at)));
       });

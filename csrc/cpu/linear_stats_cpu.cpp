@@ -41,6 +41,20 @@ LinearStatsArgs some_rows(const LinearStatsArgs& args, int64_t first, int64_t co
   return part;
 }
 
+// Logits of all targets, by the arithmetic of tiles.
+template <class Mode, int NV>
+void find_all_targets(const LinearStatsArgs& args, const LinearStats<Mode, NV>& epilogue) {
+  using T = typename Mode::T;
+  constexpr int64_t L = NV * kWidth<T>;
+  const size_t panel_bytes = round_up(size_t(L) * Mode::depth(args.x.dim) * sizeof(T), 64);
+  const Scratch scratch(panel_bytes * std::min<int64_t>(pieces(args.x.rows, L), workers()));
+  for_blocks(args.x.rows, L, [&](int64_t row, int64_t end, int worker) {
+    T* panel = scratch.at<T>(worker * panel_bytes);
+    pack_panel<Mode, L>(args.x, row, end - row, panel);
+    epilogue.find_targets(row, end - row, panel);
+  });
+}
+
 constexpr int64_t kRowsAtOnce = 8192;  // of several splits, whose shares take 30 MB then
 
 template <class Mode, int NV>
@@ -54,7 +68,10 @@ void all_columns(const LinearStatsArgs& args, const Plan& plan, const typename M
   const bool done = with_few_rows<Mode, NV>(args.x, args.w, [&](const auto& products) {
     if constexpr (NV == 1) run_few<T>(args, products, plan, epilogue);
   });
-  if (!done) run_product<Mode, NV>(args.x, args.w, plan, epilogue);
+  if (!done) {
+    if (plan.splits > 1 && args.target && !args.shares.floats) find_all_targets(args, epilogue);
+    run_product<Mode, NV>(args.x, args.w, plan, epilogue);
+  }
   if (plan.splits == 1) return;
   for_blocks(n, 64, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
@@ -82,24 +99,14 @@ void in_ranges_of_rows(const LinearStatsArgs& args) {
 template <class Mode, int NV>
 void only_targets(const LinearStatsArgs& args) {
   using T = typename Mode::T;
-  constexpr int L = NV * kWidth<T>;
   const Bias<T> bias(args.bias, args.w.rows);
-  const LinearStats<Mode, NV> epilogue{args, bias.data, nullptr, nullptr};
   T* out = static_cast<T*>(args.target_logit);
+  const LinearStats<Mode, NV> epilogue{args, bias.data, nullptr, out};
   std::fill_n(out, args.x.rows, std::numeric_limits<T>::infinity());
   const bool done = with_few_rows<Mode, NV>(args.x, args.w, [&](const auto& products) {
     if constexpr (NV == 1) few_targets<T>(args, products, epilogue, out);
   });
-  if (done) return;
-  const int64_t panels = (args.x.rows + L - 1) / L;
-  const size_t panel_bytes = round_up(size_t(L) * Mode::depth(args.x.dim) * sizeof(T), 64);
-  Scratch scratch(panel_bytes * std::min<int64_t>(panels, workers()));
-  for_tasks(panels, [&](int64_t p, int worker) {
-    const int64_t row = p * L, count = std::min<int64_t>(L, args.x.rows - row);
-    T* panel = scratch.at<T>(worker * panel_bytes);
-    pack_panel<Mode, L>(args.x, row, count, panel);
-    epilogue.multiply_targets(row, count, panel, out + row);
-  });
+  if (!done) find_all_targets(args, epilogue);
 }
 
 }  // namespace

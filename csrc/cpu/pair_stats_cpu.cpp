@@ -251,7 +251,7 @@ void run(const PairStatsArgs& args) {
   for (int64_t r = 0; Sides == 2 && r < k; ++r) labels.at<LaneInt<T>>()[r] = LaneInt<T>(args.labels[r]);
 
   Plan plan = plan_product<T>(k, k, args.rows.dim, L);
-  plan.upper = true;
+  plan.upper = true, plan.whole = false;
   plan.splits = 1;
   // Early blocks meet more partners than late ones: at least 32 blocks, so that they balance over threads.
   plan.rows_per_block = round_up(std::min<int64_t>(1024, std::max<int64_t>(L, k / 32)), L);

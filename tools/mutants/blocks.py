@@ -104,7 +104,10 @@ SOURCES: tuple[Source, ...] = (
         "csrc/cpu/blocks/product.h",
         tests("accuracy_at_depth parity across_parts", "linear or pair"),
         (
-            ("kChain = 256", "kChain = 65536"),
+            ("kChain = kByChains ? 128 : 256", "kChain = 65536"),
+            ("w_whole.at<T>() + first / kMR * group", "w_whole.at<T>()"),
+            ("rows[m] = row_at(first + c + m)", "rows[m] = row_at(first + c)"),
+            ("x_shared.at<T>() + (row0 - first_row) * depth", "x_shared.at<T>()"),
             ("tile + (depth > plan.steps ? p * tile_size : 0)", "tile"),
             ("first + count <= row + 1", "first + count <= row + L"),
         ),
@@ -113,14 +116,17 @@ SOURCES: tuple[Source, ...] = (
         "csrc/cpu/blocks/load.h",
         EVERYTHING,
         (
-            ("src.labels[stored] * src.dim : 0) + k", "src.labels[stored] * src.dim : 0)"),
-            ("src.labels[stored] *", "src.labels[r] *"),
+            ("center ? center + k : nullptr", "center"),
+            ("center_of<T>(src, stored)", "center_of<T>(src, r)"),
         ),
     ),
     Source(
         "csrc/cpu/blocks/pack.h",
         tests("linear_stats native_gradients"),
-        (("2 * (k + n) > src.dim", "2 * k + n > src.dim"),),
+        (
+            ("2 * (k + n) > src.dim", "2 * k + n > src.dim"),
+            ("center_of<T>(x, x.stored(row + r))", "center_of<T>(x, row + r)"),
+        ),
     ),
     Source("csrc/cpu/blocks/scratch.h", EVERYTHING, (("(context))(task, worker)", "(context))(task, 0)"),)),
     Source(

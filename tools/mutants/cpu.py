@@ -68,6 +68,7 @@ SOURCES: tuple[Source, ...] = (
         (
             ("per_chunk = (x.rows + chunks - 1) / chunks", "per_chunk = x.rows / chunks"),
             ("std::min(kRows, end - row)", "std::min(kRows, x.rows - row)"),
+            ("f / L * rows * L + f % L", "f / L * rows * L"),
             ("for (int64_t chunk = 0; chunk < chunks", "for (int64_t chunk = chunks > 1; chunk < chunks"),
         ),
     ),
@@ -223,7 +224,7 @@ SOURCES: tuple[Source, ...] = (
         LINEAR,
         (
             ("bias ? bias + first : nullptr", "bias"),
-            ("if (split == 0) std::memcpy(target_logits", "if (split == 1) std::memcpy(target_logits"),
+            ("inside(row + i) ? args.target[row + i] : 0", "inside(row + i) ? args.target[i] : 0"),
         ),
     ),
     Source(

@@ -29,11 +29,25 @@ NCOPS_INLINE void for_columns(int64_t dim, F f) {
   for (int64_t k = 0; k < dim; k += kLoadBlock) f(k, std::min(kLoadBlock, dim - k));
 }
 
+// What is subtracted from a stored row in T, or null.
+template <class T>
+NCOPS_INLINE const T* center_of(const Rows& src, int64_t stored) {
+  return src.center ? static_cast<const T*>(src.center) + (src.labels ? src.labels[stored] * src.dim : 0) : nullptr;
+}
+
+// Where row r lies side by side in T, if that less its centre is all there is to it; else null.
+template <class T>
+NCOPS_INLINE const T* in_place(const Rows& src, int64_t r) {
+  if (src.dtype != (sizeof(T) == 8 ? DType::f64 : DType::f32) || src.col_stride != 1 || src.offset || src.scale) return nullptr;
+  return static_cast<const T*>(src.data) + src.stored(r) * src.row_stride;
+}
+
 // n elements of row r from column k, in T, scaled and minus whatever `src` subtracts. n <= kLoadBlock.
 template <class T>
 inline void load_row(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
   const int64_t stored = src.stored(r);
-  const T* c = src.center ? static_cast<const T*>(src.center) + (src.labels ? src.labels[stored] * src.dim : 0) + k : nullptr;
+  const T* center = center_of<T>(src, stored);
+  const T* c = center ? center + k : nullptr;
   if (src.offset || src.scale) {
     double wide[kLoadBlock];
     load_raw<double>(src, stored, k, n, wide);

@@ -14,9 +14,8 @@ struct Plain {
   static void load(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) { load_row<T>(src, r, k, n, out); }
   // Where n steps of row r from step k lie in memory as they are wanted; null where they have to be loaded.
   static const T* in_place(const Rows& src, int64_t r, int64_t k, int64_t) {
-    if (src.dtype != (sizeof(T) == 8 ? DType::f64 : DType::f32) || src.col_stride != 1 || src.center || src.offset || src.scale)
-      return nullptr;
-    return static_cast<const T*>(src.data) + src.stored(r) * src.row_stride + k;
+    const T* row = src.center ? nullptr : NCOPS_ISA::in_place<T>(src, r);
+    return row ? row + k : nullptr;
   }
   static NCOPS_INLINE Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) { return fma(a, b, c); }
 };
@@ -152,11 +151,15 @@ inline void pack_columns_first(const Rows& x, int64_t row, int64_t rows, Counts 
   const int64_t padded = round_up(x.dim, L);
   for (int64_t r = 0; r < rows; ++r) {
     const bool real = counts(row + r);
-    for (int64_t k = 0; k < padded; k += kLoadBlock) {
+    const auto at = [&](int64_t k) { return out + (k / L * std::max(rows, all) + r) * L; };
+    int64_t k = 0;
+    if (const T* from = real ? in_place<T>(x, row + r) : nullptr)
+      for (const T* c = center_of<T>(x, x.stored(row + r)); k + L <= x.dim; k += L)
+        for (int64_t i = 0; i < L; i += kWidth<T>) store(at(k) + i, c ? load(from + k + i) - load(c + k + i) : load(from + k + i));
+    for (; k < padded; k += kLoadBlock) {
       alignas(64) T block[kLoadBlock] = {};
-      if (real) load_row<T>(x, row + r, k, std::min(kLoadBlock, x.dim - k), block);
-      for (int64_t b = k; b < std::min(padded, k + kLoadBlock); b += L)
-        std::memcpy(out + (b / L * std::max(rows, all) + r) * L, block + b - k, L * sizeof(T));
+      if (real && k < x.dim) load_row<T>(x, row + r, k, std::min(kLoadBlock, x.dim - k), block);
+      for (int64_t b = k; b < std::min(padded, k + kLoadBlock); b += L) std::memcpy(at(b), block + b - k, L * sizeof(T));
     }
   }
 }

@@ -92,8 +92,7 @@ inline void run_two_products(const Rows& x, const Rows& w, const TwoProductsPlan
         if (inputs) pack_turned<Mode>(w, first, count, w_turned);
         const int64_t turned_group = round_up(count, line) * kMR;
         for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
-          for (int64_t g = 0; g < groups; ++g)
-            multiply_group<Mode, 2>(x_packed + p * L * dim, w_packed + g * group, dim, tile + g * kMR * L);
+          multiply_panel<Mode, 2>(x_packed + p * L * dim, w_packed, group, count, dim, false, tile);
           epilogue.tile(states[p], tile, first, count);
           if (inputs)
             for (int64_t f = 0; f < features; ++f) {
