@@ -1,8 +1,8 @@
 """Builds ncops: a pure-Python wheel where torch or a compiler is missing, else with the native extension ``ncops._C``.
 
 NCOPS_REQUIRE_EXT=1 turns a failed or skipped native build into an error; NCOPS_REQUIRE_EXT=0 asks for the pure wheel.
-NCOPS_CUDA=1 demands the CUDA kernels, NCOPS_CUDA=0 leaves them out; else they are built where nvcc is found, if there is a
-GPU or NCOPS_CUDA_ARCHS asks for them. Those ("80;90;100") are the compute capabilities; later GPUs use the last one's PTX.
+NCOPS_CUDA=1 demands the CUDA kernels, NCOPS_CUDA=0 leaves them out; else they are built where nvcc is found, if there
+is a GPU or NCOPS_CUDA_ARCHS is set: the compute capabilities ("80;90;100"); later GPUs use the last one's PTX.
 NCOPS_SANITIZE ("address,undefined" or "thread") builds the native kernels for tests/sanitizers.py. NCOPS_ISAS ("avx2")
 are the instruction sets of the CPU kernels, best first, for a quicker build than of all.
 """
@@ -43,9 +43,9 @@ def write(path: Path, text: str) -> None:
 
 
 def units() -> list[str]:
-    """What is compiled, longest first: a translation unit per instruction set and family of kernels (linear_*, pair_*),
-    and one of everything else. A unit per file takes twice as long: all parse the same headers (0.7 s of intrinsics, 1.1 s
-    of torch) and form the same templates.
+    """What is compiled: a translation unit per instruction set and family of kernels (linear_*, pair_*), the largest
+    first, and one of everything else. A unit per file takes twice as long in all: each parses the same headers (0.7 s
+    of intrinsics, 1.1 s of torch) and forms the same templates.
     """
     folder = ROOT / "build" / "isa"
     each = " ".join(f"DO({isa}, name, Args)" for isa in ISAS)
