@@ -165,8 +165,8 @@ void reduce_classes(const Rows& x, const SortedRows& sorted, const Job& job) {
   });
 }
 
-// The results of class_moments. Rows of sums are written where they come to lie, those of no class among their neighbours: fresh
-// pages, of which the system has just made zeros, are in the cache then (1.07x the speed with 50257 classes).
+// The results of class_moments. Sums are formed where they lie, and classes without rows cleared beside their neighbours: of
+// fresh pages, which the system has just filled with zeros, much is in the cache then (1.07x the speed with 50257 classes).
 template <class T>
 struct Moments {
   const ClassMomentsArgs& args;

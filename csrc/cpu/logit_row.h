@@ -64,6 +64,7 @@ class LogitRow {
     const Vec<T> largest = s.join_chains();
     if (any<T>(s.sums[0] - s.sums[0] != 0)) look_for_infinities(z, n);
     if (any<T>(splat<T>(T(share_.second)) < s.tops[0])) top_two(z, n, tail, reduce<T>(s.tops[0], larger));
+    // How far below the shift a term is not zero yet, less a margin for rounding.
     const T max = T(share_.max), room = shift_ - max - (ExpConstants<T>::lowest + 1);
     const T* end = z + vectors * W;
     if (any<T>(~(IntVec<T>)(s.tops[0] < max))) exponentials<true, false>(z, end, tail, ahead, line);
@@ -229,8 +230,8 @@ class LogitRow {
     return -1;
   }
 
-  // The second pass. `Peak`: some logit of the block is the row's maximum so far, and counted apart; `near`: none is so far below
-  // it that its term is zero.
+  // The second pass. `Peak`: some logit of the block is the row's maximum so far, and counted apart; `near`: none is so far
+  // below it that its term is zero.
   template <bool Peak, bool near>
   void exponentials(const T* z, const T* end, const Tail& tail, const char* ahead, int64_t line) {
     const T max = T(share_.max);
