@@ -113,9 +113,18 @@ Tensor class_moments_backward_cpu(const Tensor& g_sums, const Tensor& g_sqnorms,
   return g_x;
 }
 
+// For memory that is about to be touched for the first time.
+void prefer_huge_pages_cpu(const Tensor& x) {
+  check_device(x, "x", nullptr);
+  prefer_huge_pages(writable(x), size_t(x.numel()) * size_t(x.element_size()));
+}
+
 }  // namespace
 
+STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) { m.def("prefer_huge_pages(Tensor x) -> ()"); }
+
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
+  m.impl("prefer_huge_pages", TORCH_BOX(&prefer_huge_pages_cpu));
   m.impl("class_moments", TORCH_BOX(&class_moments_on<ClassMomentsArgs>));
   m.impl("class_moments_backward", TORCH_BOX(&class_moments_backward_cpu));
   m.impl("accumulate_class_moments_", TORCH_BOX(&accumulate_class_moments_on<AccumulateClassMomentsArgs>));

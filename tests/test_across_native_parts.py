@@ -58,6 +58,18 @@ def test_equal_squares_round_alike(value):
     assert abs(float(sqnorms[0] / x.double().square().sum()) - 1) <= 2e-6
 
 
+@pytest.mark.parametrize("n", [700, 20_000])  # rows in few chunks and in many: who clears the others' classes differs
+def test_classes_without_rows_before_between_and_after(n):
+    labels = torch.randint(1_000, 3_000, (n,)) * 2
+    x = integers(n, 4)
+    with threads(2):
+        torch.full((7_000, 4), math.nan)  # what the result is likely to find in its memory
+        moments = ncops.class_moments(x, labels, 7_000)
+    assert torch.equal(moments.sums, torch.zeros(7_000, 4).index_add_(0, labels, x))
+    assert torch.equal(moments.sqnorms, torch.zeros(7_000).index_add_(0, labels, x.square().sum(1)).double())
+    assert torch.equal(moments.counts, torch.bincount(labels, minlength=7_000))
+
+
 # One thread computes one column of tiles after the other, in place.
 @pytest.mark.parametrize(("n", "d", "c"), [(300, 1_100, 7), (900, 70, 37)])
 def test_gradient_by_centres_in_several_tiles_and_ranges(n, d, c):

@@ -283,6 +283,18 @@ def test_long_rows(classes, dtype, strided):
     assert stats.second_index[1] == middle and stats.second_index[6] == 1 and stats.target_rank[6] == 0
 
 
+@dtypes
+@pytest.mark.parametrize("depth", [80, 90, 800])
+def test_terms_that_vanish(dtype, depth):
+    """Logits so far below the maximum that their terms are zero, in a block of near ones and in blocks of their own."""
+    logits = torch.randn(2, 20_001).to(dtype)
+    logits[:, 9_000:9_100] -= depth
+    logits[1, 15_000:] -= depth
+    stats, truth, theirs = ncops.logit_stats(logits), naive(logits.double()), naive(plain(logits)[0])
+    for name in ("lse", "gap", "entropy", "sum_squared_prob"):
+        assert_accurate(getattr(stats, name), theirs[name], truth[name], what=name)
+
+
 def test_a_first_block_unlike_millions_of_other_logits():
     """The shift of the moments follows the mean: that of the first block would cost the variance two digits."""
     logits = torch.randn(1, 2_000_000)

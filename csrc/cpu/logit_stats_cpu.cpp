@@ -48,7 +48,7 @@ void by_rows(const LogitStatsArgs& args) {
   const Rows& logits = args.logits;
   const int64_t v = logits.dim, bytes = logits.dtype == DType::f64 ? 8 : logits.dtype == DType::f32 ? 4 : 2;
   const Softcap<T> cap(args.softcap);
-  const bool in_place = args.scale == 1 && !cap && Plain<T>::in_place(logits, 0, 0, 0) != nullptr;
+  const bool as_stored = args.scale == 1 && !cap && logits.col_stride == 1;
   const int64_t rows_per_task = std::max<int64_t>(1, 16384 / v), line = logits.col_stride == 1 ? kWidth<T> * bytes : 0;
   for_tasks((logits.rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
     alignas(64) T loaded[block];
@@ -57,19 +57,22 @@ void by_rows(const LogitStatsArgs& args) {
       const T target = target_logit<T>(args, row);
       LogitRow<T> state(target);
       for (int64_t first = 0; first < v; first += block) {
-        const int64_t n = std::min(block, v - first);
-        const bool last = first + n == v;
-        const int64_t next = last ? (row + 1) * logits.row_stride : row * logits.row_stride + (first + n) * logits.col_stride;
-        const T* z = loaded;
-        if (in_place) {
-          z = Plain<T>::in_place(logits, row, first, n);
-        } else {
-          load_raw<T>(logits, row, first, n, loaded);
-          if (args.scale != 1)
-            for (int64_t i = 0; i < n; ++i) loaded[i] *= T(args.scale);
-          if (cap) cap.apply(loaded, n);
+        const int64_t n = std::min(block, v - first), at = row * logits.row_stride + first * logits.col_stride;
+        const int64_t next = first + n == v ? (row + 1) * logits.row_stride : at + n * logits.col_stride;
+        const char* ahead = static_cast<const char*>(logits.data) + next * bytes;
+        if (as_stored) {
+          with_stored(logits.dtype, [&](auto stored) __attribute__((always_inline)) {
+            using Stored = decltype(stored);
+            if constexpr (sizeof(T) == 4 ? sizeof(Stored) <= 4 : sizeof(Stored) == 8)
+              state.add(static_cast<const Stored*>(logits.data) + at, loaded, n, ahead, line);
+          });
+          continue;
         }
-        state.add(z, n, static_cast<const char*>(logits.data) + next * bytes, line);
+        load_raw<T>(logits, row, first, n, loaded);
+        if (args.scale != 1)
+          for (int64_t i = 0; i < n; ++i) loaded[i] *= T(args.scale);
+        if (cap) cap.apply(loaded, n);
+        state.add(loaded, loaded, n, ahead, line);
       }
       write_row<T>(args.out, {}, row, state.share(), args.target, args.ignore_index, target);
     }

@@ -130,9 +130,9 @@ class ClassStatistics(StreamingState):
         center = self.center
         if center is None:
             center = torch.zeros(self.sums.shape, dtype=compute_dtype(flat.dtype), device=self.device)
-        counted = y[(y >= 0) & (y < self.num_classes) & (y != self.ignore_index)]
-        present = torch.zeros(self.num_classes, dtype=torch.bool, device=self.device).index_fill_(0, counted, True)
-        present = present.nonzero()[:, 0]
+        counts = (y >= 0) & (y < self.num_classes) & (y != self.ignore_index)
+        present = torch.zeros(self.num_classes + 1, dtype=torch.bool, device=self.device)
+        present = present.scatter_(0, y.where(counts, self.num_classes), True)[:-1].nonzero()[:, 0]
         state = (self.counts, center, self.sums, self.sqnorms)
         growth = moved = None
         with Undo(self, present, *state, self.squares) as undo:

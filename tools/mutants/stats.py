@@ -50,8 +50,8 @@ SOURCES: tuple[Source, ...] = (
         STATISTICS,
         (
             (
-                "(y < self.num_classes) & (y != self.ignore_index)]",
-                "(y < self.num_classes)]",
+                "counts = (y >= 0) & (y < self.num_classes) & (y != self.ignore_index)",
+                "counts = (y >= 0) & (y < self.num_classes)",
                 "a class of ignored rows alone is put back to what it is",
             ),
             ("move(*far, *state, moved, self.squares)\n", "move(*far, *state, None, self.squares)\n"),
