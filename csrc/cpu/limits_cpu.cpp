@@ -49,9 +49,10 @@ void register_products(const RegisterProductsArgs& args) {
     }
   for_tasks(tasks, [&](int64_t, int) {
     double out = 0;
-    if (args.dtype == DType::f64) out = chains<double>(steps, [](auto a, auto b, auto c) { return fma(a, b, c); });
+    // The sum is a factor: without a fused instruction, one product of a and b would do for all sums, and for all steps.
+    if (args.dtype == DType::f64) out = chains<double>(steps, [](auto a, auto b, auto c) { return fma(c, a, b); });
     else if (pairs) out = chains<float>(steps, [](auto a, auto b, auto c) { return multiply_add_pairs(a, b, c); });
-    else out = chains<float>(steps, [](auto a, auto b, auto c) { return fma(a, b, c); });
+    else out = chains<float>(steps, [](auto a, auto b, auto c) { return fma(c, a, b); });
     if (out == 12345.0) sink.fetch_add(1);
   });
   const int lanes = args.dtype == DType::f64 ? kWidth<double> : kWidth<float>;
