@@ -146,6 +146,41 @@ def test_rows_with_infinite_logits(backend, n, value, at):
         assert torch.equal(mine[::2], expected)
 
 
+@pytest.mark.parametrize("n", [3, 20])
+@pytest.mark.parametrize("at", [0, 1_000, 1_999])
+def test_one_infinite_logit_is_enough(backend, n, at):
+    x, weight = torch.ones(n, 2), torch.randn(2_000, 2)
+    x[:, 1] = weight[:, 1] = 0
+    x[1, 1] = weight[at, 1] = 1e30
+    found = ncops.linear_topk(x, weight, k=3)
+    assert found.values[1].isnan().all() and found.lse[1].isnan() and (found.indices[1] == -1).all()
+    assert found.lse[::2].isfinite().all() and torch.equal(found.indices[2], found.indices[0])
+
+
+@pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zeros_are_equal_whatever_their_sign(cpu_backend, dtype):
+    """The first logit underflows to -0, which only a scale can make: sums begin at +0."""
+    weight = torch.tensor([[-1.0], [0.0], [0.0], [-5e20]], dtype=dtype)
+    x = torch.full((20, 1), torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps, dtype=dtype)
+    with ncops.use_backend(cpu_backend):
+        for k in (1, 3):
+            assert ncops.linear_topk(x, weight, scale=0.25, k=k).indices.tolist() == [[*range(k)]] * 20
+
+
+@pytest.mark.parametrize("n", [4, 60])
+def test_equal_logits_by_class_whoever_comes_first(n):
+    """Splits tell each other what they have found; of more threads than cores, one with higher classes may be ahead."""
+    before = torch.get_num_threads()
+    x, weight = torch.zeros(n, 1), torch.zeros(60_000, 1)
+    torch.set_num_threads(16)
+    try:
+        for _ in range(20):
+            assert (ncops.linear_topk(x, weight, k=4).indices == torch.arange(4)).all()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_certain_class_keeps_its_digits(backend):
     """At margin 40 the probability of the others is 4e-18, of which float32's 1 - p has nothing."""
     found = ncops.linear_topk(torch.ones(1, 1), torch.tensor([[0.0], [40.0], [1.0]]), k=2)

@@ -2,7 +2,7 @@
 
 from .plants import Source
 
-VALUES = "tests/test_lens.py -m 'not slow' -k 'agrees or soft_cap or product or pull or nan or precision'"
+VALUES = "tests/test_lens.py -m 'not slow' -k 'agrees or single or soft_cap or product or pull or nan or precision'"
 RUNS = "tests/test_lens.py tests/test_lens_result.py -m 'not slow' -k 'not product and not pull and not precision'"
 STREAMS = "tests/test_lens_streams.py tests/test_lens.py -m 'not slow' -k 'streams or agrees or states or passes'"
 RESULTS = "tests/test_lens_result.py"
