@@ -146,15 +146,26 @@ def test_rows_with_infinite_logits(backend, n, value, at):
         assert torch.equal(mine[::2], expected)
 
 
-@pytest.mark.parametrize("n", [3, 20])
-@pytest.mark.parametrize("at", [0, 1_000, 1_999])
-def test_one_infinite_logit_is_enough(backend, n, at):
-    x, weight = torch.ones(n, 2), torch.randn(2_000, 2)
+def check_one_infinite_logit(n, v, at):
+    x, weight = torch.ones(n, 2), torch.randn(v, 2)
     x[:, 1] = weight[:, 1] = 0
     x[1, 1] = weight[at, 1] = 1e30
     found = ncops.linear_topk(x, weight, k=3)
     assert found.values[1].isnan().all() and found.lse[1].isnan() and (found.indices[1] == -1).all()
     assert found.lse[::2].isfinite().all() and torch.equal(found.indices[2], found.indices[0])
+
+
+@pytest.mark.parametrize("at", [0, 700])
+def test_one_infinite_logit_is_enough(backend, at):
+    check_one_infinite_logit(20, 701, at)
+
+
+@pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])
+@pytest.mark.parametrize("n", [3, 20])
+@pytest.mark.parametrize("at", [0, 20_000, 39_999])
+def test_one_infinite_logit_in_any_split(cpu_backend, n, at):
+    with ncops.use_backend(cpu_backend):
+        check_one_infinite_logit(n, 40_000, at)
 
 
 @pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])

@@ -85,7 +85,8 @@ def _parsed(row: Row) -> dict[str, Any]:
     y = Quantiles(*(float(row[name]) for name in ("y_value_50", "y_value_20", "y_value_80")))
     if not isinstance(config, dict) or not all(0 < value < math.inf for value in y):
         raise ValueError(f"a row of {row['kernel_name']} makes no sense")
-    return {**row, "threads": str(config.pop("threads", "")), "config": config, "y": y}
+    told = {name: row.get(name) or "" for name in COLUMNS}  # what older files lack, and rows that are cut short
+    return {**told, "threads": str(config.pop("threads", "")), "config": config, "y": y}
 
 
 def compare(earlier: Sequence[Row], machine: Mapping[str, object], results: Sequence[Result]) -> Comparison:
@@ -100,7 +101,7 @@ def compare(earlier: Sequence[Row], machine: Mapping[str, object], results: Sequ
             fitting = then.get(_key(new))
             if fitting is None:
                 continue
-            old = max(fitting, key=lambda row, new=new: (sum(row.get(k) == new[k] for k in WHERE), row["timestamp"]))
+            old = max(fitting, key=lambda row, new=new: (sum(row[k] == new[k] for k in WHERE), row["timestamp"]))
             elsewhere = _differing(WHERE, old, new)
             notes.update(dict.fromkeys([*elsewhere, *_differing(WITH, old, new)]))
             if new["metric_name"] == SHARE or not elsewhere:
@@ -126,7 +127,7 @@ def _key(row: Row) -> tuple:
 
 def _differing(names: Mapping[str, str], old: Row, new: Row) -> list[str]:
     """In words; what an older file does not tell is taken to be the same."""
-    return [f"{names[k]}: {old[k]} then, {new[k]} now" for k in names if old.get(k) and old[k] != new[k]]
+    return [f"{names[k]}: {old[k]} then, {new[k]} now" for k in names if old[k] and old[k] != new[k]]
 
 
 def _beyond(old: Quantiles, new: Quantiles) -> str:

@@ -36,7 +36,11 @@ SOURCES: tuple[Source, ...] = (
         RUNS,
         (
             ("sorted({*parse_layers(text, last), last})", "sorted({*parse_layers(text, last)})"),
-            ("self._states = States(self.stream, self.layers[:-1])", "self._states = States(self.stream, self.layers)"),
+            (
+                "self._states = States(self.stream, self.layers[:-1])",
+                "self._states = States(self.stream, self.layers)",
+                "one state more is kept, and nothing reads it",
+            ),
             ("k=choices, scale=head.scale, softcap=head.softcap", "k=choices, softcap=head.softcap"),
             ("k=choices, scale=head.scale, softcap=head.softcap", "k=choices, scale=head.scale"),
             (
