@@ -83,7 +83,7 @@ def test_layouts(backend, layout):
     [
         ((70, 9, 40_001), 64, torch.float32),  # splits, and candidates beyond the room for them
         ((5, 9, 40_001), 512, torch.float32),  # few rows
-        ((2_500, 4, 600), 300, torch.float32),  # several ranges of rows, and of most classes
+        ((2_500, 4, 600), 300, torch.float32),  # most classes
         ((300, 1_700, 1_100), 20, torch.float32),  # several steps of the product
         ((40, 6, 9_000), 100, torch.float64),
         ((40, 6, 9_000), 100, torch.bfloat16),
@@ -95,6 +95,12 @@ def test_across_blocks_and_splits(cpu_backend, shape, k, dtype):
     n, d, v = shape
     with ncops.use_backend(cpu_backend):
         check(problem(n, d, v, dtype), k)
+
+
+def test_several_ranges_of_rows():
+    """64 MB of candidates are 1024 rows of these."""
+    with ncops.use_backend("cpu"):
+        check(problem(1_100, 4, 6_000, torch.float32), 5_000)
 
 
 @pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])
@@ -126,6 +132,19 @@ def test_masked_classes_come_last(backend, n, seen):
     assert found.lse.tolist() == pytest.approx([expected] * n)
     assert found.logprob[:, :seen].isfinite().all()
     assert (found.logprob[:, seen:] == -INF).all() if seen else found.logprob.isnan().all()
+
+
+@pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])
+def test_masked_classes_of_rows_that_take_turns(cpu_backend):
+    """Of every other row classes 0, 1 and 4 alone are not masked, of the others 1 and 3."""
+    x = 1e30 * torch.eye(2).repeat(8, 1)
+    weight = torch.full((2_000, 2), -1e30)
+    for row, seen in enumerate(([0, 1, 4], [1, 3])):
+        weight[seen, row] = 0
+    with ncops.use_backend(cpu_backend):
+        found = ncops.linear_topk(x, weight, k=5)
+    assert found.indices.tolist() == [[0, 1, 4, 2, 3], [1, 3, 0, 2, 4]] * 8
+    assert found.values.isinf().sum(1).tolist() == [2, 3] * 8
 
 
 @pytest.mark.parametrize("n", [3, 20])
