@@ -19,6 +19,7 @@ from ncops.lm.head import Head
 from ncops.lm.lens.columns import DIVERGENCES, HALF_ROWS, Reference, pull
 from ncops.lm.lens.run import LayerLens
 from ncops.lm.lens.stream import find_stream
+from ncops.lm.load import LoadedModel
 from ncops.lm.windows import IGNORE
 
 SIZES = {**SMALL, "initializer_range": 0.3}
@@ -412,8 +413,10 @@ def test_the_command_prints_a_table(folder, capsys):
     assert re.search(r"^ +3 .* 0\.0000 +1\.0000", out, re.M)
 
 
-def test_what_the_command_refuses(folder, capsys, tmp_path):
+def test_what_the_command_refuses(folder, capsys, tmp_path, monkeypatch):
+    """Before the weights are loaded."""
     folder, _ = folder
+    monkeypatch.setattr(LoadedModel, "model", property(lambda self: pytest.fail("the weights are loaded")))
     here = [str(folder / "model"), "--text", str(folder / "a.txt")]
     for more, words in (
         (["--translators", str(tmp_path / "none.safetensors")], "--translators: no file"),
