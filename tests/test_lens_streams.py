@@ -145,7 +145,7 @@ def backwards(model, h):
     [
         (lambda m, h: through(m.second, through(m.first, h)), {"first": stack(), "second": stack(2)}, "second"),
         (lambda m, h: through(m.outer, h), {"outer": nn.ModuleList([Outer(), Outer()])}, "outer"),
-        (lambda m, h: through(m.blocks, backwards(m, h)), {"blocks": stack()}, None),
+        (lambda m, h: through(m.blocks, through(m.blocks, h)), {"blocks": stack()}, None),
         (backwards, {"blocks": stack()}, None),
     ],
     ids=["the last of two", "the outer one", "run through twice", "run through backwards"],
