@@ -69,6 +69,9 @@ def decoded(model: Toy, state: torch.Tensor) -> tuple[str, torch.Tensor]:
 STATE = torch.randn(1, 5, DIM, generator=torch.Generator().manual_seed(0))
 WAYS = {
     "a factor alone": (lambda m, h: through(m.blocks, h) / 4, {}, "the state * 0.25", lambda m, h: h / 4),
+    "a factor, and nothing": (
+        lambda m, h: m.off(2 * through(m.blocks, h)), {"off": nn.Dropout()}, "the state * 2", lambda m, h: 2 * h,
+    ),
     "a factor before": (
         lambda m, h: m.last(3 * through(m.blocks, h)), {"last": nn.Linear(DIM, DIM)}, "the state * 3 -> last",
         lambda m, h: m.last(3 * h),
