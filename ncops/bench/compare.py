@@ -18,7 +18,7 @@ from .table import milliseconds
 from .timing import Quantiles
 
 Row = Mapping[str, Any]
-COLUMNS_SHOWN = ("case", "then", "now", "faster", "limit share then", "now", "verdict")
+SHOWN = ("case", "then", "now", "faster", "share then", "share now", "verdict")
 COMPARED = ((OURS, "speed"), (OURS, SHARE))  # contestant and metric
 WHERE = {"gpu_name": "machine", "cpu_isa": "instruction set", "threads": "threads"}  # of others, times say nothing
 WITH = {"ncops_version": "ncops", "torch_version": "torch"}
@@ -145,7 +145,7 @@ def show(path: Path, comparison: Comparison) -> None:
         )
         for c in comparison.changes
     ]  # fmt: skip
-    show_table(f"Against {path}", COLUMNS_SHOWN, lines, left=(0, len(COLUMNS_SHOWN) - 1))
+    show_table(f"Against {path}", SHOWN, lines, left=(0, len(SHOWN) - 1))
     for note in comparison.notes:
         emit(note)
 
