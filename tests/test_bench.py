@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import time
 
@@ -65,17 +66,22 @@ def test_numpy_peers_agree(op):
 
 def test_goals_of_every_promised_row_are_in_the_quick_run():
     goals = {case.title: case.goal for case in plan.quick() if case.goal != Goal()}
-    assert goals["linear_stats float32"] == Goal(0.85, 4, 2.2, 1.8)
-    assert goals["linear_stats bfloat16"] == Goal(0.80, 3, 1.8, 1)
-    assert goals["linear_stats forward + backward"] == Goal(0.75, 2, 1.5)
-    assert goals["linear_loss float32"] == Goal(0.80, 1.25, 1.25, 1.25)
-    assert goals["linear_loss large V"].megabytes == 100
-    assert goals["class_scatter 1000 classes"] == Goal(0.75, 4, 4)
-    assert goals["pair_stats cosine"] == Goal(0.70, 12, 8, 3)
-    assert goals["logit_stats float32"] == Goal(0.7, 8, 1.5)
-    assert {t.split()[0] for t in goals} == {
-        "linear_stats", "linear_loss", "linear_topk", "logit_stats", "class_moments", "class_scatter", "pair_stats",
-        "nearest_neighbors",
+    assert goals.pop("linear_loss large V") == Goal(megabytes=100)
+    assert {title: goal.limit for title, goal in goals.items()} == {
+        "linear_stats float32": 0.85, "linear_stats bfloat16": 0.80, "linear_stats forward + backward": 0.75,
+        "linear_stats 10 classes": None, "linear_stats 100 classes": 0.70, "linear_stats 1 row": 0.70,
+        "linear_stats 32 rows": 0.70, "linear_loss float32": 0.80, "linear_loss bfloat16": 0.70,
+        "linear_loss 2048 features": 0.80, "linear_topk the 20 largest": 0.80, "logit_stats float32": 0.75,
+        "linear_divergence two heads": pytest.approx(0.74, abs=0.001), "class_moments 1000 classes": 0.60,
+        "class_moments 50257 classes, Zipf": 0.35, "class_scatter 1000 classes": 0.80, "pair_stats cosine": 0.80,
+        "pair_stats log distance": 0.80, "pair_stats angle": 0.80, "pair_stats cosine by class": 0.80,
+        "nearest_class_mean 1000 classes": 0.80, "nearest_neighbors 10,000 points": 0.60,
+        "projected_sqnorms full rank": 0.80,
+    }  # fmt: skip
+    fused = (EAGER, COMPILE, "linear_cross_entropy")
+    assert {title: tuple(goal.beats) for title, goal in goals.items() if goal.beats} == {
+        "linear_stats 10 classes": ("matmul",), "linear_loss float32": fused, "linear_loss bfloat16": fused,
+        "linear_loss 2048 features": fused,
     }  # fmt: skip
     titles = [(c.title, c.bench.mode) for c in plan.full()]
     assert len(titles) == len(set(titles)) and len(titles) > 100
@@ -113,9 +119,22 @@ def test_a_peer_that_fails_is_left_out():
         timing.race({"y": broken}, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_limit_is_of_what_is_multiplied(monkeypatch, dtype):
+    """Only some kernels multiply bfloat16 as it is; float16 none."""
+    asked = []
+    monkeypatch.setattr(runner, "limits", lambda dtype, device: asked.append((dtype, device)) or {})
+    cases = [tiny(plan.bench(op, "forward"), dtype=dtype) for op in ("linear_stats", "class_scatter")]
+    for case in cases:
+        runner._speed(case, [OURS], 0.0, runner.Result(case, 1), print)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert asked == [(dtype if dtype == torch.bfloat16 else wide, "cpu"), (wide, "cpu")]
+    assert dataclasses.replace(cases[1], device="cuda").products == dtype, "a GPU's limit is a product of that dtype"
+
+
 def result(**changes) -> runner.Result:
-    case = tiny(plan.bench("linear_stats", "forward"), goal=Goal(0.5, 4, 2, 1, 10))
-    found = runner.Result(case, threads=2, share=0.6, bound="register")
+    case = tiny(plan.bench("linear_stats", "forward"), goal=Goal(0.5, (EAGER, COMPILE, "matmul"), 10))
+    found = runner.Result(case, threads=2, share=timing.Quantiles(0.6, 0.55, 0.65), bound="register")
     found.milliseconds = {OURS: timing.Quantiles(2.0, 1.9, 2.4)}
     found.speedup = {EAGER: 5.0, COMPILE: 2.0, "matmul": 1.25}
     for name, value in changes.items():
@@ -126,10 +145,11 @@ def result(**changes) -> runner.Result:
 def test_verdicts():
     met = result(megabytes={OURS: 9.0}, errors={OURS: 2e-7, EAGER: 1e-7})
     assert verdict.words(verdict.checks(met)) == "met"
-    assert verdict.goals(verdict.speed_checks(met)) == "50% limit, 4x eager, 2x compile, 1x matmul"
-    missed = result(speedup={EAGER: 2.0, COMPILE: 3.0}, megabytes={OURS: 15.0}, errors={OURS: 1e-2, EAGER: 1e-3})
+    assert verdict.goals(verdict.speed_checks(met)) == "50% limit, 1x eager, 1x compile, 1x matmul"
+    missed = result(speedup={EAGER: 0.5, COMPILE: 3.0}, megabytes={OURS: 15.0}, errors={OURS: 1e-2, EAGER: 1e-3})
     words = verdict.words(verdict.checks(missed))
     assert words.startswith("missed by 2.00x (eager), 1.50x (memory), 5.00x (error)")
+    assert verdict.words(verdict.checks(result(share=timing.Quantiles(0.4, 0.4, 0.6)))) == "missed by 1.25x (limit)"
     assert verdict.words([]) == ""
     assert verdict.words(verdict.accuracy_checks(result(errors={OURS: float("nan"), EAGER: 1e-7}))) != "met"
 
@@ -153,7 +173,7 @@ def test_memory_is_what_the_contestant_allocates():
 def measured(monkeypatch):
     monkeypatch.setattr(memory, "measure", lambda case, name: 1.5)
     monkeypatch.setattr(runner, "QUICK_SECONDS", 0.0)
-    cases = [tiny(b, goal=Goal(0.5, 1, 1), measures=("speed", "memory", "accuracy")) for b in BENCHES]
+    cases = [tiny(b, goal=Goal(0.5, (EAGER, COMPILE)), measures=("speed", "memory", "accuracy")) for b in BENCHES]
     cases += [
         Case(BENCHES[0], f"growth {n}", {**tiny(BENCHES[0]).sizes, "N": n}, axis="N", contestants=(OURS, EAGER))
         for n in (20, 40)
@@ -175,6 +195,12 @@ def test_csv_has_the_fields_columns_and_newer_rows_win(measured, tmp_path):
     assert row["metric_unit"] == "ms" and (row["x_name"], row["x_value"]) == ("N", "40")
     assert float(row["y_value_20"]) <= float(row["y_value_50"]) <= float(row["y_value_80"])
     assert json.loads(row["extra_benchmark_config_str"])["V"] == TINY["V"] and row["gpu_name"] == machine["device"]
+    assert row["cpu_isa"] == machine["isa"] and row["torch_version"] == torch.__version__
+    share = next(r for r in found if r["metric_name"] == records.SHARE)
+    assert share["kernel_provider"] == OURS and float(share["y_value_50"]) == results[0].share.p50
+    records.write_csv(path, [{**one, "cpu_isa": "another"} for one in rows])
+    with open(path, newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2 * len(rows), "figures of two instruction sets stand side by side"
 
 
 def test_document_is_json_and_tables_and_plots_come_out(measured, tmp_path, capsys):
@@ -187,7 +213,7 @@ def test_document_is_json_and_tables_and_plots_come_out(measured, tmp_path, caps
     assert entry["op"] == "linear_stats" and entry["speedup"][EAGER] > 0 and entry["verdict"]
     table.show(machine, results)
     out = capsys.readouterr().out
-    for word in ("limit share", "vs compile", "verdict", "linear_stats tiny", "matmul"):
+    for word in ("limit share", "vs compile", "verdict", "linear_stats tiny", "matmul", f"Speed with {machine['isa']}"):
         assert word in out
     assert "growth" not in out
     paths = save_plots(results, tmp_path)

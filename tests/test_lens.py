@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
-import types
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from test_lm import SMALL, llama, save, sentence, transformers
 from torch.nn import functional
 
@@ -18,9 +16,10 @@ import ncops
 from ncops import cli, memory
 from ncops.errors import CommandError
 from ncops.lm.head import Head
-from ncops.lm.lens.columns import HALF_ROWS, Reference, pull
+from ncops.lm.lens.columns import DIVERGENCES, HALF_ROWS, Reference, pull
 from ncops.lm.lens.run import LayerLens
 from ncops.lm.lens.stream import find_stream
+from ncops.lm.load import LoadedModel
 from ncops.lm.windows import IGNORE
 
 SIZES = {**SMALL, "initializer_range": 0.3}
@@ -137,7 +136,7 @@ def test_agrees_with_full_logits(name):
     logits = logits_by_layer(name, model, IDS)
     tolerance = 1e-9 if logits.dtype == torch.float64 else 1e-4
     wanted = plain(logits.double(), IDS)
-    others = {column: wanted.pop(column) for column in ("reverse_kl", "js", "overlap")}
+    others = {column: wanted.pop(column) for column in DIVERGENCES}
     found = ncops.lens(model, IDS, batch_size=1)
     assert found.layers == (0, 1, 2, 3) and found.facts["through"] == MODELS[name][2]
     assert_lens(found, wanted, tolerance)
@@ -148,7 +147,8 @@ def test_agrees_with_full_logits(name):
     assert_lens(ncops.lens(model, IDS, divergences=True), wanted | others, tolerance)
 
 
-def test_a_soft_cap_and_a_scale():
+@pytest.mark.parametrize("divergences", [False, True])
+def test_a_soft_cap_and_a_scale(divergences):
     torch.manual_seed(2)
     config = transformers.Gemma2Config(**SIZES, head_dim=6, num_key_value_heads=2, final_logit_softcapping=2.0)
     model = transformers.Gemma2ForCausalLM(config).double().eval()
@@ -156,12 +156,20 @@ def test_a_soft_cap_and_a_scale():
     with torch.no_grad():
         out = model(IDS, output_hidden_states=True)
         middle = [2 * torch.tanh(model.model.norm(h) @ weight.T / 2) for h in out.hidden_states[:3]]
-        head = Head(weight, None, 1.0, "interrupted", 2.0)
+        head = Head(2 * weight, None, 0.5, "interrupted", 2.0)
         target = torch.cat([IDS[:, 1:], torch.full((2, 1), IGNORE)], 1)
-        found = LayerLens(model, head, IDS[:1], "all", None, True).read(IDS, torch.ones_like(IDS), target)
-        wanted = plain(torch.stack([*middle, out.logits]), IDS)
+        made = LayerLens(model, head, IDS[:1], "all", None, divergences)
+        found = made.read(IDS, torch.ones_like(IDS), target, 3)
+        logits = torch.stack([*middle, out.logits])
+        wanted = plain(logits, IDS)
+    if not divergences:
+        wanted = {name: values for name, values in wanted.items() if name not in DIVERGENCES}
     assert_lens(found, wanted)
     assert found.logprob.nan_to_num().abs().max() < math.log(150) + 4  # capped logits are within 2 of 0
+    top = logits.log_softmax(-1).topk(3)
+    assert torch.equal(found.top, top.indices)
+    torch.testing.assert_close(found.top_logprob, top.values, rtol=1e-9, atol=1e-9)
+    assert (found.facts["logit_scale"], found.facts["softcap"]) == (0.5, 2.0)
 
 
 def test_layers_and_single_choices():
@@ -213,13 +221,18 @@ def test_half_precision_is_close():
 
 
 def test_a_nan_stays_in_its_row():
+    """Of a layer's state, and of the last one's, which all layers are held against."""
     x, weight = torch.randn(6, 8), torch.randn(40, 8)
     y = x + torch.randn(6, 8)
-    y[2, 3] = torch.nan
-    found = Reference(x, Head(weight, None, 1.0, "base"), torch.zeros(6, dtype=torch.int64), IGNORE).columns(y)
-    for name in ("entropy", "kl", "logprob"):
-        assert getattr(found, name).isnan().tolist() == [row == 2 for row in range(6)], name
-    assert not found.agree[2] and found.rank[2] == -1
+    y[2:4, 3] = x[3:5, 3] = torch.nan
+    reference = Reference(x, Head(weight, None, 1.0, "base"), torch.zeros(6, dtype=torch.int64), IGNORE)
+    found, last = reference.columns(y), reference.own()
+    for columns, bad in ((found, (2, 3)), (last, (3, 4))):
+        for name in ("entropy", "logprob"):
+            assert getattr(columns, name).isnan().tolist() == [row in bad for row in range(6)], name
+        assert not columns.agree[list(bad)].any() and (columns.rank[list(bad)] == -1).all()
+    assert found.kl.isnan().tolist() == [row in (2, 3, 4) for row in range(6)]
+    assert last.kl.isnan().tolist() == [row in (3, 4) for row in range(6)] and last.agree.sum() == 4
 
 
 # -- the way into the head --------------------------------------------------------------------------------------------
@@ -269,7 +282,7 @@ def test_translators(tmp_path):
         states = [h + h @ w.T + c for h, w, c in zip(out.hidden_states, a, b, strict=False)]
         middle = [model.get_output_embeddings()(opt_tail(model, h)) for h in states]
     wanted = plain(torch.stack([*middle, out.logits]), IDS)
-    for column in ("reverse_kl", "js", "overlap"):
+    for column in DIVERGENCES:
         del wanted[column]
     single = {f"layers.{i}.{name}": t[i].clone() for i in range(3) for name, t in (("weight", a), ("bias", b))}
     for arrays in ({"weight": a, "bias": b}, single):
@@ -302,78 +315,7 @@ def test_a_file_without_maps_is_refused(tmp_path):
         ncops.lens(made("llama"), IDS, translators=tmp_path / "maps.pt")
 
 
-# -- the result -------------------------------------------------------------------------------------------------------
-
-
-class Named:
-    """A tokenizer of words."""
-
-    def __call__(self, text, **options):
-        return {"input_ids": [int(word) for word in text.split()]}
-
-    def decode(self, ids, **options):
-        return f"<b>{ids[0]}"
-
-
-def test_the_result_as_a_data_frame(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=lambda columns, index=None: columns))
-    found = ncops.lens(made("llama"), "7 8 9 9", tokenizer=Named(), top=2)
-    frame = found.to_frame()
-    assert {len(column) for column in frame.values()} == {16}
-    row = {name: column[4 * 2 + 1] for name, column in frame.items()}  # position 2, layer 1
-    assert (row["position"], row["layer"], row["token"], row["target"], row["token_text"]) == (2, 1, 9, 9, "<b>9")
-    assert (
-        row["kl"] == found.kl[1, 0, 2] and row["rank"] == found.rank[1, 0, 2] and row["best"] == found.top[1, 0, 2, 0]
-    )
-
-
-def test_the_result_as_files_and_page(tmp_path):
-    found = ncops.lens(made("llama"), "7 8 9 9", tokenizer=Named(), top=2)
-    assert found.input_ids.tolist() == [[7, 8, 9, 9]] and found.target.tolist() == [[8, 9, 9, IGNORE]]
-    assert repr(found) == "Lens(layers=4, sequences=1, tokens=4, vocabulary=150, float64 on cpu, through model.norm)"
-    found.save(tmp_path / "out", title="A <lens>")
-    stored = load_file(tmp_path / "out" / "lens.safetensors")
-    assert torch.equal(stored["rank"], found.rank) and stored["top"].shape == (4, 1, 4, 2)
-    document = json.loads((tmp_path / "out" / "lens.json").read_text())
-    assert document["means"]["kl"] == pytest.approx(found.kl[:, 0, :3].mean(1).tolist())
-    assert document["example"]["logprob"][0][3] is None and document["example"]["targets"][3] is None
-    page = (tmp_path / "out" / "lens.html").read_text()
-    assert (
-        page.count("data-heat") == 1
-        and "A &lt;lens&gt;" in page
-        and "<b>" not in page.replace("<b>model", "")
-        and " style=" not in page
-    )
-    shown = found._repr_html_()
-    assert "<table>" in shown and "<b>" not in shown and shown.count("<td") == 16
-
-
-def test_totals_are_means_over_tokens_with_a_next_one():
-    ids = 3 + (15 * torch.rand(3, 21, generator=torch.Generator().manual_seed(1)).pow(3)).long()
-    found = ncops.lens(made("llama"), ids)
-    document = found.totals().document()
-    rank, entropy = found.rank[:, :, :-1], found.entropy[:, :, :-1]
-    assert document["tokens"] == 60 and document["nonfinite"] == 0
-    assert document["means"]["entropy"] == pytest.approx(entropy.flatten(1).mean(1).tolist())
-    assert document["means"]["accuracy"] == pytest.approx((rank == 0).double().flatten(1).mean(1).tolist())
-    assert document["median_rank"] == rank.flatten(1).sort(1).values[:, 29].tolist()
-    by_position = document["by_position"]
-    assert by_position["bins"] == [[0, 0], [1, 1], [2, 3], [4, 7], [8, 15], [16, 31]]
-    assert by_position["tokens"] == [3, 3, 6, 12, 24, 12]
-    assert by_position["means"]["entropy"][3] == pytest.approx(entropy[:, :, 4:8].flatten(1).mean(1).tolist())
-    counts = ids.flatten().bincount(minlength=150)[ids[:, 1:]]
-    few = (counts >= 1) & (counts < 10)
-    by_frequency = document["by_frequency"]
-    assert by_frequency["bins"][0] == [1, 9] and by_frequency["tokens"] == [int(few.sum()), int((~few).sum())]
-    assert by_frequency["means"]["kl"][0] == pytest.approx(found.kl[:, :, :-1][:, few].mean(1).tolist())
-
-
-def test_a_row_with_a_nan_is_left_out_and_told():
-    found = ncops.lens(made("llama"), IDS)
-    found.entropy[1, 0, 4] = torch.nan
-    document = found.totals().document()
-    assert (document["tokens"], document["nonfinite"]) == (21, 1)
-    assert all(math.isfinite(value) for value in document["means"]["entropy"])
+# -- arguments and memory ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -435,22 +377,30 @@ def test_the_command_agrees_with_full_logits(folder, capsys, tmp_path):
         capsys, folder / "model", "--text", *texts, "--window", 32, "--batch-size", 3, "--dtype", "float64",
         "--examples", 20, "-o", tmp_path / "out",
     )  # fmt: skip
-    sums, rank = {}, []
+    sums, rank, targets = {}, [], []
     for path in texts:
         ids = [3 + int(word[1:]) for word in path.read_text().split()]
         for start in range(0, len(ids), 32):
             rows = torch.tensor([[1, *ids[start : start + 32]]])  # BOS, which is no sample
             wanted = plain(logits_by_layer("llama", model, rows), rows)
             rank.append(wanted["rank"][:, 0, 1:-1])
+            targets += ids[start + 1 : start + 32]
             for name in ("entropy", "kl", "agree", "logprob"):
                 sums.setdefault(name, []).append(wanted[name][:, 0, 1:-1].double())
     rank = torch.cat(rank, 1)
     assert found["tokens"] == rank.shape[1] == sum(found["by_position"]["tokens"])
     for name, parts in sums.items():
         assert found["means"][name] == pytest.approx(torch.cat(parts, 1).mean(1).tolist(), rel=1e-9, abs=1e-9), name
+    every = [3 + int(word[1:]) for path in texts for word in path.read_text().split()]
+    seen = [len(str(every.count(index))) for index in targets]  # digits of how often it stands in the text
+    assert found["by_frequency"]["tokens"] == [seen.count(digits) for digits in sorted({*seen})]
+    assert found["by_frequency"]["bins"] == [[10 ** (digits - 1), 10**digits - 1] for digits in sorted({*seen})]
+    assert found["run"]["tokens"] == len(every) and len(targets) == rank.shape[1]
     assert found["median_rank"] == rank.sort(1).values[:, (rank.shape[1] - 1) // 2].tolist()
     assert found["run"]["through"] == "model.norm" and found["run"]["windows"] == 13
     assert len(found["example"]["tokens"]) == 20 and found["example"]["tokens"][0] == "<s>"
+    tops = [word for layer in found["example"]["top"] for five in layer for word in five]
+    assert len(tops) == 4 * 20 * 5 and all(tops)  # each has its name
     assert json.loads((tmp_path / "out" / "lens.json").read_text()) == found
     assert (tmp_path / "out" / "lens.html").read_text().count("data-heat") == 2  # 16 tokens and 4
 
@@ -463,8 +413,10 @@ def test_the_command_prints_a_table(folder, capsys):
     assert re.search(r"^ +3 .* 0\.0000 +1\.0000", out, re.M)
 
 
-def test_what_the_command_refuses(folder, capsys, tmp_path):
+def test_what_the_command_refuses(folder, capsys, tmp_path, monkeypatch):
+    """Before the weights are loaded."""
     folder, _ = folder
+    monkeypatch.setattr(LoadedModel, "model", property(lambda self: pytest.fail("the weights are loaded")))
     here = [str(folder / "model"), "--text", str(folder / "a.txt")]
     for more, words in (
         (["--translators", str(tmp_path / "none.safetensors")], "--translators: no file"),

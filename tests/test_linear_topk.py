@@ -83,7 +83,7 @@ def test_layouts(backend, layout):
     [
         ((70, 9, 40_001), 64, torch.float32),  # splits, and candidates beyond the room for them
         ((5, 9, 40_001), 512, torch.float32),  # few rows
-        ((2_500, 4, 600), 300, torch.float32),  # several ranges of rows, and of most classes
+        ((2_500, 4, 600), 300, torch.float32),  # most classes
         ((300, 1_700, 1_100), 20, torch.float32),  # several steps of the product
         ((40, 6, 9_000), 100, torch.float64),
         ((40, 6, 9_000), 100, torch.bfloat16),
@@ -95,6 +95,15 @@ def test_across_blocks_and_splits(cpu_backend, shape, k, dtype):
     n, d, v = shape
     with ncops.use_backend(cpu_backend):
         check(problem(n, d, v, dtype), k)
+
+
+def test_several_ranges_of_rows():
+    """64 MB of candidates are 1024 rows of these; the products are whole numbers that float32 holds."""
+    x, weight = 1 + torch.arange(1_100.0)[:, None], torch.randperm(6_000)[:, None].float()
+    with ncops.use_backend("cpu"):
+        found = ncops.linear_topk(x, weight, k=5_000)
+    best = weight[:, 0].argsort(descending=True)[:5_000]
+    assert torch.equal(found.indices, best.expand(1_100, -1)) and torch.equal(found.values, x * weight[best, 0])
 
 
 @pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])
@@ -128,6 +137,19 @@ def test_masked_classes_come_last(backend, n, seen):
     assert (found.logprob[:, seen:] == -INF).all() if seen else found.logprob.isnan().all()
 
 
+@pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])
+def test_masked_classes_of_rows_that_take_turns(cpu_backend):
+    """Of every other row classes 0, 1 and 4 alone are not masked, of the others 1 and 3."""
+    x = 1e30 * torch.eye(2).repeat(8, 1)
+    weight = torch.full((2_000, 2), -1e30)
+    for row, seen in enumerate(([0, 1, 4], [1, 3])):
+        weight[seen, row] = 0
+    with ncops.use_backend(cpu_backend):
+        found = ncops.linear_topk(x, weight, k=5)
+    assert found.indices.tolist() == [[0, 1, 4, 2, 3], [1, 3, 0, 2, 4]] * 8
+    assert found.values.isinf().sum(1).tolist() == [2, 3] * 8
+
+
 @pytest.mark.parametrize("n", [3, 20])
 @pytest.mark.parametrize("value", [INF, math.nan])
 @pytest.mark.parametrize("at", [0, 1_999])
@@ -144,6 +166,52 @@ def test_rows_with_infinite_logits(backend, n, value, at):
     assert (found.indices[1] == -1).all()
     for mine, expected in zip(found, clean, strict=True):
         assert torch.equal(mine[::2], expected)
+
+
+def check_one_infinite_logit(n, v, at):
+    x, weight = torch.ones(n, 2), torch.randn(v, 2)
+    x[:, 1] = weight[:, 1] = 0
+    x[1, 1] = weight[at, 1] = 1e30
+    found = ncops.linear_topk(x, weight, k=3)
+    assert found.values[1].isnan().all() and found.lse[1].isnan() and (found.indices[1] == -1).all()
+    assert found.lse[::2].isfinite().all() and torch.equal(found.indices[2], found.indices[0])
+
+
+@pytest.mark.parametrize("at", [0, 700])
+def test_one_infinite_logit_is_enough(backend, at):
+    check_one_infinite_logit(20, 701, at)
+
+
+@pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])
+@pytest.mark.parametrize("n", [3, 20])
+@pytest.mark.parametrize("at", [0, 20_000, 39_999])
+def test_one_infinite_logit_in_any_split(cpu_backend, n, at):
+    with ncops.use_backend(cpu_backend):
+        check_one_infinite_logit(n, 40_000, at)
+
+
+@pytest.mark.parametrize("cpu_backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zeros_are_equal_whatever_their_sign(cpu_backend, dtype):
+    """The first logit underflows to -0, which only a scale can make: sums begin at +0."""
+    weight = torch.tensor([[-1.0], [0.0], [0.0], [-5e20]], dtype=dtype)
+    x = torch.full((20, 1), torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps, dtype=dtype)
+    with ncops.use_backend(cpu_backend):
+        for k in (1, 3):
+            assert ncops.linear_topk(x, weight, scale=0.25, k=k).indices.tolist() == [[*range(k)]] * 20
+
+
+@pytest.mark.parametrize("n", [4, 60])
+def test_equal_logits_by_class_whoever_comes_first(n):
+    """Splits tell each other what they have found; of more threads than cores, one with higher classes may be ahead."""
+    before = torch.get_num_threads()
+    x, weight = torch.zeros(n, 1), torch.zeros(60_000, 1)
+    torch.set_num_threads(16)
+    try:
+        for _ in range(20):
+            assert (ncops.linear_topk(x, weight, k=4).indices == torch.arange(4)).all()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_certain_class_keeps_its_digits(backend):

@@ -78,7 +78,7 @@ def test_layouts(backend, layout):
     ("n", "m", "d", "k", "dtype"),
     [
         (70, 9_001, 5, 20, torch.float32),  # splits
-        (2_500, 700, 3, 300, torch.float32),  # ranges of points, most of the rows
+        (2_500, 700, 3, 300, torch.float32),  # most of the rows
         (40, 1_100, 1_700, 6, torch.float32),  # steps of the product
         (40, 3_000, 5, 50, torch.float64),
         (3, 3_000, 5, 5, torch.bfloat16),
@@ -88,6 +88,15 @@ def test_layouts(backend, layout):
 def test_across_blocks_and_splits(cpu_backend, n, m, d, k, dtype):
     with ncops.use_backend(cpu_backend):
         check(randn(n, d, dtype=dtype), randn(m, d, dtype=dtype), k=k)
+
+
+def test_several_ranges_of_points():
+    """64 MB of candidates are 1024 points of these, which lie on a line before the rows."""
+    x, rows = -torch.arange(1_100.0)[:, None], torch.randperm(4_200)[:, None].float()
+    with ncops.use_backend("cpu"):
+        found = ncops.nearest_neighbors(x, rows, k=4_100)
+    order = rows[:, 0].argsort()[:4_100]
+    assert torch.equal(found.index, order.expand(1_100, -1)) and torch.equal(found.sqdist, (rows[order, 0] - x) ** 2)
 
 
 @pytest.mark.parametrize("m", [30, 2_000])
@@ -120,9 +129,10 @@ def test_ties_of_distances_whose_scores_round_apart(backend):
     steps = [[3, 4, 0], [-3, 4, 0], [0, 3, -4], [4, 0, 3], [0, -5, 0], [5, 0, 0], [0, 0, 5], [-4, 0, -3]]
     x = torch.tensor([[1.0, 2, 3], [1000, -900, 77], [-31, 8, 0.5]])
     rows = torch.cat([(x[:, None] + torch.tensor(steps)).flatten(0, 1), 1000 * torch.randn(40, 3)])
-    found = ncops.nearest_neighbors(x, rows, k=8)
-    assert (found.sqdist == 25).all()
-    assert torch.equal(found.index, torch.arange(24).view(3, 8))
+    for k in (3, 8):  # of equal ones more are looked at than are asked for
+        found = ncops.nearest_neighbors(x, rows, k=k)
+        assert (found.sqdist == 25).all()
+        assert torch.equal(found.index, torch.arange(24).view(3, 8)[:, :k])
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])

@@ -7,6 +7,17 @@ namespace {
 
 constexpr int kChains = kRegisters * 3 / 4;  // independent sums: more than latency times units, all in registers
 
+// v, as the compiler cannot know: where there is no fused instruction, one product would do for all sums and for all steps.
+template <class V>
+NCOPS_INLINE V another(V v) {
+#ifdef __aarch64__
+  asm volatile("" : "+w"(v));
+#else
+  asm volatile("" : "+x"(v));
+#endif
+  return v;
+}
+
 template <class T, class MultiplyAdd>
 NCOPS_INLINE T chains(int64_t steps, MultiplyAdd multiply_add) {
   Vec<T> acc[kChains], a = splat<T>(T(0.999)), b = splat<T>(T(0.001));
@@ -16,21 +27,32 @@ NCOPS_INLINE T chains(int64_t steps, MultiplyAdd multiply_add) {
   for (int i = 0; i < kChains; ++i) acc[i] = splat<T>(T(i));
   for (int64_t s = 0; s < steps; ++s)
 #pragma GCC unroll 32
-    for (int i = 0; i < kChains; ++i) acc[i] = multiply_add(a, b, acc[i]);
+    for (int i = 0; i < kChains; ++i) acc[i] = multiply_add(another(a), b, acc[i]);
   Vec<T> sum{};
 #pragma GCC unroll 32
   for (int i = 0; i < kChains; ++i) sum += acc[i];
   return reduce_add<T>(sum);
 }
 
-// As many steps of products of tiles that stay in the first-level cache: two groups of rows by two vectors. Returns their flops.
-double tiles(int64_t steps) {
-  constexpr int64_t lines = 16, L = 2 * kWidth<float>, group = kMR * lines * kLine<float>;
-  alignas(64) static thread_local float x[lines * kLine<float> * L], w[2 * group], out[2 * kMR * L];
-  const int64_t depth = lines * kLine<float>, times = pieces(steps, lines);
-  for (int64_t s = 0; s < times; ++s) multiply_panel<Bf16Tiles, 2>(x, w, group, 2 * kMR, depth, false, out);
-  return 4.0 * double(times * depth * 2 * kMR * L);
+#ifdef NCOPS_BF16_TILES
+constexpr int64_t kTileRows = 16;  // a product takes as long with fewer
+constexpr double kTileFlops = 4 * 2.0 * kTileRows * kLine<float> * 2 * kLine<float>;
+
+// Four sums of tiles, two by two, which are all the eight that there are.
+void tiles(int64_t steps) {
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = kTileRows;
+  alignas(64) float ones[kTileRows * kLine<float>];
+  for (float& one : ones) one = 1;
+  configure_tiles(config);
+  clear_tile<0>(), clear_tile<1>(), clear_tile<2>(), clear_tile<3>();
+  load_tile<4>(ones, kLine<float>), load_tile<5>(ones, kLine<float>);
+  load_tile<6>(ones, kLine<float>), load_tile<7>(ones, kLine<float>);
+  for (int64_t s = 0; s < steps; ++s)
+    multiply_tiles<0, 4, 6>(), multiply_tiles<1, 4, 7>(), multiply_tiles<2, 5, 6>(), multiply_tiles<3, 5, 7>();
+  release_tiles();
 }
+#endif
 
 }  // namespace
 
@@ -40,13 +62,13 @@ void register_products(const RegisterProductsArgs& args) {
   const int64_t steps = (args.steps + 15) / 16;
   const Bf16Products bf16 = args.dtype == DType::bf16 ? bf16_products() : Bf16Products::none;
   const bool pairs = kBf16Pairs && bf16 == Bf16Products::pairs;
-  if constexpr (kBf16Tiles)
-    if (bf16 == Bf16Products::tiles) {
-      std::atomic<int64_t> flops{0};
-      for_tasks(tasks, [&](int64_t, int) { flops.fetch_add(int64_t(tiles(steps))); });
-      *args.flops = double(flops.load());
-      return;
-    }
+#ifdef NCOPS_BF16_TILES
+  if (bf16 == Bf16Products::tiles) {
+    for_tasks(tasks, [&](int64_t, int) { tiles(steps); });
+    *args.flops = kTileFlops * double(steps) * double(tasks);
+    return;
+  }
+#endif
   for_tasks(tasks, [&](int64_t, int) {
     double out = 0;
     if (args.dtype == DType::f64) out = chains<double>(steps, [](auto a, auto b, auto c) { return fma(a, b, c); });

@@ -27,12 +27,10 @@ EVERYTHING = ("speed", "memory", "accuracy")  # what a case can measure
 
 
 class Goal(NamedTuple):
-    """The least that is promised, as ratios within one run on two threads; None promises nothing."""
+    """What is promised with every instruction set, held against what the machine gives in the same run."""
 
-    limit: float | None = None  # share of the time that the machine's limits leave no way around
-    eager: float | None = None  # times faster than the eager expression
-    compile: float | None = None  # than the same under torch.compile
-    other: float | None = None  # than the contestant in the column "other"
+    limit: float | None = None  # least share of the time that the machine's limits leave no way around
+    beats: Sequence[str] = ()  # contestants that are nowhere faster
     megabytes: float | None = None  # the most memory beyond inputs and results
 
 
@@ -53,6 +51,7 @@ class Bench:
     accuracy: Sizes = dataclasses.field(default_factory=dict)  # the most that the float64 comparison needs
     averages: Mapping[int, int] = dataclasses.field(default_factory=dict)  # column of a mean -> of its variance
     data: Sequence[str] = ("uniform",)
+    bf16_products: bool = False  # whether the CPU multiplies bfloat16 as it is where it can; else in float32
     wrt: Sequence[int] = ()  # not empty: contestants are losses, and their gradients by these inputs are formed too
 
     @property
@@ -88,7 +87,13 @@ class Case:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return name_of(self.dtype)
+
+    @property
+    def products(self) -> torch.dtype:
+        """What is multiplied, whose limit it is held against."""
+        direct = self.device != "cpu" or (self.dtype == torch.bfloat16 and self.bench.bf16_products)
+        return self.dtype if direct else compute_dtype(self.dtype)
 
     @property
     def shape(self) -> str:
@@ -133,6 +138,10 @@ class Case:
         if name in (ON_CUDA if self.device == "cpu" else ON_CPU):
             return False
         return name not in PACKAGES or importlib.util.find_spec(PACKAGES[name]) is not None
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def compiled(function: Callable) -> Callable:

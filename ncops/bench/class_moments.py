@@ -77,11 +77,8 @@ FULL = full(
 )  # fmt: skip
 BENCHES = (FORWARD, FULL)
 
-_GOAL = Goal(1 / 2, 12, 12, 2)
 CASES = (
-    Case(FORWARD, "1000 classes", {"N": 100000, "D": 512, "C": 1000}, goal=_GOAL, measures=EVERYTHING),
-    Case(
-        FORWARD, "50257 classes, Zipf", {"N": 100000, "D": 512, "C": 50257}, data="zipf",
-        goal=_GOAL._replace(limit=1 / 3.3),
-    ),
+    Case(FORWARD, "1000 classes", {"N": 100000, "D": 512, "C": 1000}, goal=Goal(0.60), measures=EVERYTHING),
+    # Sums and anchors of so many classes are as much memory again as x, which alone counts.
+    Case(FORWARD, "50257 classes, Zipf", {"N": 100000, "D": 512, "C": 50257}, data="zipf", goal=Goal(0.35)),
 )  # fmt: skip

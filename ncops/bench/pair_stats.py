@@ -97,7 +97,7 @@ FULL = full(
     axes={"K": (100, 1000, 2048, 4096), "D": (64, 512)},
 )  # fmt: skip
 BENCHES = (FORWARD, FULL)
-_GOAL = Goal(0.70, 12, 8, 3)
+_GOAL = Goal(0.80)
 CASES = (
     Case(FORWARD, "cosine", {"K": 8192, "D": 512}, goal=_GOAL, measures=EVERYTHING),
     Case(FORWARD, "log distance", {"K": 8192, "D": 512}, data="log_distance", goal=_GOAL),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from . import OPS
-from .case import COMPILE, EAGER, OURS, Bench, Case
+from .case import COMPILE, EAGER, OURS, Bench, Case, name_of
 
 # Small enough for the quick run; four points on each axis, far enough apart to be told from noise.
 GROWTH = {"N": (256, 512, 1024, 2048), "V": (4096, 8192, 16384, 32768)}
@@ -53,7 +53,7 @@ def full(ops: Sequence[str] = OPS) -> list[Case]:
     for chosen in (chosen for op in ops for chosen in benches(op)):
         base = Case(chosen, chosen.mode, chosen.base, contestants=(OURS, EAGER, COMPILE, chosen.other))
         cases += _points(base, chosen.axes)
-        cases += [_variant(base, str(dtype).removeprefix("torch."), dtype=dtype) for dtype in DTYPES]
+        cases += [_variant(base, name_of(dtype), dtype=dtype) for dtype in DTYPES]
         cases += [_variant(base, data, data=data) for data in chosen.data[1:]]
         cases.append(_variant(base, "one thread", threads=1, measures=("speed",)))
     return cases

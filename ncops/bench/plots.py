@@ -9,7 +9,7 @@ from pathlib import Path
 from ..report.plots.curves import spread
 from ..report.plots.style import Palette, style
 from ..stats.files import write_file
-from .case import COMPILE, EAGER, OURS
+from .case import COMPILE, EAGER, OURS, name_of
 from .records import LABELS
 from .runner import Result
 from .table import FLOP_LIMITS
@@ -55,8 +55,8 @@ def roofline(figure, results: Sequence[Result]) -> None:
     intensity = [r.case.flops / r.case.bytes for r in shown]
     ends = min(intensity) / 2, max(intensity) * 2
     read = max(_limit(r, of_flops=False) for r in shown)
-    for i, dtype in enumerate(dict.fromkeys(r.case.dtype_name for r in shown)):
-        peak = max(_limit(r, of_flops=True) for r in shown if r.case.dtype_name == dtype)
+    for i, dtype in enumerate(dict.fromkeys(name_of(r.case.products) for r in shown)):
+        peak = max(_limit(r, of_flops=True) for r in shown if name_of(r.case.products) == dtype)
         corner = min(max(peak / read, ends[0]), ends[1])
         line = [min(peak, read * x) / 1e9 for x in (ends[0], corner, ends[1])]
         ax.plot([ends[0], corner, ends[1]], line, color=_colour(palette, i), lw=1.2, label=f"limit, {dtype}")
@@ -96,29 +96,25 @@ def _limit(result: Result, of_flops: bool) -> float:
 
 
 def speedup(figure, results: Sequence[Result]) -> None:
-    """Times faster than each contestant; a tick marks the goal."""
+    """Times faster than each contestant."""
     ax = figure.subplots()
     palette = style(ax)
     shown = list(reversed([r for r in results if r.speedup]))
     slots = ("eager", "compile", "other")
     height, named = 0.8 / len(slots), set()
     for row, r in enumerate(shown):
-        for slot, (name, goal) in enumerate(
-            ((EAGER, r.case.goal.eager), (COMPILE, r.case.goal.compile), (r.case.versus, r.case.goal.other))
-        ):
+        for slot, name in enumerate((EAGER, COMPILE, r.case.versus)):
             if name not in r.speedup:
                 continue
             y = row + (1 - slot) * height
             label = None if slots[slot] in named else slots[slot]
             named.add(slots[slot])
             ax.barh(y, r.speedup[name], height=height * 0.9, color=_colour(palette, slot), label=label)
-            if slot == 2:  # beyond the goal's line and that at 1, which would cross it
+            if slot == 2:  # beyond the line at 1, which would cross it
                 ax.annotate(
-                    name, (max(r.speedup[name], goal or 0, 1), y), xytext=(4, 0), textcoords="offset points",
+                    name, (max(r.speedup[name], 1), y), xytext=(4, 0), textcoords="offset points",
                     va="center", fontsize=NAME, color=palette.muted,
                 )  # fmt: skip
-            if goal:
-                ax.plot([goal, goal], [y - height / 2, y + height / 2], color=palette.ink, lw=1.5)
     ax.axvline(1, color=palette.line, lw=1)
     ax.set_xscale("log")
     low, high = ax.get_xlim()
@@ -126,7 +122,7 @@ def speedup(figure, results: Sequence[Result]) -> None:
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_xticks([], minor=True)
     ax.set_yticks(range(len(shown)), [r.case.title for r in shown], fontsize=7)
-    ax.set_xlabel("times faster than the contestant (line: goal)")
+    ax.set_xlabel("times faster than the contestant")
     figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=7)
 
 

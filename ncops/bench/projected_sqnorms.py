@@ -5,7 +5,7 @@ from __future__ import annotations
 import ncops
 
 from . import class_moments
-from .case import Bench, Case, full, numpy, randn
+from .case import Bench, Case, Goal, full, numpy, randn
 
 
 def make(sizes, dtype, data, generator):
@@ -37,4 +37,5 @@ FULL = full(
     axes={"N": (64, 1024, 20000), "R": (10, 100, 512)},
 )  # fmt: skip
 BENCHES = (FORWARD, FULL)
-CASES = (Case(FORWARD, "full rank", {"N": 50000, "D": 512, "R": 512, "C": 1000}),)
+_SIZES = {"N": 50000, "D": 512, "R": 512, "C": 1000}
+CASES = (Case(FORWARD, "full rank", _SIZES, goal=Goal(0.80)),)

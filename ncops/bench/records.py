@@ -12,6 +12,7 @@ from typing import Any
 
 from ..stats.files import write_file
 from . import verdict
+from .case import OURS
 from .runner import Result
 from .table import FLOP_LIMITS, limit_rows
 from .timing import Quantiles
@@ -19,13 +20,14 @@ from .timing import Quantiles
 COLUMNS = (
     "kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label",
     "x_value", "y_value_50", "y_value_20", "y_value_80", "extra_benchmark_config_str", "gpu_name", "timestamp",
-    "ncops_version",
+    "ncops_version", "cpu_isa", "torch_version",
 )  # fmt: skip
-KEY = COLUMNS[:8] + COLUMNS[11:13]  # a newer row of the same key takes the older one's place
+KEY = (*COLUMNS[:8], *COLUMNS[11:13], "cpu_isa")  # a newer row of the same key takes the older one's place
 LABELS = {
     "N": "rows", "D": "features", "V": "classes (vocabulary)", "C": "classes", "K": "rows", "R": "rows of the basis",
 }  # fmt: skip
 NAME = "all_benchmark_data.csv"
+SHARE = "limit share"  # the metric, beside "speed", "memory" and "error"
 
 
 def rows(machine: Mapping[str, object], results: Sequence[Result]) -> Iterator[dict[str, Any]]:
@@ -40,7 +42,7 @@ def rows(machine: Mapping[str, object], results: Sequence[Result]) -> Iterator[d
             values = (
                 r.case.bench.op, provider, r.case.bench.mode, metric, unit, x_name, LABELS[x_name],
                 r.case.sizes[x_name], y.p50, y.p20, y.p80, json.dumps(config), machine["device"], stamp,
-                machine["ncops"],
+                machine["ncops"], machine["isa"] or "", machine["torch"],
             )  # fmt: skip
             yield dict(zip(COLUMNS, values, strict=True))
 
@@ -48,6 +50,8 @@ def rows(machine: Mapping[str, object], results: Sequence[Result]) -> Iterator[d
 def _values(r: Result) -> Iterator[tuple[str, str, str, Quantiles]]:
     for name, time in r.milliseconds.items():
         yield name, "speed", "ms", time
+    if r.share is not None:
+        yield OURS, SHARE, "ratio", r.share
     for name, megabytes in r.megabytes.items():
         yield name, "memory", "MB", Quantiles(megabytes, megabytes, megabytes)
     for name, error in r.errors.items():
@@ -72,7 +76,7 @@ def write_csv(path: Path, new: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in KEY)
+    return tuple(str(row.get(name, "")) for name in KEY)
 
 
 def document(machine: Mapping[str, object], results: Sequence[Result]) -> dict[str, Any]:
@@ -87,6 +91,6 @@ def _entry(r: Result) -> dict[str, Any]:
         "dtype": r.case.dtype_name, "data": r.case.data, "threads": r.threads, "axis": r.case.axis,
         "milliseconds": {name: time._asdict() for name, time in r.milliseconds.items()},
         "speedup": r.speedup, "limits": {name: limit._asdict() for name, limit in r.limits.items()},
-        "limit_share": r.share, "bound": r.bound, "megabytes": r.megabytes, "errors": r.errors,
+        "limit_share": r.share and r.share.p50, "bound": r.bound, "megabytes": r.megabytes, "errors": r.errors,
         "goals": [check._asdict() for check in found], "verdict": verdict.words(found),
     }  # fmt: skip

@@ -28,7 +28,7 @@ class Result:
     milliseconds: dict[str, timing.Quantiles] = dataclasses.field(default_factory=dict)
     speedup: dict[str, float] = dataclasses.field(default_factory=dict)  # of ours over each other contestant
     limits: dict[str, timing.Quantiles] = dataclasses.field(default_factory=dict)  # flop/s and byte/s beside this case
-    share: float | None = None  # of the time that the limits leave no way around, in the time we take
+    share: timing.Quantiles | None = None  # of the time that the limits leave no way around, in the time we take
     bound: str | None = None  # the limit that decides
     megabytes: dict[str, float] = dataclasses.field(default_factory=dict)
     errors: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -81,7 +81,7 @@ def _measure(case: Case, threads: int, everything: bool, say: Callable[[str], No
 
 def _speed(case: Case, names: list[str], budget: float, result: Result, say: Callable[[str], None]) -> None:
     inputs = case.inputs()
-    yardsticks = limits(case.dtype, case.device)
+    yardsticks = limits(case.products, case.device)
     runs = {name: functools.partial(case.bench.contestants[name], *inputs) for name in names}
     runs.update({name: limit.run for name, limit in yardsticks.items()})
 
@@ -110,7 +110,7 @@ def _share(case: Case, yardsticks: dict[str, Limit], samples: dict[str, list[flo
         name: timing.quantiles([limit.work / s for s in samples[name]]) for name, limit in yardsticks.items()
     }
     result.bound = max(times, key=lambda name: timing.quantiles(times[name]).p50)
-    result.share = timing.ratio(times[result.bound], samples[OURS]).p50
+    result.share = timing.ratio(times[result.bound], samples[OURS])
 
 
 def machine(device: str = "cpu") -> dict[str, object]:

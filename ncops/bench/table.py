@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..report.console import emit, show_table
 from . import verdict
-from .case import COMPILE, EAGER, OURS
+from .case import COMPILE, EAGER, OURS, name_of
 from .runner import Result
 
 FLOP_LIMITS = {"register": "multiply-adds", "matmul": "matmul"}
@@ -16,9 +16,9 @@ QUALITY = ("case", "memory", "eager", "goal", "error", "eager", "goal", "verdict
 
 def show(machine: Mapping[str, object], results: Sequence[Result]) -> None:
     """Prints the machine, its limits and the tables: speed, then memory and accuracy. Sweeps are left to the plots."""
-    how = f"{machine['threads']} threads · ncops {machine['ncops']} ({machine['isa']})"
+    how, on = f"{machine['threads']} threads · ncops {machine['ncops']} ({machine['isa']})", f" with {machine['isa']}"
     if machine["isa"] is None:
-        how = f"ncops {machine['ncops']}"
+        how, on = f"ncops {machine['ncops']}", ""
     emit(f"{machine['device']} · {how} · torch {machine['torch']}")
     limits = limit_rows(results)
     if limits:
@@ -29,7 +29,7 @@ def show(machine: Mapping[str, object], results: Sequence[Result]) -> None:
         columns, lines = SPEED, speed_rows(cases)
         if machine.get("isa") or not any(line[2] for line in lines):  # on a CPU the share of the limit says it all
             columns, lines = columns[:2] + columns[3:], [line[:2] + line[3:] for line in lines]
-        title = "Speed (times faster than each contestant)"
+        title = f"Speed{on} (goals: shares of this machine's limits; x: times faster than a contestant)"
         show_table(title, columns, lines, left=(0, len(columns) - 2, len(columns) - 1))
     if any(r.megabytes or r.errors for r in cases):
         emit()
@@ -43,7 +43,7 @@ def limit_rows(results: Sequence[Result]) -> list[tuple[str, str]]:
     threads = max((r.threads for r in results), default=0)
     for r in results:
         for name, value in r.limits.items() if r.threads == threads else ():
-            what = f"{r.case.dtype_name} {FLOP_LIMITS[name]}" if name in FLOP_LIMITS else name
+            what = f"{name_of(r.case.products)} {FLOP_LIMITS[name]}" if name in FLOP_LIMITS else name
             best[what] = max(best.get(what, 0.0), value.p50)
     return [
         (what, f"{value / 1e9:.0f} {'GB/s' if what in ('read', 'copy') else 'GFLOP/s'}")
@@ -57,10 +57,10 @@ def speed_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
         if not r.milliseconds:
             continue
         found = verdict.speed_checks(r)
-        share = "" if r.share is None else f"{r.share:.0%} {verdict.BOUNDS[r.bound]}"
+        share = "" if r.share is None else f"{r.share.p50:.0%} {verdict.BOUNDS[r.bound]}"
         other = _times(r, r.case.versus)
         rows.append((
-            _case(r), _milliseconds(r.milliseconds[OURS].p50), _rate(r), share, _times(r, EAGER), _times(r, COMPILE),
+            _case(r), milliseconds(r.milliseconds[OURS].p50), _rate(r), share, _times(r, EAGER), _times(r, COMPILE),
             other and f"{other} {r.case.versus}", verdict.goals(found), verdict.words(found),
         ))  # fmt: skip
     return rows
@@ -82,7 +82,7 @@ def _case(r: Result) -> str:
     return f"{r.case.title}, {r.case.shape}"
 
 
-def _milliseconds(value: float) -> str:
+def milliseconds(value: float) -> str:
     return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
 
 

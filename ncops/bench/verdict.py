@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .accuracy import allowed
-from .case import COMPILE, EAGER, OURS
+from .case import EAGER, OURS
 from .runner import Result
 
 BOUNDS = {"register": "FMA", "matmul": "matmul", "read": "read", "copy": "copy"}
@@ -21,14 +21,11 @@ class Check(NamedTuple):
 
 def speed_checks(result: Result) -> list[Check]:
     """The promises of the goal that were measured."""
-    case, goal = result.case, result.case.goal
+    goal = result.case.goal
     checks = []
     if goal.limit is not None and result.share is not None:
-        checks.append(Check("limit", f"{goal.limit:.0%} limit", goal.limit / result.share))
-    for name, least in ((EAGER, goal.eager), (COMPILE, goal.compile), (case.versus, goal.other)):
-        # On one thread there is no second one to be kept busy.
-        if least is not None and name in result.speedup and not (name == "one thread" and result.threads == 1):
-            checks.append(Check(name, f"{least:g}x {name}", least / result.speedup[name]))
+        checks.append(Check("limit", f"{goal.limit:.0%} limit", goal.limit / result.share.p50))
+    checks += [Check(name, f"1x {name}", 1 / result.speedup[name]) for name in goal.beats if name in result.speedup]
     return checks
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from ..errors import CommandError, need
 from .options import (
@@ -130,6 +130,12 @@ def bench(
     threads: Annotated[int | None, Option(min=1, help="Threads of torch [default: as torch has it]")] = None,
     device: Annotated[str, Option(help="cpu, or cuda (cuda:1, ...) for the cases of a GPU.")] = "cpu",
     output: Annotated[Path | None, Option("--output", "-o", help="Folder for the CSV file and the plots.")] = None,
+    compare: Annotated[
+        Path | None, Option(metavar="OLD.csv", help="Hold it against what an earlier --output has written.")
+    ] = None,
+    fail_slower: Annotated[
+        bool, Option("--fail-slower", help="With --compare: exit status 1 if a case is slower, beyond the spreads.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure every op against the machine's limits and against what a user would pick instead, in one run.
@@ -139,6 +145,7 @@ def bench(
     """
     need("cli", "tqdm", *(["matplotlib"] if output is not None else []))
     from ..bench import OPS, plan, records, runner
+    from ..bench import compare as comparing
     from ..report.console import say
     from ..report.output import check_folder
 
@@ -150,6 +157,9 @@ def bench(
     device = device_of(device)
     if not device.startswith(("cpu", "cuda")):
         raise CommandError(f"--device: expected cpu or cuda, got {device!r}")
+    if fail_slower and compare is None:
+        raise CommandError("--fail-slower: needs --compare OLD.csv")
+    earlier = None if compare is None else comparing.read(compare)  # before this run may write that very file
     with clean_stdout(as_json):
         if device == "cpu":
             cases = plan.full(chosen) if full else plan.quick(chosen)
@@ -168,17 +178,25 @@ def bench(
         machine, results = runner.run(
             cases, everything=full, threads=threads, say=say, keep=None if output is None else keep_one
         )
+    comparison = None if earlier is None else comparing.compare(earlier, machine, results)
     if as_json:
-        print(json.dumps(records.document(machine, results), indent=1))
+        document = records.document(machine, results)
+        if comparison is not None:
+            document["comparison"] = comparing.document(compare, comparison)
+        print(json.dumps(document, indent=1))
     else:
         from ..bench.table import show
 
         show(machine, results)
+        if comparison is not None:
+            comparing.show(compare, comparison)
     if output is not None:
         from ..bench.plots import save_plots
 
         keep(machine, results)
         say("wrote " + ", ".join(str(path) for path in [output / records.NAME, *save_plots(results, output)]))
+    if fail_slower and comparison.slower:
+        raise Exit(1)
 
 
 def compare_runs(

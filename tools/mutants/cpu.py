@@ -397,7 +397,7 @@ SOURCES: tuple[Source, ...] = (
             ("total.poisoned |= p.poisoned;", "total.poisoned = p.poisoned;"),
             ("p.lower(total.max);\n", ""),
             ("for (int64_t split = 1; split < candidates.splits", "for (int64_t split = 2; split < candidates.splits"),
-            ("sums[row] = sums[total_rows + row] = nan;", "sums[row] = nan;"),
+            ("sums[row] = sums[total_rows + row] = nan;", "sums[row] = nan;", "what is made of NaN values is NaN"),
             ("if (next < found && int64_t(best[next]) == c) ++next;", "if (int64_t(best[next]) == c) ++next;"),
             ("plan_of(part.x.rows), row, args", "plan_of(part.x.rows), 0, args"),
         ),
