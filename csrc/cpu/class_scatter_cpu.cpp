@@ -9,14 +9,16 @@
 namespace ncops::NCOPS_ISA {
 namespace {
 
-constexpr int kTile = kRegisters / 4;  // broadcast features per tile, x 2 vectors: half of the registers are sums
-constexpr int64_t kRows = 256;          // rows packed at a time, and summed in one chain
+// Broadcast features per tile, x 2 vectors: half of the registers are sums, where a panel has as many features.
+template <class T>
+constexpr int kTile = std::min(kRegisters / 4, 2 * kWidth<T>);
+constexpr int64_t kRows = 256;  // rows packed at a time, and summed in one chain
 
-// out[m][lane] += sum over rows of a[row * L + m] * b[row * L + lane], for kTile features m and all L lanes.
+// out[m][lane] += sum over rows of a[row * L + m] * b[row * L + lane], for kTile<T> features m and all L lanes.
 template <class T>
 __attribute__((noinline)) void multiply_features(const T* a, const T* b, int64_t rows, T* out, int64_t stride) {
   constexpr int L = 2 * kWidth<T>;
-  Sums<Plain<T>, kTile, 2> sums;
+  Sums<Plain<T>, kTile<T>, 2> sums;
   sums.template add<1, L>(b, a, rows);
   sums.write(out, stride, true);
 }
@@ -24,7 +26,7 @@ __attribute__((noinline)) void multiply_features(const T* a, const T* b, int64_t
 template <class T>
 void run(const ClassScatterArgs& args) {
   constexpr int L = 2 * kWidth<T>;
-  static_assert(L % kTile == 0 && kLoadBlock % L == 0);
+  static_assert(L % kTile<T> == 0 && kLoadBlock % L == 0);
   const Rows& x = args.x;
   const int64_t dim = x.dim, padded = round_up(dim, L), panels = padded / L;
   T* out = static_cast<T*>(args.out);
@@ -45,7 +47,7 @@ void run(const ClassScatterArgs& args) {
       const int64_t rows = std::min(kRows, end - row);
       pack_columns_first<T>(x, row, rows, [](int64_t) { return true; }, panel);
       for (int64_t i = 0; i < panels; ++i)
-        for (int64_t m = 0; m < L; m += kTile)
+        for (int64_t m = 0; m < L; m += kTile<T>)
           for (int64_t j = i; j < panels; ++j)
             multiply_features<T>(panel + i * rows * L + m, panel + j * rows * L, rows, sum + (i * L + m) * padded + j * L,
                                  padded);

@@ -1,5 +1,5 @@
 // Every kernel in csrc/cpu is compiled once per instruction set: the build wraps it in a file that defines NCOPS_ISA as
-// avx512, avx2 or generic. This folder alone knows what that means; kernels ask for the capabilities declared here.
+// avx512, avx2, neon or generic. This folder alone knows what that means; kernels ask for the capabilities declared here.
 //
 // A new set is one file here, named as the set, a test of the machine in dispatch.cpp and its name in setup.py's EVERY_ISA.
 // The file, in this order:
@@ -26,6 +26,7 @@
 #include <limits>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #include "../blocks/scratch.h"
 #include "../rows.h"
