@@ -80,7 +80,8 @@ $(OLDEST_TYPER_DIR)/installed:
 # threads; downloads 200 MB. `apt-get` needs root where compiler and emulator are not there yet.
 ARM_TOOLS := g++-aarch64-linux-gnu qemu-user-static
 test-arm: .venv/requirements
-	command -v aarch64-linux-gnu-g++ qemu-aarch64-static > /dev/null || { apt-get update -q && apt-get install -y -q $(ARM_TOOLS); }
+	@command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64-static > /dev/null \
+	  || { apt-get update -q && apt-get install -y -q $(ARM_TOOLS); }
 	$(BIN)/python tests/arm.py
 
 # Speed, memory and accuracy against goals, in about two minutes; `ncops bench --full` for the sweeps.
