@@ -389,6 +389,47 @@ CASES = (
 )
 
 
+# Of the same ops, sizes that the CPU kernels cut into several tasks.
+SEVERAL_TASKS = (
+    *(
+        OpCase(op, way, _logits_case(300, 20, 1100), run, gradient=way == "backward")
+        for op, way, run in (
+            ("linear_stats", "forward", _linear_stats),
+            ("linear_stats", "backward", _linear_stats_gradients),
+            ("linear_loss", "backward", _linear_loss),
+            ("linear_topk", "forward", _linear_topk),
+            ("linear_topk", "backward", _linear_topk_gradients),
+        )
+    ),
+    OpCase("linear_stats", "few rows", _logits_case(2, 20, 2100), _linear_stats),
+    OpCase("logit_stats", "forward", _stored(70, 1100), _logit_stats),
+    OpCase("logit_stats", "backward", _stored(70, 1100), _logit_stats_gradients, gradient=True),
+    *(
+        OpCase(op, f"{name}{part}", make, way(function), gradient=part != "")
+        for part, way in (("", _divergence), (" backward", _divergence_gradients))
+        for op, name, function, make in (
+            ("logit_divergence", "forward", ncops.logit_divergence, _two_stored(70, 1100)),
+            ("linear_divergence", "one head", ncops.linear_divergence, _divergence_case(300, 20, 600, False)),
+            ("linear_divergence", "two heads", ncops.linear_divergence, _divergence_case(300, 20, 600, True)),
+        )
+    ),
+    OpCase("class_moments", "forward", _features(3000, 40, 30, hot=True), _class_moments),
+    OpCase("class_moments", "backward", _features(3000, 40, 30), _class_moments_gradients, gradient=True),
+    OpCase("accumulate_class_moments_", "two calls", _features(3000, 40, 30, hot=True), _accumulate),
+    OpCase("class_scatter", "forward", _features(1100, 70, 7), _class_scatter),
+    OpCase("class_scatter", "backward", _features(1100, 70, 7), _class_scatter_gradients, gradient=True),
+    OpCase("projected_sqnorms", "forward", _projection(1100, 33, 130), _projected_sqnorms),
+    OpCase("projected_sqnorms", "backward", _projection(1100, 33, 130), _projected_sqnorms_gradients, gradient=True),
+    OpCase("nearest_class_mean", "forward", _means(1100, 33, 300), _nearest_class_mean),
+    OpCase("nearest_neighbors", "forward", _points(600, 33, 1100), _nearest_neighbors),
+    OpCase("nearest_neighbors", "backward", _points(600, 33, 1100), _nearest_neighbors_gradients, gradient=True),
+    *(OpCase("pair_stats", kernel, _pairs(400, 17, kernel, classes=3), _pair_stats) for kernel in ("angle", "cdnv")),
+    *(
+        OpCase("pair_stats", f"{kernel} backward", _pairs(400, 17, kernel), _pair_stats_gradients, gradient=True)
+        for kernel in ("dot", "distance", "cdnv")
+    ),
+)
+
 
 def _few_terms(name: str, inputs: Inputs) -> float:
     """A gradient of one class is a sum over rows of terms of about 1, of both signs, rounded in half precision."""

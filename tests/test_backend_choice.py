@@ -99,7 +99,7 @@ def test_a_forced_instruction_set_is_the_one_that_runs(monkeypatch):
     if native.op("cpu_isa") is None:
         pytest.skip("needs the native extension")
     runs = []
-    for name in ("avx512_amx", "avx512_bf16", "avx512", "avx2", "generic"):
+    for name in ("avx512_amx", "avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "generic"):
         monkeypatch.setenv("NCOPS_CPU_ISA", name)
         try:
             assert native.op("cpu_isa")() == name

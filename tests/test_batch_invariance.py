@@ -19,7 +19,7 @@ RANGES = {300: (600,), 700: (256, 600), 4200: (4110,)}
 pytestmark = pytest.mark.skipif(native.load() is not None, reason="needs the native extension")
 
 
-@pytest.fixture(params=("generic", "avx2", "avx512", "avx512_bf16", "avx512_amx"), autouse=True)
+@pytest.fixture(params=("generic", "avx2", "avx512", "avx512_bf16", "avx512_amx", "neon", "neon_bf16"), autouse=True)
 def isa(request, monkeypatch):
     monkeypatch.setenv("NCOPS_CPU_ISA", request.param)
     try:
@@ -31,7 +31,7 @@ def isa(request, monkeypatch):
 
 
 def few_rows(isa: str, dtype: torch.dtype) -> int:
-    lanes = {"generic": 16, "avx2": 32}.get(isa, 64) // compute_dtype(dtype).itemsize
+    lanes = {"avx2": 32, "avx512": 64}.get(isa.partition("_")[0], 16) // compute_dtype(dtype).itemsize
     return 0 if dtype == torch.float16 else min(8, lanes)
 
 

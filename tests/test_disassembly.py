@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -13,13 +14,12 @@ from ncops.backends import native
 KERNELS = ("multiply_group", "multiply_features", "weight_columns")
 
 
-@pytest.fixture(scope="module")
-def functions() -> dict[str, list[str]]:
+ARM = Path(__file__).resolve().parents[1] / "build" / "arm" / "tree" / "ncops" / "_C.abi3.so"
+
+
+def disassembled(library: str, objdump: str) -> dict[str, list[str]]:
     """Instructions by demangled function name."""
-    library = native.find()
-    if library is None or shutil.which("objdump") is None:
-        pytest.skip("needs the native extension and objdump")
-    text = subprocess.run(["objdump", "-dC", "--no-show-raw-insn", library], capture_output=True, text=True).stdout
+    text = subprocess.run([objdump, "-dC", "--no-show-raw-insn", library], capture_output=True, text=True).stdout
     found: dict[str, list[str]] = {}
     body: list[str] = []
     for line in text.splitlines():
@@ -28,9 +28,26 @@ def functions() -> dict[str, list[str]]:
             body = found.setdefault(start[1], [])
         elif "\t" in line:
             body.append(line.split("\t", 1)[1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def functions() -> dict[str, list[str]]:
+    library = native.find()
+    if library is None or shutil.which("objdump") is None:
+        pytest.skip("needs the native extension and objdump")
+    found = disassembled(library, "objdump")
     if not any("ncops::avx512" in name for name in found):
         pytest.skip("the extension has no symbols or no x86-64 kernels")
     return found
+
+
+@pytest.fixture(scope="module")
+def arm_functions() -> dict[str, list[str]]:
+    objdump = "aarch64-linux-gnu-objdump"
+    if not ARM.exists() or shutil.which(objdump) is None:
+        pytest.skip(f"needs {objdump} and what `make test-arm` builds")
+    return disassembled(str(ARM), objdump)
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2"])
@@ -42,6 +59,18 @@ def test_no_multiply_add_on_the_stack(functions, isa, kernel):
         products = [line for line in body if re.match(r"vfmadd|vdpbf16", line)]
         assert len(products) >= 6, name
         assert not [line for line in products if "%rsp" in line or "%rbp" in line], name
+
+
+# AArch64 has no multiply-add of memory: a sum on the stack is loaded and stored in the loop of the multiply-adds.
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_sum_on_the_stack_of_aarch64(arm_functions, kernel):
+    bodies = {name: body for name, body in arm_functions.items() if "ncops::neon::" in name and f"{kernel}<" in name}
+    assert bodies, f"no {kernel} in the library"
+    for name, body in bodies.items():
+        places = [i for i, line in enumerate(body) if re.match(r"fmla|bfdot", line)]
+        assert len(places) >= 6, name
+        among = body[places[0] : places[-1]]
+        assert not [line for line in among if "[sp" in line], name
 
 
 def test_wide_vectors_stay_in_their_own_kernels(functions):

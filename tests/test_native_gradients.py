@@ -29,7 +29,7 @@ PROBLEMS = (*CLASS_OPS, *KERNELS)
 problems = pytest.mark.parametrize("name", PROBLEMS)
 # (N, D): one of each; vectors, tiles and chains from below and above; nothing.
 SHAPES = [(1, 1), (1, 17), (33, 65), (300, 130), (40, 300), (33, 65), (5, 0), (0, 5)]
-ISAS = ("generic", "avx2", "avx512")
+ISAS = ("generic", "avx2", "avx512", "neon")
 
 pytestmark = pytest.mark.skipif(extension.load() is not None, reason="needs the native extension")
 

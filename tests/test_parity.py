@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import CASES, ZERO_SIZES, check
-from testing import dtypes, nan_in_fresh_memory
+from op_cases import CASES, SEVERAL_TASKS, ZERO_SIZES, check, fresh
+from testing import bits, dtypes, nan_in_fresh_memory, threads
+
+import ncops
 
 on_each_backend = pytest.mark.parametrize(
     "cpu_backend", ["reference", "cpu", pytest.param("triton", marks=pytest.mark.triton)]
@@ -17,6 +19,18 @@ on_each_backend = pytest.mark.parametrize(
 @on_each_backend
 def test_parity(cpu_backend, case, dtype):
     check(case, cpu_backend, dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("case", SEVERAL_TASKS, ids=lambda case: case.title)
+@pytest.mark.parametrize("cpu_backend", ["cpu"])
+def test_the_same_bits_for_any_number_of_threads(cpu_backend, case, dtype):
+    inputs, results = case.make(dtype), []
+    for count in (1, 3):
+        with threads(count), ncops.use_backend(cpu_backend):
+            results.append(bits(case.run(**fresh(inputs)).values()))
+    for one, three in zip(*results, strict=True):
+        assert torch.equal(one, three)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -25,7 +25,7 @@ __attribute__((noinline)) void multiply_features(const T* const (&a)[kTile], con
 template <class T>
 void run(const ClassScatterArgs& args) {
   constexpr int L = 2 * kWidth<T>;
-    const Rows& x = args.x;
+  const Rows& x = args.x;
   const int64_t dim = x.dim, padded = round_up(dim, L), panels = padded / L;
   T* out = static_cast<T*>(args.out);
   if (dim == 0) return;

@@ -7,7 +7,7 @@
 
 namespace ncops::NCOPS_ISA {
 
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kFewRows = std::min(8, kWidth<float>);
 
 // out[r] = x[r] . w for R rows of x, each padded with zeros to `padded`, a multiple of the vector width. Chains of 256 vectors.
 template <class T, int R, class Stored>

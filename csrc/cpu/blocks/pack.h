@@ -57,21 +57,23 @@ NCOPS_INLINE const T* steps_of(const Rows& src, int64_t r, bool real, int64_t k,
 }
 
 // Transposes W vectors of W lanes in registers: bit by bit, the lane's index trades places with the vector's.
+template <int Width, int Bit>
+struct Low {
+  static constexpr int at(int lane) { return lane & Bit ? Width + lane - Bit : lane; }
+};
+template <int Width, int Bit>
+struct High {
+  static constexpr int at(int lane) { return lane & Bit ? Width + lane : lane + Bit; }
+};
 template <class T, int Bit>
 NCOPS_INLINE void exchange(Vec<T>* v) {
   constexpr int W = kWidth<T>;
-  IntVec<T> low, high;
-#pragma GCC unroll 16
-  for (int j = 0; j < W; ++j) {
-    low[j] = j & Bit ? W + j - Bit : j;
-    high[j] = j & Bit ? W + j : j + Bit;
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < W; ++i)
     if (!(i & Bit)) {
       const Vec<T> a = v[i], b = v[i + Bit];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + Bit] = __builtin_shuffle(a, b, high);
+      v[i] = shuffle<T, Low<W, Bit>>(a, b);
+      v[i + Bit] = shuffle<T, High<W, Bit>>(a, b);
     }
 }
 template <class T>

@@ -1,7 +1,7 @@
 #include "scratch.h"
 
 #include <torch/csrc/stable/ops.h>
-#ifdef __linux__
+#if defined(__linux__) || defined(__APPLE__)
 #include <pthread.h>
 #include <sys/mman.h>
 #endif
@@ -43,7 +43,7 @@ Scratch::~Scratch() { std::free(data_); }
 
 // A forked process inherits the thread pool without its threads, and would wait for them for ever.
 static bool forked = false;
-#ifdef __linux__
+#if defined(__linux__) || defined(__APPLE__)
 static const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
 

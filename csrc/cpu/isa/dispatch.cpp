@@ -4,6 +4,10 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #include <algorithm>
 #include <cstdlib>
@@ -14,8 +18,9 @@
 
 namespace ncops {
 
-// Whether this machine runs each set, built or not.
+// Whether this machine runs each set, built or not, and which set it is that multiplies bfloat16 directly.
 #if defined(__x86_64__)
+#define NCOPS_BF16_SET "avx512"
 [[maybe_unused]] static bool runs_avx2() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -27,7 +32,29 @@ namespace ncops {
 static bool has_pairs() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
 // Intel's take longer than as many float products do (1.4x on Sapphire Rapids), AMD's half as long.
 static bool has_fast_pairs() { return has_pairs() && __builtin_cpu_is("amd"); }
+#elif defined(__aarch64__)
+#define NCOPS_BF16_SET "neon"
+[[maybe_unused]] static bool runs_neon() { return true; }
+static bool has_pairs() {
+#if defined(__linux__)
+  constexpr unsigned long bf16 = 1ul << 14;  // HWCAP2_BF16
+  return getauxval(AT_HWCAP2) & bf16;
+#elif defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof found;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &size, nullptr, 0) == 0 && found;
 #else
+  return false;
+#endif
+}
+// Neoverse N2, V1 and V2 start as many as products of floats (by LLVM's schedules: no machine was measured); Apple's are not known.
+#if defined(__APPLE__)
+static bool has_fast_pairs() { return false; }
+#else
+static bool has_fast_pairs() { return has_pairs(); }
+#endif
+#else
+#define NCOPS_BF16_SET "none"
 static bool has_pairs() { return false; }
 static bool has_fast_pairs() { return false; }
 #endif
@@ -52,7 +79,9 @@ struct Set {
 };
 #define NCOPS_ISA_ROW(set, name, Args) {Isa::set, #set, runs_##set},
 static constexpr Set kSets[] = {NCOPS_EACH_ISA(NCOPS_ISA_ROW, , )};
-static constexpr char kWithPairs[] = "avx512_bf16", kWithTiles[] = "avx512_amx";  // avx512, and bf16_products() too
+static constexpr char kWithPairs[] = NCOPS_BF16_SET "_bf16", kWithTiles[] = NCOPS_BF16_SET "_amx";  // and bf16_products() too
+
+static bool multiplies_bf16(const Set& set) { return std::strcmp(set.name, NCOPS_BF16_SET) == 0; }
 
 static const char* wanted() {
   const char* name = std::getenv("NCOPS_CPU_ISA");
@@ -64,13 +93,12 @@ static const Set& chosen() {
   const std::string name = wanted();
   if (name.empty()) return best;
   for (const Set& set : kSets) {
-    const bool avx512 = std::strcmp(set.name, "avx512") == 0;
-    const bool pairs = avx512 && name == kWithPairs, tiles = avx512 && name == kWithTiles;
+    const bool pairs = multiplies_bf16(set) && name == kWithPairs, tiles = multiplies_bf16(set) && name == kWithTiles;
     if (name != set.name && !pairs && !tiles) continue;
     if (set.runs() && (!pairs || has_pairs()) && (!tiles || has_tiles())) return set;
     throw std::runtime_error("NCOPS_CPU_ISA=" + name + ": this machine cannot run it");
   }
-  throw std::runtime_error("NCOPS_CPU_ISA: expected generic, avx2, avx512, avx512_bf16 or avx512_amx, got " + name);
+  throw std::runtime_error("NCOPS_CPU_ISA: expected generic, avx2, avx512, avx512_bf16, avx512_amx, neon or neon_bf16, got " + name);
 }
 
 Isa isa() { return chosen().isa; }
@@ -84,7 +112,7 @@ Bf16Products bf16_products() {
 }
 
 const char* isa_name() {
-  switch (std::strcmp(chosen().name, "avx512") == 0 ? bf16_products() : Bf16Products::none) {
+  switch (multiplies_bf16(chosen()) ? bf16_products() : Bf16Products::none) {
     case Bf16Products::pairs: return kWithPairs;
     case Bf16Products::tiles: return kWithTiles;
     default: return chosen().name;

@@ -25,6 +25,6 @@ enum class Isa { NCOPS_EACH_ISA(NCOPS_ISA_VALUE, , ) };
 Isa isa();               // the best this machine has, or what NCOPS_CPU_ISA forces; throws where that cannot run
 const char* isa_name();
 enum class Bf16Products { none, pairs, tiles };
-Bf16Products bf16_products();  // how avx512 multiplies bfloat16 directly; NCOPS_CPU_ISA=avx512, avx512_bf16 or avx512_amx forces one
+Bf16Products bf16_products();  // how avx512 or neon multiplies bfloat16 directly; NCOPS_CPU_ISA=avx512, avx512_bf16, ... forces one
 
 }  // namespace ncops

@@ -1,4 +1,4 @@
-// Any machine: 16-byte vectors that the compiler turns into what the target has (SSE2, NEON), and no primitive of its own.
+// Any machine: 16-byte vectors that the compiler turns into what the target has (SSE2, or what else there is), and no primitive of its own.
 namespace ncops::NCOPS_ISA {
 
 constexpr int kVectorBytes = 16, kRegisters = 16;

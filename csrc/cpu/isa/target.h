@@ -1,5 +1,6 @@
 // Every kernel in csrc/cpu is compiled once per instruction set: the build includes those of a family, linear_*_cpu.cpp say, in
-// a file that defines NCOPS_ISA as avx512, avx2 or generic. This folder alone knows what that means; kernels ask for the capabilities declared here.
+// a file that defines NCOPS_ISA as avx512, avx2, neon or generic. This folder alone knows what that means; kernels ask for the
+// capabilities declared here.
 //
 // A new set is one file here, named as the set, a test of the machine in dispatch.cpp and its name in setup.py's EVERY_ISA.
 // The file, in this order:
@@ -26,6 +27,7 @@
 #include <limits>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #include "../blocks/scratch.h"
 #include "../rows.h"

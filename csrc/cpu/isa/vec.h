@@ -32,17 +32,26 @@ NCOPS_INLINE V multiply_add_pairs(V a, V b, V c) {
   return fma(high(a), high(b), fma(low(a), low(b), c));
 }
 
+// Lane i of the result is lane Of::at(i) of a, or, from kWidth<T> on, of b.
+template <class T, class Of, int... Lane>
+NCOPS_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(a, b, Of::at(Lane)...);
+}
+template <class T, class Of>
+NCOPS_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b) {
+  return shuffle<T, Of>(a, b, std::make_integer_sequence<int, kWidth<T>>());
+}
+
 // Folds halves, quarters, ... onto each other: a fixed order.
-template <class T, class F>
+template <int Width, int Half>
+struct Rotated {
+  static constexpr int at(int lane) { return (lane + Half) % Width; }
+};
+template <class T, int Half = kWidth<T> / 2, class F>
 NCOPS_INLINE T reduce(Vec<T> v, F fold) {
-#pragma GCC unroll 4
-  for (int half = kWidth<T> / 2; half > 0; half /= 2) {
-    IntVec<T> other;
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth<T>; ++i) other[i] = (i + half) % kWidth<T>;
-    v = fold(v, __builtin_shuffle(v, other));
-  }
-  return v[0];
+  v = fold(v, shuffle<T, Rotated<kWidth<T>, Half>>(v, v));
+  if constexpr (Half > 1) return reduce<T, Half / 2>(v, fold);
+  else return v[0];
 }
 template <class T>
 NCOPS_INLINE T reduce_add(Vec<T> v) {
