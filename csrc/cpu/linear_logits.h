@@ -21,20 +21,29 @@ template <class Mode, int NV>
 struct LinearStats {
   using T = typename Mode::T;
   static constexpr int L = NV * kWidth<T>;
-  using State = LogitState<T, L>;
+  struct State : LogitState<T, L> {
+    int64_t first_row, rows;
+  };
   const LinearStatsArgs& args;
   const T* bias;       // (V) in T, or null
   LogitShare* partials;  // (splits, N) where w is split, else null
   T* target_logits;    // (N), given or formed here; null without targets
+  bool one_tile = false;  // all classes are one, and so is the target
 
   // The target's logit first, so that its rank is exact. Where w is split, all have been found before.
   void begin(State& state, int64_t row, int64_t count, int64_t, const T* panel) {
+    state.first_row = row, state.rows = count;
+    if (targets_in_tile()) return;
     if (!partials && !args.shares.floats) find_targets(row, count, panel);
+    begin(state);
+  }
+  void begin(State& state) const {
     T logits[L];
     for (int i = 0; i < L; ++i) logits[i] = std::numeric_limits<T>::infinity();
-    if (target_logits) std::memcpy(logits, target_logits + row, count * sizeof(T));
+    if (target_logits) std::memcpy(logits, target_logits + state.first_row, state.rows * sizeof(T));
     state.begin(logits);
   }
+  bool targets_in_tile() const { return one_tile && args.target && !args.shares.floats; }
 
   // Into target_logits, by the arithmetic of the tiles; +inf for rows without one.
   void find_targets(int64_t row, int64_t count, const T* panel) const {
@@ -49,11 +58,19 @@ struct LinearStats {
     pack_panel<Mode, L>(rows, 0, count, scratch.at<T>());
     T products[L];
     multiply_diagonal<Mode, NV>(panel, scratch.at<T>(), depth, products);
+    set_targets(row, count, [&](int64_t i) { return products[i]; });
+  }
+  template <class Product>
+  void set_targets(int64_t row, int64_t count, Product product) const {
     for (int64_t i = 0; i < count; ++i)
-      target_logits[row + i] = inside(row + i) ? logit(products[i], index[i]) : std::numeric_limits<T>::infinity();
+      target_logits[row + i] = inside(row + i) ? logit(product(i), args.target[row + i]) : std::numeric_limits<T>::infinity();
   }
 
   void tile(State& state, T* tile, int64_t first, int64_t count) {
+    if (targets_in_tile()) {
+      set_targets(state.first_row, state.rows, [&](int64_t i) { return tile[args.target[state.first_row + i] * L + i]; });
+      begin(state);
+    }
     state.add(tile, first, count, T(args.scale), bias ? bias + first : nullptr, Softcap<T>(args.softcap));
   }
 

@@ -160,7 +160,7 @@ constexpr int64_t kTileRowBytes = 6144;               // of each of them at a ti
 struct Plan {
   int64_t rows_per_block, blocks;  // rows of x packed together; each block visits all of its split's w
   int64_t w_per_split, splits;     // w is also split, so that few rows still keep every thread busy
-  int64_t w_per_tile;
+  int64_t w_per_tile, tiles;       // of all splits together
   int64_t steps;                   // depth multiplied at a time: a tile of w of that depth stays in the second-level cache
   bool whole = false;              // all of w is packed once, for every task
   bool upper = false;              // x and w are the same rows and only pairs (x row < w row) are wanted; one split
@@ -174,7 +174,7 @@ template <class T>
 inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes, int64_t splits = 0) {
   Plan p;
   const int64_t row_bytes = std::max<int64_t>(1, dim) * int64_t(sizeof(T));
-  p.w_per_tile = kTileRows;
+  p.w_per_tile = v <= 2 * kTileRows ? round_up(std::max<int64_t>(1, v), kMR) : kTileRows;
   p.steps = std::max<int64_t>(kChain, round_up(pieces(dim, pieces(row_bytes, kTileRowBytes)), kChain));
   // Packing w costs as much as about 8 rows of products per element, so a block holds at least 256 rows of x where it can.
   int64_t rows = std::min<int64_t>(1024, std::max<int64_t>(256, kBlockBytes / row_bytes));
@@ -185,6 +185,7 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes, int64_t s
   splits = std::min(splits ? splits : pieces(kMostSplits, p.blocks), std::max<int64_t>(1, v / 512));
   p.w_per_split = std::max<int64_t>(p.w_per_tile, round_up(pieces(v, splits), p.w_per_tile));
   p.splits = std::max<int64_t>(1, pieces(v, p.w_per_split));
+  p.tiles = std::max<int64_t>(1, pieces(v, p.w_per_tile));
   return p;
 }
 
