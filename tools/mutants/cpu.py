@@ -228,6 +228,7 @@ SOURCES: tuple[Source, ...] = (
         (
             ("bias ? bias + first : nullptr", "bias"),
             ("inside(row + i) ? args.target[row + i] : 0", "inside(row + i) ? args.target[i] : 0"),
+            ("tile[args.target[state.first_row + i] * L + i]", "tile[args.target[i] * L + i]"),
         ),
     ),
     Source(
