@@ -50,6 +50,21 @@ def test_gradients_of_products_in_several_groups_and_chunks(n, d, v):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-6 * float(b.abs().max()), msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_panel_of_rows_without_gradient_among_others_counts_for_nothing(dtype):
+    x, weight, _, target = problem(160, 40, 700, dtype)
+    rows = torch.arange(160)
+    counts = (rows < 64) | (rows >= 128)
+    x[~counts] = 1e4  # and not where nobody would see it
+
+    def gradient(rows):
+        head = weight.detach().requires_grad_()
+        nll = ncops.linear_stats(x[rows], head, None, target[rows]).nll
+        return torch.autograd.grad(nll[counts[rows]].sum(), head)[0]
+
+    assert torch.equal(gradient(rows), gradient(rows[counts]))
+
+
 @pytest.mark.parametrize("value", [1.23, 1.7, 1.9])
 def test_equal_squares_round_alike(value):
     """So that their errors add up: a float32 chain over 512 rows would have 3e-6."""
