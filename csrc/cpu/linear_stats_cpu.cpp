@@ -64,11 +64,12 @@ void all_columns(const LinearStatsArgs& args, const Plan& plan, const typename M
   const Scratch targets(args.target ? n * sizeof(T) : 0);
   const Scratch partials(plan.splits > 1 ? plan.splits * n * sizeof(LogitShare) : 0);
   LinearStats<Mode, NV> epilogue{args, bias, plan.splits > 1 ? partials.at<LogitShare>() : nullptr,
-                                 args.target ? targets.at<T>() : static_cast<T*>(args.target_logit), plan.tiles == 1 && args.w.rows > 0};
+                                 args.target ? targets.at<T>() : static_cast<T*>(args.target_logit)};
   const bool done = with_few_rows<Mode, NV>(args.x, args.w, [&](const auto& products) {
     if constexpr (NV == 1) run_few<T>(args, products, plan, epilogue);
   });
   if (!done) {
+    epilogue.one_tile = plan.tiles == 1 && args.w.rows > 0;
     if (plan.splits > 1 && args.target && !args.shares.floats) find_all_targets(args, epilogue);
     run_product<Mode, NV>(args.x, args.w, plan, epilogue);
   }
