@@ -1,5 +1,5 @@
 // What an instruction set's header gives, on numbers from standard input, for tests/test_isa.py to hold against NumPy:
-// three arrays of float32. Built with NCOPS_ISA and an isas.h of one set; with an argument, also what bf16_products() is asked for.
+// three arrays of float32. Built with NCOPS_ISA and a table of one set; with an argument, also what bf16_products() is asked for.
 #include <cstdio>
 
 #include "cpu/isa/convert.h"
