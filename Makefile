@@ -16,7 +16,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 # One .venv, which two installs at once would break.
 .NOTPARALLEL:
 
-.PHONY: setup demo test test-oldest-triton test-oldest-typer test-arm bench budgets lint docs wheels test-cuda-wheel gpu-day-pack clean
+.PHONY: setup demo test test-oldest-triton test-oldest-typer arm-tools test-arm bench budgets lint docs wheels test-cuda-wheel gpu-day-pack clean
 
 setup: .venv/requirements .venv/model .venv/native
 
@@ -83,12 +83,15 @@ $(OLDEST_TYPER_DIR)/installed:
 	$(PIP) --upgrade --target $(@D) typer==$(OLDEST_TYPER)
 	touch $@
 
-# AArch64 in an emulator: the extension cross-compiled, parity of every op in every dtype, the same bits for any number of
-# threads; downloads 200 MB. `apt-get` needs root where compiler and emulator are not there yet.
+# A cross compiler and an emulator; `apt-get` needs root where they are not there yet.
 ARM_TOOLS := g++-aarch64-linux-gnu qemu-user-static
-test-arm: .venv/requirements
+arm-tools:
 	@command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64-static > /dev/null \
 	  || { apt-get update -q && apt-get install -y -q $(ARM_TOOLS); }
+
+# AArch64 in the emulator: the extension cross-compiled, parity of every op in every dtype, the same bits for any number of
+# threads; downloads 200 MB.
+test-arm: arm-tools .venv/requirements
 	$(BIN)/python tests/arm.py
 
 # Speed, memory and accuracy against goals, in about two minutes; `ncops bench --full` for the sweeps.

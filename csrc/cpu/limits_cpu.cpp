@@ -1,5 +1,5 @@
 // What this machine can do at best: multiply-adds that stay in registers, and reading memory. The benchmark's yardsticks.
-#include "blocks/product.h"
+#include "blocks/pack.h"
 #include "kernels.h"
 
 namespace ncops::NCOPS_ISA {
@@ -35,14 +35,14 @@ NCOPS_INLINE T chains(int64_t steps, MultiplyAdd multiply_add) {
 }
 
 #ifdef NCOPS_BF16_TILES
-constexpr int64_t kTileRows = 16;  // a product takes as long with fewer
-constexpr double kTileFlops = 4 * 2.0 * kTileRows * kLine<float> * 2 * kLine<float>;
+constexpr int64_t kRowsOfTile = 16;  // a product takes as long with fewer
+constexpr double kTileFlops = 4 * 2.0 * kRowsOfTile * kLine<float> * 2 * kLine<float>;
 
 // Four sums of tiles, two by two, which are all the eight that there are.
 void tiles(int64_t steps) {
   TileConfig config;
-  for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = kTileRows;
-  alignas(64) float ones[kTileRows * kLine<float>];
+  for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = kRowsOfTile;
+  alignas(64) float ones[kRowsOfTile * kLine<float>];
   for (float& one : ones) one = 1;
   configure_tiles(config);
   clear_tile<0>(), clear_tile<1>(), clear_tile<2>(), clear_tile<3>();

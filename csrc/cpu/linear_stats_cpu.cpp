@@ -69,7 +69,7 @@ void all_columns(const LinearStatsArgs& args, const Plan& plan, const typename M
     if constexpr (NV == 1) run_few<T>(args, products, plan, epilogue);
   });
   if (!done) {
-    epilogue.one_tile = plan.tiles == 1 && args.w.rows > 0;
+    epilogue.one_tile = args.w.rows > 0 && args.w.rows <= plan.w_per_tile;
     if (plan.splits > 1 && args.target && !args.shares.floats) find_all_targets(args, epilogue);
     run_product<Mode, NV>(args.x, args.w, plan, epilogue);
   }

@@ -12,19 +12,6 @@
 
 namespace ncops::NCOPS_ISA {
 
-// e^x for lowest <= x <= 0 in as few operations as there can be; in float an error of 2e-7 at most is left where x is -87.
-template <class T>
-NCOPS_INLINE Vec<T> exp_near(Vec<T> x) {
-  using C = ExpConstants<T>;
-  if constexpr (sizeof(T) != 4) {
-    return exp_clamped<T>(x);
-  } else {
-    const Vec<T> shifted = fma(x, splat<T>(1.44269504f), splat<T>(C::round)), n = shifted - C::round;
-    const Vec<T> r = fma(n, splat<T>(-0.693147180559945f), x);
-    return (Vec<T>)((IntVec<T>)exp_polynomial<T>(r) + ((IntVec<T>)shifted << C::mantissa));
-  }
-}
-
 template <class T>
 class LogitRow {
  public:

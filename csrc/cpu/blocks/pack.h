@@ -56,7 +56,7 @@ NCOPS_INLINE const T* steps_of(const Rows& src, int64_t r, bool real, int64_t k,
   return block;
 }
 
-// Transposes W vectors of W lanes in registers: bit by bit, the lane's index trades places with the vector's.
+// Lanes of two vectors `Bit` rows apart, once that bit of the row and that of the lane have traded places.
 template <int Width, int Bit>
 struct Low {
   static constexpr int at(int lane) { return lane & Bit ? Width + lane - Bit : lane; }
@@ -76,6 +76,7 @@ NCOPS_INLINE void exchange(Vec<T>* v) {
       v[i + Bit] = shuffle<T, High<W, Bit>>(a, b);
     }
 }
+// Transposes W vectors of W lanes in registers: bit by bit, the lane's index trades places with the vector's.
 template <class T>
 NCOPS_INLINE void transpose(Vec<T>* v) {
   if constexpr (kWidth<T> > 8) exchange<T, 8>(v);

@@ -116,6 +116,21 @@ __attribute__((noinline)) void multiply_in_place(const T* panel, const T* const*
   }
 }
 
+// The tiles [count][L] of rows [first, first + count) of w and all panels, `tile_size` elements apart; rows before `end` are fetched ahead.
+template <class Mode, int NV, class T = typename Mode::T>
+void multiply_rows_in_place(const Rows& w, int64_t first, int64_t count, int64_t end, const T* panels, int64_t number, T* tiles,
+                            int64_t tile_size) {
+  constexpr int64_t L = NV * kWidth<T>;
+  const int64_t depth = Mode::depth(w.dim);
+  const auto row_at = [&](int64_t r) { return Mode::in_place(w, std::min(r, end - 1), 0, depth); };
+  for (int64_t c = 0; c < count; c += kInPlace) {
+    const T *rows[kInPlace], *ahead[kInPlace];
+    for (int m = 0; m < kInPlace; ++m) rows[m] = row_at(first + c + m), ahead[m] = row_at(first + c + kInPlace + m);
+    for (int64_t p = 0; p < number; ++p)
+      multiply_in_place<Mode, NV>(panels + p * L * depth, rows, ahead, depth, tiles + p * tile_size + c * L);
+  }
+}
+
 // Whether the rows of w lie in memory as they are wanted. (Pairs of bfloat16 need not be aligned as such.)
 template <class Mode>
 inline bool lies_in_place(const Rows& w) {
@@ -160,11 +175,10 @@ constexpr int64_t kTileRowBytes = 6144;               // of each of them at a ti
 struct Plan {
   int64_t rows_per_block, blocks;  // rows of x packed together; each block visits all of its split's w
   int64_t w_per_split, splits;     // w is also split, so that few rows still keep every thread busy
-  int64_t w_per_tile, tiles;       // of all splits together
+  int64_t w_per_tile;
   int64_t steps;                   // depth multiplied at a time: a tile of w of that depth stays in the second-level cache
   bool whole = false;              // all of w is packed once, for every task
   bool upper = false;              // x and w are the same rows and only pairs (x row < w row) are wanted; one split
-  int64_t tasks() const { return blocks * splits; }
 };
 
 constexpr int64_t kMostSplits = 32;  // tasks that keep every thread busy
@@ -185,7 +199,6 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes, int64_t s
   splits = std::min(splits ? splits : pieces(kMostSplits, p.blocks), std::max<int64_t>(1, v / 512));
   p.w_per_split = std::max<int64_t>(p.w_per_tile, round_up(pieces(v, splits), p.w_per_tile));
   p.splits = std::max<int64_t>(1, pieces(v, p.w_per_split));
-  p.tiles = std::max<int64_t>(1, pieces(v, p.w_per_tile));
   return p;
 }
 
@@ -239,14 +252,9 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
       for (int64_t first = w0; first < w1; first += plan.w_per_tile) {
         const int64_t count = std::min(plan.w_per_tile, w1 - first);
         if (in_place) {
-          const auto row_at = [&](int64_t r) { return Mode::in_place(w, std::min(r, w1 - 1), 0, depth); };
-          for (int64_t c = 0; c < count; c += kInPlace) {
-            const T *rows[kInPlace], *ahead[kInPlace];
-            for (int m = 0; m < kInPlace; ++m) rows[m] = row_at(first + c + m), ahead[m] = row_at(first + c + kInPlace + m);
-            for (int64_t p = 0; p * L < row1 - row0; ++p)
-              multiply_in_place<Mode, NV>(x_packed + p * L * depth, rows, ahead, depth, tile + p * tile_size + c * L);
-          }
-          for (int64_t p = 0; p * L < row1 - row0; ++p) epilogue.tile(states[p], tile + p * tile_size, first, count);
+          const int64_t number = pieces(row1 - row0, L);
+          multiply_rows_in_place<Mode, NV>(w, first, count, w1, x_packed, number, tile, tile_size);
+          for (int64_t p = 0; p < number; ++p) epilogue.tile(states[p], tile + p * tile_size, first, count);
           continue;
         }
         if (plan.whole) w_packed = w_whole.at<T>() + first / kMR * group;
