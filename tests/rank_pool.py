@@ -1,4 +1,4 @@
-"""Processes that stay for a whole file of tests, because starting one and importing torch in it takes seconds."""
+"""Processes that stay for a whole file of tests, forks of one that has imported torch: that takes each seconds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 SECONDS = 120
+# The server imports what most ranks need, runs none of it and has one thread.
+PROCESSES = mp.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["ncops.distributed", "ncops.losses", "torch.distributed.run", "pytest"])
 
 
 def free_port() -> int:
@@ -64,9 +67,8 @@ class RankPool:
         return [found[rank] for rank in range(size)]
 
     def _start(self, size: int) -> None:
-        context = mp.get_context("spawn")
-        jobs, results, port = [context.Queue() for _ in range(size)], context.Queue(), free_port()
-        ranks = [context.Process(target=_serve, args=(r, size, port, jobs[r], results)) for r in range(size)]
+        jobs, results, port = [PROCESSES.Queue() for _ in range(size)], PROCESSES.Queue(), free_port()
+        ranks = [PROCESSES.Process(target=_serve, args=(r, size, port, jobs[r], results)) for r in range(size)]
         for process in ranks:
             process.start()
         self.groups[size] = ranks, jobs, results

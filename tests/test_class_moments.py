@@ -226,7 +226,7 @@ def test_gradients(backend, monkeypatch, centred):
         return value
 
     ours = run(lambda x, y, c, center: ncops.class_moments(x, y, c, center=center))
-    assert torch.autograd.gradcheck(ours, inputs)
+    assert torch.autograd.gradcheck(ours, inputs, fast_mode=backend == "triton")
     mine, truth = (torch.autograd.grad(f(*inputs), inputs) for f in (ours, run(naive)))
     torch.testing.assert_close(mine, truth)
 

@@ -132,7 +132,7 @@ def test_gradients(backend, monkeypatch, mode):
     def run(function):
         return lambda x, center=None: (function(x, labels, center) * weight).sum()
 
-    assert torch.autograd.gradcheck(run(ncops.class_scatter), inputs)
+    assert torch.autograd.gradcheck(run(ncops.class_scatter), inputs, fast_mode=backend == "triton")
     ours = torch.autograd.grad(run(ncops.class_scatter)(*inputs), inputs)
     torch.testing.assert_close(ours, torch.autograd.grad(run(naive)(*inputs), inputs))
 

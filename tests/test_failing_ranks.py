@@ -10,8 +10,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from rank_pool import free_port
+from rank_pool import PROCESSES, free_port
 from test_distributed import C, D, data
 
 import ncops
@@ -94,9 +93,8 @@ def serve(rank: int, port: int, results, function, args) -> None:
     ids=["classes-first", "classes-middle", "decisions", "linear_stats"],
 )
 def test_the_other_ranks_end(function, after, args, how):
-    context = mp.get_context("spawn")
-    results, port = context.SimpleQueue(), free_port()
-    ranks = [context.Process(target=serve, args=(r, port, results, function, (how, after, *args))) for r in range(2)]
+    results, port = PROCESSES.SimpleQueue(), free_port()
+    ranks = [PROCESSES.Process(target=serve, args=(r, port, results, function, (how, after, *args))) for r in range(2)]
     for process in ranks:
         process.start()
     try:

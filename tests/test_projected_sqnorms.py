@@ -131,7 +131,7 @@ def test_gradients(backend, monkeypatch, mode):
     def run(function):
         return lambda x, basis, center=None: (function(x, basis, labels, center) * weight).sum()
 
-    assert torch.autograd.gradcheck(run(ncops.projected_sqnorms), inputs)
+    assert torch.autograd.gradcheck(run(ncops.projected_sqnorms), inputs, fast_mode=backend == "triton")
     ours = torch.autograd.grad(run(ncops.projected_sqnorms)(*inputs), inputs)
     torch.testing.assert_close(ours, torch.autograd.grad(run(naive)(*inputs), inputs))
 
