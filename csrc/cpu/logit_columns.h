@@ -10,33 +10,20 @@
 
 namespace ncops::NCOPS_ISA {
 
-// Sums over e^{z - max} of some logits, lane by lane, in N chains; Peak: some may be at the maximum, which are counted apart.
-template <class T, bool Peak, int N = 1>
+// Sums over e^{z - max} of some logits, lane by lane; Peak: some may be at the maximum, which are counted apart.
+template <class T, bool Peak>
 struct ExpLanes {
   // What the squares start at: without, those of far terms are subnormal, with which sums are a hundred times slower.
   static constexpr T kTiny = sizeof(T) == 4 ? T(1e-30) : T(1e-280);
-  Vec<T> below[N] = {}, equal[N] = {}, weighted[N] = {}, squared = Vec<T>{} + kTiny;  // one chain of squares is fast enough
+  Vec<T> below{}, equal{}, weighted{}, squared = Vec<T>{} + kTiny;
 
-  // Chain u; d = z - max. e is 0 below `low`, also at -inf, and so is its product with the clamped difference.
-  NCOPS_INLINE void add(int u, Vec<T> d, Vec<T> low) {
+  // d = z - max. e is 0 below `low`, also at -inf, and so is its product with the clamped difference.
+  NCOPS_INLINE void add(Vec<T> d, Vec<T> low) {
     const Vec<T> x = max_of(d, low), e = exp_nonpositive<T>(d), term = Peak ? (d < 0 ? e : Vec<T>{}) : e;
-    below[u] += term;
-    if constexpr (Peak) equal[u] += d < 0 ? Vec<T>{} : splat<T>(1);
+    below += term;
+    if constexpr (Peak) equal += d < 0 ? Vec<T>{} : splat<T>(1);
     squared = fma(term, term, squared);
-    weighted[u] = fma(x, e, weighted[u]);
-  }
-  // Leaves the sums of all chains in the first.
-  NCOPS_INLINE void join_chains() {
-#pragma GCC unroll 4
-    for (int u = 1; u < N; ++u) {
-      below[0] += below[u];
-      weighted[0] += weighted[u];
-      if constexpr (Peak) equal[0] += equal[u];
-    }
-  }
-  NCOPS_INLINE ExpSums total() const {
-    return {double(reduce_add<T>(below[0])), Peak ? double(reduce_add<T>(equal[0])) : 0, double(reduce_add<T>(weighted[0])),
-            double(reduce_add<T>(squared))};
+    weighted = fma(x, e, weighted);
   }
 };
 
@@ -175,11 +162,11 @@ struct LogitState {
   void join_exponentials(const T* tile, int lane, int64_t count, Vec<T> peak) {
     const Vec<T> low = splat<T>(ExpConstants<T>::lowest);
     ExpLanes<T, Peak> lanes;
-    for (int64_t j = 0; j < count; ++j) lanes.add(0, load(tile + j * L) - peak, low);
+    for (int64_t j = 0; j < count; ++j) lanes.add(load(tile + j * L) - peak, low);
     for (int i = 0; i < kWidth<T>; ++i) {
-      below[lane + i] += double(lanes.below[0][i]);
-      if constexpr (Peak) equal[lane + i] += double(lanes.equal[0][i]);
-      weighted[lane + i] += double(lanes.weighted[0][i]);
+      below[lane + i] += double(lanes.below[i]);
+      if constexpr (Peak) equal[lane + i] += double(lanes.equal[i]);
+      weighted[lane + i] += double(lanes.weighted[i]);
       squared[lane + i] += double(lanes.squared[i]);
     }
   }

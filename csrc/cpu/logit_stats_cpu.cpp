@@ -48,8 +48,8 @@ void by_rows(const LogitStatsArgs& args) {
   const Rows& logits = args.logits;
   const int64_t v = logits.dim, bytes = logits.dtype == DType::f64 ? 8 : logits.dtype == DType::f32 ? 4 : 2;
   const Softcap<T> cap(args.softcap);
-  const bool as_stored = args.scale == 1 && !cap && logits.col_stride == 1;
-  const int64_t rows_per_task = std::max<int64_t>(1, 16384 / v), line = logits.col_stride == 1 ? kWidth<T> * bytes : 0;
+  const bool along = logits.col_stride == 1, as_stored = args.scale == 1 && !cap && along;
+  const int64_t rows_per_task = std::max<int64_t>(1, 16384 / v);
   for_tasks((logits.rows + rows_per_task - 1) / rows_per_task, [&](int64_t task, int) {
     alignas(64) T loaded[block];
     const int64_t begin = task * rows_per_task, end = std::min(logits.rows, begin + rows_per_task);
@@ -64,7 +64,7 @@ void by_rows(const LogitStatsArgs& args) {
           with_stored(logits.dtype, [&](auto stored) __attribute__((always_inline)) {
             using Stored = decltype(stored);
             if constexpr (sizeof(T) == 4 ? sizeof(Stored) <= 4 : sizeof(Stored) == 8)
-              state.add(static_cast<const Stored*>(logits.data) + at, loaded, n, ahead, line);
+              state.add(static_cast<const Stored*>(logits.data) + at, loaded, n, ahead, along);
           });
           continue;
         }
@@ -72,7 +72,7 @@ void by_rows(const LogitStatsArgs& args) {
         if (args.scale != 1)
           for (int64_t i = 0; i < n; ++i) loaded[i] *= T(args.scale);
         if (cap) cap.apply(loaded, n);
-        state.add(loaded, loaded, n, ahead, line);
+        state.add(loaded, loaded, n, ahead, along);
       }
       write_row<T>(args.out, {}, row, state.share(), args.target, args.ignore_index, target);
     }

@@ -185,6 +185,9 @@ SOURCES: tuple[Source, ...] = (
             ("shift_ = next - next == 0 ? next : shift_", "shift_ = next - next == 0 ? shift_ : next"),
             ("above_ += s.above[0]", "above_ = s.above[0]"),
             ("largest < room * room", "largest < 1000 * room"),
+            ("second < top ? at : -1", "at"),
+            ("terms.weighted += weighted[0] + weighted[1]", "terms.weighted += weighted[0]"),
+            ("sums.lower(share_.max - double(origin_)", "sums.lower(double(origin_) - share_.max"),
             ("    join_exponentials();\n    share_.sums.lower", "    share_.sums.lower"),
         ),
     ),
@@ -192,7 +195,6 @@ SOURCES: tuple[Source, ...] = (
         "csrc/cpu/logit_columns.h",
         tests("across_parts logit_stats linear_stats", "logit or linear or an_overflow"),
         (
-            ("      weighted[0] += weighted[u];\n", ""),
             ("share = added / (n + added)", "share = n / (n + added)"),
             ("delta * delta * cross", "delta * delta * share"),
             ("next = z > m2", "next = z >= m2"),

@@ -6,7 +6,7 @@
 namespace ncops::NCOPS_ISA {
 
 constexpr int kVectorBytes = 32, kRegisters = 16;
-constexpr bool kScales = false, kBf16Pairs = false, kBf16Tiles = false;
+constexpr bool kFuses = true, kScales = false, kBf16Pairs = false, kBf16Tiles = false;
 
 }  // namespace ncops::NCOPS_ISA
 

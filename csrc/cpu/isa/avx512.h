@@ -9,7 +9,7 @@ namespace ncops::NCOPS_ISA {
 
 #define NCOPS_BF16_TILES
 constexpr int kVectorBytes = 64, kRegisters = 32;
-constexpr bool kScales = true, kBf16Pairs = true;
+constexpr bool kFuses = true, kScales = true, kBf16Pairs = true;
 
 }  // namespace ncops::NCOPS_ISA
 
@@ -48,6 +48,9 @@ NCOPS_INLINE IntVec<float> count_above(IntVec<float> counts, Vec<float> z, Vec<f
 NCOPS_INLINE Vec<float> round_to_integer(Vec<float> x) {
   return (Vec<float>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
 }
+// x - floor(x), and p * 2^floor(x).
+NCOPS_INLINE Vec<float> above_floor(Vec<float> x) { return (Vec<float>)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF); }
+NCOPS_INLINE Vec<float> scale(Vec<float> p, Vec<float> x) { return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)x); }
 // p * 2^n where x >= low, else 0.
 NCOPS_INLINE Vec<float> scale_where(Vec<float> x, Vec<float> low, Vec<float> p, Vec<float> n) {
   return (Vec<float>)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_GE_OQ), (__m512)p, (__m512)n);

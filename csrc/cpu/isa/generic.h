@@ -2,7 +2,7 @@
 namespace ncops::NCOPS_ISA {
 
 constexpr int kVectorBytes = 16, kRegisters = 16;
-constexpr bool kScales = false, kBf16Pairs = false, kBf16Tiles = false;
+constexpr bool kFuses = false, kScales = false, kBf16Pairs = false, kBf16Tiles = false;
 
 }  // namespace ncops::NCOPS_ISA
 

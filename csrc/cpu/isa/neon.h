@@ -4,7 +4,7 @@
 namespace ncops::NCOPS_ISA {
 
 constexpr int kVectorBytes = 16, kRegisters = 32;
-constexpr bool kScales = false, kBf16Pairs = true, kBf16Tiles = false;
+constexpr bool kFuses = true, kScales = false, kBf16Pairs = true, kBf16Tiles = false;
 
 }  // namespace ncops::NCOPS_ISA
 

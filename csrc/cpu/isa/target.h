@@ -7,7 +7,9 @@
 //   - includes its intrinsics, then opens its `#pragma GCC target`; what follows is compiled for it;
 //   - says in namespace ncops::NCOPS_ISA how wide its vectors are and what it has:
 //       kVectorBytes, kRegisters   of one vector register, and how many of them
-//       kScales                    one instruction for p * 2^n: round_to_integer and scale_where, used by exp_nonpositive
+//       kFuses                     fma rounds once
+//       kScales                    one instruction for p * 2^n: round_to_integer and scale_where, used by exp_nonpositive, and
+//                                  above_floor and scale, used by exp_near
 //       kBf16Pairs, kBf16Tiles     multiply_add_pairs, and the tiles of amx.h, where bf16_products() finds them at run time
 //   - includes lanes.h, defines finish_streams, and overloads for its vectors what it does better than the plain templates of
 //     vec.h and convert.h, which serve any machine: broadcast, fma, multiply_add_pairs, max_of, any_lane, lane_bits,
