@@ -57,7 +57,7 @@ def test_no_multiply_add_on_the_stack(functions, isa, kernel):
     assert bodies, f"no {kernel} for {isa} in the library"
     for name, body in bodies.items():
         products = [line for line in body if re.match(r"vfmadd|vdpbf16", line)]
-        assert len(products) >= 6, name
+        assert len(products) >= 4, name  # a last group of 4 rows by one vector
         assert not [line for line in products if "%rsp" in line or "%rbp" in line], name
 
 

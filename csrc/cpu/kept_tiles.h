@@ -87,7 +87,7 @@ struct KeptRows {
     for (int64_t k = 0; k == 0 || k < depth; k += steps)
       for (int64_t p = 0; p < number(); ++p) {
         multiply_panel<Mode, 2>(panels + (p * depth + k) * L, w + k * kMR, group, count, std::min(steps, depth - k), onto || k > 0,
-                                tile(tiles, t, p));
+                                tile(tiles, t, p), panels + (p + 1 < number() ? p + 1 : 0) * depth * L + k * L);
         if (k + steps >= depth) done(p);
       }
   }

@@ -130,7 +130,7 @@ class Backward {
   bool logit_gradients(const Panel& gradients, const T* panel, const T* w, int64_t first, int64_t classes, T* out) const {
     const T* bias = bias_.data ? bias_.data + first : nullptr;
     if (gradients.soft || cap_)
-      multiply_panel<Mode, 2>(panel, w, group_, classes, depth_, false, out);
+      multiply_panel<Mode, 2>(panel, w, group_, classes, depth_, false, out, panel + L * depth_);
     alignas(64) T slopes[kRows * L];
     if (cap_) cap_.logits_and_slopes(out, slopes, classes * L, L, T(args_.scale), bias);
     if (gradients.soft) gradients.apply(out, first, classes, cap_ ? T(1) : T(args_.scale), cap_ ? nullptr : bias);

@@ -263,7 +263,8 @@ void through_distances(const PairStatsBackwardArgs& args) {
   for (int64_t c = 0; x.offset && c < x.dim; ++c) finite &= std::isfinite(x.offset[c]);
   if (args.share[0] != 0 || args.share[1] != 0 || !finite) {
     const TwoProductsPlan plan = plan_two_products<T>(k, x.dim, std::numeric_limits<int64_t>::max());
-    run_two_products<T>(x, x, plan, epilogue, true, nullptr);
+    const RowsOnce<T> once(x);
+    run_two_products<T>(once.rows, once.rows, plan, epilogue, true, nullptr);
     return;
   }
   for_blocks(k, L, [&](int64_t begin, int64_t end, int) {  // through row_max alone

@@ -105,7 +105,10 @@ SOURCES: tuple[Source, ...] = (
         tests("accuracy_at_depth parity across_parts", "linear or pair"),
         (
             ("kChain = kByChains ? 128 : 256", "kChain = 65536"),
-            ("w_whole.at<T>() + first / kMR * group", "w_whole.at<T>()"),
+            ("w_packed = w_whole.at<T>() + first / kMR * group", "w_packed = w_whole.at<T>()"),
+            ("row0 / kMR * kMR", "row0"),
+            ("rows <= 4) multiply_group", "rows <= 5) multiply_group"),
+            ("row += L, ++p) begin(row, p);", "row += L, ++p) begin(row0, p);"),
             ("rows[m] = row_at(first + c + m)", "rows[m] = row_at(first + c)"),
             ("x_shared.at<T>() + (row0 - first_row) * depth", "x_shared.at<T>()"),
             ("tile + (depth > plan.steps ? p * tile_size : 0)", "tile"),

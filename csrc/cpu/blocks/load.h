@@ -45,44 +45,61 @@ NCOPS_INLINE const T* in_place(const Rows& src, int64_t r) {
 // n elements of row r from column k, in T, scaled and minus whatever `src` subtracts. n <= kLoadBlock.
 template <class T>
 inline void load_row(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
+  constexpr int W = kWidth<T>;
   const int64_t stored = src.stored(r);
   const T* center = center_of<T>(src, stored);
   const T* c = center ? center + k : nullptr;
   if (src.offset || src.scale) {
     double wide[kLoadBlock];
     load_raw<double>(src, stored, k, n, wide);
-    const double scale = src.scale ? src.scale[stored] : 1;
-    for (int64_t i = 0; i < n; ++i) wide[i] *= scale;
+    for (int64_t i = 0; src.scale && i < n; ++i) wide[i] *= src.scale[stored];
     for (int64_t i = 0; src.offset && i < n; ++i) wide[i] -= src.offset[k + i];
     for (int64_t i = 0; c && i < n; ++i) wide[i] -= double(c[i]);  // a scaled row keeps its digits beyond those of T
     for (int64_t i = 0; i < n; ++i) out[i] = T(wide[i]);
     return;
   }
-  load_raw<T>(src, stored, k, n, out);
-  for (int64_t i = 0; c && i < n; ++i) out[i] -= c[i];
+  const T* from = c ? in_place<T>(src, r) : nullptr;
+  int64_t i = 0;
+  for (; from && i + W <= n; i += W) store(out + i, load(from + k + i) - load(c + i));
+  if (i == n) return;
+  load_raw<T>(src, stored, k + i, n - i, out + i);
+  for (; c && i < n; ++i) out[i] -= c[i];
+}
+
+// The sum of squares of what fill(k, n, out) gives for columns [k, k + n), by lane: in one sum each term waited for the one before.
+template <class Fill>
+NCOPS_INLINE double sum_of_squares(int64_t dim, Fill fill) {
+  constexpr int W = kWidth<double>;
+  Vec<double> sums[2] = {};
+  for_columns(dim, [&](int64_t k, int64_t n) {
+    alignas(64) double block[kLoadBlock];
+    std::fill(block + n / (2 * W) * (2 * W), block + kLoadBlock, 0.0);
+    fill(k, n, block);
+    for (int64_t i = 0; i < n; i += 2 * W)
+#pragma GCC unroll 2
+      for (int u = 0; u < 2; ++u) sums[u] = fma(load(block + i + u * W), load(block + i + u * W), sums[u]);
+  });
+  return reduce_add<double>(sums[0] + sums[1]);
 }
 
 // |row r|^2, from elements in T.
 template <class T>
 inline double squared_norm(const Rows& src, int64_t r) {
-  double total = 0;
-  T block[kLoadBlock];
-  for_columns(src.dim, [&](int64_t k, int64_t n) {
+  return sum_of_squares(src.dim, [&](int64_t k, int64_t n, double* out) {
+    T block[kLoadBlock];
     load_row<T>(src, r, k, n, block);
-    for (int64_t i = 0; i < n; ++i) total += double(block[i]) * double(block[i]);
+    load_elements(block, 1, n, out);
   });
-  return total;
 }
 
 // |x_i - y_j|^2 from differences, in double, of the rows as they came.
 inline double square_distance(const Rows& x, int64_t i, const Rows& y, int64_t j) {
-  double total = 0, u[kLoadBlock], v[kLoadBlock];
-  for_columns(x.dim, [&](int64_t k, int64_t n) {
-    load_raw<double>(x, x.stored(i), k, n, u);
-    load_raw<double>(y, y.stored(j), k, n, v);
-    for (int64_t e = 0; e < n; ++e) total += (u[e] - v[e]) * (u[e] - v[e]);
+  return sum_of_squares(x.dim, [&](int64_t k, int64_t n, double* out) {
+    double other[kLoadBlock];
+    load_raw<double>(x, x.stored(i), k, n, out);
+    load_raw<double>(y, y.stored(j), k, n, other);
+    for (int64_t e = 0; e < n; ++e) out[e] -= other[e];
   });
-  return total;
 }
 
 }  // namespace ncops::NCOPS_ISA

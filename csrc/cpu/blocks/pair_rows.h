@@ -64,6 +64,28 @@ inline UnitPair unit_pair(const Rows& x, int64_t i, int64_t j) {
   return {pair.apart * a * a, pair.together * a * a};
 }
 
+constexpr int64_t kKeptBytes = int64_t(64) << 20;  // of rows in T that are kept beside those that came
+
+// The rows in T, less their offset and scaled: formed once, if they are not in place and have room. Each block of two products reads
+// all of them twice, which took a fifth of the time of 4096 x 512.
+template <class T>
+struct RowsOnce {
+  Scratch kept;
+  Rows rows;
+
+  explicit RowsOnce(const Rows& x) : kept(keeps(x) ? x.rows * x.dim * sizeof(T) : 0), rows(x) {
+    if (!keeps(x)) return;
+    for_blocks(x.rows, 64, [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; ++r)
+        for_columns(x.dim, [&](int64_t k, int64_t n) { load_row<T>(x, r, k, n, kept.at<T>() + r * x.dim + k); });
+    });
+    rows = Rows();
+    rows.data = kept.at<T>(), rows.dtype = sizeof(T) == 8 ? DType::f64 : DType::f32;
+    rows.rows = x.rows, rows.dim = rows.row_stride = x.dim;
+  }
+  static bool keeps(const Rows& x) { return (x.offset || x.scale) && x.rows * x.dim * int64_t(sizeof(T)) <= kKeptBytes; }
+};
+
 // Squared norms of all rows, and their reciprocal norms (NaN for a zero row) unless null.
 template <class T>
 inline void squared_norms(const Rows& rows, T* norms, T* scales) {

@@ -37,10 +37,10 @@ struct Sums {
   NCOPS_INLINE void add(const T* x, const T* w, int64_t n) {
     for (int64_t i = 0; i < n; ++i) step(x + i * NV * W, [&](int m) __attribute__((always_inline)) { return w + m * Row + i * Step; });
   }
-  // Adds w[m][i * Step] * x[i * NV * W + lane], each row of w wherever it lies.
-  template <int Step>
+  // Adds w[m][i * Step] * x[i * Across + lane], each row of w wherever it lies.
+  template <int Step, int Across = NV * W>
   NCOPS_INLINE void add(const T* x, const T* const (&w)[M], int64_t n) {
-    for (int64_t i = 0; i < n; ++i) step(x + i * NV * W, [&](int m) __attribute__((always_inline)) { return w[m] + i * Step; });
+    for (int64_t i = 0; i < n; ++i) step(x + i * Across, [&](int m) __attribute__((always_inline)) { return w[m] + i * Step; });
   }
   template <class Row>
   NCOPS_INLINE void step(const T* x, Row row) {
@@ -66,33 +66,55 @@ struct Sums {
   }
 };
 
-// tile[m * NV * W + lane] (+)= sum over steps k of w(m, k) * x[k * NV * W + lane], chain by chain, k ascending; added to what
-// the tile holds with Continue. `w` is a group packed by pack_rows.
-template <class Mode, int NV, bool Continue = false, class T = typename Mode::T>
-__attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t depth, T* tile) {
+// What is wanted next, and how many lines of it are fetched, into the second-level cache, with each line of steps.
+template <class T>
+struct Ahead {
+  const T* from = nullptr;
+  int64_t lines = 0;
+};
+
+// tile[m * NV * W + lane] (+)= sum over steps k of w(m, k) * x[k * NV * W + lane], chain by chain, k ascending, for M rows of w; added
+// to what the tile holds with Continue. `w` is a group packed by pack_rows.
+template <class Mode, int NV, bool Continue = false, int M = kMR, class T = typename Mode::T>
+__attribute__((noinline)) void multiply_group(const T* x, const T* w, int64_t depth, T* tile, Ahead<T> ahead = {}) {
   constexpr int L = NV * kWidth<T>, line = kLine<T>;
   static_assert(kChain % line == 0);
   for (int64_t start = 0; start == 0 || start < depth; start += kChain) {
     const int64_t end = std::min(depth, start + kChain);
-    Sums<Mode, kMR, NV> sums;
-    for (int64_t k = start; k < end; k += line, w += kMR * line, x += line * L)
+    Sums<Mode, M, NV> sums;
+    for (int64_t k = start; k < end; k += line, w += kMR * line, x += line * L) {
+      for (int64_t i = 0; i < ahead.lines; ++i, ahead.from += line) prefetch_further(ahead.from);
       sums.template add<line, 1>(x, w, std::min<int64_t>(line, end - k));
+    }
     sums.write(tile, L, Continue || start > 0);
   }
 }
 
-// A tile of a panel, [count][NV * W], from `w` as packed by pack_rows, `group` elements from group to group; see multiply_group.
+// The same for the rows that the last group has, or a few more: 100 rows are 7 groups of 14 and one of 4, which is 9 % less than 8.
+template <class Mode, int NV, bool Continue, class T = typename Mode::T>
+NCOPS_INLINE void multiply_rows(int64_t rows, const T* x, const T* w, int64_t depth, T* tile, Ahead<T> ahead) {
+  if (kMR > 4 && rows <= 4) multiply_group<Mode, NV, Continue, std::min(4, kMR)>(x, w, depth, tile, ahead);
+  else if (kMR > 8 && rows <= 8) multiply_group<Mode, NV, Continue, std::min(8, kMR)>(x, w, depth, tile, ahead);
+  else multiply_group<Mode, NV, Continue>(x, w, depth, tile, ahead);
+}
+
+// A tile of a panel, [count][NV * W], from `w` as packed by pack_rows, `group` elements from group to group; see multiply_group. As
+// much as the panel takes is fetched from `ahead` meanwhile: with 1024 x 768 packed rows, which the second-level cache does not hold
+// beside a tile of w, the first group of each panel waited for them.
 template <class Mode, int NV, class T = typename Mode::T>
-NCOPS_INLINE void multiply_panel(const T* panel, const T* w, int64_t group, int64_t count, int64_t steps, bool continues, T* out) {
+NCOPS_INLINE void multiply_panel(const T* panel, const T* w, int64_t group, int64_t count, int64_t steps, bool continues, T* out,
+                                 const T* ahead) {
   constexpr int L = NV * kWidth<T>;
   if constexpr (kInTiles<Mode>) return multiply_in_tiles<NV>(panel, w, group, count, steps, continues, out);
   const int64_t at_once = kByChains ? kChain : std::max<int64_t>(1, steps);
   for (int64_t start = 0; start == 0 || start < steps; start += at_once, continues = true) {
     const int64_t n = std::min(at_once, steps - start);
+    const int64_t lines = pieces(L, pieces(count, kMR));  // there are L to a line of steps
     for (int64_t g = 0; g * kMR < count; ++g) {
       const T* rows = w + g * group + start * kMR;
-      if (continues) multiply_group<Mode, NV, true>(panel + start * L, rows, n, out + g * kMR * L);
-      else multiply_group<Mode, NV>(panel + start * L, rows, n, out + g * kMR * L);
+      const Ahead<T> next{ahead + start * L + g * int64_t(round_up(n, kLine<T>)) * lines, lines};
+      if (continues) multiply_rows<Mode, NV, true>(count - g * kMR, panel + start * L, rows, n, out + g * kMR * L, next);
+      else multiply_rows<Mode, NV, false>(count - g * kMR, panel + start * L, rows, n, out + g * kMR * L, next);
     }
   }
 }
@@ -193,7 +215,7 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes, int64_t s
   // Packing w costs as much as about 8 rows of products per element, so a block holds at least 256 rows of x where it can.
   int64_t rows = std::min<int64_t>(1024, std::max<int64_t>(256, kBlockBytes / row_bytes));
   p.whole = v <= p.w_per_tile || v * row_bytes <= kWholeBytes;
-  if (p.whole) rows = 4 * lanes;  // nothing to amortise: keep x in the first cache
+  if (p.whole) rows = (v <= p.w_per_tile ? 16 : 4) * lanes;  // nothing to amortise: keep x, of one tile a panel, in the first cache
   p.blocks = std::max<int64_t>(1, pieces(n, rows));
   p.rows_per_block = round_up(pieces(n, p.blocks), lanes);
   splits = std::min(splits ? splits : pieces(kMostSplits, p.blocks), std::max<int64_t>(1, v / 512));
@@ -210,7 +232,9 @@ constexpr int64_t kSharedBytes = int64_t(16) << 20;  // of packed rows of x at a
 //   void begin(State&, int64_t row, int64_t count, int64_t split, const T* panel);   before its first tile of a split
 //   void tile(State&, const T* tile, int64_t first_w, int64_t count_w);               tile[count_w][NV * W]
 //   void end(State&, int64_t row, int64_t count, int64_t split);                      after its last tile of a split
-// Where w is split, x is packed once for all splits: by each of 32 it took 5 % of the time of 1024 x 768 x 16384.
+// Where w is split, x is packed once for all splits: by each of 32 it took 5 % of the time of 1024 x 768 x 16384. Else each panel is
+// packed when its first tile is due, and the rows of the next are read from memory meanwhile: they took 12 to 16 % of the time of
+// projected_sqnorms and of 100 classes.
 template <class Mode, int NV, class Epilogue>
 inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue& epilogue) {
   using T = typename Mode::T;
@@ -218,10 +242,14 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
   using State = typename Epilogue::State;
   const int64_t depth = Mode::depth(x.dim), panels = plan.rows_per_block / L, group = group_size<Mode>(x.dim);
   const int64_t block_size = plan.rows_per_block * depth, tile_size = plan.w_per_tile * L;
+  const int64_t w_tile = plan.w_per_tile / kMR * group;
   const bool shared = plan.splits > 1, in_place = x.rows <= kFewPanelRows && !plan.upper && !plan.whole && lies_in_place<Mode>(w);
+  const bool when_due = !shared && !in_place && !plan.upper && w.rows > 0;
+  const bool one_panel = when_due && w.rows <= plan.w_per_tile && depth <= plan.steps;  // at a time
   const int64_t at_once = shared ? std::clamp<int64_t>(kSharedBytes / int64_t(block_size * sizeof(T) + 1), 1, plan.blocks) : plan.blocks;
   Layout layout;
-  const size_t x_at = layout.add<T>(shared ? 0 : block_size), w_at = layout.add<T>(plan.whole || in_place ? 0 : plan.w_per_tile / kMR * group);
+  const size_t x_at = layout.add<T>(shared ? 0 : one_panel ? L * depth : block_size);
+  const size_t w_at = layout.add<T>(plan.whole || in_place ? 0 : w_tile);
   const size_t tile_at = layout.add<T>((depth > plan.steps || in_place ? panels : 1) * tile_size);
   const size_t states_at = layout.add<State>(panels);
   const Scratch x_shared(shared ? at_once * block_size * sizeof(T) : 0), w_whole(plan.whole ? pieces(w.rows, kMR) * group * sizeof(T) : 0);
@@ -229,7 +257,12 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
   const auto pack = [&](int64_t row, int64_t end, T* out) {
     for (; row < end; row += L, out += L * depth) pack_panel<Mode, L>(x, row, std::min<int64_t>(L, end - row), out);
   };
-  if (plan.whole) pack_rows<Mode>(w, 0, w.rows, w_whole.at<T>());
+  const auto stored = [&](int64_t row) {
+    return static_cast<const char*>(x.data) + x.stored(std::min(row, x.rows - 1)) * x.row_stride * element_bytes(x.dtype);
+  };
+  for_blocks(plan.whole ? w.rows : 0, plan.w_per_tile, [&](int64_t first, int64_t end, int) {
+    pack_rows<Mode>(w, first, end - first, w_whole.at<T>() + first / kMR * group);
+  });
   for (int64_t block = 0; block < plan.blocks; block += at_once) {
     const int64_t first_row = block * plan.rows_per_block, blocks = std::min(at_once, plan.blocks - block);
     const int64_t end_row = std::min(x.rows, first_row + blocks * plan.rows_per_block);
@@ -241,14 +274,17 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
       const size_t base = worker * layout.bytes;
       const int64_t split = task % plan.splits, row0 = first_row + task / plan.splits * plan.rows_per_block;
       const int64_t row1 = std::min(end_row, row0 + plan.rows_per_block);
-      const int64_t w0 = plan.upper ? row0 : split * plan.w_per_split,
+      const int64_t w0 = plan.upper ? row0 / kMR * kMR : split * plan.w_per_split,
                     w1 = plan.upper ? w.rows : std::min(w.rows, w0 + plan.w_per_split);
       T* x_packed = shared ? x_shared.at<T>() + (row0 - first_row) * depth : scratch.at<T>(base + x_at);
       T *w_packed = scratch.at<T>(base + w_at), *tile = scratch.at<T>(base + tile_at);
       State* states = scratch.at<State>(base + states_at);
-      if (!shared) pack(row0, row1, x_packed);
-      for (int64_t row = row0, p = 0; row < row1; row += L, ++p)
-        epilogue.begin(states[p], row, std::min<int64_t>(L, row1 - row), split, x_packed + p * L * depth);
+      const auto panel = [&](int64_t p) { return x_packed + (one_panel ? 0 : p * L * depth); };
+      const auto begin = [&](int64_t row, int64_t p) {
+        if (!shared) pack(row, std::min(row1, row + L), panel(p));
+        epilogue.begin(states[p], row, std::min<int64_t>(L, row1 - row), split, panel(p));
+      };
+      for (int64_t row = row0, p = 0; row < row1 && !when_due; row += L, ++p) begin(row, p);
       for (int64_t first = w0; first < w1; first += plan.w_per_tile) {
         const int64_t count = std::min(plan.w_per_tile, w1 - first);
         if (in_place) {
@@ -263,8 +299,13 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
           const int64_t steps = std::min(plan.steps, depth - k);
           for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
             if (plan.upper && first + count <= row + 1) break;
+            const bool due = when_due && first == w0 && k == 0;
+            if (due) begin(row, p);
+            const T* ahead = panel(row + L < row1 ? p + 1 : 0) + k * L;
+            if (due) ahead = reinterpret_cast<const T*>(stored(row + L));
+            else if (plan.whole && p * L * depth < w_tile) ahead = w_packed + w_tile + p * L * depth;  // the next tile of w
             T* out = tile + (depth > plan.steps ? p * tile_size : 0);
-            multiply_panel<Mode, NV>(x_packed + p * L * depth + k * L, w_packed + k * kMR, group, count, steps, k > 0, out);
+            multiply_panel<Mode, NV>(panel(p) + k * L, w_packed + k * kMR, group, count, steps, k > 0, out, ahead);
             if (k + steps >= depth) epilogue.tile(states[p], out, first, count);
           }
         }

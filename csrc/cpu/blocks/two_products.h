@@ -92,13 +92,14 @@ inline void run_two_products(const Rows& x, const Rows& w, const TwoProductsPlan
         if (inputs) pack_turned<Mode>(w, first, count, w_turned);
         const int64_t turned_group = round_up(count, line) * kMR;
         for (int64_t row = row0, p = 0; row < row1; row += L, ++p) {
-          multiply_panel<Mode, 2>(x_packed + p * L * dim, w_packed, group, count, dim, false, tile);
+          const T* panel = x_packed + p * L * dim;
+          multiply_panel<Mode, 2>(panel, w_packed, group, count, dim, false, tile, panel + L * dim);
           epilogue.tile(states[p], tile, first, count);
           if (inputs)
             for (int64_t f = 0; f < features; ++f) {
               T* sink = out + (p * features + f) * kMR * L;
               if (first == 0) multiply_group<Mode, 2>(tile, w_turned + f * turned_group, count, sink);
-              else multiply_group<Mode, 2, true>(tile, w_turned + f * turned_group, count, sink);
+              else multiply_group<Mode, 2, true>(tile, w_turned + f * turned_group, count, sink, Ahead<T>{sink + kMR * L, 4});
             }
           if (sum) cut_into_lines<T>(tile, groups, p * L, dz_group, dz);
         }

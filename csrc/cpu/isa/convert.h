@@ -114,6 +114,10 @@ NCOPS_INLINE void load_elements(const Stored* in, int64_t step, int64_t n, T* ou
   if (step == 1) {
     if constexpr (sizeof(Stored) == 2 && sizeof(T) == 4)
       for (; i + W <= n; i += W) store(out + i, load_stored(in + i));
+    if constexpr (sizeof(Stored) == 4 && sizeof(T) == 8) {
+      typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+      for (; i + W / 2 <= n; i += W / 2) store(out + i, __builtin_convertvector(load_bits<Half>(in + i), Vec<double>));
+    }
     for (; i < n; ++i) out[i] = T(widen(in[i]));
   } else {
     for (; i < n; ++i) out[i] = T(widen(in[i * step]));

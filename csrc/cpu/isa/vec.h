@@ -95,6 +95,7 @@ NCOPS_INLINE I count_above(I counts, V z, V bound) {
 }
 
 NCOPS_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+NCOPS_INLINE void prefetch_further(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
 
 template <class T>
 struct ExpConstants;
