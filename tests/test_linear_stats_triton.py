@@ -13,6 +13,7 @@ import ncops
 from ncops.backends import planes
 
 pytest.importorskip("triton")
+from ncops.triton_kernels import _descriptor_splits as descriptors  # noqa: E402
 from ncops.triton_kernels import linear_stats as forward  # noqa: E402
 from ncops.triton_kernels import linear_stats_backward as backward  # noqa: E402
 
@@ -278,3 +279,87 @@ def test_a_wide_tile_that_holds_all_classes_goes_in_halves():
     torch.testing.assert_close(ours.nll.double(), truth.nll, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.var.double(), truth.var, rtol=1e-5, atol=1e-6)
     assert torch.equal(ours.target_rank, truth.target_rank) and torch.equal(ours.argmax, truth.argmax)
+
+
+def _both(x, weight, bias, target, **options):
+    """Columns of the kernel that reads through descriptors, which must have run, and of the other."""
+    runs, run = [], descriptors.descriptor_splits
+    with descriptors.chosen(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(descriptors, "descriptor_splits", lambda *a: runs.append(1) or run(*a))
+        ours = ncops.linear_stats(x, weight, bias, target, **options)
+    assert runs and not descriptors.CHOSEN
+    return ours, ncops.linear_stats(x, weight, bias, target, **options)
+
+
+def _alike(ours, other):
+    for name in ("max", "second", "target_logit", "argmax", "second_index", "target_rank"):
+        torch.testing.assert_close(getattr(ours, name), getattr(other, name), rtol=0, atol=0, equal_nan=True)
+    for name in FLOATS:
+        a, b = getattr(ours, name), getattr(other, name)
+        torch.testing.assert_close(a, b, rtol=3e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("bias", "softcap"), [(True, None), (False, None), (True, 3.0)])
+def test_splits_through_descriptors(dtype, bias, softcap):
+    """Features that end within a block, classes within a tile, rows within a block; ties in every row."""
+    x, weight, bias, target = problem(70, 24, 75, dtype, bias)
+    weight[60], weight[74] = weight[7], weight[7]
+    if bias is not None:
+        bias[60], bias[74] = bias[7], bias[7]
+    options = {"scale": 0.3, "softcap": softcap}
+    ours, other = _both(x, weight, bias, target, **options)
+    _alike(ours, other)
+    torch.testing.assert_close(ours.nll, reference(x, weight, bias, target, **options).nll, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("splits", [1, 5])
+def test_lanes_without_classes_masks_and_poison(monkeypatch, splits):
+    """The last tile has three classes, so that two of its four lanes have none; in a split of its own, too."""
+    x, weight, bias, target = problem(70, 16, 67, torch.bfloat16)
+    x[0, 0], x[1], x[2] = math.nan, math.inf, 0  # poisoned rows, and one of ties where the bias has them
+    bias[:40], bias[64] = -math.inf, bias[63]
+    monkeypatch.setattr(descriptors, "split_count", lambda *_: splits)
+    _alike(*_both(x, weight, bias, target))
+    bias[:] = -math.inf
+    _alike(*_both(x, weight, bias, target))
+
+
+def test_shares_through_descriptors():
+    x, weight, bias, target = problem(70, 16, 75, torch.bfloat16)
+    z = forward.linear_stats_targets(x, weight, bias, target % 75, 1.0, 0.0, IGNORE, False)
+    other = forward.linear_stats_share(x, weight, bias, z, 1.0, 0.0, False)
+    with descriptors.chosen():
+        ours = forward.linear_stats_share(x, weight, bias, z, 1.0, 0.0, False)
+    torch.testing.assert_close(ours[0], other[0], rtol=3e-6, atol=1e-6)
+    assert torch.equal(ours[1], other[1]) and not torch.equal(ours[0], other[0])
+
+
+def test_what_descriptors_cannot_read():
+    x, weight = randn(70, 32, dtype=torch.float16), randn(40, 32, dtype=torch.float16)
+    assert descriptors.fits(x, weight) and descriptors.fits(x[:, 8:], weight[:, :24])
+    for bad in (x.float(), x[:, 1:], x[:, ::2], x.T.contiguous().T, randn(70, 9, dtype=torch.float16), x[:, :0]):
+        assert not descriptors.fits(bad, bad)
+    odd = problem(70, 9, 40, torch.float16)
+    with descriptors.chosen():
+        ours = ncops.linear_stats(*odd)
+    assert torch.equal(ours.lse, ncops.linear_stats(*odd).lse)
+
+
+def test_bits_through_descriptors():
+    x, weight, bias, target = problem(70, 16, 40, torch.bfloat16)
+    with descriptors.chosen():
+        assert_deterministic(lambda: ncops.linear_stats(x, weight, bias, target).var, "triton")
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+@pytest.mark.parametrize("row_blocks", [1, 3, 16, 64, 256])
+@pytest.mark.parametrize("tiles", [1, 2, 385, 1002])
+def test_rounds_of_programs_are_full(capability, row_blocks, tiles):
+    splits = descriptors.split_count(capability, row_blocks, tiles)
+    per_split = -(-tiles // splits)
+    slots = 2 * {90: 132, 100: 148}[capability]
+    assert 1 <= splits <= tiles and (splits - 1) * per_split < tiles
+    rounds = -(-row_blocks * splits // slots)
+    if row_blocks * tiles >= 16 * slots:
+        assert rounds * per_split * slots <= 1.12 * row_blocks * tiles
