@@ -4,14 +4,11 @@ are copied by the tensor memory accelerator, and tiles of classes and blocks of 
 A program asks for the next tile's blocks before it folds a tile, and two programs share a multiprocessor (128 registers
 a thread, 97 KB each): while one folds, the other has the tensor cores. A thread folds the columns of a tile that it
 holds anyway: LANES of them hold a row, each keeps a share of its own, and no row is reduced across threads before its
-split is done. In Triton's machine code that is 27 to 32 instructions per logit where _splits of linear_stats.py has 37.
+split is done. In Triton's machine code that is 26 (3.6) or 27 (3.9) instructions per logit.
 
-Not measured: linear_stats takes _splits until a GPU has told which is faster, and this where CHOSEN is set
-(tools/gpu_day measures both).
+Not measured: linear_stats takes _splits until a GPU has told which is faster, and this one where it is the candidate
+(``_candidates.py``; tools/gpu_day measures both).
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import triton
@@ -19,27 +16,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ._launch import INTERPRETED_MULTIPROCESSORS, MULTIPROCESSORS, Launch, capability, launch
+from ._launch import INTERPRETED_MULTIPROCESSORS, MULTIPROCESSORS, capability, launch
 from ._logit_columns import Planes, empty_splits
-from ._logit_state import LogitShare, add_logits, empty_share, halves, merge, store_split
+from ._logit_state import LogitShare, add_logits, empty_share, merge, store_split
 from ._logits_tile import capped, scaled
 from ._products import add_products
 
-CHOSEN = False
 PROGRAMS_TOGETHER = 2  # on a multiprocessor
 REGISTERS = 65536  # of it
 ROW_BLOCKS_SIDE_BY_SIDE = 16  # at most, as in linear_stats.py
-
-
-@contextmanager
-def chosen() -> Iterator[None]:
-    """Inside, linear_stats takes this kernel where it can."""
-    global CHOSEN
-    before, CHOSEN = CHOSEN, True
-    try:
-        yield
-    finally:
-        CHOSEN = before
 
 
 @triton.jit
@@ -63,19 +48,14 @@ def _lane_count(count, lane, LANES: tl.constexpr):
 
 
 @triton.jit
-def _add_part(
-    share, z, bias, stride_b, scale, start, first, num_classes, target_logit, lane,
+def _add_tile(
+    share, z, scale, start, first, num_classes, target_logit, lane,
     SOFTCAP: tl.constexpr, LANES: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """The lanes' share after the products ``z`` for classes from ``start`` on."""
-    z = scaled(z, scale)
-    column = start + tl.arange(0, z.shape[1])
-    if bias is not None:
-        at = tl.minimum(column, num_classes - 1) if PADDED else column
-        z += tl.load(bias + tl.cast(at, tl.int64) * stride_b).to(tl.float32)[None, :]
-    z = capped(z, SOFTCAP)
+    z = capped(scaled(z, scale), SOFTCAP)
     if PADDED:
-        z = tl.where((column < num_classes)[None, :], z, float("-inf"))
+        z = tl.where((start + tl.arange(0, z.shape[1]) < num_classes)[None, :], z, float("-inf"))
         count = _lane_count(tl.maximum(tl.minimum(num_classes - start, z.shape[1]), 0), lane, LANES)
     else:
         count: tl.constexpr = z.shape[1] // LANES
@@ -96,22 +76,6 @@ def _tile(x, weight, row, start, num_features, BLOCK_N: tl.constexpr, BLOCK_V: t
 
 
 @triton.jit
-def _add_tile(
-    share, z, bias, stride_b, scale, start, first, num_classes, target_logit, lane,
-    SOFTCAP: tl.constexpr, LANES: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """In halves: with all of a tile's temporaries Triton 3.9 takes 208 registers, and a multiprocessor one program."""
-    left, right = halves(z)
-    share = _add_part(
-        share, left, bias, stride_b, scale, start, first, num_classes, target_logit, lane, SOFTCAP, LANES, PADDED
-    )
-    start += left.shape[1]
-    return _add_part(
-        share, right, bias, stride_b, scale, start, first, num_classes, target_logit, lane, SOFTCAP, LANES, PADDED
-    )
-
-
-@triton.jit
 def _lane_parts(share, lane, count, ROWS: tl.constexpr, LANES: tl.constexpr):
     """``(parts, counts)`` of ``merge``: the lanes' shares ``(ROWS, LANES)``."""
     shape: tl.constexpr = [ROWS, LANES]
@@ -126,8 +90,8 @@ def _lane_parts(share, lane, count, ROWS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows", "num_classes", "tiles_per_split", "splits"])
 def _descriptor_splits(
-    x, weight, bias, target_logit, floats, indices, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
-    tiles_per_split, splits, stride_b,
+    x, weight, target_logit, floats, indices, num_rows, num_classes, num_features, scale: "fp64",  # noqa: F821
+    tiles_per_split, splits,
     SOFTCAP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """The share of BLOCK_N rows of the vocabulary tiles of one split; ``x`` and ``weight`` are tensor descriptors."""
@@ -144,24 +108,22 @@ def _descriptor_splits(
     whole = tl.minimum(end, num_classes // BLOCK_V * BLOCK_V)
     for start in tl.range(first, whole, BLOCK_V, flatten=True):
         products = _tile(x, weight, block * BLOCK_N, start, num_features, BLOCK_N, BLOCK_V, BLOCK_D)
-        share = _add_tile(
-            share, products, bias, stride_b, scale, start, first, num_classes, target, lane, SOFTCAP, LANES, False
-        )
+        share = _add_tile(share, products, scale, start, first, num_classes, target, lane, SOFTCAP, LANES, False)
     if whole < end:  # the vocabulary's last tile alone pays for masks
         start = tl.maximum(first, whole)
         products = _tile(x, weight, block * BLOCK_N, start, num_features, BLOCK_N, BLOCK_V, BLOCK_D)
-        share = _add_tile(
-            share, products, bias, stride_b, scale, start, first, num_classes, target, lane, SOFTCAP, LANES, True
-        )
+        share = _add_tile(share, products, scale, start, first, num_classes, target, lane, SOFTCAP, LANES, True)
     parts, counts = _lane_parts(share, lane, end - first, BLOCK_N, LANES)
     store_split(floats, indices, split, splits, rows, num_rows, merge(parts, counts, end - first))
 
 
-def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel can read them: half precision, rows without gaps that begin at 16 bytes."""
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernel can read them: half precision, rows without gaps that begin at 16 bytes; no bias, for which
+    there are no registers left."""
     there = capability(x.device)
     return (
-        x.dtype in (torch.bfloat16, torch.float16)
+        bias is None
+        and x.dtype in (torch.bfloat16, torch.float16)
         and torch.version.hip is None
         and (there is None or there >= 90)
         and x.shape[1] > 0
@@ -181,11 +143,11 @@ def split_count(capability: int | None, row_blocks: int, tiles: int) -> int:
 
 
 def descriptor_splits(
-    x: Tensor, weight: Tensor, bias: Tensor | None, target_logit: Tensor | None, scale: float, softcap: float
+    x: Tensor, weight: Tensor, target_logit: Tensor | None, scale: float, softcap: float
 ) -> tuple[Planes, int]:
     """The rows' shares of parts of the classes, and how many classes a part has."""
     n, v = x.shape[0], weight.shape[0]
-    config = _config(x)
+    config = launch("linear_stats_descriptors", x.dtype, capability(x.device))
     rows, classes, features = (config[f"BLOCK_{name}"] for name in "NVD")
     tiles = triton.cdiv(v, classes)
     splits = split_count(capability(x.device), triton.cdiv(n, rows), tiles)
@@ -193,12 +155,8 @@ def descriptor_splits(
     parts = empty_splits(x, splits)
     _descriptor_splits[(triton.cdiv(n, rows) * splits,)](
         TensorDescriptor.from_tensor(x, [rows, features]), TensorDescriptor.from_tensor(weight, [classes, features]),
-        bias, target_logit, *parts, n, v, x.shape[1], scale, per_split, splits,
-        0 if bias is None else bias.stride(0), SOFTCAP=softcap or None, **config.options,
+        target_logit, *parts, n, v, x.shape[1], scale, per_split, splits, SOFTCAP=softcap or None, **config.options,
         maxnreg=min(255, REGISTERS // (PROGRAMS_TOGETHER * 32 * config.num_warps)),
     )  # fmt: skip
     return parts, per_split * classes
 
-
-def _config(x: Tensor) -> Launch:
-    return launch("linear_stats_descriptors", x.dtype, capability(x.device))
