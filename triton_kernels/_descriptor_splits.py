@@ -2,7 +2,7 @@
 are copied by the tensor memory accelerator, and tiles of classes and blocks of features are one loop.
 
 A program asks for the next tile's blocks before it folds a tile, and two programs share a multiprocessor (128 registers
-a thread, 97 KB each): while one folds, the other has the tensor cores. A thread folds the columns of a tile that it
+a thread, 96 KB each): while one folds, the other has the tensor cores. A thread folds the columns of a tile that it
 holds anyway: LANES of them hold a row, each keeps a share of its own, and no row is reduced across threads before its
 split is done. In Triton's machine code that is 26 (3.6) or 27 (3.9) instructions per logit.
 
