@@ -13,8 +13,10 @@ import ncops
 from ncops.backends import planes
 
 pytest.importorskip("triton")
+from ncops.triton_kernels import _descriptor_splits as descriptors  # noqa: E402
 from ncops.triton_kernels import linear_stats as forward  # noqa: E402
 from ncops.triton_kernels import linear_stats_backward as backward  # noqa: E402
+from ncops.triton_kernels._candidates import CHOSEN, candidate  # noqa: E402
 
 pytestmark = pytest.mark.triton
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=lambda d: str(d).removeprefix("torch."))
@@ -278,3 +280,90 @@ def test_a_wide_tile_that_holds_all_classes_goes_in_halves():
     torch.testing.assert_close(ours.nll.double(), truth.nll, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.var.double(), truth.var, rtol=1e-5, atol=1e-6)
     assert torch.equal(ours.target_rank, truth.target_rank) and torch.equal(ours.argmax, truth.argmax)
+
+
+def _both(x, weight, target, **options):
+    """Columns of the kernel that reads through descriptors, which must have run, and of the other."""
+    runs, run = [], descriptors.descriptor_splits
+    with candidate("descriptors"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(descriptors, "descriptor_splits", lambda *a: runs.append(1) or run(*a))
+        ours = ncops.linear_stats(x, weight, None, target, **options)
+    assert runs and not CHOSEN
+    return ours, ncops.linear_stats(x, weight, None, target, **options)
+
+
+def _alike(ours, other):
+    for name in ("max", "second", "target_logit", "argmax", "second_index", "target_rank"):
+        torch.testing.assert_close(getattr(ours, name), getattr(other, name), rtol=0, atol=0, equal_nan=True)
+    for name in FLOATS:
+        a, b = getattr(ours, name), getattr(other, name)
+        torch.testing.assert_close(a, b, rtol=3e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize(("dtype", "softcap"), [(torch.float16, None), (torch.bfloat16, 3.0)])
+def test_splits_through_descriptors(dtype, softcap):
+    """Features that end within a block, classes within a tile, rows within a block; ties in every row."""
+    x, weight, _, target = problem(70, 24, 75, dtype, False)
+    weight[60], weight[74] = weight[7], weight[7]
+    options = {"scale": 0.3, "softcap": softcap}
+    ours, other = _both(x, weight, target, **options)
+    _alike(ours, other)
+    truth = reference(x, weight, None, target, **options)
+    for name in FLOATS:
+        torch.testing.assert_close(getattr(ours, name), getattr(truth, name), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("splits", [1, 5])
+def test_lanes_without_classes_masks_and_poison(monkeypatch, splits):
+    """The last tile has three classes, so that two of its four lanes have none; in a split of its own, too."""
+    x, weight, _, target = problem(70, 16, 67, torch.bfloat16, False)
+    x[:, 0] = 1
+    x[0, 0], x[1, 1], x[2, 1:] = math.nan, math.inf, 0  # poisoned rows, and one of ties
+    weight[:, 0], weight[:40, 0], weight[64, 0] = 0, -math.inf, -math.inf  # masks
+    monkeypatch.setattr(descriptors, "split_count", lambda *_: splits)
+    ours, other = _both(x, weight, target)
+    _alike(ours, other)
+    assert ours.lse[:2].isnan().all() and ours.lse[2:].isfinite().all() and ours.argmax[2] == 40
+    weight[:, 0] = -math.inf
+    _alike(*_both(x, weight, target))
+
+
+def test_shares_through_descriptors():
+    x, weight, _, target = problem(70, 16, 75, torch.bfloat16, False)
+    z = forward.linear_stats_targets(x, weight, None, target % 75, 1.0, 0.0, IGNORE, False)
+    other = forward.linear_stats_share(x, weight, None, z, 1.0, 0.0, False)
+    with candidate("descriptors"):
+        ours = forward.linear_stats_share(x, weight, None, z, 1.0, 0.0, False)
+    torch.testing.assert_close(ours[0], other[0], rtol=3e-6, atol=1e-6)
+    assert torch.equal(ours[1], other[1]) and not torch.equal(ours[0], other[0])
+
+
+def test_what_descriptors_cannot_read():
+    x, weight = randn(70, 32, dtype=torch.float16), randn(40, 32, dtype=torch.float16)
+    assert descriptors.fits(x, weight, None) and descriptors.fits(x[:, 8:], weight[:, :24], None)
+    assert not descriptors.fits(x, weight, weight[:, 0])
+    for bad in (x.float(), x[:, 1:], x[:, ::2], x.T.contiguous().T, randn(70, 9, dtype=torch.float16), x[:, :0]):
+        assert not descriptors.fits(bad, bad, None)
+    x, weight, _, target = problem(70, 9, 40, torch.float16, False)
+    with candidate("descriptors"):
+        ours = ncops.linear_stats(x, weight, None, target)
+    assert torch.equal(ours.lse, ncops.linear_stats(x, weight, None, target).lse)
+
+
+def test_bits_through_descriptors():
+    x, weight, _, target = problem(70, 16, 40, torch.bfloat16, False)
+    with candidate("descriptors"):
+        assert_deterministic(lambda: ncops.linear_stats(x, weight, None, target).var, "triton")
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+@pytest.mark.parametrize("row_blocks", [1, 3, 16, 64, 256])
+@pytest.mark.parametrize("tiles", [1, 2, 385, 1002])
+def test_rounds_of_programs_are_full(capability, row_blocks, tiles):
+    splits = descriptors.split_count(capability, row_blocks, tiles)
+    per_split = -(-tiles // splits)
+    slots = 2 * {90: 132, 100: 148}[capability]
+    assert 1 <= splits <= tiles and (splits - 1) * per_split < tiles
+    rounds = -(-row_blocks * splits // slots)
+    if row_blocks * tiles >= 16 * slots:
+        assert rounds * per_split * slots <= 1.12 * row_blocks * tiles

@@ -30,6 +30,7 @@ from ncops.triton_kernels import (
     pair_stats,
     projected_sqnorms,
 )
+from ncops.triton_kernels._candidates import candidate
 from ncops.triton_kernels._pair_values import NAMES as PAIR_KERNELS
 from tools.gpu_day import stand_in
 
@@ -44,6 +45,7 @@ NAMES = {
     "linear_stats._splits": "{row}[{kind}{variant}]",
     "linear_stats._target_logits": "{row}_target[{kind}{variant}]",
     "linear_stats._one_tile": "{row}_only[{kind}]",
+    "_descriptor_splits._descriptor_splits": "{row}[{kind}{variant}]",
     "linear_stats_backward._chunk_gradient": "{row}[{kind}{variant}]",
     "linear_topk._logits": "linear_topk.logits[{sums}{GROUP}{variant}]",
     "linear_topk._sums": "linear_topk.sums[{sums}]",
@@ -132,6 +134,11 @@ def launch_all(start: Callable[..., Problem]) -> None:
         _linear(start(kind))
     for kind in ("fp32", "bf16"):
         _capped(start(kind, ",softcap"))
+    with candidate("descriptors"):
+        for kind, softcap, variant in (("bf16", 0.0, ""), ("fp16", 0.0, ""), ("bf16", 30.0, ",softcap")):
+            p = start(kind, variant)
+            x, weight, z = p.x(4097, 4096), p.x(50257, 4096), p.wide(4097)
+            linear_stats.linear_stats_share(x, weight, None, z, 1.0, softcap, False)
     for kind in ("fp32", "bf16", "fp64"):
         _stored(start(kind))
         _moments(start(kind))

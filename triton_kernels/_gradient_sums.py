@@ -34,7 +34,7 @@ class GradientSums:
         counted = parts_of(own.where(active[:, None], 0)) if self.need_weight else ()
         for start in range(0, self.weight.shape[0], CLASSES) if self.need_x or self.need_weight else ():
             these = slice(start, start + CLASSES)
-            part = parts_of(self.scale * g_z[:, these], self.x.dtype)
+            part = parts_of(g_z[:, these] if self.scale == 1 else self.scale * g_z[:, these], self.x.dtype)
             if self.need_x:
                 add_parts(block, part, parts_of(self.weight[these]), False)
             if self.need_weight:

@@ -51,6 +51,10 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("float32", 100): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 32, "HALVES": 0}, 8, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_V": 32, "BLOCK_D": 16, "HALVES": 0}, 4, 2),
     },
+    # Two programs share a multiprocessor, and LANES threads a row. Not measured.
+    "linear_stats_descriptors": {
+        ("half", 90): Launch({"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64, "LANES": 4}, 8, 3),
+    },
     # A wider tile would multiply padding; one that holds all classes needs no pass for the targets.
     "linear_stats_64_classes": {
         ("half", 80): Launch({"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 64, "HALVES": 0}, 8, 3),

@@ -10,8 +10,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ._products import INTERPRETED
+
 NOWHERE = tl.constexpr(2**31 - 1)  # an index that loses against every class
 UNDERFLOW = tl.constexpr(-1000.0)  # exp of it is 0 in every dtype, and 0 times it is 0: with -inf it would be NaN
+LOG2E = tl.constexpr(1.4426950408889634)
 # Planes of the shares of splits in memory.
 MAX, SECOND, REST, WEIGHTED, SQUARED, MEAN, SQUARES = (tl.constexpr(plane) for plane in range(7))
 ARGMAX, SECOND_INDEX, RANK = (tl.constexpr(plane) for plane in range(3))
@@ -63,7 +66,7 @@ def _moments(z, count, PADDED: tl.constexpr):
 @triton.jit
 def _merge_moments(mean, squares, count, other_mean, other_squares, other_count):
     """Chan's rule."""
-    part = other_count / (count + other_count)
+    part = other_count / tl.maximum(count + other_count, 1)
     delta = other_mean - mean
     merged = tl.where(
         (mean == float("-inf")) | (other_mean == float("-inf")),
@@ -74,17 +77,36 @@ def _merge_moments(mean, squares, count, other_mean, other_squares, other_count)
 
 
 @triton.jit
+def _power(x):
+    """e^x; compiled for float32 it is 0 below 2^-126, which saves three of five instructions."""
+    if x.dtype == tl.float32 and not INTERPRETED:
+        return tl.exp2(x * LOG2E)
+    else:
+        return tl.exp(x)
+
+
+@triton.jit
 def add_tile(share, z, column, first, start, num_classes, target_logit, LAZY: tl.constexpr, PADDED: tl.constexpr):
     """The share of the classes from ``first`` on after one more tile, ``z (ROWS, COLUMNS)`` for ``column`` >= start.
 
-    With ``PADDED`` columns from ``num_classes`` on are padding; without, there are none. With ``LAZY`` the top two are
-    looked for only in tiles that can hold a new one: with one row per program that is about 2/k of the k-th tile, and
-    the search is half of the arithmetic.
+    With ``PADDED`` columns from ``num_classes`` on are padding; without, there are none.
     """
     if PADDED:
         z = tl.where((column < num_classes)[None, :], z, float("-inf"))
-    before = tl.cast(start - first, z.dtype)
     count = tl.maximum(tl.minimum(num_classes - start, z.shape[1]), 0)
+    return add_logits(share, z, column, 0, start - first, count, target_logit, LAZY, PADDED)
+
+
+@triton.jit
+def add_logits(share, z, column, base, before, count, target_logit, LAZY: tl.constexpr, PADDED: tl.constexpr):
+    """The share of ``before`` classes after ``count`` more, ``z (ROWS, COLUMNS)`` for classes ``base`` (by row, or one
+    for all) ``+ column``.
+
+    With ``PADDED`` the others of ``z`` are -inf; without, there are none. With ``LAZY`` the top two are looked for only
+    in tiles that can hold a new one: with one row per program that is about 2/k of the k-th tile, and the search is
+    half of the arithmetic.
+    """
+    before = tl.cast(before, z.dtype)
     mean, squares = _moments(z, count, PADDED)
     mean, squares = _merge_moments(share.mean, share.squares, before, mean, squares, tl.cast(count, z.dtype))
     rank = share.rank + tl.sum((z > target_logit[:, None]).to(tl.int32), 1)
@@ -98,10 +120,10 @@ def add_tile(share, z, column, first, start, num_classes, target_logit, LAZY: tl
         # it is all there is, the indices follow from the number of classes alone.
         search = tl.max((peak > share.second).to(tl.int32), 0) > 0
         if search:
-            share = _search(share, z, peak, column)
+            share = _search(share, z, peak, column, base)
         else:
             below = tl.maximum(z - share.max[:, None], UNDERFLOW)
-            terms = tl.exp(below)
+            terms = _power(below)
             rest, weighted = share.rest + tl.sum(terms, 1), share.weighted + tl.sum(terms * below, 1)
             squared = share.squared + tl.sum(terms * terms, 1)
             share = LogitShare(
@@ -109,7 +131,7 @@ def add_tile(share, z, column, first, start, num_classes, target_logit, LAZY: tl
                 share.argmax, share.second_index, rank,
             )  # fmt: skip
     else:
-        share = _search(share, z, peak, column)
+        share = _search(share, z, peak, column, base)
     return share
 
 
@@ -120,15 +142,16 @@ def halves(z):
 
 
 @triton.jit
-def _search(share, z, peak, column):
+def _search(share, z, peak, column, base):
     """Finds the tile's own top two, sums the other terms about its top, and merges both with what came before."""
     column = column[None, :]
     index = tl.min(tl.where(z == peak[:, None], column, NOWHERE), 1)
     others = tl.where(column == index[:, None], float("-inf"), z)
     next_peak = tl.max(others, 1)
     next_index = tl.min(tl.where(others == next_peak[:, None], column, NOWHERE), 1)
+    index, next_index = base + index, base + next_index
     below = tl.maximum(others - peak[:, None], UNDERFLOW)
-    terms = tl.exp(below)
+    terms = _power(below)
     tile_rest, tile_weighted, tile_squared = tl.sum(terms, 1), tl.sum(terms * below, 1), tl.sum(terms * terms, 1)
 
     # The earlier classes win ties, for they have the lower indices.
@@ -144,7 +167,7 @@ def _search(share, z, peak, column):
 
     some = low > float("-inf")
     delta = tl.where(some, low - max, 0)
-    factor = tl.where(some, tl.exp(delta), 0)
+    factor = tl.where(some, _power(delta), 0)
     low_rest = tl.where(newer, share.rest, tile_rest) + 1  # the lower side's own top is now one of the others
     low_weighted = tl.where(newer, share.weighted, tile_weighted)
     low_squared = tl.where(newer, share.squared, tile_squared) + 1
@@ -200,7 +223,7 @@ def store_split(floats, indices, split, splits, row, num_rows, share):
 
 
 @triton.jit
-def _merge(parts, counts, num_classes):
+def merge(parts, counts, num_classes):
     """The share of all ``num_classes`` from ``parts (ROWS, SPLITS)`` of ``counts`` classes each, in float64.
 
     A poisoned row, one with a NaN or +inf logit, gets the maximum NaN, one of nothing but -inf the argmax 0 and the
@@ -314,7 +337,7 @@ def merge_kernel(
     mask = here[:, None] & (split < splits)[None, :]
     counts = tl.minimum(num_classes - tl.cast(split, tl.int64) * per_split, per_split)[None, :]
     parts = _load_share(floats, indices, at, tl.cast(splits, tl.int64) * num_rows, mask)
-    share = _merge(parts, tl.where(mask, counts, 0), num_classes)
+    share = merge(parts, tl.where(mask, counts, 0), num_classes)
     out_plane = tl.cast(out_plane, tl.int64)
     if FINISH:
         y, z = None, None

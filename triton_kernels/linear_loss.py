@@ -1,8 +1,11 @@
 """linear_loss: blocks of rows whose logits are kept until their columns are known, then turned into gradients.
 
-Three products per block, torch's, as in linear_stats_backward.py, whose sums these are; between them the kernels of
-logit_stats read the float32 logits twice and write their gradient. A block's logits take 256 MB: with 128k classes 512
-rows, for which the running sums of g_weight move as many bytes as 85 flops each (docs/gpu.md; not measured).
+Three products per block, torch's, as in linear_stats_backward.py, whose float32 sums these are; between them the
+kernels of logit_stats read the float32 logits twice and write their gradient, of bfloat16 inputs in bfloat16 where
+nothing else is made of it. A block's logits take 512 MB: with 128k classes 1024 rows, for which the running sums of
+g_weight move 8 bytes per 2048 flops. Blocks that stay in an L2 cache would be 64 rows, whose sums move 8 bytes per 128
+flops: 540 GB for 8192 rows of 4096 features, where here they are 34 GB and 18 bytes of every logit 19 GB more (not
+measured).
 """
 
 import torch
@@ -16,7 +19,7 @@ from ._logit_columns import empty_columns
 from .linear_stats_backward import add_product
 from .logit_stats import logit_stats, logit_stats_backward
 
-WORKSPACE_BYTES = 256 << 20
+WORKSPACE_BYTES = 512 << 20
 
 
 def linear_loss(
@@ -33,6 +36,7 @@ def linear_loss(
     sums = GradientSums(x, weight, bias, scale, need_x, need_weight, need_bias)
     kept = (coefficients != 0).any(1).nonzero()[:, 0]
     step = max(1, WORKSPACE_BYTES // (v * dtype.itemsize))
+    low = x.dtype if scale == 1 and not need_bias else dtype  # what the products take; a bias sums it in full
     with device_of(x):
         for rows in kept.split(step):
             y = None if target is None else target[rows]
@@ -41,7 +45,7 @@ def linear_loss(
             floats[:, rows], indices[:, rows] = planes
             if need_x or need_weight or need_bias:
                 grad = column_gradients(coefficients[rows], planes[0])
-                g_z = logit_stats_backward(grad, *planes, z, y, 1.0, softcap, ignore_index)
+                g_z = logit_stats_backward(grad, *planes, z, y, 1.0, softcap, ignore_index, low)
                 sums.add(rows, g_z, (grad != 0).any(0))
     return floats, indices, *sums.results()
 
@@ -49,5 +53,6 @@ def linear_loss(
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, dtype: torch.dtype) -> Tensor:
     z = x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
     add_product(z, x, weight.mT, True)
-    z *= scale
+    if scale != 1:
+        z *= scale
     return z if bias is None else z.add_(bias)

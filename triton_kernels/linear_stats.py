@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ..backends import planes
 from ..backends.dtypes import compute_dtype
+from . import _descriptor_splits as descriptors
+from ._candidates import CHOSEN
 from ._launch import (
     CLASS_TILES,
     Launch,
@@ -224,6 +226,8 @@ def _run_splits(
 ) -> tuple[Planes, int]:  # fmt: skip
     """The rows' shares of parts of the classes, and how many classes a part has."""
     n, v = x.shape[0], weight.shape[0]
+    if "descriptors" in CHOSEN and table_row(n) == "linear_stats" and descriptors.fits(x, weight, bias):
+        return descriptors.descriptor_splits(x, weight, target_logit, scale, softcap)
     flags, strides = _problem(config, x, weight, bias, softcap, allow_tf32)
     row_blocks, tiles = triton.cdiv(n, config["BLOCK_N"]), triton.cdiv(v, config["BLOCK_V"])
     splits = split_count(capability(x.device), min(row_blocks, ROW_BLOCKS_SIDE_BY_SIDE), tiles)

@@ -6,6 +6,7 @@ shares are then 40 bytes per row. Rows that lie contiguous are read one per prog
 only then can a whole tile skip the search for the top two, without which the arithmetic, not memory, is the limit.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -127,11 +128,11 @@ def _run(
 
 def logit_stats_backward(
     grad: Tensor, floats: Tensor, indices: Tensor, logits: Tensor, target: Tensor | None, scale: float,
-    softcap: float, ignore_index: int,
+    softcap: float, ignore_index: int, dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
-    """Gradient of the stored logits. Workspace: 60 bytes per row (104 in float64)."""
+    """Gradient of the stored logits, in ``dtype`` or their own. Workspace: 60 bytes per row (104 in float64)."""
     n, v = logits.shape
-    gradient = logits.new_empty(logits.shape)
+    gradient = logits.new_empty(logits.shape, dtype=dtype)
     if n == 0:
         return gradient
     columns = floats.contiguous(), indices.contiguous()

@@ -22,6 +22,7 @@ from ncops.backends import CUDA_OPS
 from ncops.bench import limits, roofline
 from ncops.bench.case import OURS, Case
 from ncops.bench.gpu import CASES
+from ncops.triton_kernels._candidates import candidate
 
 from . import keys
 from .cases import WITH_TF32
@@ -51,12 +52,12 @@ for one in map(named, CASES):
 
 
 @contextlib.contextmanager
-def forced(backend: str, tf32: bool = False) -> Iterator[None]:
+def forced(backend: str, tf32: bool = False, descriptors: bool = False) -> Iterator[None]:
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32" if tf32 else "ieee"
     try:
-        with ncops.use_backend(backend):
+        with ncops.use_backend(backend), candidate("descriptors") if descriptors else contextlib.nullcontext():
             yield
     finally:
         matmul.fp32_precision = before
@@ -72,6 +73,8 @@ def contestants(one: Case) -> dict[str, tuple[Callable, contextlib.AbstractConte
             found[name] = function, contextlib.nullcontext()
             continue
         found["triton"] = function, forced("triton")
+        if op == "linear_stats" and one.bench.mode == "forward" and one.dtype.itemsize == 2:
+            found["triton descriptors"] = function, forced("triton", descriptors=True)
         if op in CUDA_OPS and one.bench.mode == "forward":
             found["cuda"] = function, forced("cuda")
         if op in WITH_TF32 and one.dtype == torch.float32:
@@ -133,7 +136,7 @@ def measure(one: Case, timer: Callable, out: Path, ours_only: bool) -> None:
     fixed = {"case": one.name, "dtype": one.dtype_name, "flops": one.flops, "bytes": one.bytes}
     fixed["paper_ms"] = 1e3 * max(roofline.estimate(one))
     for who, (function, context) in contestants(one).items():
-        if ours_only and who not in ("triton", "cuda"):
+        if ours_only and who not in ("triton", "triton descriptors", "cuda"):
             continue
         row = fixed | {"who": who}
         try:

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -41,9 +42,14 @@ def bench(only: str, reduced: bool) -> Iterator[Call]:
     for name, group in GROUPS.items():
         for one in group if name.startswith(only) else ():
             one = one.at_most(dict.fromkeys(one.sizes, 256)) if reduced else one
-            for who, (function, _) in contestants(one).items():
+            for who, contestant in contestants(one).items():
                 if who.startswith("triton"):
-                    yield one.name, "tf32" in who, lambda f=function, one=one: f(*one.inputs("cpu"))
+                    yield one.name, "tf32" in who, lambda c=contestant, one=one: _inside(*c, one.inputs("cpu"))
+
+
+def _inside(function: Callable, context: AbstractContextManager, arguments: tuple) -> None:
+    with context:
+        function(*arguments)
 
 
 def tests(only: str, reduced: bool) -> Iterator[Call]:

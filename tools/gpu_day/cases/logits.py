@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import ncops
+from ncops.triton_kernels._candidates import candidate
 
 from .data import (
     BF16,
@@ -52,6 +53,11 @@ def capped_columns(*args) -> Outputs:
     return columns(ncops.linear_stats(*args, scale=0.7, softcap=SOFTCAP))
 
 
+def through_descriptors(x, weight, bias, target, **options) -> Outputs:
+    with candidate("descriptors"):
+        return columns(ncops.linear_stats(x, weight, None, target, scale=0.7, **options))
+
+
 def _few_classes(data: Data, rows: int) -> list[Any]:
     return [*linear(data, 16, 4096, 16, BF16)[1:3], data.labels(rows, 16)]
 
@@ -64,6 +70,11 @@ def linear_stats(data: Data) -> Iterator[Case]:
     )  # fmt: skip
     yield from data.grid(shapes, linear, linear_columns, SUMS)
     yield from data.grid(((4096, 512, 5000), (40, 250, 999), (5000, 512, 10)), linear, capped_columns, SUMS, "capped")
+    for n, d, v in ((4096, 512, 5000), (300, 248, 1001), (130, 1024, 40000), (8192, 576, 49152)):
+        shape = data.sizes(n, d, v)
+        for name, run in (("", through_descriptors), (" capped", partial(through_descriptors, softcap=SOFTCAP))):
+            make = partial(linear, data, *shape, BF16)
+            yield Case(f"descriptors{name} {shape}", BF16, make, run, SUMS[BF16])
     for value in (math.inf, -math.inf, math.nan, 1e12):
         make = partial(_spoilt, data, value)
         yield Case(f"one {value:g}", F32, make, linear_columns, SUMS[F32])
