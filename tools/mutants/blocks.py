@@ -184,6 +184,22 @@ SOURCES: tuple[Source, ...] = (
         isa="avx2",
     ),
     Source(
+        "csrc/cpu/isa/neon.h",
+        "tests/test_isa.py -k neon",
+        (
+            ("vfmaq_f32((float32x4_t)c, (float32x4_t)a,", "vfmsq_f32((float32x4_t)c, (float32x4_t)a,"),
+            ("vfmaq_f64((float64x2_t)c, (float64x2_t)a,", "vfmaq_f64((float64x2_t)a, (float64x2_t)c,"),
+            ("%1.8h, %2.8h", "%1.8h, %1.8h"),
+            ("any_lane(IntVec<float> mask) { return vmaxvq_u32", "any_lane(IntVec<float> mask) { return vminvq_u32"),
+            ("any_lane(IntVec<double> mask) { return vmaxvq_u32", "any_lane(IntVec<double> mask) { return vminvq_u32"),
+            ("IntVec<float>{1, 2, 4, 8}", "IntVec<float>{8, 4, 2, 1}"),
+            ("IntVec<double>{1, 2}", "IntVec<double>{2, 1}"),
+            ("vcvt_f16_f32((float32x4_t)v)", "vcvt_f16_f32((float32x4_t)(v + 0))"),
+            ("const __fp16 rounded = value;", "const __fp16 rounded = value + 0;"),
+        ),
+        needs=("aarch64-linux-gnu-g++", "qemu-aarch64-static"),
+    ),
+    Source(
         "csrc/cpu/isa/convert.h",
         ROUNDING,
         (
