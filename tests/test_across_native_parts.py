@@ -35,6 +35,18 @@ def test_an_overflow_in_any_split(rows, column):
     assert torch.equal(stats.lse[others], clean.lse[others]) and torch.equal(stats.argmax[others], clean.argmax[others])
 
 
+# Classes packed as a whole, in several tiles; few rows, classes where they lie; 16 MB of packed rows, and then the others.
+SIZES = {"whole": (40, 8, 1_100), "few": (40, 600, 700), "many": (1_030, 4_096, 1_024)}
+
+
+@pytest.mark.parametrize(("n", "d", "v"), SIZES.values(), ids=SIZES)
+def test_a_feature_of_any_chain_makes_its_logits(n, d, v):
+    weight, features, target = torch.randn(v, d), torch.randint(d, (n, 1)), torch.randint(v, (n, 1))
+    stats = ncops.linear_stats(torch.zeros(n, d).scatter(1, features, 1), weight, None, target[:, 0])
+    logits = weight.T[features[:, 0]]
+    assert torch.equal(stats.max, logits.amax(1)) and torch.equal(stats.target_logit, logits.gather(1, target)[:, 0])
+
+
 # Groups of rows that share the classes, and that have some each; chunks of rows against several splits of the classes.
 @pytest.mark.parametrize(("n", "d", "v"), [(700, 20, 70), (1_100, 8, 2_000), (600, 8, 4_200)])
 def test_gradients_of_products_in_several_groups_and_chunks(n, d, v):

@@ -7,6 +7,7 @@ from .cpu import CLASS_GRADIENTS, KERNELS, LINEAR, MOMENTS, PAIRS, tests
 from .plants import Source
 
 EVERYTHING = tests("parity across_parts native_gradients logit_stats")
+PRODUCTS = tests("accuracy_at_depth parity across_parts", "linear or pair or feature")
 ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
 
 SOURCES: tuple[Source, ...] = (
@@ -102,15 +103,49 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/blocks/product.h",
-        tests("accuracy_at_depth parity across_parts", "linear or pair"),
+        PRODUCTS,
         (
             ("kChain = kByChains ? 128 : 256", "kChain = 65536"),
             ("w_whole.at<T>() + first / kMR * group", "w_whole.at<T>()"),
             ("rows[m] = row_at(first + c + m)", "rows[m] = row_at(first + c)"),
+            ("rows[m] = w[m] + k, prefetch", "rows[m] = w[m], prefetch"),
+            ("sums.write(tile, L, start > 0);", "sums.write(tile, L, false);"),
+            ("tiles + p * tile_size + c * L);", "tiles + c * L);"),
+            ("tiles + p * tile_size + c * L);", "tiles + p * tile_size);"),
+            ("panels + p * L * depth, rows, ahead", "panels, rows, ahead"),
+            ("epilogue.tile(states[p], tile + p * tile_size,", "epilogue.tile(states[p], tile,"),
+            (
+                "kFewPanelRows && !plan.upper",
+                "kFewPanelRows",
+                "so few rows are one tile, and pairs in it are chosen later",
+            ),
             ("x_shared.at<T>() + (row0 - first_row) * depth", "x_shared.at<T>()"),
+            ("x_shared.at<T>() + from * depth", "x_shared.at<T>()"),
+            ("pack(first_row + from, first_row + to,", "pack(from, to,"),
+            ("first_row = block * plan.rows_per_block", "first_row = 0"),
             ("tile + (depth > plan.steps ? p * tile_size : 0)", "tile"),
+            ("if (k + steps >= depth) epilogue.tile", "epilogue.tile"),
+            ("count, steps, k > 0, out)", "count, steps, false, out)"),
+            ("p * L * depth + k * L,", "p * L * depth,"),
+            ("w_packed + k * kMR", "w_packed"),
+            (
+                "round_up(pieces(dim, pieces(row_bytes, kTileRowBytes)), kChain)",
+                "pieces(dim, pieces(row_bytes, kTileRowBytes))",
+            ),
+            ("round_up(pieces(v, splits), p.w_per_tile));", "pieces(v, splits));"),
+            ("total = start > 0 ? total + acc : acc;", "total = acc;"),
             ("first + count <= row + 1", "first + count <= row + L"),
         ),
+    ),
+    Source(  # panels that meet w chain by chain
+        "csrc/cpu/blocks/product.h",
+        PRODUCTS,
+        (
+            ("w + g * group + start * kMR", "w + g * group"),
+            ("multiply_group<Mode, NV, true>(panel + start * L", "multiply_group<Mode, NV, true>(panel"),
+            ("start += at_once, continues = true)", "start += at_once)"),
+        ),
+        isa="avx2",
     ),
     Source(
         "csrc/cpu/blocks/load.h",

@@ -26,7 +26,8 @@ PAIR_GRADIENTS = tests(
 )
 LOGITS = tests("across_parts logit_stats", "logit")
 LOGIT_GRADIENTS = tests("logit_stats_gradients")
-LINEAR = tests("across_parts linear_stats batch_invariance", "linear or an_overflow or columns")
+SPLIT = "linear or an_overflow or columns"
+LINEAR = tests("across_parts linear_stats batch_invariance", SPLIT)
 DIVERGENCES = tests("divergences")
 LINEAR_GRADIENTS = tests("across_parts linear_stats_gradients", "linear or products")
 
@@ -70,6 +71,9 @@ SOURCES: tuple[Source, ...] = (
             ("per_chunk = (x.rows + chunks - 1) / chunks", "per_chunk = x.rows / chunks"),
             ("std::min(kRows, end - row)", "std::min(kRows, x.rows - row)"),
             ("f / L * rows * L + f % L", "f / L * rows * L"),
+            ("first < (j + 1) * L", "first < j * L"),
+            ("panel + j * rows * L, rows,", "panel, rows,"),
+            ("sums.write(out, stride, true);", "sums.write(out, stride, false);"),
             ("for (int64_t chunk = 0; chunk < chunks", "for (int64_t chunk = chunks > 1; chunk < chunks"),
         ),
     ),
@@ -214,21 +218,30 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/linear_stats_cpu.cpp",
-        LINEAR,
+        tests("across_parts linear_stats batch_invariance vocabulary_shards", f"{SPLIT} or shares or few_rows"),
         (
             ("for (int64_t split = 1; split < plan.splits", "for (int64_t split = 1; split + 1 < plan.splits"),
             ("logits[row] = epilogue.logit(out[row], args.target[row]);", "logits[row] = out[row];"),
             ("some_rows<T>(args, row, count)", "some_rows<T>(args, 0, count)"),
             ("NV * kWidth<T>, kMostSplits);", "NV * kWidth<T>);"),
+            ("args.w.rows > 0 && args.w.rows <= plan.w_per_tile;", "args.w.rows > 0;"),
+            ("if (args.shares.floats) part.shares.floats += first, part.shares.indices += first;", ""),
+            ("if (args.target_logit) part.target_logit", "if (false) part.target_logit"),
+            ("if (args.target_logit) std::memcpy(targets", "if (false) std::memcpy(targets"),
+            ("std::fill_n(out, args.x.rows", "std::fill_n(out, 0", "the op makes them 0 where a target is no class"),
         ),
     ),
     Source(
         "csrc/cpu/linear_logits.h",
-        LINEAR,
+        tests("across_parts linear_stats softcap batch_invariance", SPLIT),
         (
             ("bias ? bias + first : nullptr", "bias"),
             ("inside(row + i) ? args.target[row + i] : 0", "inside(row + i) ? args.target[i] : 0"),
             ("tile[args.target[state.first_row + i] * L + i]", "tile[args.target[i] * L + i]"),
+            ("target_logits + state.first_row,", "target_logits,"),
+            ("logit(product(i), args.target[row + i])", "logit(product(i), args.target[i])"),
+            ("Softcap<T>(args.softcap)(z[0])", "z[0]"),
+            ("partials[split * args.x.rows + row + i]", "partials[row + i]"),
         ),
     ),
     Source(
