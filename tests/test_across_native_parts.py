@@ -44,7 +44,8 @@ def test_a_feature_of_any_chain_makes_its_logits(n, d, v):
     weight, features, target = torch.randn(v, d), torch.randint(d, (n, 1)), torch.randint(v, (n, 1))
     stats = ncops.linear_stats(torch.zeros(n, d).scatter(1, features, 1), weight, None, target[:, 0])
     logits = weight.T[features[:, 0]]
-    assert torch.equal(stats.max, logits.amax(1)) and torch.equal(stats.target_logit, logits.gather(1, target)[:, 0])
+    assert torch.equal(stats.argmax, logits.argmax(1)) and torch.equal(stats.max, logits.amax(1))
+    assert torch.equal(stats.target_logit, logits.gather(1, target)[:, 0])
 
 
 # Groups of rows that share the classes, and that have some each; chunks of rows against several splits of the classes.
