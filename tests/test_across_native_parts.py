@@ -35,17 +35,20 @@ def test_an_overflow_in_any_split(rows, column):
     assert torch.equal(stats.lse[others], clean.lse[others]) and torch.equal(stats.argmax[others], clean.argmax[others])
 
 
-# Classes packed as a whole, in several tiles; few rows, classes where they lie; 16 MB of packed rows, and then others.
-SIZES = {"whole": (40, 8, 1_100), "few": (40, 600, 700), "many": (1_030, 4_096, 1_024)}
+# Classes packed as a whole, in several tiles; few rows, classes where they lie; more pairs than a tile multiplies at a time;
+# 16 MB of packed rows, and then others.
+SIZES = {"whole": (40, 8, 1_100), "few": (40, 600, 700), "bfloat16": (40, 600, 700), "many": (1_030, 4_096, 1_024)}
 
 
-@pytest.mark.parametrize(("n", "d", "v"), SIZES.values(), ids=SIZES)
-def test_a_feature_of_any_chain_makes_its_logits(n, d, v):
-    weight, features, target = torch.randn(v, d), torch.randint(d, (n, 1)), torch.randint(v, (n, 1))
-    stats = ncops.linear_stats(torch.zeros(n, d).scatter(1, features, 1), weight, None, target[:, 0])
-    logits = weight.T[features[:, 0]]
-    assert torch.equal(stats.argmax, logits.argmax(1)) and torch.equal(stats.max, logits.amax(1))
-    assert torch.equal(stats.target_logit, logits.gather(1, target)[:, 0])
+@pytest.mark.parametrize("form", SIZES)
+def test_a_feature_of_any_chain_makes_its_logits(form):
+    (n, d, v), dtype = SIZES[form], torch.bfloat16 if form == "bfloat16" else torch.float32
+    weight, features, target = torch.randn(v, d).to(dtype), torch.randint(d, (n, 1)), torch.randint(v, (n, 1))
+    stats = ncops.linear_stats(torch.zeros(n, d, dtype=dtype).scatter(1, features, 1), weight, None, target[:, 0])
+    logits = weight.T[features[:, 0]].float()
+    for found, index in ((stats.max, stats.argmax[:, None]), (stats.target_logit, target)):
+        assert torch.equal(found, logits.gather(1, index)[:, 0])
+    assert torch.equal(stats.max, logits.amax(1))
 
 
 # Groups of rows that share the classes, and that have some each; chunks of rows against several splits of the classes.
