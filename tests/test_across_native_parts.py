@@ -35,7 +35,7 @@ def test_an_overflow_in_any_split(rows, column):
     assert torch.equal(stats.lse[others], clean.lse[others]) and torch.equal(stats.argmax[others], clean.argmax[others])
 
 
-# Classes packed as a whole, in several tiles; few rows, classes where they lie; more pairs than tiles multiply at a time;
+# Classes packed as a whole, in several tiles; few rows, classes where they lie; pairs beyond 24 KB of a panel;
 # 16 MB of packed rows, and then others.
 SIZES = {"whole": (40, 8, 1_100), "few": (40, 600, 700), "bfloat16": (40, 600, 700), "many": (1_030, 4_096, 1_024)}
 
