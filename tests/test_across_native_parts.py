@@ -101,7 +101,7 @@ def test_classes_without_rows_before_between_and_after(n):
     assert torch.equal(moments.counts, torch.bincount(labels, minlength=7_000))
 
 
-# One thread computes one column of tiles after the other, in place.
+# The gradient is formed where the sums of the rows lie.
 @pytest.mark.parametrize(("n", "d", "c"), [(300, 1_100, 7), (900, 70, 37)])
 def test_gradient_by_centres_in_several_tiles_and_ranges(n, d, c):
     x, labels, center = integers(n, d, most=1), uneven_labels(n, c), integers(c, d, most=1).requires_grad_()
