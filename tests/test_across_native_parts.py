@@ -35,6 +35,22 @@ def test_an_overflow_in_any_split(rows, column):
     assert torch.equal(stats.lse[others], clean.lse[others]) and torch.equal(stats.argmax[others], clean.argmax[others])
 
 
+# Classes packed as a whole, in several tiles; few rows, classes where they lie; pairs beyond 24 KB of a panel;
+# 16 MB of packed rows, and then others.
+SIZES = {"whole": (40, 8, 1_100), "few": (40, 600, 700), "bfloat16": (40, 600, 700), "many": (1_030, 4_096, 1_024)}
+
+
+@pytest.mark.parametrize("form", SIZES)
+def test_a_feature_of_any_chain_makes_its_logits(form):
+    (n, d, v), dtype = SIZES[form], torch.bfloat16 if form == "bfloat16" else torch.float32
+    weight, features, target = torch.randn(v, d).to(dtype), torch.randint(d, (n, 1)), torch.randint(v, (n, 1))
+    stats = ncops.linear_stats(torch.zeros(n, d, dtype=dtype).scatter(1, features, 1), weight, None, target[:, 0])
+    logits = weight.T[features[:, 0]].float()
+    for found, index in ((stats.max, stats.argmax[:, None]), (stats.target_logit, target)):
+        assert torch.equal(found, logits.gather(1, index)[:, 0])
+    assert torch.equal(stats.max, logits.amax(1))
+
+
 # Groups of rows that share the classes, and that have some each; chunks of rows against several splits of the classes.
 @pytest.mark.parametrize(("n", "d", "v"), [(700, 20, 70), (1_100, 8, 2_000), (600, 8, 4_200)])
 def test_gradients_of_products_in_several_groups_and_chunks(n, d, v):
@@ -85,7 +101,7 @@ def test_classes_without_rows_before_between_and_after(n):
     assert torch.equal(moments.counts, torch.bincount(labels, minlength=7_000))
 
 
-# One thread computes one column of tiles after the other, in place.
+# The gradient is formed where the sums of the rows lie.
 @pytest.mark.parametrize(("n", "d", "c"), [(300, 1_100, 7), (900, 70, 37)])
 def test_gradient_by_centres_in_several_tiles_and_ranges(n, d, c):
     x, labels, center = integers(n, d, most=1), uneven_labels(n, c), integers(c, d, most=1).requires_grad_()

@@ -10,6 +10,7 @@ from testing import bits, dtypes, randn, random_labels
 import ncops
 from ncops.backends import native
 from ncops.backends.dtypes import compute_dtype
+from ncops.distributed.shard_columns import local_share, target_logits
 
 D = 16
 RANGES = {300: (600,), 700: (256, 600), 4200: (4110,)}
@@ -89,6 +90,17 @@ def test_columns(isa, op, n, v, dtype):
         return list(ncops.linear_stats(x[-rows:], weight, bias, target[-rows:]).to_dict().values())
 
     assert_the_same_in_ranges(run, [m for m in (few_rows(isa, dtype), n) if m])
+
+
+def test_shares_of_classes(isa):
+    x, weight, bias, target = problem(9_000, D, 1_100, torch.float32)
+
+    def run(n):
+        own, options = (x[-n:], weight, bias), (0, 0.7, 0.0)
+        logit = target_logits(*own, target[-n:], *options, -100, False)
+        return [logit, local_share(*own, logit, *options, False).T]
+
+    assert_the_same_in_ranges(run, [few_rows(isa, x.dtype), 9_000])
 
 
 @dtypes

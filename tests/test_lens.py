@@ -296,6 +296,7 @@ def test_translators(tmp_path):
         ({"weight": (3, 20, 20)}, "all", "weight of layer 0: expected .24, 24., as the states have 24 dimensions"),
         ({"weight": (3, 24, 24), "bias": (3, 20)}, "all", "bias of layer 0: expected .24,.*got .20,."),
         ({"weight": (2, 24, 24)}, "all", "weight: expected 3 layers, 0 to 2, got 2"),
+        ({"weight": (4, 24, 24)}, "all", "weight: expected 3 layers, 0 to 2, got 4"),
         ({"weight": (24, 24)}, "all", r"weight: expected \(layers, D, D\), got \(24, 24\)"),
         ({"0.weight": (24, 24), "2.weight": (24, 24)}, "all", "no map for layer 1 of the layers 0 to 2"),
         ({"0.weight": (24, 24), "3.weight": (24, 24)}, "0", "3.weight: expected layers 0 to 2"),

@@ -64,7 +64,7 @@ def test_the_result_as_files_and_page(tmp_path):
 def test_some_layers_of_two_sequences(monkeypatch, tmp_path):
     """In tables the numbers of layers, not their places; in the example the first sequence."""
     monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=lambda columns, index=None: columns))
-    found = ncops.lens(made("llama"), IDS, layers=[0, 2], top=2)
+    found = ncops.lens(made("llama"), IDS, layers=[0, 2], top=2, batch_size=1)
     frame = found.to_frame()
     row = {name: column[(1 * 12 + 5) * 3 + 1] for name, column in frame.items()}  # second sequence, position 5, layer 2
     assert (row["sequence"], row["position"], row["layer"], row["token"]) == (1, 5, 2, IDS[1, 5])

@@ -100,7 +100,7 @@ def test_layouts(backend, layout):
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
-        ((330, 9, 70_001), torch.float32),  # blocks of 288 rows, splits of the classes
+        ((400, 9, 70_001), torch.float32),  # blocks of 320 rows, of the 342 with a target; splits of the classes
         ((130, 1700, 5000), torch.float32),  # several steps of the first product
         ((5000, 20, 1003), torch.float32),  # groups of rows, with several blocks each
         ((700, 6, 40), torch.float64),

@@ -25,13 +25,12 @@ struct WriteRows {
   void end(State&, int64_t, int64_t, int64_t) {}
 };
 
+// `out` may be x itself: rows are packed for all splits before any of them is written.
 template <class T, int NV>
 void multiply(const Rows& x, const Rows& matrix, void* out) {
   if (x.rows == 0 || x.dim == 0) return;
-  Plan plan = plan_product<T>(x.rows, matrix.rows, x.dim, NV * kWidth<T>);
-  if (x.data == out) plan.splits = 1, plan.w_per_split = matrix.rows;  // a task has packed all its rows when it writes them
   WriteRows<T, NV> epilogue{x, out};
-  run_product<Plain<T>, NV>(x, matrix, plan, epilogue);
+  run_product<Plain<T>, NV>(x, matrix, plan_product<T>(x.rows, matrix.rows, x.dim, NV * kWidth<T>), epilogue);
 }
 
 // g + g^T, row-major.

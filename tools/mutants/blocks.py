@@ -7,6 +7,7 @@ from .cpu import CLASS_GRADIENTS, KERNELS, LINEAR, MOMENTS, PAIRS, tests
 from .plants import Source
 
 EVERYTHING = tests("parity across_parts native_gradients logit_stats")
+PRODUCTS = tests("accuracy_at_depth parity across_parts", "linear or pair or feature")
 ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
 
 SOURCES: tuple[Source, ...] = (
@@ -102,7 +103,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/blocks/product.h",
-        tests("accuracy_at_depth parity across_parts", "linear or pair"),
+        PRODUCTS,
         (
             ("kChain = kByChains ? 128 : 256", "kChain = 65536"),
             ("w_packed = w_whole.at<T>() + first / kMR * group", "w_packed = w_whole.at<T>()"),
@@ -110,10 +111,44 @@ SOURCES: tuple[Source, ...] = (
             ("rows <= 4) multiply_group", "rows <= 5) multiply_group"),
             ("row += L, ++p) begin(row, p);", "row += L, ++p) begin(row0, p);"),
             ("rows[m] = row_at(first + c + m)", "rows[m] = row_at(first + c)"),
+            ("rows[m] = w[m] + k, prefetch", "rows[m] = w[m], prefetch"),
+            ("sums.write(tile, L, start > 0);", "sums.write(tile, L, false);"),
+            ("tiles + p * tile_size + c * L);", "tiles + c * L);"),
+            ("tiles + p * tile_size + c * L);", "tiles + p * tile_size);"),
+            ("panels + p * L * depth, rows, ahead", "panels, rows, ahead"),
+            ("epilogue.tile(states[p], tile + p * tile_size,", "epilogue.tile(states[p], tile,"),
+            (
+                "kFewPanelRows && !plan.upper",
+                "kFewPanelRows",
+                "so few rows are one tile, and pairs in it are chosen later",
+            ),
             ("x_shared.at<T>() + (row0 - first_row) * depth", "x_shared.at<T>()"),
+            ("x_shared.at<T>() + from * depth", "x_shared.at<T>()"),
+            ("pack(first_row + from, first_row + to,", "pack(from, to,"),
+            ("first_row = block * plan.rows_per_block", "first_row = 0"),
             ("tile + (depth > plan.steps ? p * tile_size : 0)", "tile"),
+            ("if (k + steps >= depth) epilogue.tile", "epilogue.tile"),
+            ("count, steps, k > 0, out, ahead)", "count, steps, false, out, ahead)"),
+            ("panel(p) + k * L, w_packed", "panel(p), w_packed"),
+            ("w_packed + k * kMR", "w_packed"),
+            (
+                "round_up(pieces(dim, pieces(row_bytes, kTileRowBytes)), kChain)",
+                "pieces(dim, pieces(row_bytes, kTileRowBytes))",
+            ),
+            ("round_up(pieces(v, splits), p.w_per_tile));", "pieces(v, splits));"),
+            ("total = start > 0 ? total + acc : acc;", "total = acc;"),
             ("first + count <= row + 1", "first + count <= row + L"),
         ),
+    ),
+    Source(  # panels that meet w chain by chain
+        "csrc/cpu/blocks/product.h",
+        PRODUCTS,
+        (
+            ("w + g * group + start * kMR", "w + g * group"),
+            ("true>(count - g * kMR, panel + start * L", "true>(count - g * kMR, panel"),
+            ("start += at_once, continues = true)", "start += at_once)"),
+        ),
+        isa="avx2",
     ),
     Source(
         "csrc/cpu/blocks/load.h",
@@ -185,6 +220,22 @@ SOURCES: tuple[Source, ...] = (
         ROUNDING,
         (("_cvtss_sh(value, 0)", "_cvtss_sh(value, 3)"),),
         isa="avx2",
+    ),
+    Source(
+        "csrc/cpu/isa/neon.h",
+        "tests/test_isa.py -k neon",
+        (
+            ("vfmaq_f32((float32x4_t)c, (float32x4_t)a,", "vfmsq_f32((float32x4_t)c, (float32x4_t)a,"),
+            ("vfmaq_f64((float64x2_t)c, (float64x2_t)a,", "vfmaq_f64((float64x2_t)a, (float64x2_t)c,"),
+            ("%1.8h, %2.8h", "%1.8h, %1.8h"),
+            ("any_lane(IntVec<float> mask) { return vmaxvq_u32", "any_lane(IntVec<float> mask) { return vminvq_u32"),
+            ("any_lane(IntVec<double> mask) { return vmaxvq_u32", "any_lane(IntVec<double> mask) { return vminvq_u32"),
+            ("IntVec<float>{1, 2, 4, 8}", "IntVec<float>{8, 4, 2, 1}"),
+            ("IntVec<double>{1, 2}", "IntVec<double>{2, 1}"),
+            ("vcvt_f16_f32((float32x4_t)v)", "vcvt_f16_f32((float32x4_t)(v + 0))"),
+            ("const __fp16 rounded = value;", "const __fp16 rounded = value + 0;"),
+        ),
+        needs=("aarch64-linux-gnu-g++", "qemu-aarch64-static"),
     ),
     Source(
         "csrc/cpu/isa/convert.h",
