@@ -28,7 +28,10 @@ def inline_svg(draw: Callable, name: str, size: tuple[float, float]) -> tuple[st
         figure.patch.set_alpha(0)
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
-        figure.draw_without_rendering()  # ticks change with the size that the layout leaves: let it see the final ones
+        layout = figure.get_layout_engine()
+        for _ in range(2):  # ticks change with the size that the layout leaves: let it see the final ones
+            layout.execute(figure)
+        figure.set_layout_engine(None)  # with one, savefig draws twice
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
