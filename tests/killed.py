@@ -8,6 +8,7 @@ Each writer is a fork of this process, which has imported everything and started
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -85,8 +86,15 @@ def save(folder: Path, kills: int) -> dict:
     return {"kills": kills, "left": left}
 
 
+def import_for_lm() -> None:
+    """What a run imports, which takes it as long as all else."""
+    for name in ("matplotlib.backends.backend_svg", "transformers.models.llama.modeling_llama", "tokenizers", "jinja2"):
+        importlib.import_module(name)
+
+
 def lm(folder: Path, kills: int) -> dict:
     """Runs of ``ncops lm --checkpoint`` that are killed and started again until each has come to its end."""
+    import_for_lm()
     command = json.loads((folder / "command.json").read_text())
     assert kill_after(forked(partial(cli.main, [*command, "--output", str(folder / "whole")])), 600) == 0
     done = ends = rounds = 0
@@ -138,6 +146,7 @@ def rivals(folder: Path, saves: int) -> dict:
 
 def lm_rivals(folder: Path, runs: int) -> dict:
     """Two runs of one command at once, with one checkpoint folder and one output folder."""
+    import_for_lm()
     command = json.loads((folder / "command.json").read_text())
     assert ended(forked(partial(cli.main, [*command, "--output", str(folder / "whole")]))) == 0
     for i in range(runs):

@@ -16,8 +16,7 @@ void add_input_gradient(const T* w, int64_t dim, int64_t classes, const T* dz, T
   constexpr int L = 2 * kWidth<T>;
   const int64_t steps = pieces(classes, kPerStep<Mode>), group = round_up(steps, kLine<T>) * kMR;
   if constexpr (kInTiles<Mode>) return multiply_in_tiles<2>(dz, w, group, dim, steps, true, out);
-  for (int64_t f = 0; f < pieces(dim, kMR); ++f, out += kMR * L)
-    multiply_group<Mode, 2, true>(dz, w + f * group, steps, out, Ahead<T>{out + kMR * L, pieces(kMR * L / kLine<T>, group / kMR / kLine<T>)});
+  for (int64_t f = 0; f < pieces(dim, kMR); ++f) multiply_group<Mode, 2, true>(dz, w + f * group, steps, out + f * kMR * L);
 }
 
 // out[m][lane] += sum over steps of dz(m, step) * x[step][lane], for kMR classes and 2 * W columns; dz holds panels of L rows,

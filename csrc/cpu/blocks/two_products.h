@@ -99,7 +99,7 @@ inline void run_two_products(const Rows& x, const Rows& w, const TwoProductsPlan
             for (int64_t f = 0; f < features; ++f) {
               T* sink = out + (p * features + f) * kMR * L;
               if (first == 0) multiply_group<Mode, 2>(tile, w_turned + f * turned_group, count, sink);
-              else multiply_group<Mode, 2, true>(tile, w_turned + f * turned_group, count, sink, Ahead<T>{sink + kMR * L, 4});
+              else multiply_group<Mode, 2, true>(tile, w_turned + f * turned_group, count, sink);
             }
           if (sum) cut_into_lines<T>(tile, groups, p * L, dz_group, dz);
         }
