@@ -106,6 +106,12 @@ def test_totals_are_means_over_tokens_with_a_next_one():
     assert by_position["bins"] == [[0, 0], [1, 1], [2, 3], [4, 7], [8, 15], [16, 31]]
     assert by_position["tokens"] == [3, 3, 6, 12, 24, 12]
     assert by_position["means"]["entropy"][3] == pytest.approx(entropy[:, :, 4:8].flatten(1).mean(1).tolist())
+    twice = found.totals()
+    twice.update(found)
+    again = twice.document()
+    assert again["tokens"] == 120 and again["means"]["kl"] == pytest.approx(document["means"]["kl"])
+    for by in ("by_position", "by_frequency"):
+        assert again[by]["tokens"] == [2 * tokens for tokens in document[by]["tokens"]]
     counts = ids.flatten().bincount(minlength=150)[ids[:, 1:]]
     few = (counts >= 1) & (counts < 10)
     by_frequency = document["by_frequency"]

@@ -168,6 +168,22 @@ def test_rows_that_do_not_count_are_left_out(backend, name):
     torch.testing.assert_close(stats.entropy[keep], ncops.linear_stats(x[keep], weight, bias).entropy)
 
 
+def test_rows_of_a_class_of_weight_zero_reach_nothing(backend):
+    x, weight, _, _ = problem(12, 5, 9, torch.float32)
+    target, class_weight = torch.arange(12) % 9, torch.rand(9) + 0.1
+    class_weight[1], x[[1, 10]] = 0, torch.nan
+    keep = target != 1
+
+    def summed(x, weight, target):
+        return ours(x, weight, None, target, class_weight, reduction="sum")
+
+    inputs = [t.detach().requires_grad_() for t in (x, weight)]
+    found = torch.autograd.grad(summed(*inputs, target), inputs)
+    alone = torch.autograd.grad(summed(inputs[0][keep], inputs[1], target[keep]), inputs)
+    for a, b in zip(found, alone, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_weighted_mean_of_many_classes():
     """More than are converted from half precision at a time."""
     x, weight, bias, target = problem(5, 4, 9_000, torch.bfloat16)
