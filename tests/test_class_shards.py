@@ -17,6 +17,8 @@ from ncops.distributed.agreement import together
 from ncops.distributed.exchange import rounds
 from ncops.stats import blocks
 
+pytestmark = pytest.mark.slow
+
 # -- equal to one process ---------------------------------------------------------------------------------------------
 
 

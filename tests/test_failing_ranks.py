@@ -17,6 +17,8 @@ import ncops
 import ncops.distributed
 from ncops.stats import collectives
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 5
 LINE = "another rank has raised, died or not answered within the timeout: "
 

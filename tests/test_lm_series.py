@@ -12,6 +12,8 @@ from test_lm import llama, save, sentence
 from ncops import cli, lm
 from ncops.lm import series
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("transformers")
 
 

@@ -12,6 +12,8 @@ import ncops
 import ncops.distributed
 from ncops.backends.planes import DIVERGENCES
 
+pytestmark = pytest.mark.slow
+
 N, D, E, V = 19, 8, 6, 31
 NAMES = ("x", "weight", "other", "other_weight", "bias", "other_bias")
 ROWS = ("x", "other")

@@ -11,6 +11,8 @@ from testing import IGNORE
 import ncops
 import ncops.distributed
 
+pytestmark = pytest.mark.slow
+
 N, D, V = 23, 12, 37
 COLUMNS = ("lse", "gap", "max", "nll", "target_logit", "entropy", "mean", "var", "argmax", "target_rank", "valid")
 OPTIONS = {

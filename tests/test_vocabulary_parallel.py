@@ -11,6 +11,8 @@ from testing import IGNORE
 import ncops
 import ncops.distributed
 
+pytestmark = pytest.mark.slow
+
 N, D, V = 23, 12, 37
 COLUMNS = (*FLOATS, "argmax", "second_index", "target_rank", "valid", "margin", "correct", "max_prob")
 
