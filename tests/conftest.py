@@ -32,7 +32,7 @@ def pytest_addoption(parser):
     )
     parser.addoption(
         "--triton-part", type=int, default=0, choices=range(4),
-        help="which quarter of these without it, and which sanitizer of the CUDA kernels in the harness",
+        help="which quarter of these without it; 0 and 2 also run the CUDA kernels of the harness under a sanitizer",
     )  # fmt: skip
     parser.addoption("--triton-release", help="fail unless this release of Triton is the one that is imported")
     parser.addoption("--zoo", action="store_true", help="every causal architecture in test_lm_zoo.py, not a sample")
