@@ -1,4 +1,4 @@
-"""Processes that stay for a whole file of tests, forks of one that has imported torch: that takes each seconds."""
+"""Processes that stay for a whole file of tests, forks of one that has imported torch, which takes seconds."""
 
 from __future__ import annotations
 
