@@ -100,6 +100,13 @@ def backend(request):
         yield request.param
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports without plots, which take seconds a page, for tests of what stands around them."""
+    monkeypatch.setattr("ncops.report.page.figures.inline_svg", lambda draw, name, size: ("0 0 1 1", ""))
+    monkeypatch.setattr("ncops.report.output.figure_files", lambda *_: {})
+
+
 @pytest.fixture(scope="module")
 def on_ranks():
     """Runs functions in several processes, which stay for the whole file: ``on_ranks(size, function, *args)``."""

@@ -124,24 +124,27 @@ def test_the_oldest_triton_is_the_one_that_the_package_asks_for():
 def test_objects_of_the_build_are_read_where_they_are_of_todays_sources(tmp_path, monkeypatch):
     monkeypatch.setattr(budgets, "ROOT", tmp_path)
     folder, source = tmp_path / "build" / "cuda", tmp_path / "op_cuda.cu"
+    nothing = None, budgets.CAPABILITIES
     folder.mkdir(parents=True)
     source.write_text("")
     made = folder / "op_cuda.o"
     for path, text in ((made, ""), (made.with_suffix(".log"), "\n"), (folder / "flags.txt", "")):
-        assert budgets.built(source, []) is None
+        assert budgets.built(source, []) == nothing
         path.write_text(text)
-    assert budgets.built(source, []) is None  # of no capability
+    assert budgets.built(source, []) == nothing  # of no capability
     (folder / "flags.txt").write_text(" ".join(f"-gencode=arch=compute_{c},code=sm_{c}" for c in budgets.CAPABILITIES))
     header = tmp_path / "header.h"
     header.write_text("")
     for path, seconds in ((source, 1), (header, 2), (made, 3)):
         os.utime(path, (seconds, seconds))
-    assert budgets.built(source, [header]) == made
+    assert budgets.built(source, [header]) == (made, budgets.CAPABILITIES)
     os.utime(header, (3, 3))
-    assert budgets.built(source, [header]) is None
+    assert budgets.built(source, [header]) == nothing
     os.utime(header, (2, 2))
+    (folder / "flags.txt").write_text("-gencode=arch=compute_90,code=sm_90")
+    assert budgets.built(source, [header]) == (made, (90,))
     made.with_suffix(".log").write_text("warning #177-D: variable was declared but never referenced")
-    assert budgets.built(source, [header]) is None
+    assert budgets.built(source, [header]) == nothing
 
 
 def test_only_what_has_changed_is_compiled(monkeypatch):

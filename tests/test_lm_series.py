@@ -12,7 +12,7 @@ from test_lm import llama, save, sentence
 from ncops import cli, lm
 from ncops.lm import series
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 pytest.importorskip("transformers")
 

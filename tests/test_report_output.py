@@ -93,6 +93,7 @@ def test_what_an_encoding_lacks_is_replaced():
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 @pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.usefixtures("undrawn")
 def test_delivered_in_any_encoding(measured, tmp_path, monkeypatch, encoding, as_json):
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", streams[0])

@@ -44,6 +44,7 @@ OLDEST_TRITON = "3.6.0"  # of the figures in SPILLS
 MOST_SPILLS = 40  # outside a loop a few cost little; more, and a kernel needs other blocks
 MEASURED = (("pairs[", 90),)  # may spill more: smaller tiles, which do not, take longer (docs/gpu.md)
 MORE_REGISTERS = 0.1  # a compiler's next patch release may take that much more
+Found = dict[str, dict[int, dict]]  # {kernel: {capability: resources}}
 
 
 def triton_jobs(full: bool, only: str) -> list[tuple[str, int, Any]]:
@@ -117,36 +118,40 @@ def nvcc() -> str | None:
     return str(inside) if inside and inside.exists() else shutil.which("nvcc")
 
 
-def built(source: Path, headers: list[Path]) -> Path | None:
-    """The object that setup.py made of it, where nothing has changed since and nvcc had nothing to say."""
+def built(source: Path, headers: list[Path]) -> tuple[Path | None, tuple[int, ...]]:
+    """The object that setup.py made of it, where nothing has changed since and nvcc had nothing to say, and of which
+    capabilities; of all of them without one."""
     target = ROOT / "build" / "cuda" / f"{source.stem}.o"
     log, flags = target.with_suffix(".log"), target.with_name("flags.txt")
     if not all(path.exists() for path in (target, log, flags)) or log.read_text().strip():
-        return None
+        return None, CAPABILITIES
     newest = max(path.stat().st_mtime for path in (source, *headers))
-    everything = all(f"code=sm_{c}" in flags.read_text() for c in CAPABILITIES)
-    return target if everything and target.stat().st_mtime > newest else None
+    there = tuple(c for c in CAPABILITIES if f"code=sm_{c}" in flags.read_text())
+    return (target, there) if there and target.stat().st_mtime > newest else (None, CAPABILITIES)
 
 
-def compile_cuda(source: Path) -> dict[str, dict[int, dict]]:
-    """The kernels of one launcher file, with every warning an error."""
-    command = [nvcc(), "-std=c++17", "-O3", "-Werror", "all-warnings", "-I", str(ROOT / "csrc")]
-    command += [f"-gencode=arch=compute_{c},code=sm_{c}" for c in CAPABILITIES]
+def compile_cuda(source: Path, partly: bool) -> Found:
+    """The kernels of one launcher file, with every warning an error; ``partly``: for those of a build of fewer."""
     headers = sorted([*(ROOT / "csrc" / "cuda").glob("*.cuh"), *(ROOT / "csrc").rglob("*.h")])
+    there, capabilities = built(source, headers)
+    if capabilities != CAPABILITIES and not partly:
+        there, capabilities = None, CAPABILITIES
+    command = [nvcc(), "-std=c++17", "-O3", "-Werror", "all-warnings", "-I", str(ROOT / "csrc")]
+    command += [f"-gencode=arch=compute_{c},code=sm_{c}" for c in capabilities]
     version = subprocess.run([nvcc(), "--version"], check=True, capture_output=True).stdout
     parts = [path.read_bytes() for path in (source, *headers)] + [" ".join(command).encode(), version]
     kept = CACHE / f"{hashlib.sha256(b''.join(parts) + _own_hash().encode()).hexdigest()}.json"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as folder:
-            target = built(source, headers) or Path(folder) / "kernels.o"
+            target = there or Path(folder) / "kernels.o"
             if not target.exists():
                 result = subprocess.run(
                     [*command, "-c", str(source), "-o", str(target)], capture_output=True, text=True
                 )
                 if result.returncode:
                     raise RuntimeError(f"nvcc failed on {source.name}:\n{result.stderr}")
-            found: dict[str, dict[int, dict]] = {}
-            for capability in CAPABILITIES:
+            found: Found = {}
+            for capability in capabilities:
                 for name, use in functions(target, capability).items():
                     if name.startswith("_ZN5ncops"):  # the rest is CUB's
                         kernel = f"{source.stem.removesuffix('_cuda')}.cu: {demangle(name)}"
@@ -155,21 +160,23 @@ def compile_cuda(source: Path) -> dict[str, dict[int, dict]]:
     return {kernel: {int(c): use for c, use in uses.items()} for kernel, uses in json.loads(kept.read_text()).items()}
 
 
-def measure(jobs: list[tuple[str, int, Any]], only: str = "", cuda: bool = True) -> dict[str, dict[int, dict]]:
-    """{kernel: {capability: resources}} of these of Triton and of everything that nvcc can compile here."""
-    found: dict[str, dict[int, dict]] = {}
+def measure(jobs: list[tuple[str, int, Any]], only: str = "", cuda: bool = True, partly: bool = False) -> Found:
+    """{kernel: {capability: resources}} of these of Triton and of everything that nvcc can compile here; ``partly``: of
+    what a build for fewer capabilities has compiled."""
+    found: Found = {}
     processes = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for kernel, capability, record in pool.map(compile_triton, jobs):
             found.setdefault(kernel, {})[capability] = record
     if cuda and nvcc():
+        sources = sorted((ROOT / "csrc" / "cuda").glob("*_cuda.cu"))
         with ThreadPoolExecutor(processes) as pool:
-            for kernels in pool.map(compile_cuda, sorted((ROOT / "csrc" / "cuda").glob("*_cuda.cu"))):
+            for kernels in pool.map(lambda source: compile_cuda(source, partly), sources):
                 found.update({kernel: uses for kernel, uses in kernels.items() if only in kernel})
     return found
 
 
-def of_same_compilers(found: dict[str, dict[int, dict]]) -> dict[str, dict[int, dict]]:
+def of_same_compilers(found: Found) -> Found:
     """The kernels that were compiled here by the releases that the budgets were written with."""
     import triton
 
@@ -188,7 +195,7 @@ def known_spills() -> dict[str, dict[str, int]] | None:
 
 
 def exceeded(
-    found: dict[str, dict[int, dict]], budgets: dict[str, dict[str, dict]], spills: dict[str, dict[str, int]] | None
+    found: Found, budgets: dict[str, dict[str, dict]], spills: dict[str, dict[str, int]] | None
 ) -> list[str]:
     """What is over its budget, spills, or has none, one line each.
 
@@ -224,7 +231,7 @@ def exceeded(
     return lines
 
 
-def table(found: dict[str, dict[int, dict]]) -> str:
+def table(found: Found) -> str:
     width = max(map(len, found), default=10)
     lines = [f"{'kernel':{width}}  {'arch':6} threads  regs  shared  stack  spills  mma  async  occupancy"]
     for kernel, uses in sorted(found.items()):
@@ -237,7 +244,7 @@ def table(found: dict[str, dict[int, dict]]) -> str:
     return "\n".join(lines)
 
 
-def write(found: dict[str, dict[int, dict]], only: str) -> None:
+def write(found: Found, only: str) -> None:
     """``found`` replaces the budgets of all kernels whose name contains ``only``, of the compilers that ran."""
     kept = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
     ran = {".cu: " in kernel for kernel in found}
@@ -247,7 +254,7 @@ def write(found: dict[str, dict[int, dict]], only: str) -> None:
     BUDGETS.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
-def write_spills(found: dict[str, dict[int, dict]], only: str) -> None:
+def write_spills(found: Found, only: str) -> None:
     kept = json.loads(SPILLS.read_text()) if SPILLS.exists() else {}
     kept = {kernel: spills for kernel, spills in kept.items() if only not in kernel}
     for kernel, uses in found.items():
@@ -281,7 +288,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter's functions cannot be compiled
     jobs = triton_jobs(options.full, options.only)
-    found = measure(changed(jobs) if options.changed else jobs, options.only, cuda=not options.triton)
+    found = measure(changed(jobs) if options.changed else jobs, options.only, not options.triton, options.changed)
     if options.json:
         print(json.dumps({"found": found, "names": sorted({name for name, *_ in jobs} | found.keys())}))
         return 0
