@@ -377,7 +377,6 @@ SOURCES: tuple[Source, ...] = (
             ("2 * term[kOfLseSquared] * lse", "term[kOfLseSquared] * lse"),
             ("set(kMean, term[kOfMean]);", "set(kMean, -term[kOfMean]);"),
             ("b.row == 0 && plan_.groups == 1", "plan_.groups == 1"),
-            ("row < b.end && b.gradients[p].rows[row - b.first(p)].active", "row < b.end"),
             ("number * panel * sizeof(T)", "panel * sizeof(T)"),
         ),
     ),
