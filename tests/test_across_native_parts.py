@@ -35,6 +35,22 @@ def test_an_overflow_in_any_split(rows, column):
     assert torch.equal(stats.lse[others], clean.lse[others]) and torch.equal(stats.argmax[others], clean.argmax[others])
 
 
+def test_stored_logits_tied_at_the_maximum_of_a_block_are_both_counted_as_one():
+    z = torch.full((1, 1_000), -50.0)
+    z[0, [70, 400]] = 3
+    assert ncops.logit_stats(z).gap[0] == torch.tensor(math.log(2))
+
+
+@pytest.mark.parametrize(("dtype", "below"), [(torch.float32, 120), (torch.float64, 820)], ids=["float32", "float64"])
+def test_a_stored_logit_far_below_its_block_adds_nothing(dtype, below):
+    """Where all are near, exponentials are not kept from leaving the range of their exponents."""
+    z = torch.rand(1, 1_000, dtype=dtype)
+    z[0, 400], z[0, 3] = 2, -below
+    stats = ncops.logit_stats(z)
+    torch.testing.assert_close(stats.lse, z.logsumexp(1))
+    torch.testing.assert_close(stats.entropy, naive(z)["entropy"])
+
+
 # Classes packed as a whole, in several tiles; few rows, classes where they lie; pairs beyond 24 KB of a panel;
 # 16 MB of packed rows, and then others.
 SIZES = {"whole": (40, 8, 1_100), "few": (40, 600, 700), "bfloat16": (40, 600, 700), "many": (1_030, 4_096, 1_024)}

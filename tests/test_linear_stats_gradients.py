@@ -146,6 +146,16 @@ def test_ignored_rows_carry_no_gradient(backend):
     assert stats.lse[1:].isfinite().all()
 
 
+def test_the_last_of_an_odd_number_of_classes_has_no_other(backend):
+    """Kernels that take classes in pairs: it has neither the next row of memory nor an old product beside it."""
+    x, weight, _, target = problem(33, 17, 66, torch.bfloat16)
+    weight[65] = x[3] = math.nan
+    inputs = [t.requires_grad_() for t in (x, weight[:65])]
+    stats = ncops.linear_stats(*inputs, None, target.clamp(max=64).index_fill(0, torch.tensor([3]), IGNORE))
+    grads = torch.autograd.grad(stats.loss("entropy"), inputs)
+    assert all(g.isfinite().all() for g in grads) and (grads[0][3] == 0).all()
+
+
 def test_autocast_casts_and_the_gradient_returns_to_float32(backend):
     x, weight, bias, target = problem(9, 5, 7, torch.float32)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]

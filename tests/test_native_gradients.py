@@ -190,6 +190,14 @@ def test_clusters_of_close_and_coincident_rows(isa, kernel, dim):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=0)
 
 
+def test_gradient_of_the_largest_angle_of_opposite_rows(isa):
+    """It is the small sum of the unit rows that is divided by its length: their difference has no digit of it."""
+    rows, best = torch.tensor([[3.0, 4, 0], [-3, -4, 1e-12]]), torch.tensor([1, 0])
+    options = (None, 1.0, None, None, IGNORE, False)
+    mine = native("angle", (torch.tensor(0.0), torch.ones(2), torch.tensor(1), best, rows, "angle", *options))[0]
+    torch.testing.assert_close(mine, torch.tensor([[0, 0, -0.4]]).expand(2, 3))
+
+
 @pytest.mark.parametrize("kernel", ["cosine", "distance"])
 def test_a_nan_row_reaches_every_gradient_of_the_mean(kernel):
     arguments = list(problem(kernel, 40, 9, torch.float32, labelled=False))

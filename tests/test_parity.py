@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from op_cases import CASES, SEVERAL_TASKS, ZERO_SIZES, check, fresh
-from testing import bits, dtypes, nan_in_fresh_memory, threads
+from testing import before_an_unreadable_page, bits, dtypes, nan_in_fresh_memory, threads
 
 import ncops
 
@@ -31,6 +31,18 @@ def test_the_same_bits_for_any_number_of_threads(cpu_backend, case, dtype):
             results.append(bits(case.run(**fresh(inputs)).values()))
     for one, three in zip(*results, strict=True):
         assert torch.equal(one, three)
+
+
+@dtypes
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+@pytest.mark.parametrize("cpu_backend", ["cpu"])
+def test_nothing_is_read_past_the_end_of_an_input(cpu_backend, case, dtype):
+    inputs = {
+        name: before_an_unreadable_page(value) if isinstance(value, torch.Tensor) else value
+        for name, value in case.make(dtype).items()
+    }
+    with ncops.use_backend(cpu_backend):
+        case.run(**inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

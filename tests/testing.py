@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -147,3 +149,16 @@ def block_rows(monkeypatch: pytest.MonkeyPatch, size: int = 512) -> None:
 def nan_in_fresh_memory() -> AbstractContextManager:
     """Results that a kernel never writes are NaN, and not what happened to lie there."""
     return held(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled(), True)
+
+
+def before_an_unreadable_page(values: Tensor) -> Tensor:
+    """A copy that ends where memory does: what reads past its end is stopped by the machine."""
+    size = values.numel() * values.element_size()
+    if size == 0:
+        return values
+    room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + room
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    copy = torch.frombuffer(memory, dtype=values.dtype, count=values.numel(), offset=room - size)
+    return copy.view(values.shape).copy_(values)

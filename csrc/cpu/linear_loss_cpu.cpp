@@ -120,8 +120,7 @@ class Loss {
     }
     b.gradients[p].begin(gradient, plan_.classes, b.first(p), b.count(p));
     if (!args_.g_weight) return;
-    // Rows without gradient are zero, lest their NaN reach the weight.
-    const auto counts = [&](int64_t row) { return row < b.end && b.gradients[p].rows[row - b.first(p)].active; };
+    const auto counts = [&](int64_t row) { return row < b.end; };
     pack_row_steps<Mode>(args_.x, b.first(p), counts, b.columns + p * L * L / kPerStep<Mode>, b.number() * L);
   }
 

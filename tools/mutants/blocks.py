@@ -13,11 +13,10 @@ ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
 SOURCES: tuple[Source, ...] = (
     Source(
         "csrc/cpu/blocks/steps.h",
-        tests("linear_stats_gradients linear_loss", "grad or float64 or blocks"),
+        tests("parity linear_stats_gradients linear_loss", "past_the_end or odd_number or grad or float64 or blocks"),
         (
             ("(low & 0xffff) | high << 16", "low | high << 16"),
             ("odd ? IntVec<T>{} : narrow_bits", "narrow_bits"),
-            ("store(out + k / L * (all / 2) * L + k % L, Vec<T>{});", ";"),
             (
                 "store(block[r] + i, row_pairs(src, row + at, at < count, at + 1 < count, k + i));",
                 "store(block[r] + i, row_pairs(src, row + at, at < count, at < count, k + i));",

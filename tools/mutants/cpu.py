@@ -22,7 +22,7 @@ PROJECTIONS = tests("across_parts projected_sqnorms native_gradients", "project"
 NEAREST = tests("across_parts nearest_class_mean", "nearest or nan_mean or overflows")
 PAIRS = tests("across_parts pair_stats pair_stats_labels", "pair or nan_in_one")
 PAIR_GRADIENTS = tests(
-    "across_parts native_gradients pair_stats pair_stats_labels", f"coincide or grad and ({KERNELS})"
+    "across_parts native_gradients pair_stats pair_stats_labels", f"by_hand or coincide or grad and ({KERNELS})"
 )
 LOGITS = tests("across_parts logit_stats", "logit")
 LOGIT_GRADIENTS = tests("logit_stats_gradients")
@@ -377,7 +377,6 @@ SOURCES: tuple[Source, ...] = (
             ("2 * term[kOfLseSquared] * lse", "term[kOfLseSquared] * lse"),
             ("set(kMean, term[kOfMean]);", "set(kMean, -term[kOfMean]);"),
             ("b.row == 0 && plan_.groups == 1", "plan_.groups == 1"),
-            ("row < b.end && b.gradients[p].rows[row - b.first(p)].active", "row < b.end"),
             ("number * panel * sizeof(T)", "panel * sizeof(T)"),
         ),
     ),

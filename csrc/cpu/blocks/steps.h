@@ -56,7 +56,8 @@ constexpr int64_t turned_size(int64_t count, int64_t dim) {
   return round_up(pieces(count, kPerStep<Mode>), kLine<typename Mode::T>) * (round_up(dim, kLoadBlock) + kMR);
 }
 
-// A panel of rows as pack_columns_first packs it among `all` rows, with a step in the place of a row.
+// A panel of rows as pack_columns_first packs it among `all` rows, with a step in the place of a row; vectors past the last
+// column stay as they are, since nobody reads their sums.
 template <class Mode, class Counts, class T = typename Mode::T>
 inline void pack_row_steps(const Rows& x, int64_t row, Counts counts, T* out, int64_t all) {
   constexpr int L = 2 * kWidth<T>;
@@ -65,8 +66,6 @@ inline void pack_row_steps(const Rows& x, int64_t row, Counts counts, T* out, in
       const bool first = counts(row + r), second = counts(row + r + 1);
       for (int64_t k = 0; k < x.dim; k += kWidth<T>)
         store(out + k / L * (all / 2) * L + k % L, row_pairs(x, row + r, first, second, k));
-      for (int64_t k = round_up(x.dim, kWidth<T>); k < int64_t(round_up(x.dim, L)); k += kWidth<T>)
-        store(out + k / L * (all / 2) * L + k % L, Vec<T>{});
     }
   } else {
     pack_columns_first<T>(x, row, L, counts, out, all);
