@@ -14,6 +14,7 @@ from class_shard_cases import D, batch, bits, check_same_bits, one_and_shards, s
 import ncops
 from ncops.distributed import ShardedClassStatistics, class_shards
 from ncops.distributed.shard_files import ShardFiles
+from ncops.stats.files import read_state, save_state
 
 
 def store(rank, ranks, classes, folder, own_folders):
@@ -66,7 +67,7 @@ def refused_loads(rank, folders):
 
 
 def test_files_that_do_not_fit_are_refused(on_ranks, tmp_path):
-    folders = {n: tmp_path / n for n in ("others", "missing", "lost", "swapped", "mixed", "cut", "foreign")}
+    folders = {n: tmp_path / n for n in ("others", "missing", "lost", "swapped", "mixed", "cut", "foreign", "negative")}
     names = [f"shard-{r}-of-2-save-1.safetensors" for r in range(2)]
     for name, folder in folders.items():
         if name not in ("others", "missing"):
@@ -81,10 +82,13 @@ def test_files_that_do_not_fit_are_refused(on_ranks, tmp_path):
         "mixed": {names[0]: shards[0], "shard-1-of-2-save-2.safetensors": shards[1]},
         "cut": {names[0]: shards[0], names[1]: shards[1][:-1]},
         "foreign": {names[0]: shards[0]},
+        "negative": {names[0]: shards[0]},
     }.items():
         for file, content in contents.items():
             (folders[name] / file).write_bytes(content)
     ncops.ClassStatistics(3, D).save(folders["foreign"] / names[1])
+    kind, config, tensors = read_state(tmp_path / "whole" / names[1])
+    save_state(folders["negative"] / names[1], kind, config, {**tensors, "counts": -tensors["counts"]})
 
     first, second = on_ranks(2, refused_loads, {name: str(folder) for name, folder in folders.items()})
     assert first == second
@@ -97,6 +101,7 @@ def test_files_that_do_not_fit_are_refused(on_ranks, tmp_path):
     assert "the ranks' shards are of different saves" in first["mixed"]
     assert first["cut"].startswith("load: rank 1: path:") and "is not a whole file" in first["cut"]
     assert first["foreign"].endswith("holds 'ClassStatistics', expected ClassShard")
+    assert "does not fit: state: counts: expected numbers of rows, got -" in first["negative"]
     with pytest.raises(ValueError, match="holds 'ClassShard', expected one of ClassStatistics"):
         ncops.load(tmp_path / "whole" / names[0])
 

@@ -280,6 +280,16 @@ def test_no_flipped_bit_goes_unseen(tmp_path):
             assert torch.equal(getattr(loaded, name), tensor), (place, name)
 
 
+def test_a_flipped_bit_that_makes_another_setting_is_seen(tmp_path):
+    path = tmp_path / "a"
+    make()[0].save(path)
+    parts = path.read_bytes().split(rb"\"ignore_index\": -1")
+    assert len(parts) == 2
+    path.write_bytes(rb"\"ignore_index\": -3".join(parts))
+    with pytest.raises(ValueError, match="damaged: its content is not what was written"):
+        ncops.load(path)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")

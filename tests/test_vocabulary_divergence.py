@@ -155,10 +155,12 @@ def compiled(rank):
         torch._dynamo.reset()
         graph = torch.compile(divergences, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(results(graph), results(divergences))
+        agreed = divergences(**tensors)[-1]
         tensors["other"] = tensors["other"].clone()
-        tensors["other"][4] -= rank * 10
+        tensors["other"][6] -= rank * tensors["other"][6] * 1.5  # its largest logit stays where it is, on rank 0
         found = ncops.ops.LinearDivergence(*graph(**tensors))
-        assert found.kl.isnan().nonzero().flatten().tolist() == [4] and not found.agree[4]
+        assert agreed[6] or two
+        assert found.kl.isnan().nonzero().flatten().tolist() == [6] and not found.agree[6]
 
 
 def test_compiled(on_ranks):

@@ -87,9 +87,9 @@ def test_results_and_gradients_equal_unsharded(on_ranks, starts, padding, given,
 def with_odd_rows(rank):
     """Classes whose ranks are not in their order; rows that are poisoned, certain, or wholly masked on one rank."""
     x, weight, bias = torch.zeros(4, 2), torch.zeros(8, 2), torch.zeros(8)
-    weight[5, 1] = 1
+    weight[1, 1] = 1
     x[1, 1], x[2, 1], x[3, 1] = math.nan, 60, -60
-    bias[:4] = -math.inf
+    bias[4:] = -math.inf
     own = slice(4 * (1 - rank), 4 * (1 - rank) + 4)
     found = ncops.distributed.linear_topk(x, weight[own], bias[own], k=5, vocab_start=own.start, num_classes=8)
     expected = ncops.linear_topk(x, weight, bias, k=5)
@@ -100,6 +100,9 @@ def with_odd_rows(rank):
         x, weight[own], torch.full((4,), -math.inf), k=3, vocab_start=own.start, num_classes=8
     )
     assert (nothing.lse[[0, 2]] == -math.inf).all() and nothing.indices[0].tolist() == [0, 1, 2]
+    bias[2] = math.nan  # of the second rank alone
+    found = ncops.distributed.linear_topk(x, weight[own], bias[own], k=5, vocab_start=own.start, num_classes=8)
+    assert found.lse.isnan().all() and (found.indices == -1).all()
     return True
 
 

@@ -135,7 +135,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/distributed/shard_divergences.py",
-        "tests/test_divergence_shards.py",
+        "tests/test_divergence_shards.py -m 'not triton'",
         (
             ('for name in ("lse", "other_lse", "max", "other_max"):', 'for name in ("max", "other_max"):'),
             ("(indices + start)", "indices"),

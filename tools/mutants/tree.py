@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .plants import ROOT, Plant, Source
 
-PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "--tb=no")
+PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--disable-warnings", "--tb=no")
 LIST_FILES = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
 
 
