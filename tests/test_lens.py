@@ -182,6 +182,18 @@ def test_layers_and_single_choices():
     torch.testing.assert_close(some.top_logprob, whole.top_logprob[[0, 2, 3], ..., :1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("divergences", [False, True])
+def test_how_many_layers_meet_the_head_together_changes_nothing(monkeypatch, divergences):
+    model = made("llama")
+    whole = ncops.lens(model, IDS, divergences=divergences, top=2)
+    for rows in (1, 2 * IDS.numel()):
+        monkeypatch.setattr("ncops.lm.lens.run.TOGETHER", rows)
+        found = ncops.lens(model, IDS, divergences=divergences, top=2)
+        for name, column in found.columns().items():
+            assert torch.equal(column.nan_to_num(), getattr(whole, name).nan_to_num()), name
+        assert torch.equal(found.top, whole.top) and torch.equal(found.top_logprob, whole.top_logprob)
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-6), (torch.float64, 1e-13)])
 def test_one_product_gives_the_kl(dtype, bound):
     """By the Bregman form, of states as they are in their dtype, up to the rounding of the logits' size."""

@@ -22,11 +22,13 @@ struct Members {
 
 // Sum and squared norm of rows minus `center` (may be null), A vectors of columns, with accumulators in registers. Rows have
 // unit column stride and lie anywhere, so no hardware fetches them ahead: 4 KB of lines on their way, 64 columns at a time
-// took 1.4x as long with four rows; without those of the next classes 50257 classes 1.1x.
+// took 1.4x as long with four rows; without those of the next classes 50257 classes 1.1x. Where 4 KB are few rows, the
+// page of one far ahead is looked up by a line of it: 1.04 to 1.09x the speed.
 template <class T, int A, class Stored>
 double reduce_block(const Stored* data, int64_t stride, const Members& rows, const T* center, T* sum) {
   constexpr int W = kWidth<T>;
   constexpr int64_t line = 64, bytes = A * W * sizeof(Stored), ahead = std::min<int64_t>(4096 / bytes, 16);
+  constexpr int64_t far = ahead < 16 ? 32 : 0;
   constexpr int64_t chain = 32;  // squares: 512 rows in one had errors of 5e-6
   const int64_t last = rows.count + rows.more - 1;
   double total = 0;
@@ -38,6 +40,7 @@ double reduce_block(const Stored* data, int64_t stride, const Members& rows, con
     for (const int64_t end = std::min(rows.count, i + chain); i < end; ++i) {
       const Stored* row = data + rows.order[i] * stride;
       const Stored* next = data + rows.order[std::min(i + ahead, last)] * stride;
+      if (far > 0) prefetch(data + rows.order[std::min(i + far, last)] * stride);
 #pragma GCC unroll 16
       for (int a = 0; a < A; ++a) {
         if (a * W * sizeof(Stored) % line == 0) prefetch(next + a * W);

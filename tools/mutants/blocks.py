@@ -66,7 +66,8 @@ SOURCES: tuple[Source, ...] = (
         MOMENTS,
         (
             ("std::upper_bound", "std::lower_bound"),
-            ("invalid_ += c != ignore_index", "invalid_ += c > ignore_index"),
+            ("own[num_classes] += c != ignore_index", "own[num_classes] += c > ignore_index"),
+            ("else kept_ += std::exchange(own, kept_)", "else kept_ += own, own = starts[c]"),
         ),
     ),
     Source(

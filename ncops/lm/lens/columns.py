@@ -4,12 +4,14 @@ The KL divergence is the Bregman divergence of the log-sum-exp: where logits are
 
     KL(p_last || p_layer) = lse(y) - lse(x) - pull . (y - x),     pull = the gradient of lse at x = scale * E_p[w],
 
-so that one product per layer gives all columns, and three more for x the pull. A soft cap bends the logits: there, and
+so that one product per layer gives all columns, and two more for x the pull. A soft cap bends the logits: there, and
 for the other divergences, :func:`ncops.linear_divergence` makes two products more per layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ DIVERGENCES = ("reverse_kl", "js", "overlap")
 
 
 class Columns(NamedTuple):
-    """What is known of each token at one layer; all ``(rows,)``.
+    """What is known of each token at a layer; all ``(rows,)``, or ``(layers, rows)`` of several.
 
     Attributes:
         entropy: of the layer's distribution over the vocabulary, in nats.
@@ -60,22 +62,25 @@ class Reference:
     """
 
     def __init__(self, x: Tensor, head: Head, target: Tensor, ignore: int, divergences: bool = False) -> None:
-        self._x, self._head, self._target, self._ignore = x, head, target, ignore
+        with torch.inference_mode(False):  # what is made there cannot be kept for a gradient
+            self._target = target.clone()
+        self._x, self._head, self._ignore = x, head, ignore
         self._divergences = divergences
-        self._own = self._stats(x)
         linear = head.softcap is None and not divergences
-        self._pull = pull(x, head) if linear else None
+        if linear and x.dtype in (torch.float32, torch.float64):
+            self._own, self._pull = pulled(x, self._stats)
+        else:
+            self._own, self._pull = self._stats(x), pull(x, head) if linear else None
 
     def columns(self, y: Tensor) -> Columns:
-        """Of a state as it would enter the head."""
+        """Of states as they would enter the head, ``(rows, D)`` or ``(layers, rows, D)``."""
         stats = self._stats(y)
         if self._pull is not None:
-            moved = ((y.to(self._pull) - self._x.to(self._pull)) * self._pull).sum(1)
+            moved = ((y.to(self._pull) - self._x.to(self._pull)) * self._pull).sum(-1)
             # What rounding leaves below 0 is 0; NaN stays.
             return self._assembled(stats, (stats.lse - self._own.lse - moved).clamp_min(0))
-        d = linear_divergence(
-            self._x, self._head.weight, y, bias=self._head.bias, scale=self._head.scale, softcap=self._head.softcap
-        )
+        head, x = self._head, self._x.expand_as(y)
+        d = linear_divergence(x, head.weight, y, bias=head.bias, scale=head.scale, softcap=head.softcap)
         others = {name: getattr(d, name) for name in DIVERGENCES} if self._divergences else {}
         return self._assembled(stats, d.kl, **others)
 
@@ -87,9 +92,9 @@ class Reference:
         )
 
     def _stats(self, y: Tensor) -> LinearStats:
-        head = self._head
+        head, target = self._head, self._target.expand(y.shape[:-1])
         return linear_stats(
-            y, head.weight, head.bias, self._target, scale=head.scale, softcap=head.softcap, ignore_index=self._ignore
+            y, head.weight, head.bias, target, scale=head.scale, softcap=head.softcap, ignore_index=self._ignore
         )
 
     def _assembled(self, stats: LinearStats, kl: Tensor, **others: Tensor) -> Columns:
@@ -98,28 +103,29 @@ class Reference:
         return Columns(stats.entropy, kl, agree, stats.argmax, -stats.gap, stats.target_rank, logprob, **others)
 
 
-def pull(x: Tensor, head: Head) -> Tensor:
-    """The gradient of the log-sum-exp by ``x`` (rows, D), in float32 or better: scale times the expected row.
+def pulled(x: Tensor, run: Callable[[Tensor], LinearStats]) -> tuple[LinearStats, Tensor]:
+    """What ``run`` finds in rows, and the gradient of the log-sum-exp by them: scale times the expected row."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # linear_loss would take one product less, of which the columns need one, and up to 88 MB for its tiles.
+        leaf = x.clone().requires_grad_()
+        stats = run(leaf)
+        (gradient,) = torch.autograd.grad(stats.lse.sum(), leaf)
+    return LinearStats(*(value.detach() if isinstance(value, Tensor) else value for value in stats)), gradient
 
-    A head in half precision is taken in parts, for the gradient has the dtype of the state: of two parts of the
-    vocabulary it is the mean of theirs, by their masses.
+
+def pull(x: Tensor, head: Head) -> Tensor:
+    """That gradient (rows, D) in float32 of a head in half precision, which is taken in parts, for the gradient has the
+    dtype of the state: of two parts of the vocabulary it is the mean of theirs, by their masses.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    step = head.weight.shape[0] if x.dtype == wide else HALF_ROWS
     total = gradient = None
-    for start in range(0, head.weight.shape[0], step):
-        weight = head.weight[start : start + step].to(wide)
-        bias = None if head.bias is None else head.bias[start : start + step].to(wide)
-        with torch.inference_mode(False), torch.enable_grad():
-            # linear_loss would take two of these three products, and up to 88 MB for its tiles.
-            leaf = x.to(wide).clone().requires_grad_()
-            lse = linear_stats(leaf, weight, bias, scale=head.scale).lse
-            (part,) = torch.autograd.grad(lse.sum(), leaf)
-        lse = lse.detach()
+    for start in range(0, head.weight.shape[0], HALF_ROWS):
+        weight = head.weight[start : start + HALF_ROWS].float()
+        bias = None if head.bias is None else head.bias[start : start + HALF_ROWS].float()
+        stats, part = pulled(x.float(), partial(linear_stats, weight=weight, bias=bias, scale=head.scale))
         if total is None:
-            total, gradient = lse, part
+            total, gradient = stats.lse, part
         else:
-            both = torch.logaddexp(total, lse)
-            gradient = gradient * (total - both).exp()[:, None] + part * (lse - both).exp()[:, None]
+            both = torch.logaddexp(total, stats.lse)
+            gradient = gradient * (total - both).exp()[:, None] + part * (stats.lse - both).exp()[:, None]
             total = both
     return gradient

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from .result import Lens
 from .stream import States, find_stream
 from .totals import Totals
 from .translators import read_translators, translate
+
+TOGETHER = 2048
+"""Rows that meet the head at once, of several layers where batches are small: 0.92 of the time with 512."""
 
 
 class LayerLens:
@@ -75,22 +78,32 @@ class LayerLens:
         flat, target = x.reshape(-1, x.shape[-1]).to(last), target.to(last)
         reference = Reference(flat, self.head, target.reshape(-1), IGNORE, self.divergences)
         columns, tops = [], []
-        for layer in self.layers:
-            y = flat if layer == self.layers[-1] else self._entering(layer, states.pop(layer), flat)
+
+        def entering() -> Iterator[Tensor]:
+            step = max(1, TOGETHER // flat.shape[0])
+            for start in range(0, len(self.layers) - 1, step):
+                some = self.layers[:-1][start : start + step]
+                yield torch.stack([self._entering(layer, states.pop(layer), flat) for layer in some])
+            yield flat
+
+        for y in entering():
             columns.append(reference.own() if y is flat else reference.columns(y))
             if choices > 1:
                 head = self.head
                 found = linear_topk(y, head.weight, head.bias, k=choices, scale=head.scale, softcap=head.softcap)
                 tops.append((found.indices, found.logprob))
             else:
-                tops.append((columns[-1].best[:, None], columns[-1].best_logprob[:, None]))
+                tops.append((columns[-1].best[..., None], columns[-1].best_logprob[..., None]))
         shape = len(self.layers), *input_ids.shape
 
         def whole(name: str) -> Tensor | None:
-            of_layers = [getattr(found, name) for found in columns]
-            return None if of_layers[0] is None else torch.stack(of_layers).reshape(shape)
+            if getattr(columns[0], name) is None:
+                return None
+            return torch.cat([getattr(found, name).flatten() for found in columns]).reshape(shape)
 
-        top, top_logprob = (torch.stack(parts).reshape(*shape, -1) for parts in zip(*tops, strict=True))
+        top, top_logprob = (
+            torch.cat([part.flatten(0, -2) for part in parts]).reshape(*shape, -1) for parts in zip(*tops, strict=True)
+        )
         return Lens(
             layers=self.layers, input_ids=input_ids, target=target, top=top, top_logprob=top_logprob, words={},
             vocabulary=self.head.weight.shape[0], facts=self.facts,
