@@ -119,33 +119,12 @@ void prefer_huge_pages_cpu(const Tensor& x) {
   prefer_huge_pages(writable(x), size_t(x.numel()) * size_t(x.element_size()));
 }
 
-// source[index] of float64 into `out`, for what is not read again soon.
-void copy_rows_cpu(const Tensor& source, const Tensor& index, const Tensor& out) {
-  const auto check = [](const Tensor& t, const char* name, ScalarType type, int64_t dims) {
-    check_device(t, name, nullptr);
-    STD_TORCH_CHECK(t.scalar_type() == type && t.dim() == dims && t.is_contiguous(), name, ": unexpected dtype or layout");
-  };
-  check(source, "source", ScalarType::Double, 2);
-  check(index, "index", ScalarType::Long, 1);
-  check(out, "out", ScalarType::Double, 2);
-  check_size(out, "out", 0, index.size(0));
-  check_size(out, "out", 1, source.size(1));
-  const int64_t* rows = data_of<int64_t>(index);
-  for (int64_t i = 0; i < index.size(0); ++i)
-    STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < source.size(0), "index: row ", rows[i], " of ", source.size(0));
-  row_copies({data_of<double>(source), source.size(1), index.size(0), rows, writable<double>(out)});
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) {
-  m.def("prefer_huge_pages(Tensor x) -> ()");
-  m.def("copy_rows(Tensor source, Tensor index, Tensor(a!) out) -> ()");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(ncops_C, m) { m.def("prefer_huge_pages(Tensor x) -> ()"); }
 
 STABLE_TORCH_LIBRARY_IMPL(ncops_C, CPU, m) {
   m.impl("prefer_huge_pages", TORCH_BOX(&prefer_huge_pages_cpu));
-  m.impl("copy_rows", TORCH_BOX(&copy_rows_cpu));
   m.impl("class_moments", TORCH_BOX(&class_moments_on<ClassMomentsArgs>));
   m.impl("class_moments_backward", TORCH_BOX(&class_moments_backward_cpu));
   m.impl("accumulate_class_moments_", TORCH_BOX(&accumulate_class_moments_on<AccumulateClassMomentsArgs>));

@@ -12,9 +12,8 @@ from numpy_metrics import class_geometry
 
 import ncops
 from ncops import ClassStatistics, DecisionStatistics
-from ncops.backends import native
 from ncops.stats import classes as statistics
-from ncops.stats.anchored import Reach, Room, drifted, move
+from ncops.stats.anchored import Reach, drifted, move
 
 STATE = ("counts", "center", "sums", "sqnorms", "scatter", "invalid", "skipped", "ignored")
 
@@ -331,18 +330,6 @@ def test_a_failed_update_changes_nothing(scatter, empty, monkeypatch):
         with pytest.raises(RuntimeError, match="must match"):
             stats.update(x[50:200], y[50:200])
         same(before, snapshot(stats))
-
-
-@pytest.mark.parametrize("dim", (1, 8, 37, 64))
-def test_rows_that_are_kept_to_undo_an_update(dim):
-    """Whatever their width, in memory that is used again."""
-    room, source = Room(), torch.randn(300, dim, dtype=torch.float64)
-    for rows in (torch.arange(1, 300, 2), torch.randperm(300)[:131], torch.arange(0)):
-        assert torch.equal(room.rows("sums", source, rows), source[rows])
-    if (copy_rows := native.op("copy_rows")) is not None:
-        for bad in (-1, 300):
-            with pytest.raises(RuntimeError, match=f"row {bad} of 300"):
-                copy_rows(source, torch.tensor([0, bad]), source.new_empty(2, dim))
 
 
 def test_arguments():

@@ -120,14 +120,6 @@ struct RowMeanArgs {
 NCOPS_KERNEL(row_mean, RowMeanArgs)
 NCOPS_KERNEL(row_center, RowMeanArgs)  // a point amid most rows: coordinate-wise median of up to 63, evenly spaced
 
-struct RowCopiesArgs {
-  const double* source;
-  int64_t dim, rows;
-  const int64_t* index;  // (rows) of the source
-  double* out;           // (rows, dim)
-};
-NCOPS_KERNEL(row_copies, RowCopiesArgs)
-
 struct RowScalesArgs {
   Rows rows;
   double least;  // of the norms; 0: a zero row has NaN

@@ -162,11 +162,6 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
-        "csrc/cpu/row_copies_cpu.cpp",
-        tests("statistics", "kept"),
-        (("k += W) stream", "k += 2 * W) stream"), ("dim * sizeof(double)", "(dim - 1) * sizeof(double)")),
-    ),
-    Source(
         "csrc/cpu/limits_cpu.cpp",
         tests("roofline"),
         (("2.0 * (pairs ? 2 : 1) * lanes", "2.0 * lanes", "a yardstick of the benchmark, which no result depends on"),),

@@ -9,7 +9,7 @@
 namespace ncops {
 
 // Each of a few parts of the rows counts its labels, and then places its rows behind those of the parts before it: the order is
-// that of one part. 1M rows on two threads: 13 -> 7 ms.
+// that of one part. class_moments of 1M rows of one column on two threads: 26 -> 20 ms.
 SortedRows::SortedRows(const int64_t* labels, int64_t rows, int64_t num_classes, int64_t ignore_index)
     : order_(rows * sizeof(int64_t)), starts_((num_classes + 1) * sizeof(int64_t)), num_classes_(num_classes) {
   int64_t* starts = starts_.at<int64_t>();
