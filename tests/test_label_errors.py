@@ -61,3 +61,32 @@ def test_features():
         ncops.linear_stats(np.ones((N, D)), W)
     with pytest.raises(TypeError, match=r"weight: expected a tensor, got list: torch.as_tensor\(weight\) is one"):
         ncops.linear_stats(X, W.tolist())
+
+
+NOTHING, ONES = torch.zeros(2, 3, 0), torch.zeros(2, 3, dtype=torch.long)
+OF_NOTHING = {
+    "linear_stats": lambda x, y: ncops.linear_stats(x, W[:, :0], None, y).nll,
+    "linear_loss": lambda x, y: ncops.linear_loss(x, W[:, :0], None, y).stats.nll,
+    "linear_topk": lambda x, y: ncops.linear_topk(x, W[:, :0], k=2).indices,
+    "linear_divergence": lambda x, y: ncops.linear_divergence(x, W[:, :0], x).kl,
+    "class_moments": lambda x, y: ncops.class_moments(x, y, C).counts,
+    "class_scatter": lambda x, y: ncops.class_scatter(x, y, W[:, :0]),
+    "projected_sqnorms": lambda x, y: ncops.projected_sqnorms(x, W[:, :0], y, W[:, :0]),
+    "nearest_class_mean": lambda x, y: ncops.nearest_class_mean(x, W[:, :0]).index,
+    "nearest_neighbors": lambda x, y: ncops.nearest_neighbors(x, W[:, :0], k=2).sqdist,
+}
+
+
+@pytest.mark.parametrize("call", OF_NOTHING)
+def test_leading_dimensions_of_rows_without_features(call):
+    """Of which torch cannot tell the number of rows."""
+    found, flat = OF_NOTHING[call](NOTHING, ONES), OF_NOTHING[call](NOTHING.view(6, 0), ONES.view(6))
+    assert torch.equal(found.reshape(flat.shape), flat)
+    assert found.shape[:2] == ((2, 3) if len(flat) == 6 else flat.shape[:2])
+
+
+def test_rows_without_features_beside_a_classifier_with_some():
+    with pytest.raises(ValueError, match=r"weight: expected shape \(V, D\) = \(4, 0\), got \(4, 3\)"):
+        ncops.linear_stats(NOTHING, W)
+    with pytest.raises(ValueError, match=r"logits: expected shape .* at least one class, got \(2, 3, 0\)"):
+        ncops.logit_stats(NOTHING)
