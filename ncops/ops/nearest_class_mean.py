@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import tables
 from ..backends.dtypes import compute_dtype
 from .checks import check_beside, flatten_rows
 from .op import define
@@ -20,6 +21,9 @@ class NearestClassMean(NamedTuple):
 
     index: Tensor
     sqdist: Tensor
+
+    def __repr__(self) -> str:
+        return tables.short_repr(self, self._asdict())
 
 
 def nearest_class_mean(
