@@ -29,9 +29,12 @@ def decide(labels):
 
 CALLS = {
     "linear_stats": ("target", lambda y: ncops.linear_stats(X, W, None, y)),
+    "linear_loss": ("target", lambda y: ncops.linear_loss(X, W, None, y)),
     "logit_stats": ("target", lambda y: ncops.logit_stats(X @ W.T, y)),
     "class_moments": ("labels", lambda y: ncops.class_moments(X, y, C)),
     "class_scatter": ("labels", lambda y: ncops.class_scatter(X, y, W)),
+    "projected_sqnorms": ("labels", lambda y: ncops.projected_sqnorms(X, W, y, W)),
+    "pair_stats": ("labels", lambda y: ncops.pair_stats(X, "dot", labels=y)),
     "ClassStatistics": ("labels", update),
     "DecisionStatistics": ("labels", decide),
 }
