@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import ncops
+from ncops import losses
 
 N, D, C = 6, 3, 4
 X, W = torch.ones(N, D), torch.ones(C, D)
@@ -35,6 +36,7 @@ CALLS = {
     "class_scatter": ("labels", lambda y: ncops.class_scatter(X, y, W)),
     "projected_sqnorms": ("labels", lambda y: ncops.projected_sqnorms(X, W, y, W)),
     "pair_stats": ("labels", lambda y: ncops.pair_stats(X, "dot", labels=y)),
+    "supervised_contrastive": ("labels", lambda y: losses.supervised_contrastive(X, y)),
     "ClassStatistics": ("labels", update),
     "DecisionStatistics": ("labels", decide),
 }
