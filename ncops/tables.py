@@ -7,6 +7,12 @@ from html import escape
 from typing import Any
 
 
+def short_repr(result: Any, fields: Mapping[str, Any]) -> str:
+    """The name of a result's class with the shapes of its tensors, whose numbers may be thousands."""
+    shown = (f"{name}={tuple(v.shape) if getattr(v, 'ndim', 0) else v!r}" for name, v in fields.items())
+    return f"{type(result).__name__}({', '.join(shown)})"
+
+
 def frame(columns: Mapping[str, Sequence[Any]], index: Sequence[Any] | None = None) -> Any:
     """A ``pandas.DataFrame``.
 

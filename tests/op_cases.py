@@ -297,7 +297,8 @@ def _pairs(k: int, d: int, kernel: str, classes: int = 0):
 def _few_pairs(k: int, d: int, kernel: str):
     def make(dtype):
         variances = torch.ones(k, dtype=_wide(dtype)) if kernel == "cdnv" else None
-        return {"rows": randn(k, d, dtype=dtype), "kernel": kernel, "variances": variances, "valid": None}
+        valid = torch.ones(k, dtype=torch.bool)
+        return {"rows": randn(k, d, dtype=dtype), "kernel": kernel, "variances": variances, "valid": valid}
 
     return make
 
@@ -469,7 +470,9 @@ def _zero_sizes() -> Iterable[OpCase]:
             yield OpCase("logit_stats", f"{name} backward", stored, _logit_stats_gradients, gradient=True)
     for k, d in itertools.product((0, 1, 5), (0, 1, 4)):
         for kernel in ("dot", "distance", "cdnv"):
-            yield OpCase("pair_stats", f"K={k} D={d} {kernel}", _few_pairs(k, d, kernel), _pair_stats, _pair_scale)
+            make = _few_pairs(k, d, kernel)
+            yield OpCase("pair_stats", f"K={k} D={d} {kernel}", make, _pair_stats, _pair_scale)
+            yield OpCase("pair_stats", f"K={k} D={d} {kernel} backward", make, _pair_stats_gradients, gradient=True)
 
 
 ZERO_SIZES = tuple(_zero_sizes())

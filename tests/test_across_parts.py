@@ -369,6 +369,9 @@ def with_labels(c: int):
 
     return {
         "linear_stats": lambda x, y, w, center, basis, i: ncops.linear_stats(x, w, None, y, ignore_index=i).nll,
+        "linear_loss": lambda x, y, w, center, basis, i: ncops.linear_loss(
+            x, w, None, y, reduction="sum", ignore_index=i
+        ).loss,
         "logit_stats": lambda x, y, w, center, basis, i: ncops.logit_stats(x @ w.T, y, ignore_index=i).nll,
         "class_moments": moments,
         "class_scatter": lambda x, y, w, center, basis, i: ncops.class_scatter(x, y, center, ignore_index=i),

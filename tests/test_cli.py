@@ -156,6 +156,13 @@ def test_info_knows_every_extra():
     assert {extra: list(modules) for extra, modules in info.EXTRAS.items()} | {"dev": found["dev"]} == found
 
 
+def test_the_oldest_typer_is_the_one_that_the_package_asks_for():
+    """`make test-oldest-typer` runs these tests with it."""
+    root = Path(__file__).resolve().parent.parent
+    wanted = re.search(r'"typer>=([\d.]+)"', (root / "pyproject.toml").read_text())[1]
+    assert f"OLDEST_TYPER := {wanted}.0\n" in (root / "Makefile").read_text()
+
+
 def test_info_tells_what_is_forced(capsys, monkeypatch):
     from ncops.cli import info
 

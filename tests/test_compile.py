@@ -154,6 +154,13 @@ def test_a_number_that_changes_makes_no_graphs_where_x_carries_it():
     assert counter.frame_count == 2
 
 
+def test_a_number_that_is_a_tensor_is_refused_with_the_remedy():
+    torch._dynamo.reset()
+    run = torch.compile(lambda x, s: ncops.linear_stats(x, WEIGHT, scale=s).lse, fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"scale: expected a Python number .*stats\(x \* scale"):
+        run(batch(8)[0], torch.tensor(0.5))
+
+
 def test_compiled_training_step():
     """A fused loss in a compiled model: batches of any size, one graph, the same parameters as eager training."""
 

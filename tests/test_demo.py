@@ -52,7 +52,7 @@ def test_tiny_trains_live(tmp_path, capsys):
     assert nll[-1] < nll[0] and nll[-1] == pytest.approx(page["metrics"]["nll"])
     assert page["coverage"]["samples"] == 2048 and page["coverage"]["decision_samples"] == 2048
     assert "held-out NLL" in out.out and "nc1_quotient" in out.out
-    assert "On held-out data" in page["notes"][0]
+    assert "On held-out data" in page["notes"][0] and page["run"]["decisions_on"] == "training data"
 
 
 def test_tiny_is_deterministic_and_leaves_the_random_state():

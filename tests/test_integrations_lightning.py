@@ -221,6 +221,19 @@ def test_errors_leave_the_model_as_it_was(digits):
         integration.unpack({"image": 1})
 
 
+class Adapted(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 0.1 * x.flip(-1) @ self.weight.T
+
+
+def test_a_classifier_that_is_more_than_its_rows_is_refused(digits):
+    model = Net()
+    model.fc = Adapted(WIDTH, CLASSES)
+    loader = DataLoader(digits[1], batch_size=50)
+    with pytest.raises(ValueError, match="classifier: Adapted gives something else than x @ weight.T"):
+        trainer([NeuralCollapseCallback(train_loader=loader)]).validate(model, loader, verbose=False)
+
+
 def test_compiled_model_is_measured_eagerly(digits):
     """Dynamo cannot trace a hook that leaves the forward pass; with fullgraph=True that would be an error."""
     model, counter = Net(), CompileCounter()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import ncops
+from ncops import losses
 
 N, D, C = 6, 3, 4
 X, W = torch.ones(N, D), torch.ones(C, D)
@@ -29,9 +30,13 @@ def decide(labels):
 
 CALLS = {
     "linear_stats": ("target", lambda y: ncops.linear_stats(X, W, None, y)),
+    "linear_loss": ("target", lambda y: ncops.linear_loss(X, W, None, y)),
     "logit_stats": ("target", lambda y: ncops.logit_stats(X @ W.T, y)),
     "class_moments": ("labels", lambda y: ncops.class_moments(X, y, C)),
     "class_scatter": ("labels", lambda y: ncops.class_scatter(X, y, W)),
+    "projected_sqnorms": ("labels", lambda y: ncops.projected_sqnorms(X, W, y, W)),
+    "pair_stats": ("labels", lambda y: ncops.pair_stats(X, "dot", labels=y)),
+    "supervised_contrastive": ("labels", lambda y: losses.supervised_contrastive(X, y)),
     "ClassStatistics": ("labels", update),
     "DecisionStatistics": ("labels", decide),
 }
@@ -61,3 +66,32 @@ def test_features():
         ncops.linear_stats(np.ones((N, D)), W)
     with pytest.raises(TypeError, match=r"weight: expected a tensor, got list: torch.as_tensor\(weight\) is one"):
         ncops.linear_stats(X, W.tolist())
+
+
+NOTHING, ONES = torch.zeros(2, 3, 0), torch.zeros(2, 3, dtype=torch.long)
+OF_NOTHING = {
+    "linear_stats": lambda x, y: ncops.linear_stats(x, W[:, :0], None, y).nll,
+    "linear_loss": lambda x, y: ncops.linear_loss(x, W[:, :0], None, y).stats.nll,
+    "linear_topk": lambda x, y: ncops.linear_topk(x, W[:, :0], k=2).indices,
+    "linear_divergence": lambda x, y: ncops.linear_divergence(x, W[:, :0], x).kl,
+    "class_moments": lambda x, y: ncops.class_moments(x, y, C).counts,
+    "class_scatter": lambda x, y: ncops.class_scatter(x, y, W[:, :0]),
+    "projected_sqnorms": lambda x, y: ncops.projected_sqnorms(x, W[:, :0], y, W[:, :0]),
+    "nearest_class_mean": lambda x, y: ncops.nearest_class_mean(x, W[:, :0]).index,
+    "nearest_neighbors": lambda x, y: ncops.nearest_neighbors(x, W[:, :0], k=2).sqdist,
+}
+
+
+@pytest.mark.parametrize("call", OF_NOTHING)
+def test_leading_dimensions_of_rows_without_features(call):
+    """Of which torch cannot tell the number of rows."""
+    found, flat = OF_NOTHING[call](NOTHING, ONES), OF_NOTHING[call](NOTHING.view(6, 0), ONES.view(6))
+    assert torch.equal(found.reshape(flat.shape), flat)
+    assert found.shape[:2] == ((2, 3) if len(flat) == 6 else flat.shape[:2])
+
+
+def test_rows_without_features_beside_a_classifier_with_some():
+    with pytest.raises(ValueError, match=r"weight: expected shape \(V, D\) = \(4, 0\), got \(4, 3\)"):
+        ncops.linear_stats(NOTHING, W)
+    with pytest.raises(ValueError, match=r"logits: expected shape .* at least one class, got \(2, 3, 0\)"):
+        ncops.logit_stats(NOTHING)

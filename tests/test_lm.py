@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import numpy_metrics
@@ -427,6 +428,23 @@ def test_a_truncated_checkpoint_is_one_line(tmp_path, capsys):
     assert cli.main(["lm", folder, "--text", str(tmp_path / "t.txt")]) == 2
     error = capsys.readouterr().err
     assert "m did not load as a causal language model: " in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:5000], lambda d: b"hello", lambda d: b"", lambda d: d[:-100]])
+def test_a_damaged_bin_is_one_line(tmp_path, capsys, damage):
+    from safetensors.torch import load_file
+
+    folder = save(tmp_path / "m", llama())
+    weights = tmp_path / "m" / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "m" / "pytorch_model.bin")
+    weights.unlink()
+    whole = tmp_path / "m" / "pytorch_model.bin"
+    whole.write_bytes(damage(whole.read_bytes()))
+    (tmp_path / "t.txt").write_text(sentence(0, 200))
+    capsys.readouterr()
+    assert cli.main(["lm", folder, "--text", str(tmp_path / "t.txt")]) == 2
+    error = capsys.readouterr().err
+    assert re.search("m did not load as a causal language model: .*[a-zA-Z]{3}", error) and error.count("\n") == 1
 
 
 def test_missing_extra_is_named(tiny, capsys, monkeypatch):

@@ -98,7 +98,8 @@ def test_a_type_that_is_not_causal_is_named_in_a_short_line(tmp_path, capsys):
     config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2)
     transformers.ViTModel(config).save_pretrained(folder)
     save_tokenizer(folder)
-    assert "as a causal language model: ViTModel is none that transformers knows" in refused(folder, capsys, tmp_path)
+    line = refused(folder, capsys, tmp_path)
+    assert "as a causal language model: ViTModel is none that transformers knows (AutoModelForCausalLM lists" in line
 
 
 # ---- heads that are more than a product
@@ -262,6 +263,15 @@ def test_a_model_that_fails_inside_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(transformers.LlamaModel, "forward", fails)
     line = refused(tmp_path / "model", capsys, tmp_path)
     assert "LlamaForCausalLM does not run on 16 tokens in float32: expected m1 and m2" in line
+
+
+def test_rows_of_another_shape_than_the_logits_are_refused():
+    """ProphetNet predicts several tokens at a time."""
+    sizes = {"num_decoder_layers": 1, "num_encoder_layers": 1, "hidden_size": 32, "vocab_size": 150, "ngram": 2}
+    heads = {"num_encoder_attention_heads": 2, "num_decoder_attention_heads": 2}
+    model = transformers.ProphetNetForCausalLM(transformers.ProphetNetConfig(**sizes, **heads)).eval()
+    with pytest.raises(CommandError, match=r"is given \(1, 2, 16, 32\), and its logits are \(1, 16, 150\)"):
+        find_head(model, IDS)
 
 
 def test_no_bound_on_positions(tmp_path, capsys):

@@ -204,3 +204,18 @@ def test_column_results_are_short():
     assert f"<td>{float(stats.nll[9]):.4g}</td>" in html
     empty = ncops.linear_stats(x[:0], w)
     assert empty._repr_html_().count("<tr>") == 1 and "rows=(0,)" in repr(empty)
+
+
+def test_other_results_are_short():
+    """Tensors of up to 1,000 numbers print whole: nine columns of 900 rows are 80,000 characters."""
+    x, w, y = torch.randn(900, 4), torch.randn(7, 4), torch.arange(900)
+    statistics = ncops.ClassStatistics(900, 4)
+    statistics.update(x, y)
+    for result in (
+        ncops.linear_loss(x, w, None, y % 7), ncops.linear_topk(x, w, k=1), ncops.linear_divergence(x, w, -x),
+        ncops.nearest_neighbors(x, w, k=1), ncops.nearest_class_mean(x, w), ncops.class_moments(x, y, 900),
+        ncops.pair_stats(x, "dot"), statistics.compute(),
+    ):  # fmt: skip
+        assert repr(result).startswith(f"{type(result).__name__}(") and len(repr(result)) < 600
+    assert repr(ncops.nearest_class_mean(x, w)) == "NearestClassMean(index=(900,), sqdist=(900,))"
+    assert f"count=tensor({900 * 899 // 2})" in repr(ncops.pair_stats(x, "dot"))

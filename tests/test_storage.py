@@ -154,6 +154,8 @@ def test_a_written_file_has_the_permissions_of_any_other(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a")
     storage.write_file(tmp_path / "link", b"2")
     assert (tmp_path / "a").read_bytes() == b"2" and (tmp_path / "link").is_symlink()
+    make()[0].save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and ncops.load(tmp_path / "a").num_classes == 7
 
 
 @pytest.mark.parametrize("error", (KeyboardInterrupt, OSError))

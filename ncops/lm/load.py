@@ -72,7 +72,9 @@ TOKENIZER_FILES = ("tokenizer*.json", "*.model", "vocab.*", "*.tiktoken")
 
 def words(error: BaseException, most: int = 300) -> str:
     """The message in one short line: the loader's first line may be no more than a colon, its list of models 3 kB."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    if not any(map(str.isalpha, text)):  # a key that was not found is a number, the end of a file nothing
+        text = f"{type(error).__name__} {text}".strip()
     text = text.partition(" Model type should be one of")[0]
     return text if len(text) <= most else f"{text[:most]} ..."
 
@@ -157,7 +159,8 @@ class LoadedModel:
     def _why_no_model(self, error: BaseException) -> str:
         text = words(error)
         unknown = text.startswith("Unrecognized configuration class")
-        return f"{self._architecture()} is none that transformers knows" if unknown else text
+        known = "is none that transformers knows (AutoModelForCausalLM lists them)"
+        return f"{self._architecture()} {known}" if unknown else text
 
     def facts(self) -> dict[str, str | None]:
         """What a report says of where the model came from."""

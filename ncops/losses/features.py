@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops import class_moments, linear_stats, pair_stats
-from ..ops.checks import check_number, check_shape
+from ..ops.checks import check_number, flatten_labels
 
 
 def class_spread(x: Tensor, labels: Tensor, centers: Tensor, *, ignore_index: int = -100) -> Tensor:
@@ -60,8 +60,7 @@ def supervised_contrastive(unit: Tensor, labels: Tensor, *, temperature: float =
         a scalar; NaN where no row has a positive. Its gradient flows through both sides of each pair.
     """
     tau = check_number(temperature, "temperature", "divide the features by its root")
-    check_shape(labels, "labels", (unit.shape[0],), "(N,)")
-    classes, own = labels.unique(return_inverse=True)
+    classes, own = flatten_labels(labels, "labels", unit, "unit").unique(return_inverse=True)
     counts = own.bincount(minlength=len(classes))
     sums = class_moments(unit, own, len(classes)).sums
     positives = counts[own] - 1

@@ -31,6 +31,18 @@ def check_tensor(t: Any, name: str) -> None:
         whole = all(place.is_replicate() for place in t.placements)
         remedy = f"{name}.to_local() is the whole one" if whole else f"{name}.full_tensor() gathers it"
         raise ValueError(f"{name}: expected a plain tensor, got a DTensor placed {tuple(t.placements)}: {remedy}")
+    if _is_freed(t):
+        raise RuntimeError(f"{name}: its storage has 0 bytes, fewer than its shape needs: it was freed or resized")
+
+
+def _is_freed(t: Tensor) -> bool:
+    """Sharding frameworks free a tensor's memory and leave its shape: torch's own ops then read at address 0."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return t.untyped_storage().nbytes() == 0 and t.numel() > 0
+    except (NotImplementedError, RuntimeError):  # sparse tensors and what torch.func wraps have none
+        return False
 
 
 def check_floating(t: Tensor, name: str, ndim: int | None = None) -> None:
@@ -48,7 +60,14 @@ def flatten_rows(x: Tensor) -> Tensor:
     check_floating(x, "x")
     if x.ndim < 1:
         raise ValueError("x: expected shape (..., D), got a scalar")
-    return x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    return rows_of(x)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """``(..., D)`` as ``(N, D)``, where D may be 0 too, of which torch cannot tell N."""
+    if x.ndim == 2:
+        return x
+    return x.reshape(-1 if x.shape[-1] else x.shape[:-1].numel(), x.shape[-1])
 
 
 def check_integer(value: Any, name: str, minimum: int | None = None) -> int:
@@ -79,6 +98,8 @@ def check_number(value: Any, name: str, instead: str) -> float:
             raise TypeError(f"{name}: expected a number, got {value!r}")
         if getattr(value, "ndim", 0) != 0:
             raise ValueError(f"{name}: expected a number, got shape {tuple(value.shape)}")
+        if isinstance(value, Tensor) and torch.compiler.is_compiling():
+            raise ValueError(f"{name}: expected a Python number under torch.compile, got a tensor: {instead}")
     found = float(value)
     if not torch.compiler.is_compiling() and not math.isfinite(found):
         raise ValueError(f"{name}: expected a finite number, got {found}")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import tables
 from ..backends.dtypes import compute_dtype
 from .checks import (
     check_beside,
@@ -31,6 +32,9 @@ class ClassMoments(NamedTuple):
     sums: Tensor
     sqnorms: Tensor
     invalid: Tensor
+
+    def __repr__(self) -> str:
+        return tables.short_repr(self, self._asdict())
 
 
 def class_moments(

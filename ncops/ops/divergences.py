@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import tables
 from ..backends.dtypes import compute_dtype
 from ..backends.planes import DIVERGENCE_PLANES, DIVERGENCES
 from .checks import check_number, check_softcap
@@ -42,6 +43,9 @@ class LinearDivergence(NamedTuple):
     other_entropy: Tensor
     lse: Tensor
     other_lse: Tensor
+
+    def __repr__(self) -> str:
+        return tables.short_repr(self, self._asdict())
 
 
 RESULTS = "(Tensor floats, Tensor agree)"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.planes import DIVERGENCE_RATIOS, DIVERGENCE_SHARE_FLOATS, DIVERGENCE_SHARE_INDICES
-from .checks import check_beside, flatten_rows, refuse_forward_mode, shape
+from .checks import check_beside, flatten_rows, refuse_forward_mode, rows_of, shape
 from .divergences import RESULTS, LinearDivergence, check_options, fake_results, result
 from .linear_stats import in_one_dtype, refuse_sharded
 from .op import define, differentiable
@@ -67,7 +67,7 @@ def check_arguments(
     if classes < least:
         raise ValueError(f"weight: expected at least one class, got shape {shape(weight)}")
     check_beside(other, "other", (*x.shape[:-1], None), "x.shape[:-1] + (E,)", flat, "x")
-    states = other.reshape(-1, other.shape[-1]) if other.ndim != 2 else other
+    states = rows_of(other)
     if other_weight is None:
         check_beside(states, "other", tuple(flat.shape), "that of x without other_weight", flat, "x")
         if other_bias is not None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import tables
 from ..backends.dtypes import compute_dtype
 from .checks import check_integer
 from .linear_stats import check_arguments, refuse_sharded
@@ -31,6 +32,9 @@ class LinearTopk(NamedTuple):
     indices: Tensor
     lse: Tensor
     logprob: Tensor
+
+    def __repr__(self) -> str:
+        return tables.short_repr(self, self._asdict())
 
 
 def linear_topk(

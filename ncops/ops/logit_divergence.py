@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_beside, check_dtype, check_floating, refuse_forward_mode, shape
+from .checks import check_beside, check_dtype, check_floating, refuse_forward_mode, rows_of, shape
 from .divergences import RESULTS, LinearDivergence, check_options, fake_results, result
 from .op import define, differentiable
 
@@ -38,7 +38,7 @@ def logit_divergence(
     check_dtype(other_logits, "other_logits", logits.dtype, "that of logits")
     options = check_options(scale, softcap, beta, "fold it into both logits")
     refuse_forward_mode("logit_divergence", logits, other_logits)
-    flat, other = (t.reshape(-1, t.shape[-1]) if t.ndim != 2 else t for t in (logits, other_logits))
+    flat, other = rows_of(logits), rows_of(other_logits)
     return result(torch.ops.ncops.logit_divergence(flat, other, *options), tuple(logits.shape[:-1]))
 
 

@@ -13,6 +13,7 @@ from .checks import (
     check_softcap,
     flatten_labels,
     refuse_forward_mode,
+    rows_of,
     shape,
 )
 from .columns import PLANES, LinearStats, columns_of, fake_planes
@@ -49,7 +50,7 @@ def logit_stats(
     scale = check_number(scale, "scale", "fold a learned temperature into it (logit_stats(logits * scale, ...))")
     softcap = check_softcap(softcap)
     y = None if target is None else flatten_labels(target, "target", logits, "logits")
-    flat = logits.reshape(-1, logits.shape[-1]) if logits.ndim != 2 else logits
+    flat = rows_of(logits)
     refuse_forward_mode("logit_stats", logits)
     planes = torch.ops.ncops.logit_stats(flat, y, scale, softcap, ignore_index)
     return columns_of(planes, tuple(logits.shape[:-1]), y, logits.shape[-1], ignore_index)

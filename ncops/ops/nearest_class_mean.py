@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import tables
 from ..backends.dtypes import compute_dtype
 from .checks import check_beside, flatten_rows
 from .op import define
@@ -20,6 +21,9 @@ class NearestClassMean(NamedTuple):
 
     index: Tensor
     sqdist: Tensor
+
+    def __repr__(self) -> str:
+        return tables.short_repr(self, self._asdict())
 
 
 def nearest_class_mean(
@@ -44,7 +48,8 @@ def nearest_class_mean(
     Not differentiable: neither result carries a gradient. Means and rows are centred in float64 before they are
     multiplied, since a large common offset otherwise flips decisions: on the coordinate-wise median of up to 63 valid
     means, which a few far ones do not move. Where means lie in several far clusters, decisions are those of products
-    in the compute dtype; float64 ``x`` then has the digits.
+    in the compute dtype; float64 ``x`` then has the digits. So it has for rows of length 1e19 and more, whose squared
+    distances no float32 holds: they are infinite or NaN, and the index is that of any valid class, or -1.
     """
     flat = flatten_rows(x)
     check_beside(means, "means", (None, x.shape[-1]), "(C, D)", x, "x")

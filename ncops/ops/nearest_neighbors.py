@@ -7,6 +7,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from .. import tables
 from ..backends.dtypes import compute_dtype
 from ..names import Metric
 from .checks import check_beside, check_integer, flatten_rows, refuse_forward_mode
@@ -22,6 +23,9 @@ class NearestNeighbors(NamedTuple):
 
     sqdist: Tensor
     index: Tensor
+
+    def __repr__(self) -> str:
+        return tables.short_repr(self, self._asdict())
 
 
 def nearest_neighbors(

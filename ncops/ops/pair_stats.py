@@ -7,6 +7,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from .. import tables
 from ..backends.dtypes import compute_dtype
 from ..names import Kernel
 from .checks import (
@@ -37,6 +38,9 @@ class PairStats(NamedTuple):
     count: Tensor
     row_max: Tensor
     row_argmax: Tensor
+
+    def __repr__(self) -> str:
+        return tables.short_repr(self, self._asdict())
 
 
 def pair_stats(

@@ -22,6 +22,7 @@ from ..ops.checks import (
     check_number,
     check_softcap,
     flatten_labels,
+    rows_of,
     shape,
 )
 from .collectives import fingerprint, sum_over_ranks
@@ -226,7 +227,7 @@ class DecisionStatistics(StreamingState):
         check_device(x, "x", weight, "weight")
         y = flatten_labels(labels, "labels", x, "x")
         check_label_values(y, self.num_classes, self.ignore_index, "labels")
-        return x.reshape(-1, x.shape[-1]), y
+        return rows_of(x), y
 
     def _nearest(self, x: Tensor) -> Tensor:
         """Class label of the nearest kept mean; -1 when there is none."""

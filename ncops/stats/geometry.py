@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import tables
 from ..ops.checks import check_device, check_floating, check_integer, check_shape
 from .blocks import blocks
 
@@ -18,7 +19,7 @@ FREQUENT = 10
 """Coverage reports how many classes have at least this many rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassGeometry:
     """Means, variances and counts of K kept classes, and pooled numbers of all classes.
 
@@ -55,6 +56,9 @@ class ClassGeometry:
     input_dtype: torch.dtype = torch.float32
     coverage: dict[str, Any] = field(default_factory=dict)
     variances: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return tables.short_repr(self, vars(self))
 
     @property
     def num_kept(self) -> int:
