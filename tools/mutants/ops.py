@@ -56,8 +56,9 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "ncops/ops/columns.py",
-        "tests/test_linear_stats.py tests/test_linear_stats_gradients.py tests/test_logit_stats.py -m 'not triton'"
-        " -k 'by_hand or losses or ignore or sum_of or ignored or one_class'",
+        "tests/test_linear_stats.py tests/test_linear_stats_gradients.py tests/test_logit_stats.py"
+        " tests/test_loss_of_columns.py -m 'not triton'"
+        " -k 'by_hand or losses or ignore or sum_of or ignored or one_class or cross_entropy or nowhere'",
         (
             ("self.target == self.argmax, self.second, self.max", "self.target == self.argmax, self.max, self.second"),
             ("torch.where(self.valid, self.target_logit - rival, 0.0)", "self.target_logit - rival"),
