@@ -9,7 +9,9 @@ test could see, why; such a one is not run. A defect is killed when a test fails
 it; a survivor wants a test. Ends with 1 when fewer than 95 in 100 are killed; a table older than the code is an error.
 """
 
-from . import blocks, compat, cpu, cuda, distributed, lens, measure, metrics, ops, stats, triton
+from . import blocks, compat, cpu, cpu_logits, cuda, distributed, lens, measure, metrics, ops, reference, stats, triton
 
-TABLES = (cpu, blocks, cuda, triton, ops, metrics, stats, distributed, measure, lens, compat)
+TABLES = (
+    cpu, cpu_logits, blocks, cuda, triton, ops, reference, metrics, stats, distributed, measure, lens, compat,
+)  # fmt: skip
 SOURCES = tuple(source for table in TABLES for source in table.SOURCES)

@@ -3,7 +3,8 @@
 A header that every kernel includes has few, each of which is a build of everything; a file that only declares has none.
 """
 
-from .cpu import CLASS_GRADIENTS, KERNELS, LINEAR, MOMENTS, PAIRS, tests
+from .cpu import CLASS_GRADIENTS, KERNELS, MOMENTS, PAIRS, tests
+from .cpu_logits import LINEAR
 from .plants import Source
 
 EVERYTHING = tests("parity across_parts native_gradients logit_stats")
