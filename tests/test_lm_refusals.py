@@ -169,8 +169,13 @@ def test_a_scale_after_the_cap_is_one_before_a_larger_cap():
         assert find_head(model, IDS)[2:] == (0.5, "base", 6.0, None, ())
 
 
+def nan_beyond(z):
+    return z + 0 * (1 - z.abs()).sqrt()
+
+
 @pytest.mark.parametrize(
-    "bend", [torch.nn.functional.softsign, torch.atan, torch.special.erf, lambda z: z.clamp(-1, 1), torch.asinh]
+    "bend",
+    [torch.nn.functional.softsign, torch.atan, torch.special.erf, lambda z: z.clamp(-1, 1), torch.asinh, nan_beyond],
 )
 @pytest.mark.parametrize("size", [30.0, 3000.0])  # the larger bends nothing but what is stretched
 def test_other_bends_are_refused(bend, size):

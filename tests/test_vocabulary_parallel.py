@@ -73,13 +73,13 @@ def on_shards(rank, starts, padding, given, dtype, softcap):
 @pytest.mark.parametrize(
     ("starts", "padding", "given", "dtype", "softcap"),
     [
-        ((0, 19, V), 0, False, torch.float32, None),
+        ((0, 8, 19, V), 0, False, torch.float32, None),
         ((0, 5, 30, V), 4, True, torch.float32, None),
         ((0, V, V), 3, False, torch.float64, None),  # all of one rank's rows are padding
         ((0, 0, 12, V), 0, True, torch.bfloat16, None),  # one rank has none
         ((0, 19, V), 2, True, torch.float32, 1.5),
     ],
-    ids=["halves", "padded", "only-padding", "empty-bfloat16", "capped"],
+    ids=["uneven", "padded", "only-padding", "empty-bfloat16", "capped"],
 )
 def test_every_column_and_gradient_equals_unsharded(on_ranks, starts, padding, given, dtype, softcap):
     ranks = on_ranks(len(starts) - 1, on_shards, starts, padding, given, dtype, softcap)
