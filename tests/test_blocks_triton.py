@@ -349,6 +349,7 @@ def test_projected_sqnorms_in_blocks(monkeypatch, d, r, ignored):
     monkeypatch.setattr(projected_sqnorms, "BLOCK_BYTES", 6 * 4 * r)  # six rows or classes at a time
     x, labels, center = transposed(integers(22, d, most=1)), labels_of(22, 8, ignored), integers(8, d, most=1)
     basis, g = transposed(integers(r, d, most=1)), integers(22)
+    g[1] = 0  # of the first block alone
 
     def run(x, basis, center):
         found = ncops.projected_sqnorms(x, basis, labels, center, ignore_index=ignored)

@@ -169,6 +169,8 @@ def test_poisoned_rows(backend, bad):
     expected = ncops.linear_divergence(*tensors)
     assert expected.kl.isnan().any()
     assert_same(sharded(tensors, (7, 15)), expected)
+    floats, _ = torch.ops.ncops.linear_divergence_share(*tensors, 1.0, 0.0, False)
+    assert torch.equal(floats.isnan().all(0), expected.kl.isnan()) and not floats[:, ~expected.kl.isnan()].isnan().any()
 
 
 def test_agree_takes_the_lowest_index_of_all_shards(backend):
@@ -199,6 +201,17 @@ def test_blocks_splits_and_groups(shape):
         tensors = problem(*shape, torch.float32, two=True)
         tensors[1], tensors[3] = (t * shape[1] ** -0.5 for t in (tensors[1], tensors[3]))
         assert_same(sharded(tensors, (900, shape[2] - 1)), ncops.linear_divergence(*tensors))
+
+
+@pytest.mark.triton
+def test_triton_takes_some_rows_at_a_time(monkeypatch):
+    passes = pytest.importorskip("ncops.triton_kernels._divergence_passes")
+    tensors = problem(13, 5, 20, torch.float32, two=True)
+    with ncops.use_backend("triton"):
+        whole = sharded(tensors, (7,))
+        monkeypatch.setattr(passes, "ROWS_AT_ONCE", 8)
+        for a, b in zip(columns(sharded(tensors, (7,))).values(), columns(whole).values(), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_opcheck(backend):

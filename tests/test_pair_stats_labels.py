@@ -344,6 +344,13 @@ def test_gradients_of_angles_near_0_and_pi(backend):
     assert (mine - truth).abs().max() <= (2e-4 if backend != "cpu" else 2e-6) * truth.abs().max()
 
 
+def test_opposite_rows_pull_by_their_small_sum(backend):
+    """Their difference has no digit of it."""
+    rows = torch.tensor([[3.0, 4, 0], [-3, -4, 1e-3]], requires_grad=True)
+    ncops.pair_stats(rows, "angle").row_max.sum().backward()
+    torch.testing.assert_close(rows.grad[1], torch.tensor([-4.8e-5, -6.4e-5, -0.4]), rtol=1e-5, atol=0)
+
+
 def test_sums_of_classes_in_several_parts(native):
     """More classes than the sums of which have room: 32 MB of them at a time."""
     rows, labels = randn(2500, 2048).float(), torch.arange(2500) // 2

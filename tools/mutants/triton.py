@@ -150,7 +150,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         "triton_kernels/_pair_backward.py",
         f"{BLOCKS} tests/test_pair_stats_triton.py tests/test_pair_stats_labels.py "
-        "-k 'pair_stats_in or coincide or strips or partner or triton and near_0'",
+        "-k 'pair_stats_in or coincide or strips or partner or triton and (near_0 or opposite)'",
         (
             ("tl.where(from_b[None, :] == a[:, None]", "tl.where(from_b[None, :] > count + a[:, None]"),
             ("total += part", "total = part"),
@@ -239,7 +239,8 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "triton_kernels/_divergence_passes.py",
-        f"{BLOCKS} -k 'divergence'",
+        f"{BLOCKS} tests/test_divergence_shards.py -k 'blocks_triton and divergence or shards and triton and"
+        " (float32 and uneven or masked_classes or poisoned or lowest or at_a_time)'",
         (
             ("newer = peak > share.max", "newer = peak >= share.max"),
             ("share.sum * factor + tl.sum(terms, 1)", "share.sum + tl.sum(terms, 1)"),
