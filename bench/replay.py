@@ -38,14 +38,20 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def worst_error(geometry: ncops.ClassGeometry, x: torch.Tensor, labels: torch.Tensor, shifts: list[int]) -> float:
-    """Of the means of some classes from float64 ones, relative to the spread of the class."""
+def worst_error(
+    geometry: ncops.ClassGeometry, x: torch.Tensor, labels: torch.Tensor, parts: list[tuple[int, int]]
+) -> float:
+    """Of the means of some classes from float64 ones, relative to the spread of the class.
+
+    ``parts``: by how much labels were turned, for how many rows.
+    """
     worst = 0.0
     for k in torch.linspace(0, geometry.num_kept - 1, 8).long().tolist():
         places = (labels == geometry.classes[k]).nonzero()[:, 0]
         times = torch.zeros(len(x), dtype=torch.float64)
-        for shift in shifts:
-            times[(places + shift) % len(x)] += 1
+        for shift, count in parts:
+            at = (places + shift) % len(x)
+            times[at[at < count]] += 1
         rows = times.nonzero()[:, 0]
         mean = sum(times[some] @ x[some].double() for some in rows.split(8192)) / times.sum()
         worst = max(worst, float((geometry.means[k] - mean).norm() / geometry.class_var[k].clamp_min(1e-30).sqrt()))
@@ -69,22 +75,21 @@ def main() -> None:
         part.copy_(torch.randn(part.shape, generator=generator) + 3)
     stats = ncops.ClassStatistics(arguments.classes, arguments.dim)
     limit = limits(torch.float32)["read"]
-    left, shifts, resident = arguments.rows, [], None
+    left, parts, resident = arguments.rows, [], None
     seconds, reads = 0.0, []
     with tqdm(total=arguments.rows, unit="row", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         while left > 0:
-            if len(shifts) % READ_EVERY == 0:
+            if len(parts) % READ_EVERY == 0:
                 reads += [seconds_of(limit.run) for _ in range(3)]
-            shifts.append(int(torch.randint(arguments.batch, (), generator=generator)))
-            some = min(left, arguments.batch)
-            turned = labels.roll(shifts[-1])[:some]
+            shift, some = int(torch.randint(arguments.batch, (), generator=generator)), min(left, arguments.batch)
+            parts.append((shift, some))
+            turned = labels.roll(shift)[:some]
             seconds += seconds_of(lambda: stats.update(x[:some], turned))  # noqa: B023
             left -= some
             bar.update(some)
-            if len(shifts) == 2:
+            if len(parts) == 2:
                 resident = memory.resident()
                 memory.reset_peak()
-    whole = arguments.rows // arguments.batch
     grown = None if resident is None or memory.peak() is None else (memory.peak() - resident) / 2**20
     geometry = stats.compute(min_count=1)
     rate, read = arguments.rows * arguments.dim * x.element_size() / seconds, limit.work / statistics.median(reads)
@@ -95,8 +100,7 @@ def main() -> None:
     )
     if grown is not None:
         print(f"peak memory after the second batch: {grown:+.0f} MB above what was resident then")
-    if arguments.rows == whole * arguments.batch:
-        print(f"means off by {worst_error(geometry, x, labels, shifts):.1e} of a class's spread, at most")
+    print(f"means off by {worst_error(geometry, x, labels, parts):.1e} of a class's spread, at most")
     assert int(geometry.num_samples) == arguments.rows
 
 
