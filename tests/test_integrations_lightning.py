@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from testing import Adapted
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, TensorDataset
@@ -219,11 +220,6 @@ def test_errors_leave_the_model_as_it_was(digits):
             NeuralCollapseCallback(**bad)
     with pytest.raises(ValueError, match="unpack: expected a batch"):
         integration.unpack({"image": 1})
-
-
-class Adapted(nn.Linear):
-    def forward(self, x):
-        return super().forward(x) + 0.1 * x.flip(-1) @ self.weight.T
 
 
 def test_a_classifier_that_is_more_than_its_rows_is_refused(digits):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from testing import Adapted
 from torch import nn
 
 import ncops
@@ -191,11 +192,6 @@ def test_what_is_not_understood_is_said(tmp_path):
         run.add_callback(NeuralCollapseCallback(run, softcap=1e-6))
         capped = run.evaluate()
     assert abs(capped["nc/nll"] - math.log(VOCABULARY)) < 1e-5 < abs(plain["nc/nll"] - math.log(VOCABULARY))
-
-
-class Adapted(nn.Linear):
-    def forward(self, x):
-        return super().forward(x) + 0.1 * x.flip(-1) @ self.weight.T
 
 
 def test_a_head_that_is_more_than_its_rows_is_refused(tmp_path):

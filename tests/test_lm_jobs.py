@@ -57,13 +57,14 @@ def without_times(document: dict) -> dict:
 
 
 def test_torchrun_equals_one_process(tiny, capsys, tmp_path):
-    size = 3
-    one = run(capsys, *command(tiny, "--layers", "1,3"))
+    options = "--layers", "1,3", "--tokens", "1300"
+    size, one = 3, run(capsys, *command(tiny, *options))
+    assert one["run"]["held_out_windows"] % size, "all ranks would have as many"
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={size}", "--master_port=0"]
     launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        [*launch, "-m", "ncops", *command(tiny, "--layers", "1,3", "--output", tmp_path)],
+        [*launch, "-m", "ncops", *command(tiny, *options, "--output", tmp_path)],
         capture_output=True, text=True, env=environment, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -162,3 +162,10 @@ def before_an_unreadable_page(values: Tensor) -> Tensor:
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
     copy = torch.frombuffer(memory, dtype=values.dtype, count=values.numel(), offset=room - size)
     return copy.view(values.shape).copy_(values)
+
+
+class Adapted(torch.nn.Linear):
+    """A layer that is more than the product with its rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.1 * x.flip(-1) @ self.weight.T
