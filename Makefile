@@ -20,7 +20,9 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 setup: .venv/requirements .venv/model .venv/native
 
-# Python compiles what it imports; all that is installed takes a minute (torch alone 23 s of 32).
+# Python compiles what it imports, and keeps it, whatever the shell asks for: each of the tests' hundreds of processes would spend
+# seconds on it. All that is installed takes a minute (torch alone 23 s of 32).
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # What the package itself and its build ask for, of the releases in requirements-dev.txt: half of what is pinned there.
