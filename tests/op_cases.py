@@ -403,6 +403,8 @@ SEVERAL_TASKS = (
         )
     ),
     OpCase("linear_stats", "few rows", _logits_case(2, 20, 2100), _linear_stats),
+    OpCase("linear_stats", "few classes", _logits_case(600, 1100, 10), _linear_stats),
+    OpCase("linear_topk", "few classes", _logits_case(600, 1100, 10), _linear_topk),
     OpCase("logit_stats", "forward", _stored(70, 1100), _logit_stats),
     OpCase("logit_stats", "backward", _stored(70, 1100), _logit_stats_gradients, gradient=True),
     *(
@@ -420,8 +422,10 @@ SEVERAL_TASKS = (
     OpCase("class_scatter", "forward", _features(1100, 70, 7), _class_scatter),
     OpCase("class_scatter", "backward", _features(1100, 70, 7), _class_scatter_gradients, gradient=True),
     OpCase("projected_sqnorms", "forward", _projection(1100, 33, 130), _projected_sqnorms),
+    OpCase("projected_sqnorms", "few directions", _projection(1100, 576, 5), _projected_sqnorms),
     OpCase("projected_sqnorms", "backward", _projection(1100, 33, 130), _projected_sqnorms_gradients, gradient=True),
     OpCase("nearest_class_mean", "forward", _means(1100, 33, 300), _nearest_class_mean),
+    OpCase("nearest_class_mean", "few classes", _means(1100, 576, 11), _nearest_class_mean, score=_negative_distances),
     OpCase("nearest_neighbors", "forward", _points(600, 33, 1100), _nearest_neighbors),
     OpCase("nearest_neighbors", "backward", _points(600, 33, 1100), _nearest_neighbors_gradients, gradient=True),
     *(OpCase("pair_stats", kernel, _pairs(400, 17, kernel, classes=3), _pair_stats) for kernel in ("angle", "cdnv")),

@@ -67,6 +67,22 @@ def test_a_feature_of_any_chain_makes_its_logits(form):
     assert torch.equal(stats.max, logits.amax(1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("v", range(1, 16))  # as many as panels are not packed for, and then one more
+def test_few_classes_of_any_number(v, dtype):
+    """Rows of a last block and panel that is not full, and steps that end within a vector, a chain later."""
+    weight, features = torch.randn(v, 1_100).to(dtype), torch.arange(0, 1_100, 2)[:, None]
+    x = torch.zeros(550, 1_100, dtype=dtype).scatter(1, features, 1)
+    target = torch.arange(550) % v
+    logits = weight.T[features[:, 0]].to(torch.float64 if dtype == torch.float64 else torch.float32)
+    target_logit = logits.gather(1, target[:, None])
+    for rows in (x, x.T.contiguous().T):
+        stats = ncops.linear_stats(rows, weight, None, target)
+        assert torch.equal(stats.max, logits.amax(1))
+        assert torch.equal(stats.target_logit, target_logit[:, 0])
+        assert torch.equal(stats.target_rank, (logits > target_logit).sum(1))
+
+
 # Groups of rows that share the classes, and that have some each; chunks of rows against several splits of the classes.
 @pytest.mark.parametrize(("n", "d", "v"), [(700, 20, 70), (1_100, 8, 2_000), (600, 8, 4_200)])
 def test_gradients_of_products_in_several_groups_and_chunks(n, d, v):

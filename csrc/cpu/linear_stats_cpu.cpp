@@ -88,7 +88,9 @@ void in_ranges_of_rows(const LinearStatsArgs& args) {
   using T = typename Mode::T;
   const Bias<T> bias(args.bias, args.w.rows);
   const auto plan_of = [&](int64_t rows) {
-    return plan_product<T>(rows, args.w.rows, Mode::depth(args.x.dim), NV * kWidth<T>, kMostSplits);
+    Plan plan = plan_product<T>(rows, args.w.rows, Mode::depth(args.x.dim), NV * kWidth<T>, kMostSplits);
+    plan.few &= !args.shares.floats;  // targets of shares were found by the arithmetic of panels
+    return plan;
   };
   const int64_t rows = args.x.rows, at_once = plan_of(rows).splits > 1 ? kRowsAtOnce : rows;
   for (int64_t row = 0; row < rows; row += at_once) {

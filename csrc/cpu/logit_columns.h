@@ -143,7 +143,7 @@ struct LogitState {
   }
 
   void raise_max(int lane, Vec<T> old_max, Vec<T> new_max) {
-    if (!any<T>(old_max < new_max)) return;
+    if (seen == 0 || !any<T>(old_max < new_max)) return;
     for (int i = lane; i < lane + kWidth<T>; ++i) {
       if (!(old_max[i - lane] < new_max[i - lane])) continue;
       ExpSums s = sums(i);

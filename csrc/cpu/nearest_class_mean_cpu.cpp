@@ -19,7 +19,7 @@ struct NearestMean {
   };
   const NearestClassMeanArgs& args;
   const T* bias;      // (C): -|m|^2 / 2 of the centred mean, -inf where it is not valid
-  Partial* partials;  // (splits, N)
+  Partial* partials;  // (splits, N) where the means are split, else null
   const Plan& plan;
 
   void begin(State& state, int64_t, int64_t, int64_t, const T*) {
@@ -52,8 +52,17 @@ struct NearestMean {
   void end(State& state, int64_t row, int64_t count, int64_t split) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t index = state.index[i] < 0 ? -1 : split * plan.w_per_split + state.index[i];
-      partials[split * args.x.rows + row + i] = {state.best[i], index, state.poisoned[i] != 0};
+      const Partial found{state.best[i], index, state.poisoned[i] != 0};
+      if (partials) partials[split * args.x.rows + row + i] = found;
+      else write(row + i, found);
     }
+  }
+
+  void write(int64_t row, const Partial& best) const {
+    const bool none = best.poisoned || best.index < 0;
+    args.index[row] = none ? -1 : best.index;
+    static_cast<T*>(args.sqdist)[row] =
+        none ? std::numeric_limits<T>::quiet_NaN() : T(square_distance(args.x, row, args.means, best.index));
   }
 };
 
@@ -67,9 +76,11 @@ void run(const NearestClassMeanArgs& args) {
     bias.at<T>()[c] = valid ? T(-0.5 * squared_norm<T>(args.means, c)) : -std::numeric_limits<T>::infinity();
   });
   const Plan plan = plan_product<T>(n, classes, args.x.dim, NV * kWidth<T>);
-  Scratch partials(plan.splits * n * sizeof(typename NearestMean<T, NV>::Partial));
-  NearestMean<T, NV> epilogue{args, bias.at<T>(), partials.at<typename NearestMean<T, NV>::Partial>(), plan};
+  using Partial = typename NearestMean<T, NV>::Partial;
+  const Scratch partials(plan.splits > 1 ? plan.splits * n * sizeof(Partial) : 0);
+  NearestMean<T, NV> epilogue{args, bias.at<T>(), plan.splits > 1 ? partials.at<Partial>() : nullptr, plan};
   run_product<Plain<T>, NV>(args.x, args.means, plan, epilogue);
+  if (plan.splits == 1) return;
   for_blocks(n, 256, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) {
       auto best = epilogue.partials[row];
@@ -79,10 +90,7 @@ void run(const NearestClassMeanArgs& args) {
         if (later.index >= 0 && (best.index < 0 || later.best > best.best)) best = later;
         best.poisoned = poisoned;
       }
-      const bool none = best.poisoned || best.index < 0;
-      args.index[row] = none ? -1 : best.index;
-      static_cast<T*>(args.sqdist)[row] =
-          none ? std::numeric_limits<T>::quiet_NaN() : T(square_distance(args.x, row, args.means, best.index));
+      epilogue.write(row, best);
     }
   });
 }

@@ -26,6 +26,7 @@ struct Rows {
   const double* offset = nullptr;           // (dim) subtracted in double before rounding to the compute dtype
 
   int64_t stored(int64_t r) const { return index ? index[r] : r; }
+  const char* at(int64_t r) const { return static_cast<const char*>(data) + stored(r) * row_stride * element_bytes(dtype); }
   // Rows [first, first + count), of those without labels.
   Rows some(int64_t first, int64_t count) const {
     Rows part = *this;

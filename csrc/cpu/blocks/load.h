@@ -49,6 +49,16 @@ inline void load_row(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
   const int64_t stored = src.stored(r);
   const T* center = center_of<T>(src, stored);
   const T* c = center ? center + k : nullptr;
+  if (src.offset && !src.scale && !c && sizeof(T) == 4 && src.dtype == DType::f32 && src.col_stride == 1 && n % W == 0) {
+    const float* from = static_cast<const float*>(src.data) + stored * src.row_stride + k;
+    for (int64_t i = 0; i < n; i += W) {
+      Vec<double> v[2];
+      load_wide(from + i, v);
+      for (int h = 0; h < 2; ++h) v[h] -= load(src.offset + k + i + h * W / 2);
+      store_narrow(reinterpret_cast<float*>(out) + i, v);
+    }
+    return;
+  }
   if (src.offset || src.scale) {
     double wide[kLoadBlock];
     load_raw<double>(src, stored, k, n, wide);
@@ -92,8 +102,40 @@ inline double squared_norm(const Rows& src, int64_t r) {
   });
 }
 
+// The same of rows that lie side by side: as many at once as a vector of float has lanes.
+template <class X, class Y>
+inline double square_distance(const X* x, const Y* y, int64_t dim) {
+  constexpr int W = kWidth<float>;
+  Vec<double> sums[2] = {};
+  const auto add = [&](const X* a, const Y* b) __attribute__((always_inline)) {
+    Vec<double> u[2], v[2];
+    load_wide(a, u), load_wide(b, v);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) sums[h] = fma(u[h] - v[h], u[h] - v[h], sums[h]);
+  };
+  int64_t k = 0;
+  for (; k + W <= dim; k += W) add(x + k, y + k);
+  if (k < dim) {
+    X a[W] = {};
+    Y b[W] = {};
+    std::memcpy(a, x + k, (dim - k) * sizeof(X));
+    std::memcpy(b, y + k, (dim - k) * sizeof(Y));
+    add(a, b);
+  }
+  return reduce_add<double>(sums[0] + sums[1]);
+}
+
 // |x_i - y_j|^2 from differences, in double, of the rows as they came.
 inline double square_distance(const Rows& x, int64_t i, const Rows& y, int64_t j) {
+  double total = 0;
+  if (x.col_stride == 1 && y.col_stride == 1) {
+    with_stored(x.dtype, [&](auto a) {
+      with_stored(y.dtype, [&](auto b) {
+        total = square_distance(reinterpret_cast<const decltype(a)*>(x.at(i)), reinterpret_cast<const decltype(b)*>(y.at(j)), x.dim);
+      });
+    });
+    return total;
+  }
   return sum_of_squares(x.dim, [&](int64_t k, int64_t n, double* out) {
     double other[kLoadBlock];
     load_raw<double>(x, x.stored(i), k, n, out);

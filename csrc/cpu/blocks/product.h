@@ -5,8 +5,7 @@
 // reduction, no N x V. The tile is consumed while it is in the first-level cache.
 #pragma once
 
-#include "pack.h"
-#include "tiles.h"
+#include "few_classes.h"
 
 namespace ncops::NCOPS_ISA {
 
@@ -200,6 +199,7 @@ struct Plan {
   int64_t w_per_tile;
   int64_t steps;                   // depth multiplied at a time: a tile of w of that depth stays in the second-level cache
   bool whole = false;              // all of w is packed once, for every task
+  bool few = false;                // all of w stays in the first-level cache, and x is not packed
   bool upper = false;              // x and w are the same rows and only pairs (x row < w row) are wanted; one split
 };
 
@@ -214,6 +214,7 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes, int64_t s
   p.steps = std::max<int64_t>(kChain, round_up(pieces(dim, pieces(row_bytes, kTileRowBytes)), kChain));
   // Packing w costs as much as about 8 rows of products per element, so a block holds at least 256 rows of x where it can.
   int64_t rows = std::min<int64_t>(1024, std::max<int64_t>(256, kBlockBytes / row_bytes));
+  p.few = v > 0 && v <= kFewClasses && dim >= kFewestSteps;
   p.whole = v <= p.w_per_tile || v * row_bytes <= kWholeBytes;
   if (p.whole) rows = (v <= p.w_per_tile ? 16 : 4) * lanes;  // nothing to amortise: keep x, of one tile a panel, in the first cache
   p.blocks = std::max<int64_t>(1, pieces(n, rows));
@@ -226,6 +227,28 @@ inline Plan plan_product(int64_t n, int64_t v, int64_t dim, int lanes, int64_t s
 
 constexpr int64_t kFewPanelRows = 64;                // of x: w is not packed for them, where it need not be
 constexpr int64_t kSharedBytes = int64_t(16) << 20;  // of packed rows of x at a time, where tasks share them
+
+// run_product with few rows of w, all in one tile.
+template <class Mode, int NV, class Epilogue>
+inline void run_few_classes(const Rows& x, const Rows& w, const Plan& plan, Epilogue& epilogue) {
+  using T = typename Mode::T;
+  constexpr int W = kWidth<T>, L = NV * W;
+  const FewClasses<Mode> products(w);
+  Layout layout;
+  const size_t memory_at = layout.add<T>(products.memory()), tile_at = layout.add<T>(products.padded_classes() * L);
+  const Scratch scratch(layout.bytes * std::min<int64_t>(plan.blocks, workers()));
+  for_blocks(x.rows, plan.rows_per_block, [&](int64_t begin, int64_t end, int worker) {
+    T *memory = scratch.at<T>(worker * layout.bytes + memory_at), *tile = scratch.at<T>(worker * layout.bytes + tile_at);
+    for (int64_t row = begin; row < end; row += L) {
+      const int64_t count = std::min<int64_t>(L, end - row);
+      for (int v = 0; v < NV; ++v) products.template multiply<L>(x, row + v * W, count - v * W, memory, tile + v * W);
+      typename Epilogue::State state;
+      epilogue.begin(state, row, count, 0, nullptr);
+      epilogue.tile(state, tile, 0, w.rows);
+      epilogue.end(state, row, count, 0);
+    }
+  });
+}
 
 // Runs `epilogue` over every tile of x w^T. Epilogue provides, for one panel of NV * W rows of x:
 //   struct State;                                                        plain data, one per panel
@@ -240,6 +263,8 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
   using T = typename Mode::T;
   constexpr int L = NV * kWidth<T>;
   using State = typename Epilogue::State;
+  if constexpr (!kInTiles<Mode>)
+    if (plan.few && !plan.upper) return run_few_classes<Mode, NV>(x, w, plan, epilogue);
   const int64_t depth = Mode::depth(x.dim), panels = plan.rows_per_block / L, group = group_size<Mode>(x.dim);
   const int64_t block_size = plan.rows_per_block * depth, tile_size = plan.w_per_tile * L;
   const int64_t w_tile = plan.w_per_tile / kMR * group;
@@ -256,9 +281,6 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
   const Scratch scratch(layout.bytes * std::min<int64_t>(at_once * plan.splits, workers()));
   const auto pack = [&](int64_t row, int64_t end, T* out) {
     for (; row < end; row += L, out += L * depth) pack_panel<Mode, L>(x, row, std::min<int64_t>(L, end - row), out);
-  };
-  const auto stored = [&](int64_t row) {
-    return static_cast<const char*>(x.data) + x.stored(std::min(row, x.rows - 1)) * x.row_stride * element_bytes(x.dtype);
   };
   for_blocks(plan.whole ? w.rows : 0, plan.w_per_tile, [&](int64_t first, int64_t end, int) {
     pack_rows<Mode>(w, first, end - first, w_whole.at<T>() + first / kMR * group);
@@ -302,7 +324,7 @@ inline void run_product(const Rows& x, const Rows& w, const Plan& plan, Epilogue
             const bool due = when_due && first == w0 && k == 0;
             if (due) begin(row, p);
             const T* ahead = panel(row + L < row1 ? p + 1 : 0) + k * L;
-            if (due) ahead = reinterpret_cast<const T*>(stored(row + L));
+            if (due) ahead = reinterpret_cast<const T*>(x.at(std::min(row + L, x.rows - 1)));
             else if (plan.whole && p * L * depth < w_tile) ahead = w_packed + w_tile + p * L * depth;  // the next tile of w
             T* out = tile + (depth > plan.steps ? p * tile_size : 0);
             multiply_panel<Mode, NV>(panel(p) + k * L, w_packed + k * kMR, group, count, steps, k > 0, out, ahead);

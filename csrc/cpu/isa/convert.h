@@ -76,6 +76,24 @@ NCOPS_INLINE Vec<float> load_stored(const Half* p) {
   return widen(load_bits<Halves>(p), Half{});
 }
 
+// As many elements as a vector of float has lanes, in double, and back to float.
+typedef float HalfVec __attribute__((vector_size(kVectorBytes / 2)));
+template <class Stored>
+NCOPS_INLINE void load_wide(const Stored* p, Vec<double> (&out)[2]) {
+  const Vec<float> v = load_stored(p);
+  for (int h = 0; h < 2; ++h)
+    out[h] = __builtin_convertvector(load_bits<HalfVec>(reinterpret_cast<const char*>(&v) + h * sizeof(HalfVec)), Vec<double>);
+}
+NCOPS_INLINE void load_wide(const double* p, Vec<double> (&out)[2]) {
+  for (int h = 0; h < 2; ++h) out[h] = load(p + h * kWidth<double>);
+}
+NCOPS_INLINE void store_narrow(float* p, const Vec<double> (&v)[2]) {
+  for (int h = 0; h < 2; ++h) {
+    const HalfVec part = __builtin_convertvector(v[h], HalfVec);
+    std::memcpy(p + h * kWidth<double>, &part, sizeof part);
+  }
+}
+
 NCOPS_INLINE void store_as(float* p, Vec<float> v) { store(p, v); }
 NCOPS_INLINE void store_as(double* p, Vec<double> v) { store(p, v); }
 template <class Half>
@@ -114,10 +132,8 @@ NCOPS_INLINE void load_elements(const Stored* in, int64_t step, int64_t n, T* ou
   if (step == 1) {
     if constexpr (sizeof(Stored) == 2 && sizeof(T) == 4)
       for (; i + W <= n; i += W) store(out + i, load_stored(in + i));
-    if constexpr (sizeof(Stored) == 4 && sizeof(T) == 8) {
-      typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
-      for (; i + W / 2 <= n; i += W / 2) store(out + i, __builtin_convertvector(load_bits<Half>(in + i), Vec<double>));
-    }
+    if constexpr (sizeof(Stored) == 4 && sizeof(T) == 8)
+      for (; i + W / 2 <= n; i += W / 2) store(out + i, __builtin_convertvector(load_bits<HalfVec>(in + i), Vec<double>));
     for (; i < n; ++i) out[i] = T(widen(in[i]));
   } else {
     for (; i < n; ++i) out[i] = T(widen(in[i * step]));

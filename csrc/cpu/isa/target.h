@@ -12,8 +12,8 @@
 //                                  above_floor and scale, used by exp_near
 //       kBf16Pairs, kBf16Tiles     multiply_add_pairs, and the tiles of amx.h, where bf16_products() finds them at run time
 //   - includes lanes.h, defines finish_streams, and overloads for its vectors what it does better than the plain templates of
-//     vec.h and convert.h, which serve any machine: broadcast, fma, multiply_add_pairs, max_of, any_lane, lane_bits,
-//     count_above, stream, to_ints, to_halves, and widen and narrow for F16.
+//     vec.h and convert.h, which serve any machine: broadcast, in_register, fma, multiply_add_pairs, max_of, any_lane,
+//     lane_bits, count_above, stream, to_ints, to_halves, and widen and narrow for F16.
 //
 // Standard headers, and ours that are not in the set's namespace, come before the pragma, so that no inline function of
 // theirs is compiled for a newer machine and then shared by the linker with an older one. For the same reason kernels use no

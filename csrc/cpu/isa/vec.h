@@ -17,6 +17,12 @@ NCOPS_INLINE Vec<T> broadcast(const T* p) {
   return splat<T>(*p);
 }
 
+// v, loaded once: the compiler would load it anew for each product that it is a factor of.
+template <class V>
+NCOPS_INLINE V in_register(V v) {
+  return v;
+}
+
 // a * b + c, fused wherever the instruction set can: every product in these kernels is spelt with it, so that two code
 // paths that must agree to the bit (a target's logit and its rivals') do.
 template <class V>
