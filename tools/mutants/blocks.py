@@ -55,6 +55,28 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
+        "csrc/cpu/blocks/few_classes.h",
+        tests("across_parts across_native_parts nearest_class_mean", "few or nearest"),
+        (
+            ("onto ? load(p) + acc[m][r] : acc[m][r]", "acc[m][r]"),
+            ("w += M * W, soon += line", "w += W, soon += line"),
+            ("if (first + m < w.rows) Mode::load", "Mode::load"),
+            ("Mode::load(w, first + m, k + i,", "Mode::load(w, first + m, i,"),
+            ("((i + j) / W * kernel_.classes + m) * W", "(i + j / W * kernel_.classes + m) * W"),
+            ("r + i < count, k, n,", "true, k, n,"),
+            ("sums + (g * kernel_.classes * W + r) * W", "sums + (g * W + r) * W"),
+            ("w += padded_classes() * vectors * W;", "w += kernel_.classes * vectors * W;"),
+            ("real && n % W == 0 ? Mode::in_place", "real ? Mode::in_place"),
+            ("if (!real || n % W != 0) std::memset", "if (!real) std::memset"),
+            ("* W, load(block + j));", "* W, load(block));"),
+            (
+                "4 * M + 4 < kRegisters ? 4 : 2, kWidth<T>)",
+                "4 * M + 4 < kRegisters ? 4 : 2, 4)",
+                "less lanes than four have double in generic and NEON alone",
+            ),
+        ),
+    ),
+    Source(
         "csrc/cpu/blocks/pair_rows.h",
         PAIRS,
         (
@@ -157,6 +179,11 @@ SOURCES: tuple[Source, ...] = (
         (
             ("center ? center + k : nullptr", "center"),
             ("center_of<T>(src, stored)", "center_of<T>(src, r)"),
+            ("src.offset && !src.scale && !c && sizeof(T) == 4", "src.offset && sizeof(T) == 4"),
+            ("load(src.offset + k + i + h * W / 2)", "load(src.offset + i + h * W / 2)"),
+            ("sums[0] + sums[1]);\n}\n\n// |x_i", "sums[0]);\n}\n\n// |x_i"),
+            ("std::memcpy(b, y + k, (dim - k)", "std::memcpy(b, y, (dim - k)"),
+            ("if (x.col_stride == 1 && y.col_stride == 1) {", "if (x.col_stride == 1) {"),
         ),
     ),
     Source(

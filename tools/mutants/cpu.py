@@ -31,13 +31,17 @@ SOURCES: tuple[Source, ...] = (
         MOMENTS,
         (
             ("from == 0 ? square : -1.0", "square"),
-            ("constexpr int64_t chain = 32;", "constexpr int64_t chain = 512;"),
+            ("constexpr int64_t kGroup = 32; ", "constexpr int64_t kGroup = 512; "),
+            ("onto ? load(sum + a * W) + acc[a] : acc[a]", "acc[a]"),
+            ("center ? center + k : nullptr, i > 0, sum + k", "center, i > 0, sum + k"),
+            ("x.row_stride, rows.order + i, n,", "x.row_stride, rows.order, n,"),
+            ("at_ = std::min(at, last_);", "at_ = at;"),
             ("double total[width] = {}, square = 0;", "float total[width] = {}; double square = 0;"),
             ("p == q ? 2 * p + 1 : 2 * p", "2 * p + 1"),
             ("p <= last", "p < last"),
             ("if (k < x.dim) square += reduce_any", "if (k < x.dim) reduce_any"),
             ("block[c] -= center[j + c]", "block[c] -= center[c]"),
-            ("center ? center + k : nullptr, sum + k);\n  };", "center, sum + k);\n  };"),
+            ("center ? center + k : nullptr, sum + k);\n  return", "center, sum + k);\n  return"),
             ("if (!apart) job.empty(c);", ";"),
             ("for (; !apart && c < classes && starts[c + 1] == end; ++c) job.empty(c);", ""),
             (
@@ -92,6 +96,7 @@ SOURCES: tuple[Source, ...] = (
         NEAREST,
         (
             ("later.best > best.best", "later.best >= best.best"),
+            ("if (plan.splits == 1) return;", "return;"),
             ("index = z > best ? j : index", "index = z >= best ? j : index"),
             ("best.poisoned || later.poisoned", "later.poisoned"),
             ("best.poisoned || later.poisoned", "best.poisoned"),
