@@ -14,16 +14,37 @@ namespace ncops::NCOPS_ISA {
 template <class T>
 constexpr T kNear = T(0.5);  // series below it; above, nothing cancels by more than a factor of ten
 
+// 1 / 2!, 1 / 3!, ...
+template <class T>
+constexpr T kInverseFactorial[] = {T(1 / 2.),         T(1 / 6.),          T(1 / 24.),         T(1 / 120.),         T(1 / 720.),
+                                   T(1 / 5040.),      T(1 / 40320.),      T(1 / 362880.),     T(1 / 3628800.),     T(1 / 39916800.),
+                                   T(1 / 479001600.), T(1 / 6227020800.), T(1 / 87178291200.), T(1 / 1307674368000.)};
+
+template <class T>
+constexpr int kRestTerms = sizeof(T) == 4 ? 8 : 14;
+
 // e^t - 1 - t for |t| < kNear.
 template <class T>
 NCOPS_INLINE Vec<T> exp_rest(Vec<T> t) {
-  constexpr int terms = sizeof(T) == 4 ? 8 : 14;
-  constexpr double factorials[] = {2, 6, 24, 120, 720, 5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800., 87178291200.,
-                                   1307674368000.};
-  Vec<T> p = splat<T>(T(1 / factorials[terms - 1]));
+  constexpr int terms = kRestTerms<T>;
+  Vec<T> p = splat<T>(kInverseFactorial<T>[terms - 1]);
 #pragma GCC unroll 16
-  for (int k = terms - 2; k >= 0; --k) p = fma(p, t, splat<T>(T(1 / factorials[k])));
+  for (int k = terms - 2; k >= 0; --k) p = fma(p, t, splat<T>(kInverseFactorial<T>[k]));
   return p * (t * t);
+}
+// The same of t and of -t.
+template <class T>
+NCOPS_INLINE void exp_rests(Vec<T> t, Vec<T>& plus, Vec<T>& minus) {
+  constexpr int terms = kRestTerms<T>;
+  const Vec<T> square = t * t;
+  Vec<T> even = splat<T>(kInverseFactorial<T>[terms - 2]), odd = splat<T>(kInverseFactorial<T>[terms - 1]);
+#pragma GCC unroll 16
+  for (int k = terms - 4; k >= 0; k -= 2) {
+    even = fma(even, square, splat<T>(kInverseFactorial<T>[k]));
+    odd = fma(odd, square, splat<T>(kInverseFactorial<T>[k + 1]));
+  }
+  even *= square, odd *= square * t;
+  plus = even + odd, minus = even - odd;
 }
 // w - log(1 + w) for what |t| < kNear comes to.
 template <class T>
@@ -39,11 +60,19 @@ template <class T>
 NCOPS_INLINE Vec<T> size_of(Vec<T> v) {
   return v < 0 ? -v : v;
 }
-// e^x, at most that of a number far above where results are looked at.
+// m / p - 1 and m / q - 1 of m = beta p + (1 - beta) q for t = log(q / p) that is small, and what they are above their logarithms.
 template <class T>
-NCOPS_INLINE Vec<T> bounded_exp(Vec<T> x) {
-  return exp_nonpositive<T>(min_of(x, splat<T>(sizeof(T) == 4 ? T(80) : T(700))));
-}
+struct NearMixture {
+  Vec<T> over_p, over_q, rest_p, rest_q;
+  NCOPS_INLINE NearMixture(Vec<T> t, T beta) {
+    Vec<T> plus, minus;
+    exp_rests<T>(t, plus, minus);
+    over_p = (1 - beta) * (t + plus), over_q = beta * (minus - t);
+    rest_p = log_rest<T>(over_p);
+    // log(m / p) = log(m / q) + t, which cancels where one of the two weighs little.
+    rest_q = beta == T(0.5) ? rest_p + T(0.5) * (minus - plus) : log_rest<T>(over_q);
+  }
+};
 
 // Both logits of a class and their difference y - z, from what tiles hold: products of z, and those of y or of y - z (`one` head).
 template <class T>
@@ -230,13 +259,14 @@ struct DivergenceRow {
 // The numbers of L rows that the vectors of later passes read.
 template <class T, int L>
 struct DivergenceLanes {
-  alignas(64) T max[2][L], gap[2][L], mean[2][L], lift[2][L], shift[L];
+  alignas(64) T max[2][L], gap[2][L], mean[2][L], lift[2][L], shift[L];  // lift: p e^t / q and q e^t / p of the second pass
 
   void begin(int i, const DivergenceRow& r) {
     max[0][i] = T(r.share.max), max[1][i] = T(r.share.other_max);
     gap[0][i] = T(r.lse - r.share.max), gap[1][i] = T(r.other_lse - r.share.other_max);
     mean[0][i] = T(r.mean), mean[1][i] = T(r.other_mean);
-    lift[0][i] = T(r.lse + r.mean - r.share.other_max), lift[1][i] = T(r.other_lse - r.other_mean - r.share.max);
+    const double rise = r.other_lse - r.lse;  // where more than 1.65 = e^0.5 is lifted, nobody asks (DivergenceRow::second)
+    lift[0][i] = T(std::exp(std::min(1.0, rise - r.mean))), lift[1][i] = T(std::exp(std::min(1.0, r.other_mean - rise)));
   }
 
   // Adds to rest[o][L] the terms of KL both ways.
@@ -248,9 +278,9 @@ struct DivergenceLanes {
       Vec<T> sums[2] = {};
       for (int64_t j = 0; j < count; ++j) {
         const Both<T> v = read(first_tile + j * L + lane, second_tile + j * L + lane, first + j);
-        const Vec<T> z = v.z - top[0], y = v.y - top[1];
-        sums[0] += term(exp_nonpositive<T>(z - low[0]), y - up[0], v.d - m, v.masked, v.other_masked);
-        sums[1] += term(exp_nonpositive<T>(y - low[1]), z - up[1], om - v.d, v.other_masked, v.masked);
+        const Vec<T> p = exp_nonpositive<T>(v.z - top[0] - low[0]), q = exp_nonpositive<T>(v.y - top[1] - low[1]);
+        sums[0] += term(p, q * up[0], v.d - m, v.masked, v.other_masked);
+        sums[1] += term(q, p * up[1], om - v.d, v.other_masked, v.masked);
       }
       for (int o = 0; o < 2; ++o)
         for (int i = 0; i < kWidth<T>; ++i) rest[o][lane + i] += double(sums[o][i]);
@@ -269,13 +299,20 @@ struct DivergenceLanes {
         const Vec<T> p = exp_nonpositive<T>(v.z - top[0] - low[0]), q = exp_nonpositive<T>(v.y - top[1] - low[1]);
         const Vec<T> s = v.masked & v.other_masked ? Vec<T>{} : v.d - by;
         const IntVec<T> near = size_of<T>(s) < kNear<T>;
-        const Vec<T> t = near ? s : Vec<T>{}, w = (1 - beta) * (t + exp_rest<T>(t)), u = beta * (exp_rest<T>(-t) - t);
-        Vec<T> over_p, over_q;
-        mixture_logs(s, beta, over_p, over_q);
-        const Vec<T> none{}, far = (1 - beta) * (q - p) - (v.masked ? none : p * over_p);
-        const Vec<T> other_far = beta * (p - q) - (v.other_masked ? none : q * over_q);
-        found[0] += near ? p * log_rest<T>(w) : max_of(far, none);
-        found[1] += near ? q * log_rest<T>(u) : max_of(other_far, none);
+        const Vec<T> none{};
+        if (any<T>(near)) {
+          const NearMixture<T> mixture(near ? s : none, beta);
+          found[0] += near ? p * mixture.rest_p : none;
+          found[1] += near ? q * mixture.rest_q : none;
+        }
+        if (any<T>(~near)) {
+          Vec<T> over_p, over_q;
+          mixture_logs(s, beta, over_p, over_q);
+          const Vec<T> far = (1 - beta) * (q - p) - (v.masked ? none : p * over_p);
+          const Vec<T> other_far = beta * (p - q) - (v.other_masked ? none : q * over_q);
+          found[0] += near ? none : max_of(far, none);
+          found[1] += near ? none : max_of(other_far, none);
+        }
         found[2] += s > 0 ? p : (s == 0 ? p * T(0.5) : none);
         found[3] += s < 0 ? q : (s == 0 ? q * T(0.5) : none);
       }
@@ -287,15 +324,16 @@ struct DivergenceLanes {
   // log(m / p) and log(m / q) of m = beta p + (1 - beta) q, for s = log(q / p) that is not small.
   static NCOPS_INLINE void mixture_logs(Vec<T> s, T beta, Vec<T>& over_p, Vec<T>& over_q) {
     const Vec<T> power = exp_nonpositive<T>(-size_of<T>(s));
-    const Vec<T> low = log_of<T>(beta + (1 - beta) * power), high = log_of<T>((1 - beta) + beta * power);
+    const Vec<T> low = log_of<T>(beta + (1 - beta) * power);
+    const Vec<T> high = beta == T(0.5) ? low : log_of<T>((1 - beta) + beta * power);
     over_p = s <= 0 ? low : s + high;
     over_q = s <= 0 ? low - s : high;
   }
 
  private:
-  // p f(t), with p e^t as e^power where it does not cancel.
-  static NCOPS_INLINE Vec<T> term(Vec<T> p, Vec<T> power, Vec<T> t, IntVec<T> masked, IntVec<T> other_masked) {
-    const Vec<T> whole = bounded_exp<T>(power), far = masked ? whole : whole - p * (1 + t);
+  // p (e^t - 1 - t), with `whole` for p e^t where it does not cancel.
+  static NCOPS_INLINE Vec<T> term(Vec<T> p, Vec<T> whole, Vec<T> t, IntVec<T> masked, IntVec<T> other_masked) {
+    const Vec<T> far = masked ? whole : whole - p * (1 + t);
     const Vec<T> found = size_of<T>(t) < kNear<T> ? p * exp_rest<T>(t) : max_of(far, Vec<T>{});
     return other_masked ? Vec<T>{} : found;
   }
@@ -348,9 +386,9 @@ struct DivergenceGradient {
         if (wants_mixture) {
           Vec<T> over_p, over_q;
           DivergenceLanes<T, L>::mixture_logs(s, beta, over_p, over_q);
-          const Vec<T> w = (1 - beta) * (t + exp_rest<T>(t)), u = beta * (exp_rest<T>(-t) - t);
-          over_p = near ? w - log_rest<T>(w) : over_p;
-          over_q = near ? u - log_rest<T>(u) : over_q;
+          const NearMixture<T> mixture(t, beta);
+          over_p = near ? mixture.over_p - mixture.rest_p : over_p;
+          over_q = near ? mixture.over_q - mixture.rest_q : over_q;
           of_p -= times(at(g, divergence::kJs) * beta, over_p + at(f, divergence::kMixtureKl));
           of_q -= times(at(g, divergence::kJs) * (1 - beta), over_q + at(f, divergence::kOtherMixtureKl));
         }
