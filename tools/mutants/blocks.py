@@ -179,8 +179,11 @@ SOURCES: tuple[Source, ...] = (
         (
             ("center ? center + k : nullptr", "center"),
             ("center_of<T>(src, stored)", "center_of<T>(src, r)"),
-            ("src.offset && !src.scale && !c && sizeof(T) == 4", "src.offset && sizeof(T) == 4"),
-            ("load(src.offset + k + i + h * W / 2)", "load(src.offset + i + h * W / 2)"),
+            ("if (c) load_wide(c + i, less);", ""),
+            ("v[h] *= factor;", ""),
+            ("load(src.offset + k + i + h * kWidth<double>)", "load(src.offset + i + h * kWidth<double>)"),
+            ("wide[j] -= src.offset[k + i]", "wide[j] -= src.offset[i]"),
+            ("src.scale ? src.scale[stored] : 1", "src.scale ? src.scale[r] : 1"),
             ("sums[0] + sums[1]);\n}\n\n// |x_i", "sums[0]);\n}\n\n// |x_i"),
             ("std::memcpy(b, y + k, (dim - k)", "std::memcpy(b, y, (dim - k)"),
             ("if (x.col_stride == 1 && y.col_stride == 1) {", "if (x.col_stride == 1) {"),

@@ -49,23 +49,32 @@ inline void load_row(const Rows& src, int64_t r, int64_t k, int64_t n, T* out) {
   const int64_t stored = src.stored(r);
   const T* center = center_of<T>(src, stored);
   const T* c = center ? center + k : nullptr;
-  if (src.offset && !src.scale && !c && sizeof(T) == 4 && src.dtype == DType::f32 && src.col_stride == 1 && n % W == 0) {
-    const float* from = static_cast<const float*>(src.data) + stored * src.row_stride + k;
-    for (int64_t i = 0; i < n; i += W) {
-      Vec<double> v[2];
-      load_wide(from + i, v);
-      for (int h = 0; h < 2; ++h) v[h] -= load(src.offset + k + i + h * W / 2);
-      store_narrow(reinterpret_cast<float*>(out) + i, v);
-    }
-    return;
-  }
   if (src.offset || src.scale) {
+    const double factor = src.scale ? src.scale[stored] : 1;
+    int64_t i = 0;
+    if (src.col_stride == 1)
+      with_stored(src.dtype, [&](auto element) __attribute__((always_inline)) {
+        const auto* from = static_cast<const decltype(element)*>(src.data) + stored * src.row_stride + k;
+        for (; i + kWidth<float> <= n; i += kWidth<float>) {
+          Vec<double> v[2], less[2] = {};
+          load_wide(from + i, v);
+          if (c) load_wide(c + i, less);
+          for (int h = 0; h < 2; ++h) {
+            v[h] *= factor;
+            if (src.offset) v[h] -= load(src.offset + k + i + h * kWidth<double>);
+            v[h] -= less[h];  // a scaled row keeps its digits beyond those of T
+          }
+          store_narrow(out + i, v);
+        }
+      });
     double wide[kLoadBlock];
-    load_raw<double>(src, stored, k, n, wide);
-    for (int64_t i = 0; src.scale && i < n; ++i) wide[i] *= src.scale[stored];
-    for (int64_t i = 0; src.offset && i < n; ++i) wide[i] -= src.offset[k + i];
-    for (int64_t i = 0; c && i < n; ++i) wide[i] -= double(c[i]);  // a scaled row keeps its digits beyond those of T
-    for (int64_t i = 0; i < n; ++i) out[i] = T(wide[i]);
+    load_raw<double>(src, stored, k + i, n - i, wide);
+    for (int64_t j = 0; i < n; ++i, ++j) {
+      wide[j] *= factor;
+      if (src.offset) wide[j] -= src.offset[k + i];
+      if (c) wide[j] -= double(c[i]);
+      out[i] = T(wide[j]);
+    }
     return;
   }
   const T* from = c ? in_place<T>(src, r) : nullptr;

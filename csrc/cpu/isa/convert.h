@@ -76,7 +76,7 @@ NCOPS_INLINE Vec<float> load_stored(const Half* p) {
   return widen(load_bits<Halves>(p), Half{});
 }
 
-// As many elements as a vector of float has lanes, in double, and back to float.
+// As many elements as a vector of float has lanes, in double, and from double.
 typedef float HalfVec __attribute__((vector_size(kVectorBytes / 2)));
 template <class Stored>
 NCOPS_INLINE void load_wide(const Stored* p, Vec<double> (&out)[2]) {
@@ -86,6 +86,9 @@ NCOPS_INLINE void load_wide(const Stored* p, Vec<double> (&out)[2]) {
 }
 NCOPS_INLINE void load_wide(const double* p, Vec<double> (&out)[2]) {
   for (int h = 0; h < 2; ++h) out[h] = load(p + h * kWidth<double>);
+}
+NCOPS_INLINE void store_narrow(double* p, const Vec<double> (&v)[2]) {
+  for (int h = 0; h < 2; ++h) store(p + h * kWidth<double>, v[h]);
 }
 NCOPS_INLINE void store_narrow(float* p, const Vec<double> (&v)[2]) {
   for (int h = 0; h < 2; ++h) {
