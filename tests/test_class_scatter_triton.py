@@ -215,6 +215,34 @@ def test_sums_of_whole_numbers_are_exact(value, monkeypatch):
     assert products[0][1].double().square().sum(0)[:4].min() > 2**21  # and digits are not wasted
 
 
+def as_tensor_cores(out, a, b, first):
+    """``out + a @ b`` as an H200 rounds: of 16 products and the sum before them what lies two bits below float32's last
+    is cut off, then the sum to float32."""
+    total = torch.zeros(out.shape, dtype=torch.float64)
+    for start in range(0, len(b), 16):
+        rows = slice(start, start + 16)
+        terms = torch.cat([total[None], a.mT[rows, :, None].double() * b[rows, None].double()])
+        unit = torch.exp2(terms.abs().amax(0).frexp().exponent - 26.0)
+        total = (terms / unit).trunc().sum(0) * unit
+        last = torch.exp2(total.frexp().exponent - 24.0)
+        total = (total / last).trunc() * last
+    out.copy_(total if first else out + total.float())
+
+
+def test_with_sums_as_tensor_cores_round_them(monkeypatch):
+    """The errors of docs/gpu.md: of 4096 normal numbers, their cubes, an offset of 1000, uniform ones, one for all."""
+    n = 4096
+    x = torch.stack([randn(n), randn(n) ** 3, randn(n, shift=1000.0), torch.rand(n), torch.ones(n) / 3], 1).float()
+    raw = torch.empty(5, 5)
+    as_tensor_cores(raw, x.half().mT, x.half(), True)
+    assert 1e-5 < error(raw, x.half())  # of sums that are as long
+    monkeypatch.setattr(halves, "CHUNK", 4096)
+    monkeypatch.setattr(halves, "add_product", as_tensor_cores)
+    with launch.override("split_halves", BLOCK_N=1024):
+        ours = by_halves(x)
+    assert error(ours[:4, :4], x[:, :4]) < 4e-7 and error(ours, x) < 6e-6
+
+
 def test_products_that_are_not_symmetric_give_a_result_that_is(monkeypatch):
     add = halves.add_product
 
