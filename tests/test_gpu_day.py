@@ -257,7 +257,7 @@ def test_peers_that_are_there_are_contestants(monkeypatch):
     (case, *_) = bench.GROUPS["linear_stats_backward"]
     assert list(bench.contestants(case)) == ["triton", "eager", "compile", "liger", "cut_cross_entropy"]
     (case, *_) = bench.GROUPS["class_scatter"]
-    assert list(bench.contestants(case)) == ["triton", "cuda", "triton tf32", "eager", "matmul"]
+    assert list(bench.contestants(case)) == ["triton", "triton split_halves", "cuda", "triton tf32", "eager", "matmul"]
 
 
 @pytest.mark.parametrize("name", bench.GROUPS)

@@ -65,6 +65,9 @@ NAMES = {
     "class_moments._gradient": "class_moments_backward[{kind}]",
     "class_scatter._scatter": "class_scatter[{kind}{variant}]",
     "class_scatter._merge": "class_scatter.merge[{sums}]",
+    "_split_halves._column_squares": "split_halves.squares[{kind}{variant}]",
+    "_split_halves._halves": "split_halves[{kind}{variant}]",
+    "_split_halves._finish": "split_halves.finish",
     "projected_sqnorms._sqnorms": "projected_sqnorms[{kind}]",
     "projected_sqnorms._basis_gradient": "projected_sqnorms.basis[{kind}]",
     "nearest_class_mean._nearest": "nearest[{kind}]",
@@ -151,6 +154,11 @@ def launch_all(start: Callable[..., Problem]) -> None:
     for kind in ("bf16", "fp16"):
         p = start(kind, ",uncentred")
         class_scatter.class_scatter(p.x(50001, 512), None, None, IGNORE, False)
+    with candidate("split_halves"):
+        for kind in ("fp32", "bf16", "fp16"):
+            p = start(kind)
+            class_scatter.class_scatter(p.x(50001, 512), p.index(50001), p.wide(1001, 512), IGNORE, False)
+        class_scatter.class_scatter(start("fp32", ",uncentred").x(50001, 512), None, None, IGNORE, False)
     for kernel, power, kinds in (
         ("dot", 1, ("fp32", "tf32", "bf16", "fp16")), ("cosine", 1, ("fp64",)), ("distance", 1, ("fp32", "tf32")),
         ("log_distance", 1, ("bf16",)), ("cdnv", 1, ("fp32",)), ("cdnv", 1.3, ("fp32",)), ("riesz", 1.3, ("fp32",)),

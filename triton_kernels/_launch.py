@@ -136,6 +136,9 @@ TABLE: dict[str, dict[tuple[str, int], Launch]] = {
         ("tf32", 80): Launch({"BLOCK_D": 64, "BLOCK_N": 16, "FOLD": 1024}, 4, 2),
         ("float64", 80): Launch({"BLOCK_D": 32, "BLOCK_N": 16, "FOLD": 1024}, 4, 2),
     },
+    # A pass over rows that moves 4 to 12 bytes per number, and one over D x D. Not measured.
+    "split_halves": {("any", 80): Launch({"BLOCK_N": 16, "BLOCK_D": 128}, 4, 2)},
+    "split_halves.finish": {("any", 80): Launch({"BLOCK_D": 64}, 8, 2)},
     "row_products": {
         ("any", 80): Launch({"BLOCK_N": 64, "BLOCK_J": 64, "BLOCK_D": 32}, 4, 3),
         ("float64", 80): Launch({"BLOCK_N": 32, "BLOCK_J": 32, "BLOCK_D": 16}, 4, 2),

@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends.dtypes import compute_dtype
+from . import _split_halves
+from ._candidates import CHOSEN
 from ._deviations import Deviations, compute_type, load_deviations, row_arguments, row_classes
 from ._launch import Launch, input_precision, interpreted, tuned
 from ._row_products import row_products
@@ -119,6 +121,8 @@ def class_scatter(
     out = torch.empty((dim, dim), dtype=dtype, device=x.device)
     if n == 0 or dim == 0:
         return out.zero_()
+    if "split_halves" in CHOSEN and _split_halves.fits(x, center, allow_tf32):
+        return _split_halves.scatter_of_halves(x, labels, center, ignore_index, out)
     # Half-precision features are multiplied as they are: exact in float32 sums. Deviations from a float32 centre have
     # up to 24 bits and would lose most of them, so they are multiplied in float32.
     raw = center is None and x.element_size() == 2

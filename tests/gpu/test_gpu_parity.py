@@ -5,15 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 from op_cases import CASES, check, fresh, gpu_cases
-from testing import dtypes
+from testing import bits, dtypes
 
 import ncops
+from ncops.triton_kernels._candidates import candidate
 
 
 @dtypes
 @gpu_cases(CASES)
 def test_parity(gpu_backend, case, dtype):
     check(case, gpu_backend, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("gpu_backend", ["triton"])
+def test_parity_of_scatter_by_halves(gpu_backend, dtype):
+    (case,) = (case for case in CASES if case.op == "class_scatter" and not case.gradient)
+    with candidate("split_halves"), ncops.use_backend(gpu_backend):
+        check(case, gpu_backend, dtype, "cuda")
+        inputs = case.make(dtype)
+        once, again = (bits(case.run(**fresh(inputs, "cuda")).values()) for _ in range(2))
+    assert all(map(torch.equal, once, again))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)

@@ -52,12 +52,12 @@ for one in map(named, CASES):
 
 
 @contextlib.contextmanager
-def forced(backend: str, tf32: bool = False, descriptors: bool = False) -> Iterator[None]:
+def forced(backend: str, tf32: bool = False, chosen: str = "") -> Iterator[None]:
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32" if tf32 else "ieee"
     try:
-        with ncops.use_backend(backend), candidate("descriptors") if descriptors else contextlib.nullcontext():
+        with ncops.use_backend(backend), candidate(chosen) if chosen else contextlib.nullcontext():
             yield
     finally:
         matmul.fp32_precision = before
@@ -74,7 +74,9 @@ def contestants(one: Case) -> dict[str, tuple[Callable, contextlib.AbstractConte
             continue
         found["triton"] = function, forced("triton")
         if op == "linear_stats" and one.bench.mode == "forward" and one.dtype.itemsize == 2:
-            found["triton descriptors"] = function, forced("triton", descriptors=True)
+            found["triton descriptors"] = function, forced("triton", chosen="descriptors")
+        if op == "class_scatter" and one.bench.mode == "forward" and (one.dtype.itemsize == 4 or one.data != "raw"):
+            found["triton split_halves"] = function, forced("triton", chosen="split_halves")
         if op in CUDA_OPS and one.bench.mode == "forward":
             found["cuda"] = function, forced("cuda")
         if op in WITH_TF32 and one.dtype == torch.float32:
@@ -136,7 +138,7 @@ def measure(one: Case, timer: Callable, out: Path, ours_only: bool) -> None:
     fixed = {"case": one.name, "dtype": one.dtype_name, "flops": one.flops, "bytes": one.bytes}
     fixed["paper_ms"] = 1e3 * max(roofline.estimate(one))
     for who, (function, context) in contestants(one).items():
-        if ours_only and who not in ("triton", "triton descriptors", "cuda"):
+        if ours_only and who not in ("triton", "triton descriptors", "triton split_halves", "cuda"):
             continue
         row = fixed | {"who": who}
         try:

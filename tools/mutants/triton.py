@@ -92,6 +92,27 @@ SOURCES: tuple[Source, ...] = (
         ),
     ),
     Source(
+        "triton_kernels/_split_halves.py",
+        "tests/test_class_scatter_triton.py",
+        (
+            ("(square == 0) | (biased == 2047)", "square == 0", "such a column is NaN whatever its scale"),
+            ("(square == 0) | (biased == 2047)", "biased == 2047", "zeros have no digits whatever their scale"),
+            ("(1022 + 24 - biased) >> 1, 126)", "(1022 + 24 - biased) >> 1, 200)"),
+            ("1022 + 24 - biased", "1022 + 25 - biased"),
+            ("1022 + 24 - biased", "1022 + 20 - biased"),
+            ("total += r * r", "total = r * r"),
+            ("begin + ROWS, n)", "begin + ROWS // 2, n)"),
+            ("tl.floor(r + 0.5)", "tl.floor(r)"),
+            ("(r - high.to(tl.float32)) * 4096.0", "(r - high.to(tl.float32)) * 2048.0"),
+            ("crossed + lower * 2.0**-12", "crossed"),
+            ("mask=here, other=0) + tl.trans(mirrored)", "mask=here, other=0) * 2"),
+            ("index[:, None] <= index[None, :]", "index[:, None] >= 0"),
+            ("add_product(squares, high.mT, high, first == 0)", "add_product(squares, high.mT, high, True)"),
+            ("add_product(rests, both.mT, low, first == 0)", "add_product(rests, both.mT, low, True)"),
+            ("        and not allow_tf32\n", ""),
+        ),
+    ),
+    Source(
         "triton_kernels/projected_sqnorms.py",
         f"{BLOCKS} -k 'projected or gradient or labels'",
         (

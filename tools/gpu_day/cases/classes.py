@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 
 import ncops
+from ncops.triton_kernels._candidates import candidate
 
-from .data import BF16, F64, GRADIENTS, SUMS, TAIL, Case, Data, Outputs, gradients, last_rows
+from .data import BF16, F16, F32, F64, GRADIENTS, SUMS, TAIL, Case, Data, Outputs, gradients, last_rows
 
 
 def features(data: Data, n: int, d: int, c: int, dtype: torch.dtype) -> list[Any]:
@@ -80,9 +82,28 @@ def scatter(x, labels, center) -> Outputs:
     }  # fmt: skip
 
 
+def of_halves(x, labels, center) -> Outputs:
+    with candidate("split_halves"):
+        return scatter(x, labels, center)
+
+
+def _spoilt(data: Data, value: float) -> list[Any]:
+    """An infinity or a NaN keeps to the row and the column of its feature."""
+    args = features(data, *data.sizes(3000, 250, 30), F32)
+    args[0][7, 3] = value
+    return args
+
+
 def class_scatter(data: Data) -> Iterator[Case]:
     sizes = ((20_000, 512), (5000, 100), (3000, 1000), (50_000, 64), (3000, 130), (2000, 301))
     yield from data.grid(((n, d, 30) for n, d in sizes), features, scatter, SUMS)
+    for n, d in ((100_000, 1024), (20_000, 512), (3000, 1000), (2000, 301)):  # several chunks, one, and padded features
+        for dtype in (F32, BF16, F16):
+            shape = data.sizes(n, d, 30)
+            make = partial(features, data, *shape, dtype)
+            yield Case(f"split_halves {shape}", dtype, make, of_halves, SUMS[dtype])
+    for value in (math.inf, math.nan):
+        yield Case(f"split_halves, one {value:g}", F32, partial(_spoilt, data, value), of_halves, SUMS[F32])
     yield data.beyond(64, lambda x: {"raw": ncops.class_scatter(x)}, SUMS[BF16])
 
 
