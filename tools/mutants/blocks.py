@@ -7,6 +7,7 @@ from .cpu import CLASS_GRADIENTS, KERNELS, MOMENTS, PAIRS, tests
 from .cpu_logits import LINEAR
 from .plants import Source
 
+FEW_CLASSES = tests("across_parts across_native_parts nearest_class_mean parity", "few or nearest")
 EVERYTHING = tests("parity across_parts native_gradients logit_stats")
 PRODUCTS = tests("accuracy_at_depth parity across_parts", "linear or pair or feature")
 ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
@@ -56,7 +57,7 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/blocks/few_classes.h",
-        tests("across_parts across_native_parts nearest_class_mean", "few or nearest"),
+        FEW_CLASSES,
         (
             ("onto ? load(p) + acc[m][r] : acc[m][r]", "acc[m][r]"),
             ("w += M * W, soon += line", "w += W, soon += line"),
@@ -64,8 +65,6 @@ SOURCES: tuple[Source, ...] = (
             ("Mode::load(w, first + m, k + i,", "Mode::load(w, first + m, i,"),
             ("((i + j) / W * kernel_.classes + m) * W", "(i + j / W * kernel_.classes + m) * W"),
             ("r + i < count, k, n,", "true, k, n,"),
-            ("sums + (g * kernel_.classes * W + r) * W", "sums + (g * W + r) * W"),
-            ("w += padded_classes() * vectors * W;", "w += kernel_.classes * vectors * W;"),
             ("real && n % W == 0 ? Mode::in_place", "real ? Mode::in_place"),
             ("if (!real || n % W != 0) std::memset", "if (!real) std::memset"),
             ("* W, load(block + j));", "* W, load(block));"),
@@ -75,6 +74,16 @@ SOURCES: tuple[Source, ...] = (
                 "less lanes than four have double in generic and NEON alone",
             ),
         ),
+    ),
+    Source(
+        "csrc/cpu/blocks/few_classes.h",
+        FEW_CLASSES,
+        (  # of several groups of classes
+            ("sums + (g * kernel_.classes * W + r) * W", "sums + (g * W + r) * W"),
+            ("w += padded_classes() * vectors * W;", "w += kernel_.classes * vectors * W;"),
+            ("next[i] += vectors * line", "next[i] += line", "what is fetched is read by nobody"),
+        ),
+        isa="avx2",
     ),
     Source(
         "csrc/cpu/blocks/pair_rows.h",
