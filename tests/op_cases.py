@@ -328,7 +328,7 @@ CASES = (
     OpCase("linear_stats", "forward", _logits_case(37, 40, 90), _linear_stats, _logit_scale, _z),
     OpCase("linear_stats", "few rows", _logits_case(2, 24, 300), _linear_stats, _logit_scale, _z),
     OpCase("linear_stats", "few classes", _logits_case(37, 256, 10), _linear_stats, _logit_scale, _z),
-    OpCase("linear_stats", "few classes, odd rows", _logits_case(37, 250, 10), _linear_stats, _logit_scale, _z),
+    OpCase("linear_stats", "few classes, odd", _logits_case(37, 250, 11), _linear_stats, _logit_scale, _z),
     OpCase("linear_stats", "backward", _logits_case(37, 40, 90), _linear_stats_gradients, gradient=True),
     OpCase("linear_stats", "capped", _logits_case(37, 40, 90, softcap=1.5), _linear_stats, _logit_scale, _z),
     OpCase("linear_stats", "capped few rows", _logits_case(2, 24, 300, softcap=1.5), _linear_stats, _logit_scale, _z),
