@@ -96,7 +96,7 @@ arm-tools:
 test-arm: arm-tools .venv/requirements
 	$(BIN)/python tests/arm.py
 
-# Speed, memory and accuracy against goals, in about two minutes; `ncops bench --full` for the sweeps.
+# Speed, memory and accuracy against goals, in about six minutes; `ncops bench --full` for the sweeps.
 bench: setup
 	$(BIN)/ncops bench --output ncops-bench
 

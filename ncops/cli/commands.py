@@ -141,7 +141,7 @@ def bench(
     """Measure every op against the machine's limits and against what a user would pick instead, in one run.
 
     Speed by ratio with alternating contestants, peak memory in fresh processes, errors against float64. The quick run
-    takes about two minutes on two cores, the full one many times that.
+    takes about six minutes on two cores, the full one many times that.
     """
     need("cli", "tqdm", *(["matplotlib"] if output is not None else []))
     from ..bench import OPS, plan, records, runner
