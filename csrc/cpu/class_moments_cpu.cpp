@@ -60,7 +60,8 @@ double reduce_block(const Stored* data, int64_t stride, const int64_t* order, in
                     NextRows<Stored>& ahead) {
   constexpr int W = kWidth<T>;
   constexpr int lines = std::max<int>(1, A * W * sizeof(Stored) / 64);
-  Vec<T> acc[A], square[2] = {};
+  constexpr int squares = std::min(A, 4);  // sums of them: with two, NEON's of 64 equal columns were 2.5e-6 off
+  Vec<T> acc[A], square[squares] = {};
 #pragma GCC unroll 16
   for (int a = 0; a < A; ++a) acc[a] = Vec<T>{};
   for (int64_t i = 0; i < n; ++i) {
@@ -70,12 +71,15 @@ double reduce_block(const Stored* data, int64_t stride, const int64_t* order, in
     for (int a = 0; a < A; ++a) {
       const Vec<T> x = load_stored(row + a * W), v = center ? x - load(center + a * W) : x;
       acc[a] += v;
-      square[a % 2] = fma(v, v, square[a % 2]);
+      square[a % squares] = fma(v, v, square[a % squares]);
     }
   }
 #pragma GCC unroll 16
   for (int a = 0; a < A; ++a) store(sum + a * W, onto ? load(sum + a * W) + acc[a] : acc[a]);
-  return double(reduce_add<T>(square[0])) + double(reduce_add<T>(square[1]));
+  double total = 0;
+#pragma GCC unroll 4
+  for (int s = 0; s < squares; ++s) total += double(reduce_add<T>(square[s]));
+  return total;
 }
 
 // The same for any dtype, strides and width.
