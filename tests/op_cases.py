@@ -282,7 +282,7 @@ def _nearest_neighbors_gradients(x, rows):
 def _pairs(k: int, d: int, kernel: str, classes: int = 0):
     def make(dtype):
         rows = randn(k, d, dtype=dtype, shift=0.3)
-        if kernel == "cosine":  # no other row's nearest: which of the two parallel ones is nearer, rounding would decide
+        if kernel == "cosine":  # nobody else's nearest: which of the two parallel rows is nearer, rounding would decide
             rows[0] = -rows[2:].mean(0)
         if kernel != "riesz":
             rows[1] = rows[0] * (1 + 2**-7)  # a close pair, for angles not quite parallel
