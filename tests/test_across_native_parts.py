@@ -83,6 +83,14 @@ def test_few_classes_of_any_number(v, dtype):
         assert torch.equal(stats.target_rank, (logits > target_logit).sum(1))
 
 
+def test_the_origin_is_taken_off_every_column():
+    """Of blocks of 64 columns and what is left of a vector: with another origin there the product has no digit."""
+    offset = 1e5 * torch.randn(70)
+    means, noise = torch.randn(30, 70) + offset, 0.1 * torch.randn(500, 70)
+    labels = torch.arange(500) % 30
+    assert torch.equal(ncops.nearest_class_mean(means[labels] + noise, means).index, labels)
+
+
 # Groups of rows that share the classes, and that have some each; chunks of rows against several splits of the classes.
 @pytest.mark.parametrize(("n", "d", "v"), [(700, 20, 70), (1_100, 8, 2_000), (600, 8, 4_200)])
 def test_gradients_of_products_in_several_groups_and_chunks(n, d, v):
