@@ -8,7 +8,7 @@ from .cpu_logits import LINEAR
 from .plants import Source
 
 FEW_CLASSES = tests("across_parts across_native_parts nearest_class_mean parity", "few or nearest")
-EVERYTHING = tests("parity across_parts across_native_parts native_gradients logit_stats")
+EVERYTHING = tests("parity across_parts native_gradients logit_stats")
 PRODUCTS = tests("accuracy_at_depth parity across_parts", "linear or pair or feature")
 ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
 
