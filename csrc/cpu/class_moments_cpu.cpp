@@ -22,17 +22,14 @@ struct Members {
 
 // Fetches rows in their order, each as it lies, while others are reduced some columns at a time. Rows lie anywhere, so the machine
 // does not do it; where each block of columns fetched its own, into the first-level cache, 1000 classes took 1.4x as long.
-template <class Stored>
 class NextRows {
  public:
-  NextRows(const Rows& x, const Members& rows)
-      : data_(static_cast<const char*>(x.data)), stride_(x.row_stride * sizeof(Stored)), bytes_(x.dim * sizeof(Stored)),
-        order_(rows.order), last_(rows.count + rows.more - 1) {}
+  NextRows(const Rows& x, const Members& rows) : x_(x), order_(rows.order), last_(rows.count + rows.more - 1) {}
 
   // From row number `at` on.
   void begin(int64_t at) {
     at_ = std::min(at, last_);
-    next_ = data_ + order_[at_] * stride_, end_ = next_ + bytes_;
+    next_ = x_.at(order_[at_]), end_ = next_ + x_.dim * element_bytes(x_.dtype);
   }
   template <int lines>
   NCOPS_INLINE void fetch() {
@@ -43,8 +40,7 @@ class NextRows {
   }
 
  private:
-  const char* data_;
-  int64_t stride_, bytes_;
+  const Rows& x_;
   const int64_t* order_;
   int64_t last_, at_ = 0;
   const char *next_ = nullptr, *end_ = nullptr;
@@ -57,7 +53,7 @@ constexpr int64_t kAheadBytes = 64 << 10;  // of rows on their way, in the secon
 // squares. Accumulators stay in registers.
 template <class T, int A, class Stored>
 double reduce_block(const Stored* data, int64_t stride, const int64_t* order, int64_t n, const T* center, bool onto, T* sum,
-                    NextRows<Stored>& ahead) {
+                    NextRows& ahead) {
   constexpr int W = kWidth<T>;
   constexpr int lines = std::max<int>(1, A * W * sizeof(Stored) / 64);
   constexpr int squares = std::min(A, 4);  // sums of them: with two, NEON's of 64 equal columns were 2.5e-6 off
@@ -105,7 +101,7 @@ double reduce_direct(const Rows& x, const Members& rows, const T* center, T* sum
   constexpr int W = kWidth<T>, A = kAccumulators;
   const Stored* data = static_cast<const Stored*>(x.data);
   const int64_t distance = std::clamp<int64_t>(kAheadBytes / std::max<int64_t>(1, x.dim * sizeof(Stored)), 1, kGroup);
-  NextRows<Stored> ahead(x, rows);
+  NextRows ahead(x, rows);
   double square = 0;
   int64_t k = 0;
   for (int64_t i = 0; i < rows.count; i += kGroup) {

@@ -41,9 +41,9 @@ struct RowsAhead {
 
   Lines take() {
     const int64_t per_row = pieces(x.dim * int64_t(sizeof(T)), kTile * 64);
-    const int64_t row = x.stored(std::min(next + at / per_row, x.rows - 1));
-    const T* centre = center_of<T>(x, row);
-    const char* from = static_cast<const char*>(x.data) + row * x.row_stride * element_bytes(x.dtype);
+    const int64_t row = std::min(next + at / per_row, x.rows - 1);
+    const T* centre = center_of<T>(x, x.stored(row));
+    const char* from = x.at(row);
     const int64_t offset = at++ % per_row * kTile * 64;
     return {from + offset, centre ? reinterpret_cast<const char*>(centre) + offset : from + offset};
   }

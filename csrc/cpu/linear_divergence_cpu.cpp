@@ -3,7 +3,7 @@
 //
 // In pairs of bfloat16 the difference of two states is two numbers, upper and lower, and its product two: 16 bits of it, where two
 // bfloat16 states near each other differ by 9.
-#include "divergence_lanes.h"
+#include "divergence_gradient.h"
 #include "kept_tiles.h"
 #include "linear_logits.h"
 

@@ -1,5 +1,5 @@
 // logit_divergence and its gradient: rows of stored logits, transposed into tiles [class][row], once per pass.
-#include "divergence_lanes.h"
+#include "divergence_gradient.h"
 #include "blocks/store.h"
 
 namespace ncops::NCOPS_ISA {

@@ -7,7 +7,7 @@ from .cpu import CLASS_GRADIENTS, KERNELS, MOMENTS, PAIRS, tests
 from .cpu_logits import LINEAR
 from .plants import Source
 
-FEW_CLASSES = tests("across_parts across_native_parts nearest_class_mean parity", "few or nearest")
+FEW_CLASSES = tests("across_parts nearest_class_mean parity", "few or nearest")
 EVERYTHING = tests("parity across_parts native_gradients logit_stats")
 PRODUCTS = tests("accuracy_at_depth parity across_parts", "linear or pair or feature")
 ROUNDING = tests("native_gradients logit_stats_gradients", "rounded or halves")
@@ -61,13 +61,11 @@ SOURCES: tuple[Source, ...] = (
         (
             ("onto ? load(p) + acc[m][r] : acc[m][r]", "acc[m][r]"),
             ("w += M * W, soon += line", "w += W, soon += line"),
-            ("if (first + m < w.rows) Mode::load", "Mode::load"),
-            ("Mode::load(w, first + m, k + i,", "Mode::load(w, first + m, i,"),
+            ("first + m, first + m < w.rows, k + i,", "first + m, true, k + i,"),
+            ("first + m < w.rows, k + i,", "first + m < w.rows, i,"),
             ("((i + j) / W * kernel_.classes + m) * W", "(i + j / W * kernel_.classes + m) * W"),
             ("r + i < count, k, n,", "true, k, n,"),
-            ("real && n % W == 0 ? Mode::in_place", "real ? Mode::in_place"),
-            ("if (!real || n % W != 0) std::memset", "if (!real) std::memset"),
-            ("* W, load(block + j));", "* W, load(block));"),
+            ("* W, load(steps + j));", "* W, load(steps));"),
             (
                 "4 * M + 4 < kRegisters ? 4 : 2, kWidth<T>)",
                 "4 * M + 4 < kRegisters ? 4 : 2, 4)",
@@ -200,8 +198,11 @@ SOURCES: tuple[Source, ...] = (
     ),
     Source(
         "csrc/cpu/blocks/pack.h",
-        tests("linear_stats native_gradients"),
+        tests("linear_stats native_gradients across_parts parity"),
         (
+            ("real && n % Pad == 0 ? Mode::in_place", "real ? Mode::in_place"),
+            ("if (!real || n % Pad != 0) std::memset", "if (!real) std::memset"),
+            ("Mode::load(src, r, k + i, std::min", "Mode::load(src, r, k, std::min"),
             ("2 * (k + n) > src.dim", "2 * k + n > src.dim"),
             ("center_of<T>(x, x.stored(row + r))", "center_of<T>(x, row + r)"),
         ),

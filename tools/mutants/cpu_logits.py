@@ -154,6 +154,14 @@ SOURCES: tuple[Source, ...] = (
             ("std::min(1.0, r.other_mean - rise)", "std::min(0.1, r.other_mean - rise)"),
             ("over_q = s <= 0 ? low - s : high;", "over_q = s <= 0 ? low : high;"),
             ("found[2] += s > 0 ? p : (s == 0 ? p * T(0.5) : none);", "found[2] += s > 0 ? p : none;"),
+            ("|| !(r.share.other_max > -inf);", ";"),
+            ("args.agree[row] = !poisoned && r", "args.agree[row] = r"),
+        ),
+    ),
+    Source(
+        "csrc/cpu/divergence_gradient.h",
+        DIVERGENCES,
+        (
             ("on |= g[c][i] != 0;", "on = g[c][i] != 0;"),
             ("wants_mixture |= g", "wants_mixture = g"),
             (
@@ -167,8 +175,6 @@ SOURCES: tuple[Source, ...] = (
             ),
             ("near ? mixture.over_p - mixture.rest_p : over_p", "near ? mixture.over_p : over_p"),
             ("return gradient == 0 ? Vec<T>{} : gradient * value;", "return gradient * value;"),
-            ("|| !(r.share.other_max > -inf);", ";"),
-            ("args.agree[row] = !poisoned && r", "args.agree[row] = r"),
         ),
     ),
     Source(

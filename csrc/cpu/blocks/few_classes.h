@@ -90,10 +90,10 @@ class FewClasses {
       for (int64_t first = 0; first < padded_classes(); first += kernel_.classes, out += kernel_.classes * round_up(n, W))
         for (int64_t m = 0; m < kernel_.classes; ++m)
           for (int64_t i = 0; i < n; i += kLoadBlock) {
-            alignas(64) T block[kLoadBlock] = {};
+            alignas(64) T block[kLoadBlock];
             const int64_t count = std::min(kLoadBlock, n - i);
-            if (first + m < w.rows) Mode::load(w, first + m, k + i, count, block);
-            for (int64_t j = 0; j < count; j += W) store(out + ((i + j) / W * kernel_.classes + m) * W, load(block + j));
+            const T* steps = steps_of<Mode, W>(w, first + m, first + m < w.rows, k + i, count, block);
+            for (int64_t j = 0; j < count; j += W) store(out + ((i + j) / W * kernel_.classes + m) * W, load(steps + j));
           }
     });
   }
@@ -115,7 +115,7 @@ class FewClasses {
         const T* rows[FewKernel<Mode>::kMostRows];
         const char* next[FewKernel<Mode>::kMostRows];
         for (int i = 0; i < R; ++i) {
-          rows[i] = steps(x, row + r + i, r + i < count, k, n, block + i * kFewSteps);
+          rows[i] = steps_of<Mode, W>(x, row + r + i, r + i < count, k, n, block + i * kFewSteps);
           next[i] = x.at(std::min(row + r + kRowsAhead + i, x.rows - 1)) + k * step_bytes;
         }
         for (int64_t g = 0; g < groups_; ++g) {  // each fetches its share
@@ -137,14 +137,6 @@ class FewClasses {
   template <class F>
   void for_steps(F f) const {
     for (int64_t k = 0; k == 0 || k < depth_; k += kFewSteps) f(k, std::min(kFewSteps, depth_ - k));
-  }
-  // n steps of row r from step k, where they lie or in `block`, in whole vectors; zeros where the row is not real.
-  static const T* steps(const Rows& x, int64_t r, bool real, int64_t k, int64_t n, T* block) {
-    const T* p = real && n % W == 0 ? Mode::in_place(x, r, k, n) : nullptr;
-    if (p) return p;
-    if (!real || n % W != 0) std::memset(block, 0, round_up(n, W) * sizeof(T));
-    for (int64_t i = 0; real && i < n; i += kLoadBlock) Mode::load(x, r, k + i, std::min(kLoadBlock, n - i), block + i);
-    return block;
   }
 };
 

@@ -45,14 +45,14 @@ struct Bf16Pairs {
   }
 };
 
-// n <= kLoadBlock steps of row r from step k, where they lie or loaded into `block`, and zeros up to a multiple of Pad
-// steps; only zeros where the row is not real.
+// n steps of row r from step k, where they lie or loaded into `block`, and zeros up to a multiple of Pad steps; only zeros
+// where the row is not real.
 template <class Mode, int Pad = 1, class T = typename Mode::T>
 NCOPS_INLINE const T* steps_of(const Rows& src, int64_t r, bool real, int64_t k, int64_t n, T* block) {
   const T* p = real && n % Pad == 0 ? Mode::in_place(src, r, k, n) : nullptr;
   if (p) return p;
-  if (!real || n % Pad != 0) std::memset(block, 0, kLoadBlock * sizeof(T));
-  if (real) Mode::load(src, r, k, n, block);
+  if (!real || n % Pad != 0) std::memset(block, 0, round_up(n, Pad) * sizeof(T));
+  for (int64_t i = 0; real && i < n; i += kLoadBlock) Mode::load(src, r, k + i, std::min(kLoadBlock, n - i), block + i);
   return block;
 }
 
